@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Packets with descriptors. See fdpass.h. */
+#include "base/os/fdpass.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/os/sys.h"
+
+/* The kernel passes at most 253 descriptors a message; beside them credentials and a pidfd. */
+#define KERNEL_MAX_FDS 253
+#define CONTROL_BYTES                                                                              \
+	(CMSG_SPACE(KERNEL_MAX_FDS * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred)) +             \
+	 CMSG_SPACE(sizeof(int)))
+
+void fdpass_close_all(int *fds, uint32_t n_fds)
+{
+	for (uint32_t i = 0; i < n_fds; i++) {
+		if (fds[i] >= 0) {
+			(void)close(fds[i]); /* foreign: its close errors are not ours */
+			fds[i] = -1;
+		}
+	}
+}
+
+static void close_one(int fd)
+{
+	(void)close(fd);
+}
+
+int fdpass_collect(void *control, size_t control_size, int fds[FDPASS_MAX_FDS],
+		   void (*drop)(int fd))
+{
+	struct msghdr message = {.msg_control = control, .msg_controllen = control_size};
+	uint32_t n_fds = 0;
+	uint32_t n_seen = 0;
+
+	for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header != NULL;
+	     header = CMSG_NXTHDR(&message, header)) {
+		const unsigned char *data = CMSG_DATA(header);
+		size_t left = (size_t)((const unsigned char *)control + control_size - data);
+		size_t size;
+
+		if (header->cmsg_len < CMSG_LEN(0)) {
+			break;
+		}
+		size = header->cmsg_len - CMSG_LEN(0);
+		size = size > left ? left : size;
+		if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) {
+			continue;
+		}
+		for (size_t at = 0; at + sizeof(int) <= size; at += sizeof(int)) {
+			int fd;
+
+			memcpy(&fd, data + at, sizeof fd);
+			n_seen++;
+			if (n_fds < FDPASS_MAX_FDS) {
+				fds[n_fds++] = fd;
+			} else {
+				drop(fd);
+			}
+		}
+	}
+	if (n_seen > FDPASS_MAX_FDS) {
+		for (uint32_t i = 0; i < n_fds; i++) {
+			drop(fds[i]);
+		}
+		return -1;
+	}
+	return (int)n_fds;
+}
+
+enum fdpass_status fdpass_receive(int socket, void *bytes, size_t capacity,
+				  struct fdpass_packet *ret)
+{
+	_Alignas(struct cmsghdr) unsigned char control[CONTROL_BYTES];
+	struct iovec vector = {.iov_base = bytes, .iov_len = capacity};
+	struct msghdr message = {.msg_iov = &vector,
+				 .msg_iovlen = 1,
+				 .msg_control = control,
+				 .msg_controllen = sizeof control};
+	ssize_t size;
+	int n_fds;
+
+	ret->size = 0;
+	ret->n_fds = 0;
+	ret->error = 0;
+	do {
+		size = sys_recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+	} while (size < 0 && errno == EINTR);
+	if (size < 0) {
+		ret->error = errno;
+		return errno == EAGAIN ? FDPASS_AGAIN
+		       : errno == ECONNRESET ? FDPASS_END
+					     : FDPASS_FAILED;
+	}
+	n_fds = fdpass_collect(control, message.msg_controllen, ret->fds, close_one);
+	if (n_fds < 0 || (message.msg_flags & MSG_CTRUNC) != 0) {
+		fdpass_close_all(ret->fds, n_fds < 0 ? 0 : (uint32_t)n_fds);
+		return FDPASS_BAD_FDS;
+	}
+	ret->n_fds = (uint32_t)n_fds;
+	ret->size = (size_t)size;
+	if (size == 0 || (message.msg_flags & MSG_TRUNC) != 0) {
+		fdpass_close_all(ret->fds, ret->n_fds);
+		ret->n_fds = 0;
+		return size == 0 ? FDPASS_END : FDPASS_TOO_LARGE;
+	}
+	return FDPASS_OK;
+}
+
+enum fdpass_status fdpass_send(int socket, const void *bytes, size_t size, const int *fds,
+			       uint32_t n_fds, int *ret_errno)
+{
+	_Alignas(struct cmsghdr) unsigned char control[CMSG_SPACE(FDPASS_MAX_FDS * sizeof(int))];
+	union {
+		const void *bytes;
+		void *base; /* sendmsg does not write */
+	} start = {.bytes = bytes};
+	struct iovec vector = {.iov_base = start.base, .iov_len = size};
+	struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1};
+	ssize_t n_sent;
+
+	if (n_fds > FDPASS_MAX_FDS || size == 0) {
+		*ret_errno = EINVAL;
+		return FDPASS_FAILED;
+	}
+	if (n_fds > 0) {
+		struct cmsghdr *header;
+
+		memset(control, 0, sizeof control);
+		message.msg_control = control;
+		message.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
+		header = CMSG_FIRSTHDR(&message);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
+		memcpy(CMSG_DATA(header), fds, n_fds * sizeof(int));
+	}
+	do {
+		n_sent = sys_sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+	} while (n_sent < 0 && errno == EINTR);
+	if (n_sent >= 0) {
+		return FDPASS_OK;
+	}
+	*ret_errno = errno;
+	if (errno == EAGAIN || errno == ENOBUFS || errno == ETOOMANYREFS) {
+		return FDPASS_AGAIN;
+	}
+	return errno == EPIPE || errno == ECONNRESET ? FDPASS_END : FDPASS_FAILED;
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One packet with descriptors over SOCK_SEQPACKET. What is received is close-on-exec, and
+ * every descriptor that is not handed over is closed here, on every path. Never blocks, no
+ * SIGPIPE. Any thread, one at a time a socket.
+ */
+#ifndef BASE_OS_FDPASS_H
+#define BASE_OS_FDPASS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define FDPASS_MAX_FDS 32
+
+enum fdpass_status {
+	FDPASS_OK,
+	FDPASS_AGAIN,	  /* nothing there, or no room: poll and try again */
+	FDPASS_END,	  /* the peer has closed, or sent an empty packet */
+	FDPASS_TOO_LARGE, /* larger than the buffer: cut, and so of no use */
+	FDPASS_BAD_FDS,	  /* more than 32, or cut by our own descriptor limit; all closed */
+	FDPASS_FAILED,	  /* 'ret_errno' says why */
+};
+
+struct fdpass_packet {
+	size_t size; /* bytes received */
+	int fds[FDPASS_MAX_FDS];
+	uint32_t n_fds;
+	int error; /* errno of FDPASS_FAILED */
+};
+
+/* 'ret' is filled in any case; fds only with FDPASS_OK, then they are the caller's. */
+enum fdpass_status fdpass_receive(int socket, void *bytes, size_t capacity,
+				  struct fdpass_packet *ret);
+
+/* The descriptors stay the caller's. Whole packets only. */
+enum fdpass_status fdpass_send(int socket, const void *bytes, size_t size, const int *fds,
+			       uint32_t n_fds, int *ret_errno);
+
+/*
+ * Collect the descriptors of raw control bytes. Those that do not fit or come after a
+ * malformed header's end are passed to 'drop'. Returns how many are in 'fds', or -1 when
+ * there were more than 32: then all were dropped.
+ */
+int fdpass_collect(void *control, size_t control_size, int fds[FDPASS_MAX_FDS],
+		   void (*drop)(int fd));
+
+void fdpass_close_all(int *fds, uint32_t n_fds);
+
+#endif

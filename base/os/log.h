@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One line an event: lower case, what, which, how long. To the journal when standard error
+ * is connected to it, else to standard error as text or as JSON lines. Control bytes are
+ * escaped, errno is kept. Only daemon/ and daemon/ipc log. Any thread.
+ */
+#ifndef BASE_OS_LOG_H
+#define BASE_OS_LOG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum log_level {
+	LOG_LEVEL_ERROR = 3, /* the numbers of syslog */
+	LOG_LEVEL_WARNING = 4,
+	LOG_LEVEL_NOTICE = 5,
+	LOG_LEVEL_INFO = 6,
+	LOG_LEVEL_DEBUG = 7,
+};
+
+enum log_format { LOG_FORMAT_AUTO, LOG_FORMAT_JOURNAL, LOG_FORMAT_TEXT, LOG_FORMAT_JSON };
+
+/* A structured field: an upper-case name of the journal and its value. */
+struct log_field {
+	const char *name;
+	const char *value;
+};
+
+/* Before that, lines of level info and above go to standard error as text. */
+void log_open(enum log_level level, enum log_format format);
+
+void log_event(enum log_level level, const struct log_field *fields, size_t n_fields,
+	       const char *format, ...) __attribute__((format(printf, 4, 5)));
+
+#define log_error(...)	 log_event(LOG_LEVEL_ERROR, NULL, 0, __VA_ARGS__)
+#define log_warning(...) log_event(LOG_LEVEL_WARNING, NULL, 0, __VA_ARGS__)
+#define log_notice(...)	 log_event(LOG_LEVEL_NOTICE, NULL, 0, __VA_ARGS__)
+#define log_info(...)	 log_event(LOG_LEVEL_INFO, NULL, 0, __VA_ARGS__)
+#define log_debug(...)	 log_event(LOG_LEVEL_DEBUG, NULL, 0, __VA_ARGS__)
+
+/*
+ * May a line about what 'uid' does be written? The first at once, then one a minute each
+ * (event, uid); 'ret_n_skipped' says how many were left out since. 'event' is static text.
+ */
+bool log_allows(const char *event, uint32_t uid, uint64_t now_ns, uint32_t *ret_n_skipped);
+
+/* Escape control bytes, bytes that are not UTF-8 and direction overrides as \xNN. */
+const char *log_escape(const char *text, char *buffer, size_t buffer_size);
+
+#endif

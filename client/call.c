@@ -1,0 +1,496 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "client/client.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/err.h"
+#include "base/os/fdpass.h"
+#include "client/error.h"
+#include "client/packet.h"
+
+#define TICK_MS		 250 /* the progress callback is asked at least this often */
+#define SEND_WAIT_MS	 50  /* between two tries to send into a full socket */
+#define PACKETS_A_TURN	 32  /* then look at the own deadline again */
+#define SMALL_PACKET	 2048
+#define WAIT_LONGEST_MS	 3600000
+
+uint64_t client_now_ms(void)
+{
+	struct timespec now;
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail */
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* ---- sending ---- */
+
+/* Send now or not at all: 0, -EAGAIN when the socket is full, or the connection is lost. */
+static int send_now(struct distorch *c, const void *bytes, size_t size, const struct request *what)
+{
+	struct err err = {0};
+	int rc = fdpass_send(c->fd, bytes, size, what->fds, what->n_fds, &err);
+
+	if (rc == 0) {
+		return 0;
+	}
+	if (err.sys == EAGAIN || err.sys == EWOULDBLOCK || err.sys == ENOBUFS ||
+	    err.sys == ETOOMANYREFS) {
+		return -EAGAIN;
+	}
+	client_lose(c, DISTORCH_E_NO_CONNECTION, "the daemon closed the connection");
+	return -EPIPE;
+}
+
+/* Encode into 'small' or, where it does not fit, into memory that the caller frees. */
+static int encode(const struct request *request, uint32_t id, uint8_t *small, uint8_t **ret_large,
+		  size_t *ret_size)
+{
+	struct wire_buffer buffer = {.bytes = small, .capacity = SMALL_PACKET};
+
+	if (!wire_encode_request(&buffer, id, request->method, request->body, request->n_fds)) {
+		if (buffer.size > WIRE_PACKET_BYTES) {
+			return failure_set(DISTORCH_E_TOO_LARGE, 0, NULL,
+					   "the request takes %zu bytes; a packet holds %d",
+					   buffer.size, WIRE_PACKET_BYTES);
+		}
+		*ret_large = malloc(buffer.size);
+		if (*ret_large == NULL) {
+			return failure_memory();
+		}
+		buffer = (struct wire_buffer){.bytes = *ret_large, .capacity = buffer.size};
+		(void)wire_encode_request(&buffer, id, request->method, request->body,
+					  request->n_fds); /* fits: the same bytes */
+	}
+	*ret_size = buffer.size;
+	return 0;
+}
+
+/* Wait, without the lock, until the socket takes more or something can be read. */
+static void wait_for_room(struct distorch *c)
+{
+	struct pollfd poller = {.fd = c->fd, .events = POLLOUT};
+
+	if (!c->is_led) {
+		client_turn(c, 1); /* the daemon may wait for us to read */
+	}
+	pthread_mutex_unlock(&c->lock);
+	(void)poll(&poller, 1, SEND_WAIT_MS); /* a failure is seen at the next send */
+	pthread_mutex_lock(&c->lock);
+}
+
+static int call_send(struct distorch *c, const struct request *request, struct call *call)
+{
+	uint64_t deadline = client_now_ms() + c->timeout_ms;
+	uint8_t small[SMALL_PACKET];
+	AUTO_FREE uint8_t *large = NULL;
+	size_t size;
+	int rc = encode(request, call->id, small, &large, &size);
+
+	while (rc == 0) {
+		if (c->is_lost) {
+			return client_lost(c);
+		}
+		rc = send_now(c, large != NULL ? large : small, size, request);
+		if (rc == 0) {
+			return 0;
+		}
+		if (rc == -EAGAIN && client_now_ms() < deadline) {
+			wait_for_room(c);
+			rc = 0;
+		} else if (rc == -EAGAIN) {
+			rc = failure_set(DISTORCH_E_TIMEOUT, 0, NULL,
+					 "the daemon did not take a request for %u ms",
+					 c->timeout_ms);
+		} else {
+			rc = client_lost(c);
+		}
+	}
+	return rc;
+}
+
+bool client_post(struct distorch *c, enum wire_method method, const void *body)
+{
+	const struct request request = {.method = method, .body = body};
+	uint8_t small[SMALL_PACKET];
+	AUTO_FREE uint8_t *large = NULL;
+	size_t size;
+
+	if (c->is_lost || c->fd < 0) {
+		return true; /* nobody is left to be told */
+	}
+	return encode(&request, c->next_id++, small, &large, &size) < 0 ||
+	       send_now(c, large != NULL ? large : small, size, &request) != -EAGAIN;
+}
+
+/* ---- receiving ---- */
+
+static struct call *call_find(struct distorch *c, uint32_t id)
+{
+	LIST_FOR_EACH (link, &c->calls) {
+		struct call *call = container_of(link, struct call, link);
+
+		if (call->id == id && !call->is_done) {
+			return call;
+		}
+	}
+	return NULL;
+}
+
+/* Hand a response to who waits for it. Descriptors that are taken become -1. */
+static void take_response(struct distorch *c, const struct wire_packet *packet, size_t size,
+			  int *fds, uint32_t n_fds)
+{
+	struct call *call = call_find(c, packet->id);
+
+	if (call == NULL) {
+		return; /* answered after its caller gave up: drop it */
+	}
+	if (!packet_has_right_fds(call->method, packet, n_fds)) {
+		client_lose(c, DISTORCH_E_BAD_FRAME,
+			    "the daemon sent more or fewer descriptors than announced");
+		return;
+	}
+	call->answer->packet = malloc(size);
+	if (call->answer->packet == NULL) {
+		call->is_without_memory = true;
+	} else {
+		memcpy(call->answer->packet, c->in, size);
+		call->answer->size = size;
+		call->answer->serial = c->serial;
+		for (uint32_t i = 0; i < n_fds; i++) {
+			call->answer->fds[i] = steal_fd(&fds[i]);
+		}
+		call->answer->n_fds = n_fds;
+	}
+	call->is_done = true;
+}
+
+static void take_packet(struct distorch *c, size_t size, int *fds, uint32_t n_fds)
+{
+	struct wire_packet packet;
+	struct wire_fault fault;
+	char text[CLIENT_LOST_SIZE];
+
+	if (wire_decode_packet(c->in, size, &wire_packet_limits, &packet, &fault) < 0) {
+		(void)snprintf(text, sizeof text, "the daemon sent what is no message: %s",
+			       fault.text);
+		client_lose(c, DISTORCH_E_BAD_FRAME, text);
+	} else if (packet.kind == WIRE_RESPONSE) {
+		take_response(c, &packet, size, fds, n_fds);
+	} else if (packet.kind == WIRE_EVENT && n_fds == 0) {
+		client_take_event(c, &packet, c->in, size);
+	} else {
+		client_lose(c, DISTORCH_E_BAD_FRAME, "the daemon sent what only a client may send");
+	}
+}
+
+/* Read what is there; lock held, leading. */
+static void read_packets(struct distorch *c)
+{
+	for (int i = 0; i < PACKETS_A_TURN && !c->is_lost; i++) {
+		int fds[WIRE_FDS_PER_PACKET];
+		uint32_t n_fds = 0;
+		struct err err = {0};
+		size_t size = 0;
+		int rc = fdpass_recv(c->fd, c->in, WIRE_PACKET_BYTES, &size, fds, &n_fds, &err);
+
+		if (rc < 0 && (err.sys == EAGAIN || err.sys == EWOULDBLOCK)) {
+			return;
+		}
+		if (rc < 0 && err.sys == 0) {
+			client_lose(c, DISTORCH_E_BAD_FRAME, err.text);
+		} else if (rc < 0 || size == 0) {
+			client_lose(c, DISTORCH_E_NO_CONNECTION,
+				    "the daemon closed the connection");
+		} else {
+			c->heard_ms = client_now_ms();
+			take_packet(c, size, fds, n_fds);
+		}
+		for (uint32_t n = 0; n < n_fds; n++) {
+			if (fds[n] >= 0) {
+				(void)close(fds[n]); /* nobody wanted it */
+			}
+		}
+	}
+}
+
+static void follow(struct distorch *c, uint64_t wait_ms)
+{
+	struct timespec until;
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &until); /* cannot fail */
+	until.tv_sec += (time_t)(wait_ms / 1000);
+	until.tv_nsec += (long)(wait_ms % 1000) * 1000000;
+	if (until.tv_nsec >= 1000000000) {
+		until.tv_sec++;
+		until.tv_nsec -= 1000000000;
+	}
+	(void)pthread_cond_timedwait(&c->changed, &c->lock, &until); /* callers look again */
+}
+
+void client_turn(struct distorch *c, uint64_t wait_ms)
+{
+	struct pollfd poller = {.fd = c->fd, .events = POLLIN};
+	uint64_t serial = c->serial;
+	uint64_t longest = wait_ms < WAIT_LONGEST_MS ? wait_ms : WAIT_LONGEST_MS;
+
+	if (c->is_led) {
+		follow(c, longest);
+		return;
+	}
+	c->is_led = true;
+	pthread_mutex_unlock(&c->lock);
+	(void)poll(&poller, 1, (int)longest); /* EINTR: the caller looks at its deadline */
+	pthread_mutex_lock(&c->lock);
+	if (poller.revents != 0 && !c->is_lost && c->serial == serial) {
+		read_packets(c);
+	}
+	c->is_led = false;
+	pthread_cond_broadcast(&c->changed);
+}
+
+/* ---- waiting ---- */
+
+static void call_cancel(struct distorch *c, struct call *call)
+{
+	const struct wire_cancel_request body = {.id = call->id};
+
+	if (!call->is_cancelled) {
+		/* A full socket: the daemon reads nothing now; the deadline below decides. */
+		(void)client_post(c, WIRE_METHOD_CANCEL, &body);
+		call->is_cancelled = true;
+		call->cancelled_ms = client_now_ms();
+	}
+}
+
+/* Ask the callback, without the lock. */
+static void call_tell(struct distorch *c, const struct request *request, struct call *call)
+{
+	char model[sizeof call->model];
+	char phase[sizeof call->phase];
+	struct distorch_progress progress = {
+		.model = call->model[0] != '\0' ? model : NULL,
+		.phase = phase,
+		.bytes = call->bytes,
+		.total = call->total,
+	};
+	int wants_end;
+
+	memcpy(model, call->model, sizeof model);
+	memcpy(phase, call->phase, sizeof phase);
+	call->has_news = false;
+	pthread_mutex_unlock(&c->lock);
+	wants_end = request->progress(&progress, request->user);
+	pthread_mutex_lock(&c->lock);
+	if (wants_end != 0) {
+		call_cancel(c, call);
+	}
+}
+
+/* When a call is given up, in ms on the clock: sooner or later after silence. */
+static uint64_t call_deadline(struct distorch *c, const struct request *request,
+			      const struct call *call, uint64_t begun_ms, uint64_t *pinged_ms)
+{
+	uint64_t heard = c->heard_ms > begun_ms ? c->heard_ms : begun_ms;
+
+	if (call->is_cancelled) {
+		return call->cancelled_ms + c->timeout_ms;
+	}
+	if (!request->is_patient) {
+		return begun_ms + c->timeout_ms;
+	}
+	if (*pinged_ms <= heard) { /* not asked since it was last heard of */
+		if (client_now_ms() < heard + c->timeout_ms) {
+			return heard + c->timeout_ms;
+		}
+		(void)client_post(c, WIRE_METHOD_PING, NULL); /* a full socket is silence too */
+		*pinged_ms = client_now_ms();
+	}
+	return *pinged_ms + c->timeout_ms;
+}
+
+static int call_give_up(struct distorch *c, struct call *call)
+{
+	if (call->is_cancelled) {
+		return failure_set(DISTORCH_E_CANCELLED, 0, NULL, "%s was cancelled",
+				   wire_messages[call->method].method);
+	}
+	call_cancel(c, call);
+	return failure_set(DISTORCH_E_TIMEOUT, 0, "is the daemon overloaded or stopped?",
+			   "the daemon did not answer %s within %u ms",
+			   wire_messages[call->method].method, c->timeout_ms);
+}
+
+static int call_wait(struct distorch *c, const struct request *request, struct call *call)
+{
+	uint64_t begun_ms = client_now_ms();
+	uint64_t told_ms = begun_ms;
+	uint64_t pinged_ms = 0;
+
+	while (!call->is_done) {
+		uint64_t now = client_now_ms();
+		uint64_t until = call_deadline(c, request, call, begun_ms, &pinged_ms);
+
+		if (c->is_lost) {
+			return client_lost(c);
+		}
+		if (now >= until) {
+			return call_give_up(c, call);
+		}
+		if (request->progress != NULL && !call->is_cancelled) {
+			if (call->has_news || now >= told_ms + TICK_MS) {
+				told_ms = now;
+				call_tell(c, request, call);
+				continue;
+			}
+			until = until < told_ms + TICK_MS ? until : told_ms + TICK_MS;
+		}
+		client_turn(c, until - now);
+	}
+	return call->is_without_memory ? failure_memory() : 0;
+}
+
+/* Wait until the daemon takes one more request of this connection. */
+static int call_queue(struct distorch *c)
+{
+	uint64_t pinged_ms = client_now_ms();
+
+	while (c->n_calls >= c->max_calls) {
+		if (c->is_lost) {
+			return client_lost(c);
+		}
+		if (client_now_ms() > pinged_ms + c->timeout_ms) {
+			return failure_set(DISTORCH_E_TOO_MANY, 0, "open a second connection",
+					   "%u requests of this connection are in flight",
+					   c->n_calls);
+		}
+		client_turn(c, c->timeout_ms);
+	}
+	return 0;
+}
+
+static int call_run(struct distorch *c, const struct request *request, struct answer *answer)
+{
+	struct call call = {
+		.method = request->method,
+		.tag = request->tag,
+		.is_load = request->method == WIRE_METHOD_LOAD,
+		.answer = answer,
+	};
+	int rc = call_queue(c);
+
+	if (rc < 0) {
+		return rc;
+	}
+	call.id = c->next_id++;
+	list_append(&c->calls, &call.link);
+	c->n_calls++;
+	client_pay_owed(c);
+	rc = call_send(c, request, &call);
+	if (rc == 0) {
+		rc = call_wait(c, request, &call);
+	}
+	list_remove(&call.link);
+	c->n_calls--;
+	pthread_cond_broadcast(&c->changed);
+	return rc;
+}
+
+int client_call(struct distorch *c, const struct request *request, struct answer *ret_answer,
+		void *ret_body)
+{
+	struct answer answer = {0};
+	int rc = 0;
+
+	if (!request->is_hello) {
+		rc = client_enter(c);
+		if (rc < 0) {
+			return rc;
+		}
+	}
+	rc = call_run(c, request, &answer);
+	if (!request->is_hello) {
+		client_leave(c);
+	}
+	if (rc == 0) {
+		rc = packet_decode(request->method, &answer, ret_body);
+	}
+	if (rc < 0) {
+		answer_fini(&answer);
+		return rc;
+	}
+	*ret_answer = answer;
+	return 0;
+}
+
+int distorch_cancel(struct distorch *c, uint64_t tag)
+{
+	bool is_found = false;
+	int rc;
+
+	failure_clear(c);
+	rc = client_enter(c);
+	if (rc < 0) {
+		return rc;
+	}
+	LIST_FOR_EACH (link, &c->calls) {
+		struct call *call = container_of(link, struct call, link);
+
+		if (!call->is_done && (tag == 0 ? call->is_load : call->tag == tag)) {
+			call_cancel(c, call);
+			is_found = true;
+		}
+	}
+	pthread_cond_broadcast(&c->changed);
+	client_leave(c);
+	return is_found ? 0 : failure_set(DISTORCH_E_NOT_FOUND, 0, NULL, "no such call is running");
+}
+
+/* ---- leases that end ---- */
+
+void client_pay_owed(struct distorch *c)
+{
+	LIST_FOR_EACH_SAFE (link, &c->owed) {
+		struct owed *owed = container_of(link, struct owed, link);
+		const struct wire_detach_request body = {.lease = owed->lease};
+
+		if (!client_post(c, WIRE_METHOD_DETACH, &body)) {
+			return;
+		}
+		list_remove(&owed->link);
+		free(owed);
+	}
+}
+
+void client_drop_owed(struct distorch *c)
+{
+	LIST_FOR_EACH_SAFE (link, &c->owed) {
+		struct owed *owed = container_of(link, struct owed, link);
+
+		list_remove(&owed->link);
+		free(owed);
+	}
+}
+
+void client_detach(struct distorch *c, uint64_t serial, struct owed *owed)
+{
+	if (c->pid != getpid()) {
+		free(owed); /* a process that took no part; the lock may be held for ever */
+		return;
+	}
+	pthread_mutex_lock(&c->lock);
+	if (c->is_closed || c->is_lost || c->fd < 0 || c->serial != serial) {
+		free(owed); /* the lease went with its connection */
+	} else {
+		list_append(&c->owed, &owed->link);
+		client_pay_owed(c);
+	}
+	pthread_mutex_unlock(&c->lock);
+}

@@ -1,0 +1,477 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Opening and closing a connection, the hello, and what a fork means for it.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "client/client.h"
+#include "client/error.h"
+#include "client/options.h"
+#include "client/result.h"
+
+#define DEFAULT_TIMEOUT_MS 30000
+#define SYSTEM_SOCKET	   "/run/distorchd/distorchd.sock"
+#define USER_SOCKET	   "distorchd/distorchd.sock"
+#define SEND_BUFFER_BYTES  (4 * WIRE_PACKET_BYTES)
+#define CONNECT_RETRY_MS   10
+
+/* Every open connection of this process, so that a fork finds them in order. */
+static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct list registry = {&registry, &registry};
+static pthread_once_t registry_once = PTHREAD_ONCE_INIT;
+
+const char *distorch_version(void)
+{
+	return DISTORCH_VERSION;
+}
+
+/* ---- fork: the child has a copy of the socket, but the parent's threads read it ---- */
+
+static int make_condition(pthread_cond_t *condition)
+{
+	pthread_condattr_t attributes;
+	int rc = pthread_condattr_init(&attributes);
+
+	if (rc == 0) {
+		rc = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+		if (rc == 0) {
+			rc = pthread_cond_init(condition, &attributes);
+		}
+		(void)pthread_condattr_destroy(&attributes); /* nothing it could fail at */
+	}
+	return rc;
+}
+
+static void fork_prepare(void)
+{
+	pthread_mutex_lock(&registry_lock);
+	LIST_FOR_EACH (link, &registry) {
+		pthread_mutex_lock(&container_of(link, struct distorch, link)->lock);
+	}
+}
+
+static void fork_parent(void)
+{
+	LIST_FOR_EACH (link, &registry) {
+		pthread_mutex_unlock(&container_of(link, struct distorch, link)->lock);
+	}
+	pthread_mutex_unlock(&registry_lock);
+}
+
+/* The child closes its copy of the socket; its first call connects anew. */
+static void fork_child(void)
+{
+	LIST_FOR_EACH (link, &registry) {
+		struct distorch *c = container_of(link, struct distorch, link);
+
+		if (c->fd >= 0) {
+			(void)close(c->fd); /* the parent has its own */
+		}
+		c->fd = -1;
+		c->serial++;
+		c->pid = getpid();
+		c->is_led = false;
+		c->is_opening = false;
+		c->n_calls = 0;
+		list_init(&c->calls); /* they lie on stacks of threads that are not here */
+		client_drop_owed(c);
+		client_drop_events(c);
+		(void)make_condition(&c->changed); /* the old one may have waiters for ever */
+		pthread_mutex_unlock(&c->lock);
+	}
+	pthread_mutex_unlock(&registry_lock);
+}
+
+static void registry_begin(void)
+{
+	/* Without memory for it, a child's calls are refused by their pid. */
+	(void)pthread_atfork(fork_prepare, fork_parent, fork_child);
+}
+
+static void registry_add(struct distorch *c)
+{
+	(void)pthread_once(&registry_once, registry_begin); /* cannot fail with a valid control */
+	pthread_mutex_lock(&registry_lock);
+	list_append(&registry, &c->link);
+	pthread_mutex_unlock(&registry_lock);
+}
+
+/* ---- life of the object ---- */
+
+static struct distorch *client_free(struct distorch *c)
+{
+	pthread_mutex_lock(&registry_lock);
+	list_remove(&c->link);
+	pthread_mutex_unlock(&registry_lock);
+	client_drop_owed(c);
+	client_drop_events(c);
+	if (c->fd >= 0) {
+		(void)close(c->fd); /* the daemon sees the end either way */
+	}
+	(void)pthread_cond_destroy(&c->changed); /* nobody waits any more */
+	(void)pthread_mutex_destroy(&c->lock);
+	result_free(c->server);
+	free(c->in);
+	free(c->path);
+	free(c->client);
+	free(c->label);
+	free(c);
+	return NULL;
+}
+
+void client_ref(struct distorch *c)
+{
+	__atomic_fetch_add(&c->n_refs, 1, __ATOMIC_RELAXED);
+}
+
+void client_unref(struct distorch *c)
+{
+	if (__atomic_sub_fetch(&c->n_refs, 1, __ATOMIC_ACQ_REL) == 0) {
+		(void)client_free(c);
+	}
+}
+
+static struct distorch *client_new(const char *path, const struct distorch_options *options)
+{
+	struct distorch *c = calloc(1, sizeof *c);
+
+	if (c == NULL) {
+		return NULL;
+	}
+	c->n_refs = 1;
+	c->pid = getpid();
+	c->fd = -1;
+	c->next_id = 1;
+	c->timeout_ms = options->timeout_ms != 0 ? options->timeout_ms : DEFAULT_TIMEOUT_MS;
+	list_init(&c->link);
+	list_init(&c->calls);
+	list_init(&c->events);
+	list_init(&c->owed);
+	(void)pthread_mutex_init(&c->lock, NULL); /* cannot fail with default attributes */
+	if (make_condition(&c->changed) != 0) {
+		free(c);
+		return NULL;
+	}
+	c->in = malloc(WIRE_PACKET_BYTES);
+	c->path = strdup(path);
+	c->client = strdup(options->client != NULL ? options->client
+						   : "libdistorch/" DISTORCH_VERSION);
+	c->label = options->label != NULL ? strdup(options->label) : NULL;
+	if (c->in == NULL || c->path == NULL || c->client == NULL ||
+	    (options->label != NULL && c->label == NULL)) {
+		return client_free(c);
+	}
+	return c;
+}
+
+/* ---- connecting ---- */
+
+int distorch_default_path(char *buffer, size_t buffer_size)
+{
+	const char *given = getenv("DISTORCH_SOCKET");
+	const char *runtime = getenv("XDG_RUNTIME_DIR");
+	int n;
+
+	failure_clear(NULL);
+	if (given != NULL && given[0] != '\0') {
+		n = snprintf(buffer, buffer_size, "%s", given);
+	} else {
+		n = -1;
+		if (runtime != NULL && runtime[0] == '/') {
+			n = snprintf(buffer, buffer_size, "%s/" USER_SOCKET, runtime);
+		}
+		if (n < 0 || (size_t)n >= buffer_size || access(buffer, F_OK) != 0) {
+			n = snprintf(buffer, buffer_size, SYSTEM_SOCKET);
+		}
+	}
+	if (n < 0 || (size_t)n >= buffer_size) {
+		return failure_set(DISTORCH_E_TOO_LARGE, 0, NULL,
+				   "the path of the socket does not fit %zu bytes", buffer_size);
+	}
+	return 0;
+}
+
+static int connect_failed(const struct distorch *c, int sys)
+{
+	if (sys == EACCES || sys == EPERM) {
+		return failure_set(DISTORCH_E_NOT_ALLOWED, sys,
+				   "are you in the group that the socket belongs to?",
+				   "you may not use the socket %s", c->path);
+	}
+	if (sys == EPROTOTYPE) {
+		return failure_set(DISTORCH_E_NO_CONNECTION, sys, NULL,
+				   "%s is not a socket of distorchd: it is of another type",
+				   c->path);
+	}
+	return failure_set(DISTORCH_E_NO_CONNECTION, sys,
+			   "start it (distorchd --socket PATH, or systemctl start distorchd), or "
+			   "name its socket by DISTORCH_SOCKET",
+			   "no daemon answers at %s: %s", c->path, strerror(sys));
+}
+
+/* Connect the descriptor; waits while the daemon's backlog is full. Returns an errno. */
+static int connect_socket(const struct distorch *c, int fd)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	uint64_t deadline = client_now_ms() + c->timeout_ms;
+
+	memcpy(address.sun_path, c->path, strlen(c->path)); /* its length was checked */
+	while (connect(fd, (const struct sockaddr *)&address, sizeof address) != 0) {
+		if (errno != EAGAIN && errno != EINTR) {
+			return errno;
+		}
+		if (client_now_ms() >= deadline) {
+			return ETIMEDOUT;
+		}
+		(void)poll(NULL, 0, CONNECT_RETRY_MS); /* only a pause */
+	}
+	return 0;
+}
+
+/* The lost text of an earlier connection goes; a failed hello leaves none open. */
+static int open_socket(struct distorch *c)
+{
+	struct sockaddr_un address;
+	int size = SEND_BUFFER_BYTES;
+	int sys;
+
+	if (strlen(c->path) >= sizeof address.sun_path) {
+		return failure_set(DISTORCH_E_BAD_ARGUMENT, 0, NULL,
+				   "the socket's path has %zu bytes; %zu are possible",
+				   strlen(c->path), sizeof address.sun_path - 1);
+	}
+	c->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (c->fd < 0) {
+		return failure_set(DISTORCH_E_TOO_MANY, errno, NULL, "no socket can be made: %s",
+				   strerror(errno));
+	}
+	(void)setsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size); /* best effort */
+	sys = connect_socket(c, c->fd);
+	if (sys != 0) {
+		return connect_failed(c, sys);
+	}
+	c->serial++;
+	c->is_lost = false;
+	c->lost[0] = '\0';
+	return 0;
+}
+
+static int keep_server(struct distorch *c, const struct wire_hello_response *response)
+{
+	struct distorch_server *server = result_new(sizeof *server);
+
+	if (server == NULL) {
+		return failure_memory();
+	}
+	server->socket_path = result_text(server, wire_str(c->path));
+	server->version = result_text(server, response->server);
+	server->role = result_text(server, response->role);
+	server->protocol = response->protocol;
+	server->epoch = response->epoch;
+	server->client = response->client;
+	if (server->socket_path == NULL || server->version == NULL || server->role == NULL) {
+		result_free(server);
+		return failure_memory();
+	}
+	result_free(c->server);
+	c->server = server;
+	return 0;
+}
+
+static int say_hello(struct distorch *c)
+{
+	const uint64_t versions[] = {WIRE_PROTOCOL_MIN, WIRE_PROTOCOL_VERSION};
+	const struct wire_hello_request body = {
+		.protocol = {.count = 2, .items = versions},
+		.client = wire_str(c->client),
+		.has_label = c->label != NULL,
+		.label = c->label != NULL ? wire_str(c->label) : (struct wire_str){0},
+	};
+	const struct request request = {
+		.method = WIRE_METHOD_HELLO, .body = &body, .is_hello = true};
+	AUTO_ANSWER struct answer answer = {0};
+	struct wire_hello_response response;
+	int rc;
+
+	c->max_calls = 1;
+	rc = client_call(c, &request, &answer, &response);
+	if (rc < 0) {
+		return rc;
+	}
+	if (response.protocol < WIRE_PROTOCOL_MIN || response.protocol > WIRE_PROTOCOL_VERSION) {
+		return failure_set(DISTORCH_E_VERSION, 0, NULL,
+				   "the daemon chose protocol %llu; this library speaks %d to %d",
+				   (unsigned long long)response.protocol, WIRE_PROTOCOL_MIN,
+				   WIRE_PROTOCOL_VERSION);
+	}
+	c->max_calls = WIRE_REQUESTS_IN_FLIGHT - 1;
+	if (response.limits.requests_in_flight < WIRE_REQUESTS_IN_FLIGHT) {
+		c->max_calls = response.limits.requests_in_flight > 1
+				       ? (uint32_t)response.limits.requests_in_flight - 1
+				       : 1;
+	}
+	return keep_server(c, &response);
+}
+
+int client_connect(struct distorch *c)
+{
+	int rc;
+
+	c->is_opening = true;
+	rc = open_socket(c);
+	if (rc == 0) {
+		rc = say_hello(c);
+	}
+	if (rc < 0 && c->fd >= 0) {
+		(void)close(c->fd); /* it was never usable */
+		c->fd = -1;
+	}
+	c->is_opening = false;
+	pthread_cond_broadcast(&c->changed);
+	return rc;
+}
+
+int distorch_open(const char *path, const struct distorch_options *given, struct distorch **ret_c)
+{
+	struct distorch_options options = {0};
+	char default_path[4096];
+	struct distorch *c;
+	int rc;
+
+	failure_clear(NULL);
+	rc = options_take(given, sizeof options, &options);
+	if (rc == 0 && path == NULL) {
+		rc = distorch_default_path(default_path, sizeof default_path);
+		path = default_path;
+	}
+	if (rc < 0) {
+		return rc;
+	}
+	c = client_new(path, &options);
+	if (c == NULL) {
+		return failure_memory();
+	}
+	pthread_mutex_lock(&c->lock);
+	rc = client_connect(c);
+	pthread_mutex_unlock(&c->lock);
+	if (rc < 0) {
+		(void)client_free(c);
+		return rc;
+	}
+	registry_add(c);
+	*ret_c = c;
+	return 0;
+}
+
+struct distorch *distorch_close(struct distorch *c)
+{
+	if (c == NULL) {
+		return NULL;
+	}
+	if (c->pid != getpid()) {
+		return NULL; /* not ours, and its lock may be held for ever */
+	}
+	pthread_mutex_lock(&c->lock);
+	c->is_closed = true;
+	client_pay_owed(c);
+	if (c->fd >= 0) {
+		(void)close(c->fd); /* what was sent is delivered all the same */
+		c->fd = -1;
+	}
+	pthread_mutex_unlock(&c->lock);
+	client_unref(c);
+	return NULL;
+}
+
+int distorch_server(struct distorch *c, struct distorch_server **ret_server)
+{
+	struct distorch_server *server;
+	int rc;
+
+	failure_clear(c);
+	rc = client_enter(c);
+	if (rc < 0) {
+		return rc;
+	}
+	server = result_new(sizeof *server);
+	if (server != NULL) {
+		*server = *c->server;
+		server->socket_path = result_text(server, wire_str(c->server->socket_path));
+		server->version = result_text(server, wire_str(c->server->version));
+		server->role = result_text(server, wire_str(c->server->role));
+	}
+	client_leave(c);
+	if (server == NULL || server->socket_path == NULL || server->version == NULL ||
+	    server->role == NULL) {
+		result_free(server);
+		return failure_memory();
+	}
+	*ret_server = server;
+	return 0;
+}
+
+void distorch_server_free(struct distorch_server *server)
+{
+	result_free(server);
+}
+
+/* ---- entering ---- */
+
+int client_lost(const struct distorch *c)
+{
+	return failure_set(c->lost_code, 0,
+			   c->lost_code == DISTORCH_E_NO_CONNECTION ? "open a new connection"
+								    : NULL,
+			   "%s", c->lost);
+}
+
+void client_lose(struct distorch *c, int code, const char *reason)
+{
+	if (c->is_lost) {
+		return;
+	}
+	c->is_lost = true;
+	if (c->lost[0] == '\0' || code != DISTORCH_E_NO_CONNECTION) { /* a goodbye came before */
+		c->lost_code = code;
+		(void)snprintf(c->lost, sizeof c->lost, "%s", reason); /* may be cut */
+	}
+	/* The number stays taken until close: a thread may be polling it. This wakes it. */
+	(void)shutdown(c->fd, SHUT_RDWR);
+	pthread_cond_broadcast(&c->changed);
+}
+
+int client_enter(struct distorch *c)
+{
+	int rc = 0;
+
+	if (c->pid != getpid()) {
+		return failure_set(DISTORCH_E_NO_CONNECTION, 0, "open a connection of your own",
+				   "this connection belongs to process %d", (int)c->pid);
+	}
+	pthread_mutex_lock(&c->lock);
+	while (c->is_opening) {
+		(void)pthread_cond_wait(&c->changed, &c->lock); /* cannot fail with our lock */
+	}
+	if (c->is_closed) {
+		rc = failure_set(DISTORCH_E_NO_CONNECTION, 0, NULL, "the connection was closed");
+	} else if (c->fd < 0) { /* a forked child */
+		rc = client_connect(c);
+	}
+	if (rc < 0) {
+		pthread_mutex_unlock(&c->lock);
+	}
+	return rc;
+}
+
+void client_leave(struct distorch *c)
+{
+	pthread_mutex_unlock(&c->lock);
+}

@@ -1,0 +1,697 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * libdistorch: the public interface of distorchd, a daemon that owns the weights of models
+ * and hands them without a copy to every process that asks.
+ *
+ * Common rules, not repeated below:
+ *  - Functions return 0, or a negative -DISTORCH_E_...; then out-parameters are untouched
+ *    and distorch_error() tells more. Out-parameters come last.
+ *  - Strings are UTF-8 and end with a NUL. Names and paths come from files and other users:
+ *    make control characters harmless before you print them. NULL means "absent".
+ *  - Numbers that may be absent are DISTORCH_ABSENT then. Sizes are bytes, times milliseconds.
+ *  - Structures that you fill begin with 'size': set it to sizeof of the structure and the
+ *    rest to zero, so that a newer library knows which members you know. Structures that the
+ *    library fills may grow at their end; they are reached through pointers only.
+ *  - What a function returns in 'ret_x' is yours; free it by the function named there. All
+ *    pointers inside it die with it.
+ *  - Any thread may call at any time, also several on one connection. A call blocks until
+ *    the daemon has answered, at most 'timeout_ms' of the connection unless it says else.
+ *  - No call raises SIGPIPE; every descriptor is close-on-exec.
+ *  - After fork() the child's first call opens a connection of its own. Weights attached
+ *    before stay readable in the child; the daemon counts them for the parent only.
+ *  - All of it is there since 1.0.
+ */
+#ifndef DISTORCH_H
+#define DISTORCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#	define DISTORCH_PUBLIC __attribute__((visibility("default")))
+#else
+#	define DISTORCH_PUBLIC
+#endif
+
+#define DISTORCH_ABSENT  UINT64_MAX /* a number that was not given */
+#define DISTORCH_FOREVER UINT32_MAX /* a wait without an end */
+
+/* ---- Errors ---- */
+
+/*
+ * The protocol's words under the same numbers (wire 'code' in brackets), and from 1000 on
+ * what only a library can run into. Meanings never change.
+ */
+enum distorch_code {
+	DISTORCH_E_BAD_FRAME = 1,
+	DISTORCH_E_VERSION = 2,
+	DISTORCH_E_UNKNOWN_METHOD = 3,
+	DISTORCH_E_UNKNOWN_FIELD = 4,
+	DISTORCH_E_BAD_ARGUMENT = 5,
+	DISTORCH_E_BAD_FD = 6,
+	DISTORCH_E_BAD_FILE = 7,
+	DISTORCH_E_UNSUPPORTED = 8,
+	DISTORCH_E_NOT_FOUND = 9,
+	DISTORCH_E_NOT_RESIDENT = 10,
+	DISTORCH_E_NOT_ALLOWED = 11,
+	DISTORCH_E_BUSY = 12,
+	DISTORCH_E_PINNED = 13,
+	DISTORCH_E_NO_MEMORY = 14, /* the daemon's; running out in this process is INTERNAL */
+	DISTORCH_E_TOO_MANY = 15,
+	DISTORCH_E_TOO_LARGE = 16,
+	DISTORCH_E_STALE = 17,
+	DISTORCH_E_DEVICE_LOST = 18,
+	DISTORCH_E_IO = 19,
+	DISTORCH_E_CHANGED_WHILE_READING = 20,
+	DISTORCH_E_CANCELLED = 21,
+	DISTORCH_E_TIMEOUT = 22,
+	DISTORCH_E_SHUTTING_DOWN = 23,
+	DISTORCH_E_INTERNAL = 24,
+	DISTORCH_E_NO_CONNECTION = 1000 /* "no-connection": nobody answers, or it was cut off */
+};
+
+/* A process that uses or still maps bytes. */
+struct distorch_holder {
+	uint64_t client; /* the daemon's number of the connection */
+	uint32_t pid;
+	uint32_t uid;
+	const char *comm; /* its command, or the label it gave */
+	uint64_t held_bytes;
+};
+
+/* Why a call failed. Members below 'hint' depend on the code. */
+struct distorch_error {
+	int code;            /* enum distorch_code; 0: nothing failed */
+	int exit_code;       /* what a command line should end with */
+	bool is_retryable;   /* the same call may succeed later */
+	const char *word;    /* the wire's word of 'code': "no-memory" */
+	const char *message; /* names the thing and the number; never NULL */
+	const char *hint;    /* what to do, or NULL */
+	const char *field;   /* which argument */
+	const char *device;  /* which device */
+	uint64_t need;       /* bytes, as the five below */
+	uint64_t budget;
+	uint64_t free;
+	uint64_t evictable;
+	uint64_t held;
+	uint64_t foreign;   /* taken by others on the machine */
+	uint64_t sys_errno; /* the system's errno behind it */
+	uint64_t offset;    /* byte in the file */
+	uint64_t current;   /* the current generation */
+	uint64_t min;       /* what is allowed */
+	uint64_t max;
+	size_t n_holders;
+	const struct distorch_holder *const *holders; /* who stands in the way */
+	size_t n_uids;
+	const uint64_t *uids; /* whose pins do */
+	size_t n_candidates;
+	const char *const *candidates; /* models an ambiguous name may mean: id and path */
+};
+
+struct distorch; /* a connection */
+
+/*
+ * The failure of the calling thread's last call on 'c', or on anything when 'c' is NULL (so
+ * after a failed distorch_open). Never NULL; 'code' is 0 when that call succeeded. Belongs to
+ * the thread, valid until its next call into the library. Does not block.
+ */
+DISTORCH_PUBLIC const struct distorch_error *distorch_error(const struct distorch *c);
+
+/* The word ("no-memory"), a sentence, and the exit status of a code, which may be given
+ * negative; for unknown ones those of DISTORCH_E_INTERNAL. Static storage. */
+DISTORCH_PUBLIC const char *distorch_code_word(int code);
+DISTORCH_PUBLIC const char *distorch_code_text(int code);
+DISTORCH_PUBLIC int distorch_code_exit(int code);
+
+/* ---- Connection ---- */
+
+struct distorch_options {
+	size_t size;
+	const char *client;  /* "name/version" of the program; NULL: the library's */
+	const char *label;   /* how listings call this client; NULL: its command */
+	uint32_t timeout_ms; /* longest wait for an answer; 0: 30,000 */
+};
+
+/* Who answered the hello. */
+struct distorch_server {
+	const char *socket_path;
+	const char *version; /* "distorchd/1.0.0" */
+	const char *role;    /* "user" or "admin" */
+	uint64_t protocol;
+	uint64_t epoch;  /* differs after each start of the daemon */
+	uint64_t client; /* this connection's number in listings */
+};
+
+/* The library's version, "1.0.0". */
+DISTORCH_PUBLIC const char *distorch_version(void);
+
+/*
+ * Write the path that distorch_open(NULL, ...) would use into 'buffer' of 'buffer_size' bytes:
+ * $DISTORCH_SOCKET, else $XDG_RUNTIME_DIR/distorchd/distorchd.sock if that exists, else
+ * /run/distorchd/distorchd.sock. Returns 0 or -DISTORCH_E_TOO_LARGE. Does not block.
+ */
+DISTORCH_PUBLIC int distorch_default_path(char *buffer, size_t buffer_size);
+
+/*
+ * Connect to the daemon at 'path' (NULL: the default) and say hello. 'options' may be NULL.
+ * Strings in 'options' are copied. Close with distorch_close. Blocks at most 'timeout_ms'.
+ * Codes: NO_CONNECTION, NOT_ALLOWED, VERSION, TOO_MANY, TIMEOUT, SHUTTING_DOWN, BAD_ARGUMENT.
+ */
+DISTORCH_PUBLIC int distorch_open(const char *path, const struct distorch_options *options,
+				  struct distorch **ret_c);
+
+/*
+ * End the connection; NULL is fine. Returns NULL. No other call may be running on it or be
+ * made afterwards. Weights stay mapped and usable until their last unref; the daemon counts
+ * them as held by this process until then. Does not block.
+ */
+DISTORCH_PUBLIC struct distorch *distorch_close(struct distorch *c);
+
+/* What the hello told. Does not ask again. Free with distorch_server_free. */
+DISTORCH_PUBLIC int distorch_server(struct distorch *c, struct distorch_server **ret_server);
+
+/* Ask for an answer and wait for it. */
+DISTORCH_PUBLIC int distorch_ping(struct distorch *c);
+
+/*
+ * Cancel every running call of this connection that was given 'tag' in its options (0: all
+ * that wait for a load). Those calls return -DISTORCH_E_CANCELLED, or their result if that
+ * came first. Does not wait for them. Not for signal handlers: there, set a flag and let the
+ * progress callback return it. Returns 0, or -DISTORCH_E_NOT_FOUND when no such call runs.
+ */
+DISTORCH_PUBLIC int distorch_cancel(struct distorch *c, uint64_t tag);
+
+/* ---- Models ---- */
+
+/* Bytes of a model on one device. */
+struct distorch_place {
+	const char *device; /* "cpu", "cuda:0", "sim:0" */
+	uint64_t bytes;
+	const char *backing; /* "image", "file" or "device" */
+};
+
+/* One model as listings show it. */
+struct distorch_model {
+	const char *id;   /* 32 hex digits; any unique prefix of 4 or more names the model */
+	const char *name; /* NULL, as path and label, without a right to the model */
+	const char *path; /* for display only */
+	const char *label;
+	uint32_t uid;      /* who registered it */
+	uint64_t bytes;    /* of the file */
+	const char *state; /* registered loading resident partial draining failed quarantined */
+	uint64_t progress_bytes; /* read so far, while loading */
+	size_t n_where;
+	const struct distorch_place *const *where;
+	size_t n_stays;
+	const char *const *stays; /* "in-use", "pinned", "kept", "ttl" */
+	bool keep;
+	bool pinned;
+	uint64_t ttl_left_ms;
+	int64_t priority;
+	uint64_t leases;
+	uint64_t last_used_ms; /* ago */
+	uint64_t generation;
+	uint64_t tensors;
+	uint64_t blocks;
+	const char *format;
+	size_t n_users;
+	const struct distorch_holder *const *users; /* the first of those who lease it */
+};
+
+struct distorch_models {
+	size_t n_models;
+	const struct distorch_model *const *models;
+};
+
+/* What happened to one model in an unload, or to make room for a load. */
+struct distorch_outcome {
+	const char *id;
+	const char *name;
+	const char *reason;
+	uint64_t bytes;
+	size_t n_holders;
+	const struct distorch_holder *const *holders;
+};
+
+/* Which members of a policy are meant; the others stay as they were. */
+enum distorch_said {
+	DISTORCH_SAID_PIN = 1,
+	DISTORCH_SAID_KEEP = 2,
+	DISTORCH_SAID_TTL = 4,
+	DISTORCH_SAID_PRIORITY = 8,
+	DISTORCH_SAID_FOR = 16
+};
+
+/* Wishes of the caller's user about a model. */
+struct distorch_policy {
+	size_t size;
+	uint32_t said;    /* enum distorch_said, added up */
+	bool pin;         /* never evict */
+	bool keep;        /* survive a selective unload */
+	int32_t priority; /* -100 to 100; lower ones are evicted first */
+	uint64_t ttl_ms;  /* evict after this long without use; 0 withdraws the wish */
+	uint64_t for_ms;  /* pin and keep said here lapse after this long */
+};
+
+/* ---- Weights: the tensors of an attached model ---- */
+
+/* One tensor. Borrowed from its weights. */
+struct distorch_tensor {
+	const char *name;
+	const char *dtype; /* safetensors' word: "F32", "BF16", "F8_E4M3", ... */
+	uint32_t bits;     /* an element */
+	uint32_t rank;
+	const uint64_t *shape; /* 'rank' numbers */
+	uint64_t bytes;
+	void *data;      /* NULL where nothing is mapped; aligned as in the file */
+	uint64_t offset; /* of its first byte in the image of 'shard' */
+	uint32_t shard;
+	uint32_t block; /* the planner's unit it belongs to */
+};
+
+/*
+ * A lease on one generation of a model, its bytes mapped into this process. The memory is
+ * private and writable: a write copies the touched pages for this process and nobody else
+ * sees it. Counted: it lives until the last distorch_weights_unref, also after the connection
+ * was closed. Every function below is safe from any thread and does not block, and what it
+ * returns is borrowed until the last unref.
+ */
+struct distorch_weights;
+
+/* One more owner. Returns 'weights'. */
+DISTORCH_PUBLIC struct distorch_weights *distorch_weights_ref(struct distorch_weights *weights);
+
+/*
+ * One owner less; NULL is fine. Returns NULL. The last one unmaps the memory and then, while
+ * the connection lives, tells the daemon, without waiting for its answer.
+ */
+DISTORCH_PUBLIC struct distorch_weights *distorch_weights_unref(struct distorch_weights *weights);
+
+DISTORCH_PUBLIC const char *distorch_weights_model(const struct distorch_weights *weights); /* id */
+DISTORCH_PUBLIC uint64_t distorch_weights_generation(const struct distorch_weights *weights);
+DISTORCH_PUBLIC uint64_t distorch_weights_lease(const struct distorch_weights *weights);
+
+/* The image of shard 'shard': the file's bytes at the file's offsets, 2 MiB-aligned. NULL, and
+ * a size of 0, beyond the last shard or where nothing is mapped. 'ret_bytes' may be NULL. */
+DISTORCH_PUBLIC void *distorch_weights_base(const struct distorch_weights *weights, uint32_t shard,
+					    uint64_t *ret_bytes);
+
+/*
+ * A new read-only, sealed descriptor of the image of 'shard', for loaders that want a file
+ * (/proc/self/fd/N). The caller closes it. Bytes reached through it are not counted once the
+ * lease has ended. Returns the descriptor, or -DISTORCH_E_NOT_FOUND or -DISTORCH_E_TOO_MANY.
+ */
+DISTORCH_PUBLIC int distorch_weights_fd(const struct distorch_weights *weights, uint32_t shard);
+
+DISTORCH_PUBLIC uint32_t distorch_weights_n_shards(const struct distorch_weights *weights);
+DISTORCH_PUBLIC uint32_t distorch_weights_n_tensors(const struct distorch_weights *weights);
+
+/* A tensor by its number, in file order, or by its name; NULL when there is none. */
+DISTORCH_PUBLIC const struct distorch_tensor *
+distorch_weights_tensor(const struct distorch_weights *weights, uint32_t index);
+DISTORCH_PUBLIC const struct distorch_tensor *
+distorch_weights_find(struct distorch_weights *weights, const char *name);
+
+/* All names in file order, each with its NUL, one after the other: one call for a binding
+ * that wants them all. 'ret_size' counts the NULs. */
+DISTORCH_PUBLIC const char *distorch_weights_names(const struct distorch_weights *weights,
+						   size_t *ret_size);
+
+/* ---- Load, attach, unload ---- */
+
+/* How far a load is. Borrowed for the callback. */
+struct distorch_progress {
+	const char *model; /* id, or NULL before it is known */
+	const char *phase; /* queued header room reading checking stalled */
+	uint64_t bytes;
+	uint64_t total; /* 0 before it is known */
+};
+
+/*
+ * Called by the thread that waits, at each news and at least four times a second. Return
+ * other than 0 to cancel. May call the library, but not free what the call uses.
+ */
+typedef int (*distorch_progress_fn)(const struct distorch_progress *progress, void *user);
+
+struct distorch_load_options {
+	size_t size;
+	const char *name;              /* display name; NULL: the file's base name */
+	const char *format;            /* auto, safetensors, gguf, raw; NULL: auto */
+	const char *allocation;        /* NULL: cpu */
+	const char *compute;           /* device that computes; NULL: none */
+	const char *backing;           /* auto, image, file; NULL: auto */
+	struct distorch_policy policy; /* its 'size' may be 0 when nothing is said */
+	bool no_wait; /* return once the load has begun; it then outlives the connection */
+	uint64_t tag; /* for distorch_cancel */
+	distorch_progress_fn progress; /* or NULL */
+	void *user;                    /* handed to 'progress' */
+};
+
+/* What a load did. */
+struct distorch_loaded {
+	const struct distorch_model *model;
+	const char *source; /* begun, disk, ram (was resident), joined */
+	uint64_t duration_ms;
+	size_t n_evicted;
+	const struct distorch_outcome *const *evicted; /* what made room */
+};
+
+/*
+ * Load the file at 'path', or join a running load of it, and wait until it is resident. A
+ * file that is resident is not read again. With 'ret_weights' it is attached too, in the
+ * same step. 'options' and either ret_ may be NULL; ret_weights must be with no_wait.
+ *
+ * Free '*ret_loaded' with distorch_loaded_free; unref '*ret_weights'. Waits as long as the
+ * daemon answers pings; cancel by the callback or distorch_cancel.
+ * Codes: NOT_FOUND and NOT_ALLOWED (opening the file), BAD_FILE, UNSUPPORTED, NO_MEMORY,
+ * TOO_MANY, IO, CHANGED_WHILE_READING, CANCELLED, TIMEOUT, NO_CONNECTION, SHUTTING_DOWN.
+ */
+DISTORCH_PUBLIC int distorch_load(struct distorch *c, const char *path,
+				  const struct distorch_load_options *options,
+				  struct distorch_loaded **ret_loaded,
+				  struct distorch_weights **ret_weights);
+
+/* The same for a file that is open for reading. 'fd' stays the caller's and may be closed on
+ * return; its offset is not used. Also -DISTORCH_E_BAD_FD. */
+DISTORCH_PUBLIC int distorch_load_fd(struct distorch *c, int fd,
+				     const struct distorch_load_options *options,
+				     struct distorch_loaded **ret_loaded,
+				     struct distorch_weights **ret_weights);
+
+/*
+ * Attach a resident model, never load. 'model' is a path, a name or an id; what exists as a
+ * file is opened and presented to the daemon, which proves the right to it.
+ * Codes: NOT_RESIDENT (load it), NOT_FOUND, NOT_ALLOWED, BAD_ARGUMENT (ambiguous; candidates
+ * tell), STALE, TIMEOUT, NO_CONNECTION.
+ */
+DISTORCH_PUBLIC int distorch_attach(struct distorch *c, const char *model,
+				    struct distorch_weights **ret_weights);
+DISTORCH_PUBLIC int distorch_attach_fd(struct distorch *c, int fd,
+				       struct distorch_weights **ret_weights);
+
+/* Which models an unload means: all conditions must hold; none at all is refused. */
+struct distorch_select {
+	size_t size;
+	const char *const *models; /* names, unique id prefixes or paths */
+	size_t n_models;
+	const char *const *names; /* glob patterns on names */
+	size_t n_names;
+	const char *under;  /* models whose file lies below this folder */
+	const char *device; /* with bytes on this device */
+	uint64_t idle_ms;   /* not used for this long; 0: no condition */
+	bool not_kept;      /* leave models with keep or pin */
+	bool mine;          /* only what the caller's user has a wish or lease on */
+	bool all;           /* every model (of the caller's user, unless admin) */
+	const char *mode;   /* NULL or "idle"; "recall" and "force" come later */
+};
+
+struct distorch_report {
+	size_t n_kept;
+	const struct distorch_outcome *const *kept;
+	size_t n_unloaded;
+	const struct distorch_outcome *const *unloaded;
+	size_t n_held;
+	const struct distorch_outcome *const *held;
+	uint64_t total_bytes; /* freed */
+};
+
+/* Free memory selectively. Models that somebody leases are held and go when the last lease
+ * ends. Free with distorch_report_free. Codes: NOT_FOUND, BAD_ARGUMENT, UNSUPPORTED. */
+DISTORCH_PUBLIC int distorch_unload(struct distorch *c, const struct distorch_select *select,
+				    struct distorch_report **ret_report);
+
+/* Change the wishes of the caller's user about a model, or its label; either may be NULL. Free
+ * '*ret_model' (or pass NULL) with distorch_model_free. Codes: NOT_FOUND, NOT_ALLOWED,
+ * BAD_ARGUMENT, TOO_LARGE (pins are limited to a share of the budget). */
+DISTORCH_PUBLIC int distorch_set(struct distorch *c, const char *model,
+				 const struct distorch_policy *policy, const char *label,
+				 struct distorch_model **ret_model);
+
+/* ---- Looking ---- */
+
+struct distorch_list_filter {
+	size_t size;
+	const char *device; /* with bytes on this device */
+	bool mine;
+	bool all; /* also those merely registered */
+};
+
+/* Models that hold bytes, are loaded or wished for. 'filter' may be NULL. Free with
+ * distorch_models_free. */
+DISTORCH_PUBLIC int distorch_list(struct distorch *c, const struct distorch_list_filter *filter,
+				  struct distorch_models **ret_models);
+
+/* What one user said about a model. */
+struct distorch_wish {
+	uint32_t uid;
+	bool pin;
+	bool keep;
+	uint64_t ttl_ms;
+	int64_t priority;
+};
+
+/* All about one model. */
+struct distorch_detail {
+	const struct distorch_model *model;
+	uint64_t page_size;  /* obtained for the image */
+	uint64_t huge_bytes; /* of the image in 2 MiB pages */
+	const char *notice;  /* why less than asked was obtained */
+	const char *backing;
+	const char *loaded_from; /* file or store */
+	uint64_t load_ms;
+	const char *checksum; /* hex */
+	size_t n_clients;
+	const struct distorch_holder *const *clients;
+	size_t n_wishes;
+	const struct distorch_wish *const *wishes;
+};
+
+/* Free '*ret_detail' with distorch_detail_free. '*ret_table' (NULL: not wanted) describes the
+ * tensors and maps nothing: their 'data' is NULL; unref it. Codes: NOT_FOUND, BAD_ARGUMENT. */
+DISTORCH_PUBLIC int distorch_show(struct distorch *c, const char *model,
+				  struct distorch_detail **ret_detail,
+				  struct distorch_weights **ret_table);
+
+/* Memory that can hold copies, and its account. */
+struct distorch_device {
+	const char *name;
+	const char *uuid;
+	const char *state; /* ok, lost, unavailable */
+	uint64_t total;    /* what the machine has */
+	uint64_t budget;
+	uint64_t used; /* charged, held included */
+	uint64_t held; /* dropped, but still mapped by a client */
+	uint64_t reserved;
+	uint64_t free; /* budget less what is charged */
+	uint64_t models;
+};
+
+struct distorch_devices {
+	size_t n_devices;
+	const struct distorch_device *const *devices;
+};
+
+/* Free with distorch_devices_free. */
+DISTORCH_PUBLIC int distorch_devices(struct distorch *c, struct distorch_devices **ret_devices);
+
+/* Show the budgets (device NULL) or set one, which needs an admin: -DISTORCH_E_NOT_ALLOWED.
+ * 'ret_devices' may be NULL; free with distorch_devices_free. */
+DISTORCH_PUBLIC int distorch_budget(struct distorch *c, const char *device, uint64_t bytes,
+				    struct distorch_devices **ret_devices);
+
+/* A connection, or a process that still maps bytes of a closed one. */
+struct distorch_client {
+	uint64_t client;
+	uint32_t pid;
+	uint32_t uid;
+	const char *comm;
+	const char *label;
+	const char *library; /* name/version it said in its hello */
+	bool connected;
+	bool admin;
+	uint64_t leases;
+	uint64_t held_bytes; /* leased or still mapped */
+	uint64_t age_ms;
+};
+
+struct distorch_clients {
+	size_t n_clients;
+	const struct distorch_client *const *clients;
+};
+
+/* Others' clients are shown to admins only. Free with distorch_clients_free. */
+DISTORCH_PUBLIC int distorch_clients(struct distorch *c, struct distorch_clients **ret_clients);
+
+/* One line of history. */
+struct distorch_record {
+	uint64_t seq;
+	uint64_t age_ms;
+	uint64_t time_ms; /* since 1970 */
+	const char *type; /* load.done, evicted, refused, ... */
+	const char *model;
+	const char *name;
+	const char *device;
+	uint64_t bytes;
+	uint64_t duration_ms;
+	const char *why;
+	const char *for_whom;
+};
+
+struct distorch_records {
+	size_t n_records;
+	const struct distorch_record *const *records;
+};
+
+struct distorch_history_filter {
+	size_t size;
+	const char *model;        /* the history of one model: why it is where it is */
+	const char *const *types; /* only these */
+	size_t n_types;
+	uint64_t since_ms; /* only what is younger than this; 0: all */
+};
+
+/* What happened, oldest first. 'filter' may be NULL. Free with distorch_records_free. */
+DISTORCH_PUBLIC int distorch_history(struct distorch *c,
+				     const struct distorch_history_filter *filter,
+				     struct distorch_records **ret_records);
+
+/* The daemon at a glance. */
+struct distorch_status {
+	const char *version;
+	uint64_t epoch;
+	uint64_t uptime_ms;
+	uint64_t restarts;
+	bool survives_restart;
+	size_t n_devices;
+	const struct distorch_device *const *devices;
+	uint64_t models;
+	uint64_t pinned;
+	uint64_t loading;
+	uint64_t clients;
+	uint64_t hits;   /* attaches and loads served from memory */
+	uint64_t misses; /* loads that read a file */
+	uint64_t bytes_read;
+	uint64_t bytes_saved; /* not read because they were resident */
+	uint64_t evictions;
+	uint64_t refusals;
+	uint64_t fds;       /* open descriptors of the daemon */
+	uint64_t rss_bytes; /* its own memory, images apart */
+	size_t n_last;
+	const struct distorch_record *const *last;
+};
+
+/* Free with distorch_status_free. */
+DISTORCH_PUBLIC int distorch_status(struct distorch *c, struct distorch_status **ret_status);
+
+/* One effective configuration value. */
+struct distorch_setting {
+	const char *key; /* section.key */
+	const char *value;
+	const char *source; /* default, FILE:LINE, environment, command line */
+};
+
+struct distorch_settings {
+	size_t n_settings;
+	const struct distorch_setting *const *settings;
+};
+
+/* Free with distorch_settings_free. */
+DISTORCH_PUBLIC int distorch_config(struct distorch *c, struct distorch_settings **ret_settings);
+
+/* What verify found out about one copy. */
+struct distorch_check {
+	const char *id;
+	const char *name;
+	bool ok;
+	uint64_t bytes;
+	uint64_t offset; /* start of the first 64 MiB range that differs */
+	const char *text;
+};
+
+struct distorch_checks {
+	size_t n_checks;
+	const struct distorch_check *const *checks;
+};
+
+/*
+ * Hash held copies again and compare with what was read; 'n_models' 0 means all. Needs an
+ * admin: -DISTORCH_E_NOT_ALLOWED. Waits as long as the daemon answers pings. Free with
+ * distorch_checks_free.
+ */
+DISTORCH_PUBLIC int distorch_verify(struct distorch *c, const char *const *models, size_t n_models,
+				    struct distorch_checks **ret_checks);
+
+/* End the daemon in order, as SIGTERM does. Needs an admin: -DISTORCH_E_NOT_ALLOWED. */
+DISTORCH_PUBLIC int distorch_shutdown(struct distorch *c);
+
+/* ---- Events ---- */
+
+/* Something happened. Which members are there depends on 'type'; see docs/protocol.md. */
+struct distorch_event {
+	const char *type; /* "model.state", "record", "evicted", "recall", "goodbye", ... */
+	uint64_t seq;     /* of the subscription */
+	const char *model;
+	const char *name;
+	const char *state;
+	const char *phase;
+	const char *device;
+	const char *uuid;
+	const char *why;
+	const char *for_whom;
+	const char *code;
+	uint64_t lease;
+	uint64_t bytes;
+	uint64_t total;
+	uint64_t free;
+	uint64_t wanted;
+	uint64_t deadline_ms;
+	const struct distorch_record *record;
+	const struct distorch_error *error; /* of "load.done" */
+};
+
+struct distorch_event_filter {
+	size_t size;
+	const char *const *events; /* names; none: all */
+	size_t n_events;
+	const char *const *models; /* ids; none: all */
+	size_t n_models;
+};
+
+/* Have events sent from now on. 'filter' may be NULL. Read them with distorch_next_event. */
+DISTORCH_PUBLIC int distorch_subscribe(struct distorch *c,
+				       const struct distorch_event_filter *filter);
+
+/*
+ * Take the oldest event, waiting at most 'timeout_ms' (0: look only; DISTORCH_FOREVER).
+ * Events that arrive while other calls wait are queued; when more than 1,024 are, the
+ * oldest that nobody owns go and one "overflow" stands for them. Free with
+ * distorch_event_free. Codes: TIMEOUT, NO_CONNECTION (after the last queued one).
+ */
+DISTORCH_PUBLIC int distorch_next_event(struct distorch *c, uint32_t timeout_ms,
+					struct distorch_event **ret_event);
+
+/* ---- Freeing what was returned; NULL is fine ---- */
+DISTORCH_PUBLIC void distorch_server_free(struct distorch_server *server);
+DISTORCH_PUBLIC void distorch_loaded_free(struct distorch_loaded *loaded);
+DISTORCH_PUBLIC void distorch_report_free(struct distorch_report *report);
+DISTORCH_PUBLIC void distorch_model_free(struct distorch_model *model);
+DISTORCH_PUBLIC void distorch_models_free(struct distorch_models *models);
+DISTORCH_PUBLIC void distorch_detail_free(struct distorch_detail *detail);
+DISTORCH_PUBLIC void distorch_devices_free(struct distorch_devices *devices);
+DISTORCH_PUBLIC void distorch_clients_free(struct distorch_clients *clients);
+DISTORCH_PUBLIC void distorch_records_free(struct distorch_records *records);
+DISTORCH_PUBLIC void distorch_status_free(struct distorch_status *status);
+DISTORCH_PUBLIC void distorch_settings_free(struct distorch_settings *settings);
+DISTORCH_PUBLIC void distorch_checks_free(struct distorch_checks *checks);
+DISTORCH_PUBLIC void distorch_event_free(struct distorch_event *event);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,481 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The calls that look, and those that change a wish or a budget: each is one request, one
+ * decoded response and one conversion.
+ */
+#include <limits.h>
+
+#include "client/client.h"
+#include "client/convert.h"
+#include "client/error.h"
+#include "client/file.h"
+#include "client/map.h"
+#include "client/options.h"
+#include "client/policy.h"
+#include "client/result.h"
+
+static void give_text(const char *text, bool *ret_has, struct wire_str *ret)
+{
+	*ret_has = text != NULL;
+	if (text != NULL) {
+		*ret = wire_str(text);
+	}
+}
+
+/* Wire strings of 'n' texts; the array lives with 'result'. False without memory. */
+static bool give_texts(void *result, const char *const *texts, size_t n, struct wire_list *ret)
+{
+	struct wire_str *items = n < UINT32_MAX / sizeof *items
+					 ? result_add(result, (n + 1) * sizeof *items)
+					 : NULL;
+
+	if (items == NULL) {
+		return false;
+	}
+	for (size_t i = 0; i < n; i++) {
+		items[i] = wire_str(texts[i]);
+	}
+	*ret = (struct wire_list){.count = (uint32_t)n, .items = items};
+	return true;
+}
+
+/* A call without anything to say or to return. */
+static int call_plain(struct distorch *c, enum wire_method method)
+{
+	const struct request request = {.method = method};
+	AUTO_ANSWER struct answer answer = {0};
+
+	failure_clear(c);
+	return client_call(c, &request, &answer, NULL);
+}
+
+int distorch_ping(struct distorch *c)
+{
+	return call_plain(c, WIRE_METHOD_PING);
+}
+
+int distorch_shutdown(struct distorch *c)
+{
+	return call_plain(c, WIRE_METHOD_SHUTDOWN);
+}
+
+/* ---- wishes ---- */
+
+int distorch_set(struct distorch *c, const char *model, const struct distorch_policy *policy,
+		 const char *label, struct distorch_model **ret_model)
+{
+	char path[PATH_MAX];
+	struct wire_set_request body = {.model = wire_str(file_model_text(model, path))};
+	struct wire_set_response response;
+	const struct request request = {.method = WIRE_METHOD_SET, .body = &body};
+	AUTO_ANSWER struct answer answer = {0};
+	struct distorch_model *result;
+	int rc;
+
+	failure_clear(c);
+	body.has_policy = policy != NULL;
+	rc = policy_encode(policy, &body.policy);
+	if (rc < 0) {
+		return rc;
+	}
+	give_text(label, &body.has_label, &body.label);
+	rc = client_call(c, &request, &answer, &response);
+	if (rc < 0 || ret_model == NULL) {
+		return rc;
+	}
+	result = result_new(sizeof *result);
+	if (result == NULL || !convert_model(result, &response.model, result)) {
+		result_free(result);
+		return failure_memory();
+	}
+	*ret_model = result;
+	return 0;
+}
+
+void distorch_model_free(struct distorch_model *model)
+{
+	result_free(model);
+}
+
+/* ---- models ---- */
+
+int distorch_list(struct distorch *c, const struct distorch_list_filter *given,
+		  struct distorch_models **ret_models)
+{
+	struct distorch_list_filter filter = {0};
+	struct wire_list_request body = {0};
+	struct wire_list_response response;
+	const struct request request = {.method = WIRE_METHOD_LIST, .body = &body};
+	AUTO_ANSWER struct answer answer = {0};
+	struct distorch_models *result;
+	int rc;
+
+	failure_clear(c);
+	rc = options_take(given, sizeof filter, &filter);
+	if (rc < 0) {
+		return rc;
+	}
+	give_text(filter.device, &body.has_device, &body.device);
+	body.has_mine = filter.mine;
+	body.mine = filter.mine;
+	body.has_all = filter.all;
+	body.all = filter.all;
+	rc = client_call(c, &request, &answer, &response);
+	if (rc < 0) {
+		return rc;
+	}
+	result = result_new(sizeof *result);
+	if (result == NULL ||
+	    !convert_models(result, response.models, &result->models, &result->n_models)) {
+		result_free(result);
+		return failure_memory();
+	}
+	*ret_models = result;
+	return 0;
+}
+
+void distorch_models_free(struct distorch_models *models)
+{
+	result_free(models);
+}
+
+static struct distorch_detail *detail_convert(const struct wire_show_response *from)
+{
+	struct distorch_detail *detail = result_new(sizeof *detail);
+	struct distorch_model *model;
+
+	if (detail == NULL) {
+		return NULL;
+	}
+	model = result_add(detail, sizeof *model);
+	detail->model = model;
+	detail->page_size = from->has_page_size ? from->page_size : DISTORCH_ABSENT;
+	detail->huge_bytes = from->has_huge_bytes ? from->huge_bytes : DISTORCH_ABSENT;
+	detail->load_ms = from->has_load_ms ? from->load_ms : DISTORCH_ABSENT;
+	if (model == NULL || !convert_model(detail, &from->model, model) ||
+	    !convert_text(detail, from->has_notice, from->notice, &detail->notice) ||
+	    !convert_text(detail, from->has_backing, from->backing, &detail->backing) ||
+	    !convert_text(detail, from->has_loaded_from, from->loaded_from,
+			  &detail->loaded_from) ||
+	    !convert_text(detail, from->has_checksum, from->checksum, &detail->checksum) ||
+	    !convert_holders(detail, from->clients, &detail->clients, &detail->n_clients) ||
+	    !convert_wishes(detail, from->wishes, &detail->wishes, &detail->n_wishes)) {
+		result_free(detail);
+		return NULL;
+	}
+	return detail;
+}
+
+int distorch_show(struct distorch *c, const char *model, struct distorch_detail **ret_detail,
+		  struct distorch_weights **ret_table)
+{
+	char path[PATH_MAX];
+	struct wire_show_request body = {
+		.model = wire_str(file_model_text(model, path)),
+		.has_table = ret_table != NULL,
+		.table = ret_table != NULL,
+	};
+	struct wire_show_response response;
+	const struct request request = {.method = WIRE_METHOD_SHOW, .body = &body};
+	const struct lease no_lease = {0};
+	AUTO_ANSWER struct answer answer = {0};
+	struct distorch_detail *result;
+	int rc;
+
+	failure_clear(c);
+	rc = client_call(c, &request, &answer, &response);
+	if (rc < 0) {
+		return rc;
+	}
+	result = detail_convert(&response);
+	if (result == NULL) {
+		return failure_memory();
+	}
+	if (ret_table != NULL) {
+		rc = weights_make(NULL, &no_lease, &answer, ret_table);
+	}
+	if (rc < 0) {
+		result_free(result);
+		return rc;
+	}
+	*ret_detail = result;
+	return 0;
+}
+
+void distorch_detail_free(struct distorch_detail *detail)
+{
+	result_free(detail);
+}
+
+/* ---- devices, clients, settings ---- */
+
+static int devices_result(struct wire_list devices, struct distorch_devices **ret_devices)
+{
+	struct distorch_devices *result = result_new(sizeof *result);
+
+	if (result == NULL ||
+	    !convert_devices(result, devices, &result->devices, &result->n_devices)) {
+		result_free(result);
+		return failure_memory();
+	}
+	*ret_devices = result;
+	return 0;
+}
+
+int distorch_devices(struct distorch *c, struct distorch_devices **ret_devices)
+{
+	const struct request request = {.method = WIRE_METHOD_DEVICES};
+	struct wire_devices_response response;
+	AUTO_ANSWER struct answer answer = {0};
+	int rc;
+
+	failure_clear(c);
+	rc = client_call(c, &request, &answer, &response);
+	return rc < 0 ? rc : devices_result(response.devices, ret_devices);
+}
+
+int distorch_budget(struct distorch *c, const char *device, uint64_t bytes,
+		    struct distorch_devices **ret_devices)
+{
+	struct wire_budget_request body = {.has_bytes = device != NULL, .bytes = bytes};
+	struct wire_budget_response response;
+	const struct request request = {.method = WIRE_METHOD_BUDGET, .body = &body};
+	AUTO_ANSWER struct answer answer = {0};
+	int rc;
+
+	failure_clear(c);
+	give_text(device, &body.has_device, &body.device);
+	rc = client_call(c, &request, &answer, &response);
+	if (rc < 0 || ret_devices == NULL) {
+		return rc;
+	}
+	return devices_result(response.devices, ret_devices);
+}
+
+void distorch_devices_free(struct distorch_devices *devices)
+{
+	result_free(devices);
+}
+
+int distorch_clients(struct distorch *c, struct distorch_clients **ret_clients)
+{
+	const struct request request = {.method = WIRE_METHOD_CLIENTS};
+	struct wire_clients_response response;
+	AUTO_ANSWER struct answer answer = {0};
+	struct distorch_clients *result;
+	int rc;
+
+	failure_clear(c);
+	rc = client_call(c, &request, &answer, &response);
+	if (rc < 0) {
+		return rc;
+	}
+	result = result_new(sizeof *result);
+	if (result == NULL ||
+	    !convert_clients(result, response.clients, &result->clients, &result->n_clients)) {
+		result_free(result);
+		return failure_memory();
+	}
+	*ret_clients = result;
+	return 0;
+}
+
+void distorch_clients_free(struct distorch_clients *clients)
+{
+	result_free(clients);
+}
+
+int distorch_config(struct distorch *c, struct distorch_settings **ret_settings)
+{
+	const struct request request = {.method = WIRE_METHOD_CONFIG};
+	struct wire_config_response response;
+	AUTO_ANSWER struct answer answer = {0};
+	struct distorch_settings *result;
+	int rc;
+
+	failure_clear(c);
+	rc = client_call(c, &request, &answer, &response);
+	if (rc < 0) {
+		return rc;
+	}
+	result = result_new(sizeof *result);
+	if (result == NULL ||
+	    !convert_settings(result, response.settings, &result->settings, &result->n_settings)) {
+		result_free(result);
+		return failure_memory();
+	}
+	*ret_settings = result;
+	return 0;
+}
+
+void distorch_settings_free(struct distorch_settings *settings)
+{
+	result_free(settings);
+}
+
+/* ---- history and status ---- */
+
+int distorch_history(struct distorch *c, const struct distorch_history_filter *given,
+		     struct distorch_records **ret_records)
+{
+	struct distorch_history_filter filter = {0};
+	struct wire_events_history_request body = {0};
+	struct wire_events_history_response response;
+	const struct request request = {.method = WIRE_METHOD_EVENTS_HISTORY, .body = &body};
+	AUTO_ANSWER struct answer answer = {0};
+	AUTO_RESULT void *texts = result_new(1);
+	struct distorch_records *result;
+	char path[PATH_MAX];
+	int rc;
+
+	failure_clear(c);
+	rc = options_take(given, sizeof filter, &filter);
+	if (rc < 0) {
+		return rc;
+	}
+	if (texts == NULL || !give_texts(texts, filter.types, filter.n_types, &body.types)) {
+		return failure_memory();
+	}
+	body.has_types = filter.n_types > 0;
+	if (filter.model != NULL) {
+		give_text(file_model_text(filter.model, path), &body.has_model, &body.model);
+	}
+	body.has_since_ms = filter.since_ms != 0;
+	body.since_ms = filter.since_ms;
+	rc = client_call(c, &request, &answer, &response);
+	if (rc < 0) {
+		return rc;
+	}
+	result = result_new(sizeof *result);
+	if (result == NULL ||
+	    !convert_records(result, response.records, &result->records, &result->n_records)) {
+		result_free(result);
+		return failure_memory();
+	}
+	*ret_records = result;
+	return 0;
+}
+
+void distorch_records_free(struct distorch_records *records)
+{
+	result_free(records);
+}
+
+static struct distorch_status *status_convert(const struct wire_status_response *from)
+{
+	struct distorch_status *status = result_new(sizeof *status);
+
+	if (status == NULL) {
+		return NULL;
+	}
+	status->epoch = from->epoch;
+	status->uptime_ms = from->uptime_ms;
+	status->restarts = from->restarts;
+	status->survives_restart = from->survives_restart;
+	status->models = from->models;
+	status->pinned = from->pinned;
+	status->loading = from->loading;
+	status->clients = from->clients;
+	status->hits = from->hits;
+	status->misses = from->misses;
+	status->bytes_read = from->bytes_read;
+	status->bytes_saved = from->bytes_saved;
+	status->evictions = from->evictions;
+	status->refusals = from->refusals;
+	status->open_fds = from->open_fds;
+	status->rss_bytes = from->rss_bytes;
+	if (!convert_text(status, true, from->version, &status->version) ||
+	    !convert_devices(status, from->devices, &status->devices, &status->n_devices) ||
+	    !convert_records(status, from->last, &status->last, &status->n_last)) {
+		result_free(status);
+		return NULL;
+	}
+	return status;
+}
+
+int distorch_status(struct distorch *c, struct distorch_status **ret_status)
+{
+	const struct request request = {.method = WIRE_METHOD_STATUS};
+	struct wire_status_response response;
+	AUTO_ANSWER struct answer answer = {0};
+	struct distorch_status *result;
+	int rc;
+
+	failure_clear(c);
+	rc = client_call(c, &request, &answer, &response);
+	if (rc < 0) {
+		return rc;
+	}
+	result = status_convert(&response);
+	if (result == NULL) {
+		return failure_memory();
+	}
+	*ret_status = result;
+	return 0;
+}
+
+void distorch_status_free(struct distorch_status *status)
+{
+	result_free(status);
+}
+
+/* ---- verify, subscribe ---- */
+
+int distorch_verify(struct distorch *c, const char *const *models, size_t n_models,
+		    struct distorch_checks **ret_checks)
+{
+	struct wire_verify_request body = {.has_models = n_models > 0};
+	struct wire_verify_response response;
+	const struct request request = {
+		.method = WIRE_METHOD_VERIFY, .body = &body, .is_patient = true};
+	AUTO_ANSWER struct answer answer = {0};
+	AUTO_RESULT void *texts = result_new(1);
+	struct distorch_checks *result;
+	int rc;
+
+	failure_clear(c);
+	if (texts == NULL || !give_texts(texts, models, n_models, &body.models)) {
+		return failure_memory();
+	}
+	rc = client_call(c, &request, &answer, &response);
+	if (rc < 0) {
+		return rc;
+	}
+	result = result_new(sizeof *result);
+	if (result == NULL ||
+	    !convert_checks(result, response.checks, &result->checks, &result->n_checks)) {
+		result_free(result);
+		return failure_memory();
+	}
+	*ret_checks = result;
+	return 0;
+}
+
+void distorch_checks_free(struct distorch_checks *checks)
+{
+	result_free(checks);
+}
+
+int distorch_subscribe(struct distorch *c, const struct distorch_event_filter *given)
+{
+	struct distorch_event_filter filter = {0};
+	struct wire_subscribe_request body = {0};
+	struct wire_subscribe_response response;
+	const struct request request = {.method = WIRE_METHOD_SUBSCRIBE, .body = &body};
+	AUTO_ANSWER struct answer answer = {0};
+	AUTO_RESULT void *texts = result_new(1);
+	int rc;
+
+	failure_clear(c);
+	rc = options_take(given, sizeof filter, &filter);
+	if (rc < 0) {
+		return rc;
+	}
+	if (texts == NULL || !give_texts(texts, filter.events, filter.n_events, &body.events) ||
+	    !give_texts(texts, filter.models, filter.n_models, &body.models)) {
+		return failure_memory();
+	}
+	body.has_events = filter.n_events > 0;
+	body.has_models = filter.n_models > 0;
+	return client_call(c, &request, &answer, &response);
+}

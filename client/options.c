@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "client/options.h"
+
+#include <string.h>
+
+#include "client/error.h"
+
+#define LARGEST_OPTIONS ((size_t)4096)
+
+int options_take(const void *given, size_t size, void *ret)
+{
+	const unsigned char *bytes = given;
+	size_t given_size;
+
+	if (given == NULL) {
+		return 0;
+	}
+	memcpy(&given_size, given, sizeof given_size);
+	if (given_size < sizeof given_size || given_size > LARGEST_OPTIONS) {
+		return failure_set(DISTORCH_E_BAD_ARGUMENT, 0,
+				   "set 'size' to sizeof of the structure",
+				   "a structure of options says that it has %zu bytes",
+				   given_size);
+	}
+	for (size_t i = size; i < given_size; i++) {
+		if (bytes[i] != 0) {
+			return failure_set(DISTORCH_E_UNSUPPORTED, 0, "update libdistorch",
+					   "an option is set that this library does not know");
+		}
+	}
+	memcpy(ret, given, given_size < size ? given_size : size);
+	return 0;
+}

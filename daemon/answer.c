@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The core's answers and news into messages: the way back of dispatch. A client that has
+ * gone meanwhile is simply not told.
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/os/clock.h"
+#include "base/os/log.h"
+#include "base/os/sys.h"
+#include "base/require.h"
+#include "base/units.h"
+#include "daemon/daemon.h"
+#include "daemon/describe.h"
+#include "daemon/device/device.h"
+#include "daemon/failure.h"
+#include "daemon/ipc/conn.h"
+#include "proto/wire.h"
+
+#define NS_PER_MS 1000000U
+
+static void respond(const struct client *client, const struct pending *pending,
+		    const void *response, int *fds, uint32_t n_fds)
+{
+	conn_respond_ok(client->conn, pending->request, wire_message(pending->method), response,
+			fds, n_fds);
+}
+
+/* The descriptors of a grant: the table, then the image when it is to be mapped. */
+static int open_grant(const struct daemon *daemon, const struct core_action *action, int fds[2],
+		      uint32_t *ret_n_fds)
+{
+	const struct model_info *info = store_find_model(daemon->store, action->model);
+	struct core_segment_view segment;
+	uint32_t cursor = 0;
+
+	REQUIRE(info != NULL && info->current.table_fd >= 0);
+	fds[0] = sys_fcntl_dup(info->current.table_fd);
+	if (fds[0] < 0) {
+		return -WIRE_TOO_MANY;
+	}
+	*ret_n_fds = 1;
+	if (!action->reply.map) {
+		return 0;
+	}
+	while (core_segment_next(daemon->core, action->model, &cursor, &segment)) {
+		const struct extent *extent = store_find_extent(daemon->store, segment.id);
+
+		if (segment.generation == action->reply.generation && extent != NULL &&
+		    segment.state == SEGMENT_READY) {
+			int code = device_export(extent, &fds[1], NULL);
+
+			*ret_n_fds = code < 0 ? 1 : 2;
+			return code;
+		}
+	}
+	return -WIRE_INTERNAL;
+}
+
+static const char *source_name(enum core_source source)
+{
+	static const char *const names[] = {
+		[CORE_SOURCE_BEGUN] = "begun",
+		[CORE_SOURCE_DISK] = "disk",
+		[CORE_SOURCE_RAM] = "ram",
+		[CORE_SOURCE_JOINED] = "joined",
+	};
+
+	return names[source];
+}
+
+/* What made room for this load, as the answer's lines. Returns how many. */
+static uint32_t describe_evicted(const struct daemon *daemon, uint64_t job_id,
+				 struct wire_outcome *outcomes, char (*ids)[33])
+{
+	const struct job_info *job = store_find_job(daemon->store, job_id);
+	uint32_t n_outcomes = 0;
+
+	for (uint32_t i = 0; job != NULL && i < job->n_evicted; i++) {
+		const struct model_info *victim =
+			store_find_model(daemon->store, job->evicted[i].model);
+
+		if (victim == NULL) {
+			continue;
+		}
+		outcomes[n_outcomes] = (struct wire_outcome){
+			.id = wire_str(describe_id(victim->uuid, ids[n_outcomes])),
+			.has_name = true,
+			.name = wire_str(victim->name),
+			.reason = wire_str("to make room"),
+			.bytes = job->evicted[i].bytes,
+		};
+		n_outcomes++;
+	}
+	return n_outcomes;
+}
+
+static void answer_load(struct daemon *daemon, struct client *client,
+			const struct pending *pending, const struct core_action *action)
+{
+	struct model_description model;
+	struct core_model_view view;
+	struct wire_outcome evicted[STORE_MAX_EVICTED];
+	char ids[STORE_MAX_EVICTED][33];
+	struct wire_load_response response = {0};
+	struct failure failure;
+	int fds[2] = {-1, -1};
+	uint32_t n_fds = 0;
+
+	if (action->reply.lease != 0 && open_grant(daemon, action, fds, &n_fds) < 0) {
+		for (uint32_t i = 0; i < n_fds; i++) {
+			(void)close(fds[i]); /* read-only, nothing to lose */
+		}
+		daemon_revoke(daemon, client->id, action->reply.lease);
+		failure_set(&failure, WIRE_TOO_MANY, "the daemon has no descriptor left to pass");
+		conn_respond_error(client->conn, pending->request, &failure.wire);
+		return;
+	}
+	REQUIRE(core_model_get(daemon->core, action->model, &view));
+	describe_model(daemon, client, &view, &model);
+	if (pending->method == WIRE_METHOD_ATTACH) {
+		const struct wire_attach_response attached = {.lease = action->reply.lease,
+							      .generation =
+								      action->reply.generation,
+							      .images = n_fds - 1,
+							      .model = model.wire};
+
+		respond(client, pending, &attached, fds, n_fds);
+		return;
+	}
+	response.model = model.wire;
+	response.source = wire_str(source_name(action->reply.source));
+	response.has_duration_ms = true;
+	response.duration_ms = (clock_mono_ns() - pending->begun_ns) / NS_PER_MS;
+	response.has_evicted = true;
+	response.evicted.items = evicted;
+	response.evicted.count = describe_evicted(daemon, action->job, evicted, ids);
+	response.has_lease = response.has_generation = response.has_images =
+		action->reply.lease != 0;
+	response.lease = action->reply.lease;
+	response.generation = action->reply.generation;
+	response.images = n_fds > 0 ? n_fds - 1 : 0;
+	respond(client, pending, &response, fds, n_fds);
+}
+
+static void answer_set(struct daemon *daemon, const struct client *client,
+		       const struct pending *pending, const struct core_action *action)
+{
+	struct model_description model;
+	struct core_model_view view;
+	struct wire_set_response response;
+
+	REQUIRE(core_model_get(daemon->core, action->model, &view));
+	describe_model(daemon, client, &view, &model);
+	response.model = model.wire;
+	respond(client, pending, &response, NULL, 0);
+}
+
+/* Reason of one line, in words. Returns 'buffer'. */
+static const char *line_reason(const struct daemon *daemon, const struct answer_line *line,
+			       char *buffer, size_t buffer_size)
+{
+	const struct client *holder = daemon_find_client(daemon, line->holder);
+
+	if (holder != NULL && line->why == CORE_WHY_IN_USE) {
+		(void)snprintf(buffer, buffer_size, "in use by PID %u (%s)", holder->pid,
+			       client_display(holder));
+	} else if (holder != NULL && line->why == CORE_WHY_MAPPED) {
+		(void)snprintf(buffer, buffer_size,
+			       "still mapped by PID %u (%s), frees when it closes", holder->pid,
+			       client_display(holder));
+	} else if (line->why == CORE_WHY_PINNED || line->why == CORE_WHY_KEPT) {
+		(void)snprintf(buffer, buffer_size, "%s by uid %u",
+			       line->why == CORE_WHY_PINNED ? "pinned" : "kept", line->uid);
+	} else {
+		(void)snprintf(buffer, buffer_size, "%s", history_why_words(line->why));
+	}
+	return buffer;
+}
+
+struct unload_texts {
+	char reason[256];
+	struct wire_holder holder;
+};
+
+static void answer_unload(struct daemon *daemon, const struct client *client,
+			  const struct pending *pending)
+{
+	struct wire_unload_response response = {0};
+	struct wire_list *lists[] = {
+		[CORE_OUTCOME_KEPT] = &response.kept,
+		[CORE_OUTCOME_UNLOADED] = &response.unloaded,
+		[CORE_OUTCOME_HELD] = &response.held,
+	};
+	AUTO_FREE struct wire_outcome *outcomes =
+		sys_calloc((size_t)pending->n_lines + 1, sizeof *outcomes);
+	AUTO_FREE struct unload_texts *texts =
+		sys_calloc((size_t)pending->n_lines + 1, sizeof *texts);
+	uint32_t n_outcomes = 0;
+
+	if (outcomes == NULL || texts == NULL) {
+		conn_respond_no_memory(client->conn, pending->request);
+		return;
+	}
+	for (int outcome = CORE_OUTCOME_KEPT; outcome <= CORE_OUTCOME_HELD; outcome++) {
+		lists[outcome]->items = outcomes + n_outcomes;
+		for (uint32_t i = 0; i < pending->n_lines; i++) {
+			const struct answer_line *line = &pending->lines[i];
+			struct wire_outcome *wire = &outcomes[n_outcomes];
+
+			if ((int)line->outcome != outcome) {
+				continue;
+			}
+			wire->id = wire_str(line->uuid);
+			wire->has_name = line->name[0] != '\0';
+			wire->name = wire_str(line->name);
+			wire->bytes = line->bytes;
+			wire->reason = wire_str(line_reason(daemon, line, texts[i].reason,
+							    sizeof texts[i].reason));
+			if (line->holder != 0) {
+				describe_holder(daemon, line->holder, line->bytes,
+						&texts[i].holder);
+				wire->has_holders = true;
+				wire->holders.items = &texts[i].holder;
+				wire->holders.count = 1;
+			}
+			response.total_bytes +=
+				outcome == CORE_OUTCOME_UNLOADED ? line->bytes : 0;
+			lists[outcome]->count++;
+			n_outcomes++;
+		}
+	}
+	respond(client, pending, &response, NULL, 0);
+}
+
+static struct answer_line *add_line(const struct daemon *daemon, struct pending *pending,
+				    uint64_t model)
+{
+	const struct model_info *info = store_find_model(daemon->store, model);
+	struct answer_line *line = pending_add_line(pending);
+
+	if (line == NULL) {
+		log_warning("an answer lost a line: no memory");
+		return NULL;
+	}
+	line->model = model;
+	if (info != NULL) {
+		(void)describe_id(info->uuid, line->uuid);
+		(void)snprintf(line->name, sizeof line->name, "%s", info->name);
+	}
+	return line;
+}
+
+void answer_unload_item(struct daemon *daemon, const struct core_action *action)
+{
+	struct client *client = daemon_find_client(daemon, action->client);
+	struct pending *pending =
+		client == NULL ? NULL : client_find_pending(client, action->request);
+	struct answer_line *line;
+
+	if (pending == NULL || (line = add_line(daemon, pending, action->model)) == NULL) {
+		return;
+	}
+	line->outcome = action->unload.outcome;
+	line->why = action->unload.why;
+	line->bytes = action->unload.bytes;
+	line->holder = action->unload.holder;
+	line->uid = action->unload.uid;
+}
+
+static void answer_verify(struct daemon *daemon, const struct client *client,
+			  struct pending *pending, const struct core_action *action)
+{
+	struct answer_line *line = add_line(daemon, pending, action->model);
+	struct core_model_view view;
+	struct wire_verify_response response = {0};
+	AUTO_FREE struct wire_check *checks = NULL;
+
+	if (line != NULL) {
+		line->code = action->code;
+		line->bytes = core_model_get(daemon->core, action->model, &view) ? view.key.size : 0;
+	}
+	pending->n_expected--;
+	if (pending->n_expected > 0) {
+		return;
+	}
+	checks = sys_calloc((size_t)pending->n_lines + 1, sizeof *checks);
+	if (checks == NULL) {
+		conn_respond_no_memory(client->conn, pending->request);
+		return;
+	}
+	for (uint32_t i = 0; i < pending->n_lines; i++) {
+		const struct answer_line *done = &pending->lines[i];
+
+		checks[i] = (struct wire_check){
+			.id = wire_str(done->uuid),
+			.has_name = true,
+			.name = wire_str(done->name),
+			.ok = done->code == 0,
+			.bytes = done->bytes,
+			.has_text = done->code != 0,
+			.text = wire_str(done->code == WIRE_BAD_FILE
+						 ? "its bytes no longer match their checksum; it "
+						   "is being loaded again"
+						 : wire_code_info((enum wire_code)done->code)->text),
+		};
+	}
+	response.checks.items = checks;
+	response.checks.count = pending->n_lines;
+	respond(client, pending, &response, NULL, 0);
+}
+
+static void answer_ok(struct daemon *daemon, struct client *client, const struct pending *pending,
+		      const struct core_action *action)
+{
+	static const struct wire_detach_response nothing;
+	const struct wire_cancel_response cancelled = {.found = action->reply.lease != 0};
+
+	switch ((int)pending->method) {
+	case WIRE_METHOD_LOAD:
+	case WIRE_METHOD_ATTACH:
+		answer_load(daemon, client, pending, action);
+		break;
+	case WIRE_METHOD_SET:
+		answer_set(daemon, client, pending, action);
+		break;
+	case WIRE_METHOD_CANCEL:
+		respond(client, pending, &cancelled, NULL, 0);
+		break;
+	case WIRE_METHOD_UNLOAD:
+		answer_unload(daemon, client, pending);
+		break;
+	default: /* detach, unmapped */
+		respond(client, pending, &nothing, NULL, 0);
+		break;
+	}
+}
+
+static void watch_begun_job(struct daemon *daemon, const struct core_action *action)
+{
+	struct job_info *job = store_get_job(daemon->store, action->job, action->model);
+
+	if (job == NULL || job->n_watchers == STORE_MAX_WATCHERS) {
+		return; /* load.done is news, the load itself goes on */
+	}
+	job->watchers[job->n_watchers].client = action->client;
+	job->watchers[job->n_watchers].request = action->request;
+	job->n_watchers++;
+}
+
+void answer_reply(struct daemon *daemon, const struct core_action *action)
+{
+	struct client *client = daemon_find_client(daemon, action->client);
+	struct pending *pending =
+		client == NULL ? NULL : client_find_pending(client, action->request);
+
+	if (pending == NULL) {
+		return; /* gone, or nobody asked (a revoked lease) */
+	}
+	if (action->code == 0 && pending->method == WIRE_METHOD_LOAD &&
+	    action->reply.source == CORE_SOURCE_BEGUN) {
+		watch_begun_job(daemon, action);
+	}
+	if (client->conn == NULL) {
+		pending_clear(pending);
+		return;
+	}
+	if (pending->method == WIRE_METHOD_VERIFY) {
+		answer_verify(daemon, client, pending, action);
+		if (pending->n_expected > 0) {
+			return;
+		}
+	} else if (action->code != 0) {
+		struct failure failure;
+
+		failure_from_reply(&failure, daemon, action);
+		conn_respond_error(client->conn, pending->request, &failure.wire);
+	} else {
+		answer_ok(daemon, client, pending, action);
+	}
+	pending_clear(pending);
+}
+
+void answer_progress(struct daemon *daemon, const struct core_action *action)
+{
+	static const char *const phases[] = {
+		[CORE_PHASE_QUEUED] = "queued",	    [CORE_PHASE_HEADER] = "header",
+		[CORE_PHASE_ROOM] = "room",	    [CORE_PHASE_READING] = "reading",
+		[CORE_PHASE_CHECKING] = "checking", [CORE_PHASE_STALLED] = "stalled",
+	};
+	const struct client *client = daemon_find_client(daemon, action->client);
+	const struct model_info *info = store_find_model(daemon->store, action->model);
+	struct wire_load_progress_event event;
+	char id[33];
+
+	if (client == NULL || client->conn == NULL || info == NULL) {
+		return;
+	}
+	event = (struct wire_load_progress_event){
+		.has_request = true,
+		.request = action->request,
+		.model = wire_str(describe_id(info->uuid, id)),
+		.phase = wire_str(phases[action->progress.phase]),
+		.bytes = action->progress.bytes,
+		.total = action->progress.total,
+	};
+	(void)conn_send_event(client->conn, WIRE_EVENT_LOAD_PROGRESS, &event); /* next one wins */
+}
+
+void answer_lost(struct daemon *daemon, const struct core_action *action)
+{
+	const struct client *client = daemon_find_client(daemon, action->client);
+	const struct wire_lost_event event = {
+		.lease = action->lost.lease,
+		.reason = wire_str(history_why_words(action->lost.why)),
+	};
+
+	if (client != NULL && client->conn != NULL) {
+		(void)conn_send_event(client->conn, WIRE_EVENT_LOST, &event); /* owned: queued */
+	}
+}

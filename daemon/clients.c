@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a client is owed. See clients.h. */
+#include "daemon/clients.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/os/sys.h"
+#include "daemon/ipc/peer.h"
+
+struct pending *client_add_pending(struct client *client, uint32_t request,
+				   enum wire_method method, uint64_t now_ns)
+{
+	for (uint32_t i = 0; i < WIRE_REQUESTS_IN_FLIGHT; i++) {
+		struct pending *pending = &client->pending[i];
+
+		if (!pending->is_used) {
+			*pending = (struct pending){.is_used = true,
+						    .request = request,
+						    .method = method,
+						    .n_expected = 1,
+						    .begun_ns = now_ns};
+			return pending;
+		}
+	}
+	return NULL;
+}
+
+struct pending *client_find_pending(struct client *client, uint32_t request)
+{
+	for (uint32_t i = 0; i < WIRE_REQUESTS_IN_FLIGHT; i++) {
+		if (client->pending[i].is_used && client->pending[i].request == request) {
+			return &client->pending[i];
+		}
+	}
+	return NULL;
+}
+
+void pending_clear(struct pending *pending)
+{
+	free(pending->lines);
+	memset(pending, 0, sizeof *pending);
+}
+
+struct answer_line *pending_add_line(struct pending *pending)
+{
+	struct answer_line *line;
+
+	if (pending->n_lines == pending->lines_capacity) {
+		uint32_t capacity = pending->lines_capacity == 0 ? 8 : pending->lines_capacity * 2;
+		struct answer_line *lines =
+			sys_realloc(pending->lines, (size_t)capacity * sizeof *lines);
+
+		if (lines == NULL) {
+			return NULL;
+		}
+		pending->lines = lines;
+		pending->lines_capacity = capacity;
+	}
+	line = &pending->lines[pending->n_lines++];
+	memset(line, 0, sizeof *line);
+	return line;
+}
+
+struct client *client_free(struct client *client)
+{
+	if (client == NULL) {
+		return NULL;
+	}
+	for (uint32_t i = 0; i < WIRE_REQUESTS_IN_FLIGHT; i++) {
+		pending_clear(&client->pending[i]);
+	}
+	process_watch_stop(client->watch);
+	free(client->subscription.models);
+	free(client);
+	return NULL;
+}
+
+const char *client_display(const struct client *client)
+{
+	return client->label[0] != '\0' ? client->label : client->comm;
+}

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Who is connected, or was and still maps bytes: the corridor's side of the core's clients.
+ * Keeps what an answer needs until the core gives it: the method of each request in flight
+ * and the lines of an answer that comes in parts. Loop only.
+ */
+#ifndef DAEMON_CLIENTS_H
+#define DAEMON_CLIENTS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/core/action.h"
+#include "proto/gen/wire_gen.h"
+
+struct conn;
+struct process_watch;
+
+/* One line of an unload's or a verify's answer. */
+struct answer_line {
+	uint64_t model; /* core id; may be forgotten when the answer goes out */
+	char uuid[33];
+	char name[256];
+	enum core_outcome outcome;
+	enum core_why why;
+	uint64_t bytes;
+	uint64_t holder;
+	uint32_t uid;
+	int code;
+};
+
+/* A request in flight that the core will answer. owner: client::pending */
+struct pending {
+	bool is_used;
+	bool wants_table; /* attach, load with attach */
+	uint32_t request;
+	enum wire_method method;
+	uint32_t n_expected; /* replies that make one answer (verify) */
+	uint64_t begun_ns;
+	struct answer_line *lines; /* owner: pending */
+	uint32_t n_lines, lines_capacity;
+};
+
+struct subscription {
+	bool is_active;
+	bool has_overflow; /* an overflow is owed */
+	uint64_t seq;
+	uint64_t events;      /* bit 1 << enum wire_event */
+	uint8_t (*models)[16]; /* NULL: all; owner: subscription */
+	uint32_t n_models;
+};
+
+/* owner: daemon::clients, from EV_CLIENT_OPENED until ACT_FORGET_CLIENT */
+struct client {
+	uint64_t id; /* core id */
+	struct conn *conn; /* NULL: closed */
+	struct process_watch *watch; /* on its process, while bytes are mapped */
+	uint32_t uid, gid, pid;
+	bool is_admin;
+	char comm[64];
+	char label[256];
+	char library[128];
+	uint64_t opened_ns;
+	struct pending pending[WIRE_REQUESTS_IN_FLIGHT];
+	struct subscription subscription;
+	struct client *next, *prev; /* daemon::clients */
+};
+
+struct pending *client_add_pending(struct client *client, uint32_t request,
+				   enum wire_method method, uint64_t now_ns);
+struct pending *client_find_pending(struct client *client, uint32_t request);
+void pending_clear(struct pending *pending);
+/* Returns a zeroed line to fill, or NULL without memory. */
+struct answer_line *pending_add_line(struct pending *pending);
+
+struct client *client_free(struct client *client);
+
+/* "ComfyUI" (its label) or the command name. */
+const char *client_display(const struct client *client);
+
+#endif

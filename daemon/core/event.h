@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What may happen: the closed list of facts the corridor tells the core. Every fact from
+ * outside is in the event, the time included; the core never asks. Pointers are borrowed
+ * for the one call.
+ */
+#ifndef CORE_EVENT_H
+#define CORE_EVENT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Who a file is (dev, ino) and which content it has (size, mtime, ctime). */
+struct core_file_key {
+	uint64_t dev, ino;
+	uint64_t size; /* bytes */
+	int64_t mtime_ns, ctime_ns;
+};
+
+/* One uid's wishes about a model; only those whose bit is set in 'said' change. */
+enum core_said {
+	CORE_SAID_PIN = 1,
+	CORE_SAID_KEEP = 2,
+	CORE_SAID_TTL = 4,
+	CORE_SAID_PRIORITY = 8,
+};
+
+struct core_policy {
+	uint32_t said; /* bits of enum core_said */
+	bool pin;
+	bool keep;
+	int16_t priority; /* -100 .. 100 */
+	uint64_t ttl_ns;  /* 0 withdraws */
+	uint64_t for_ns;  /* pin and keep said here lapse after this; 0: never */
+};
+
+/* Bytes that one segment of a model needs on one device. */
+struct core_need {
+	uint32_t device; /* index of the device */
+	uint64_t bytes;	 /* charged: rounded to what the device really takes */
+};
+
+enum core_event_type {
+	EV_CONTINUE,	   /* give me the next page of actions */
+	EV_TICK,	   /* the deadline that core_update named has come */
+	EV_CLIENT_OPENED,  /* -> update->ret_id is the client's id */
+	EV_CLIENT_CLOSED,  /* its connection is gone; what it mapped may still be mapped */
+	EV_PROCESS_GONE,   /* its process is gone: nothing of it is mapped any more */
+	EV_LOAD,
+	EV_ATTACH,
+	EV_MAPPED,	   /* the lease's descriptors went out after the attach */
+	EV_UNMAPPED,	   /* client's word: the lease's bytes are no longer mapped */
+	EV_DETACH,
+	EV_UNLOAD,
+	EV_SET,
+	EV_CANCEL,
+	EV_VERIFY,	   /* hash a resident model's copies again */
+	EV_HEADER_READ,	   /* result of ACT_READ_HEADER */
+	EV_FILL_PROGRESS,
+	EV_FILLED,	   /* result of ACT_FILL */
+	EV_RECHECKED,	   /* result of ACT_RECHECK */
+	EV_DROPPED,	   /* result of ACT_DROP */
+	EV_VERIFIED,	   /* result of ACT_VERIFY */
+	EV_BUDGET,	   /* a device's budget was set */
+	EV_DEVICE_LOST,
+	EV_SHUTDOWN,	   /* refuse new requests, abandon loads */
+	EV_N_VALUES,
+};
+
+struct core_event {
+	enum core_event_type type;
+	uint32_t request;  /* the client's request id, where one is to be answered */
+	uint64_t now_ns;   /* monotonic */
+	uint64_t client;   /* core id of the client */
+	union {
+		struct {
+			uint32_t uid;
+			bool is_admin;
+		} opened;
+		struct {
+			uint64_t file;		       /* corridor's id; the core owns it now and
+							* gives it back by ACT_CLOSE_FILE, once */
+			const struct core_file_key *key;
+			const uint8_t *fresh_id;       /* 16 random bytes, used if it is new */
+			const struct core_policy *policy;
+			uint32_t format;
+			bool no_wait;
+			bool attach;
+			bool map; /* the answer carries the image descriptors */
+		} load;
+		struct {
+			uint64_t model; /* core id; 0 when a file is presented */
+			uint64_t file;	/* 0, or as in load */
+			const struct core_file_key *key;
+			bool map;
+		} attach;
+		struct {
+			uint64_t lease;
+		} lease; /* EV_MAPPED, EV_UNMAPPED, EV_DETACH */
+		struct {
+			const uint64_t *models; /* named ones; NULL: all that match */
+			uint32_t n_models;
+			bool by_name;  /* models were named outright: own wishes are withdrawn */
+			bool not_kept;
+			bool mine;
+			bool has_device;
+			uint32_t device;
+			uint64_t idle_ns;
+		} unload;
+		struct {
+			uint64_t model;
+			const struct core_policy *policy;
+		} set;
+		struct {
+			uint32_t request; /* the one to cancel */
+		} cancel;
+		struct {
+			uint64_t model;
+		} verify;
+		struct {
+			uint64_t job;
+			int code; /* 0 or enum wire_code */
+			const struct core_file_key *key; /* as found by fstat before the header */
+			const struct core_need *needs;	 /* one a segment */
+			uint32_t n_needs;
+			const uint64_t *available; /* per device: what may really be taken now
+						    * beyond the budget's word; UINT64_MAX: no
+						    * such bound. n_devices entries or NULL */
+		} header;
+		struct {
+			uint64_t job;
+			uint64_t bytes; /* so far, over all its segments */
+			bool is_stalled;
+		} progress;
+		struct {
+			uint64_t segment;
+			int code; /* 0 or enum wire_code */
+			uint64_t duration_ns;
+		} filled;
+		struct {
+			uint64_t job;
+			int code;
+			bool is_equal;
+		} rechecked;
+		struct {
+			uint64_t segment;
+			const uint64_t *available; /* as in header */
+		} dropped;
+		struct {
+			uint64_t segment;
+			int code; /* 0: could be hashed */
+			bool is_equal;
+		} verified;
+		struct {
+			uint32_t device;
+			uint64_t bytes;
+		} budget;
+		struct {
+			uint32_t device;
+		} device;
+	};
+};
+
+#endif

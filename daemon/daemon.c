@@ -1,0 +1,455 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The corridor: life of the daemon and the turn of its loop. See daemon.h. */
+#include "daemon/daemon.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <utlist.h>
+
+#include "base/err.h"
+#include "base/os/clock.h"
+#include "base/os/log.h"
+#include "base/os/mailbox.h"
+#include "base/os/sys.h"
+#include "base/require.h"
+#include "base/units.h"
+#include "daemon/config.h"
+#include "daemon/device/device.h"
+#include "daemon/ipc/conn.h"
+#include "daemon/ipc/peer.h"
+#include "daemon/ipc/server.h"
+#include "daemon/load/file.h"
+#include "daemon/load/loader.h"
+#include "daemon/load/memory.h"
+
+#define NS_PER_MS     1000000U
+#define RESULTS_A_TURN 64 /* then requests get their turn again */
+
+struct client *daemon_find_client(const struct daemon *daemon, uint64_t id)
+{
+	struct client *client = NULL;
+
+	DL_SEARCH_SCALAR(daemon->clients, client, id, id);
+	return client;
+}
+
+void daemon_forget_client(struct daemon *daemon, uint64_t id)
+{
+	struct client *client = daemon_find_client(daemon, id);
+
+	REQUIRE(client != NULL && client->conn == NULL);
+	DL_DELETE(daemon->clients, client);
+	client_free(client);
+}
+
+/* ---- who a new model is ---- */
+
+void daemon_present(struct daemon *daemon, const struct file *file)
+{
+	daemon->presented = file;
+	daemon->presented_name = wire_str("");
+}
+
+void daemon_present_name(struct daemon *daemon, struct wire_str name)
+{
+	daemon->presented_name = name;
+}
+
+static const char *base_name(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash == NULL ? path : slash + 1;
+}
+
+struct model_info *daemon_know_model(struct daemon *daemon, uint64_t id)
+{
+	struct model_info *model = store_find_model(daemon->store, id);
+	struct core_model_view view;
+	char name[512];
+	const char *path;
+
+	if (model != NULL || id == 0 || !core_model_get(daemon->core, id, &view)) {
+		return model;
+	}
+	path = daemon->presented == NULL ? "" : file_path(daemon->presented);
+	(void)wire_str_copy(daemon->presented_name, name, sizeof name);
+	if (name[0] == '\0') {
+		(void)snprintf(name, sizeof name, "%s", base_name(path));
+	}
+	return store_add_model(daemon->store, id, view.uuid, name[0] == '\0' ? "unnamed" : name,
+			       path);
+}
+
+/* ---- the step ---- */
+
+static void step_once(struct daemon *daemon, struct core_event *event, uint64_t *ret_id)
+{
+	struct core_update update;
+	bool is_first = true;
+
+	daemon->is_stepping = true;
+	do {
+		event->now_ns = clock_mono_ns();
+		core_step(daemon->core, event, &update);
+		if (is_first) {
+			*ret_id = update.ret_id;
+		}
+		for (uint32_t i = 0; i < update.n_actions; i++) {
+			execute(daemon, &update.actions[i]);
+		}
+		*event = (struct core_event){.type = EV_CONTINUE};
+		is_first = false;
+	} while (update.again);
+	daemon->deadline_ns = update.deadline_ns;
+	daemon->is_stepping = false;
+}
+
+static void on_tick(uv_timer_t *timer)
+{
+	struct core_event event = {.type = EV_TICK};
+
+	(void)daemon_step(timer->data, &event);
+}
+
+static void arm_tick(struct daemon *daemon)
+{
+	uint64_t now_ns = clock_mono_ns();
+	uint64_t wait_ms;
+
+	if (daemon->is_stopped) {
+		return;
+	}
+	if (daemon->deadline_ns == UINT64_MAX) {
+		(void)uv_timer_stop(&daemon->tick); /* at rest nothing wakes us */
+		return;
+	}
+	wait_ms = daemon->deadline_ns > now_ns
+			  ? (daemon->deadline_ns - now_ns + NS_PER_MS - 1) / NS_PER_MS
+			  : 0;
+	uv_update_time(&daemon->loop);
+	(void)uv_timer_start(&daemon->tick, on_tick, wait_ms, 0); /* fails only when closing */
+}
+
+uint64_t daemon_step(struct daemon *daemon, struct core_event *event)
+{
+	uint64_t id = 0;
+	uint64_t ignored = 0;
+
+	REQUIRE(!daemon->is_stepping);
+	step_once(daemon, event, &id);
+	daemon->presented = NULL;
+	daemon->presented_name = wire_str("");
+	for (uint32_t i = 0; i < daemon->n_revoked; i++) {
+		struct core_event revoked = daemon->revoked[i];
+
+		step_once(daemon, &revoked, &ignored);
+	}
+	daemon->n_revoked = 0;
+	arm_tick(daemon);
+	return id;
+}
+
+void daemon_revoke(struct daemon *daemon, uint64_t client, uint64_t lease)
+{
+	if (daemon->n_revoked == DAEMON_MAX_REVOKED) {
+		return; /* the lease ends with its connection */
+	}
+	daemon->revoked[daemon->n_revoked++] = (struct core_event){
+		.type = EV_DETACH, .client = client, .lease = {.lease = lease}};
+}
+
+/* ---- clients whose process we watch ---- */
+
+static void on_process_gone(void *context, uint64_t id)
+{
+	struct core_event event = {.type = EV_PROCESS_GONE, .client = id};
+
+	(void)daemon_step(context, &event);
+}
+
+void daemon_watch_client(struct daemon *daemon, struct client *client)
+{
+	struct core_client_view view;
+
+	if (!core_client_get(daemon->core, client->id, &view) || view.held_bytes == 0) {
+		return; /* nothing mapped: nothing to wait for */
+	}
+	client->watch = process_watch_start(&daemon->loop, conn_take_pidfd(client->conn),
+					    on_process_gone, daemon, client->id);
+	if (client->watch == NULL) {
+		log_warning("cannot watch pid %u: what it maps stays counted until the daemon ends",
+			    client->pid);
+	}
+}
+
+/* ---- results of the loader ---- */
+
+static void on_mail(uv_poll_t *poll, int status, int events)
+{
+	struct daemon *daemon = poll->data;
+
+	(void)status; /* an eventfd has no error of its own */
+	(void)events;
+	for (int i = 0; i < RESULTS_A_TURN; i++) {
+		struct mail *mail = mailbox_take(daemon->mailbox);
+
+		if (mail == NULL) {
+			return;
+		}
+		execute_result(daemon, load_result_from_mail(mail));
+	}
+	mailbox_wake(daemon->mailbox);
+}
+
+uint64_t daemon_available(const struct daemon *daemon, uint64_t host_available)
+{
+	return host_available > daemon->reserve_bytes ? host_available - daemon->reserve_bytes : 0;
+}
+
+/* ---- start ---- */
+
+static uint64_t choose_budget(const struct config *config, const struct host_memory *memory)
+{
+	switch (config->memory_ram.kind) {
+	case CONFIG_SIZE_BYTES:
+		return config->memory_ram.bytes;
+	case CONFIG_SIZE_PERCENT:
+		return memory->total / 100000U * config->memory_ram.milli_pct;
+	case CONFIG_SIZE_AUTO:
+	default:
+		return host_memory_auto_budget(memory);
+	}
+}
+
+static uint64_t choose_reserve(const struct config *config, const struct host_memory *memory)
+{
+	switch (config->memory_reserve.kind) {
+	case CONFIG_SIZE_BYTES:
+		return config->memory_reserve.bytes;
+	case CONFIG_SIZE_PERCENT:
+		return memory->total / 100000U * config->memory_reserve.milli_pct;
+	case CONFIG_SIZE_AUTO:
+	default:
+		return host_memory_auto_reserve(memory);
+	}
+}
+
+static int init_core(struct daemon *daemon, struct err *err)
+{
+	const struct core_config config = {
+		.max_clients = 2U * daemon->config->limits_connections,
+		.max_models = 4096,
+		.max_segments = 65536,
+		.max_leases = 65536,
+		.max_waiters = WIRE_REQUESTS_IN_FLIGHT * daemon->config->limits_connections,
+		.max_wishes = 16384,
+		.n_devices = daemon->n_devices,
+		.loads_per_uid = daemon->config->limits_loads_per_user,
+		.age_limit_ns = 10000000000U,
+	};
+	size_t size = core_size(&config);
+
+	/* calloc of this size is fresh zero pages: only what is used becomes resident. */
+	daemon->core_memory = size == 0 ? NULL : sys_calloc(1, size);
+	if (daemon->core_memory == NULL) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory for the tables (%zu bytes)", size);
+	}
+	daemon->core = core_init(daemon->core_memory, &config);
+	return 0;
+}
+
+static int init_memory(struct daemon *daemon, struct err *err)
+{
+	struct host_memory memory;
+	struct core_event event = {.type = EV_BUDGET};
+	char budget[16];
+	char total[16];
+	int code = host_memory_read(NULL, &memory, err);
+
+	if (code < 0) {
+		return code;
+	}
+	daemon->host_total_bytes = memory.total;
+	daemon->reserve_bytes = choose_reserve(daemon->config, &memory);
+	event.budget.bytes = choose_budget(daemon->config, &memory);
+	log_info("memory budget %s of %s",
+		 units_format_size(event.budget.bytes, budget, sizeof budget),
+		 units_format_size(memory.total, total, sizeof total));
+	(void)daemon_step(daemon, &event);
+	return 0;
+}
+
+static int init_loader(struct daemon *daemon, struct err *err)
+{
+	const struct loader_options options = {
+		.n_threads = daemon->config->load_threads,
+		.direct_io = daemon->config->load_direct_io,
+		.hugepages = daemon->config->memory_hugepages,
+		.stall_ns = 30000000000U,
+		.progress_ns = 100000000U,
+	};
+	int code;
+
+	daemon->mailbox = mailbox_new(err);
+	if (daemon->mailbox == NULL) {
+		return -err->code;
+	}
+	code = device_open("host", "cpu", &daemon->host, err);
+	if (code < 0) {
+		return code;
+	}
+	daemon->loader = loader_new(&options, daemon->host, daemon->mailbox, err);
+	if (daemon->loader == NULL) {
+		return -err->code;
+	}
+	daemon->mailbox_poll.data = daemon;
+	if (uv_poll_init(&daemon->loop, &daemon->mailbox_poll, mailbox_fd(daemon->mailbox)) < 0 ||
+	    uv_poll_start(&daemon->mailbox_poll, UV_READABLE, on_mail) < 0) {
+		return err_set(err, WIRE_INTERNAL, "cannot watch the loader's results");
+	}
+	return 0;
+}
+
+static void on_signal(uv_signal_t *handle, int number)
+{
+	if (number == SIGHUP) {
+		log_notice("SIGHUP: this version reads its configuration at start only");
+		return;
+	}
+	log_notice("%s", number == SIGTERM ? "told to end by SIGTERM" : "told to end by SIGINT");
+	daemon_stop(handle->data);
+}
+
+static int init_signals(struct daemon *daemon, struct err *err)
+{
+	static const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
+
+	for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+		daemon->signals[i].data = daemon;
+		if (uv_signal_init(&daemon->loop, &daemon->signals[i]) < 0 ||
+		    uv_signal_start(&daemon->signals[i], on_signal, numbers[i]) < 0) {
+			return err_set(err, WIRE_INTERNAL, "cannot watch for signals");
+		}
+	}
+	return 0;
+}
+
+static int init_server(struct daemon *daemon, const struct daemon_options *options,
+		       struct err *err)
+{
+	const struct config *config = daemon->config;
+	const struct server_handlers handlers = {
+		.context = daemon, .request = dispatch_request, .closed = dispatch_closed};
+	struct server_options server = {
+		.socket_path = options->socket_path,
+		.listen_fd = options->listen_fd,
+		.connections = config->limits_connections,
+		.connections_per_uid = config->limits_connections_per_user,
+		.output_bytes = config->limits_pending_output,
+		.hello_ms = WIRE_HELLO_MS,
+		.drain_ms = WIRE_DRAIN_MS,
+	};
+
+	return server_new(&daemon->loop, &server, &handlers, &daemon->server, err);
+}
+
+int daemon_init(struct daemon *daemon, const struct daemon_options *options, struct err *err)
+{
+	int code;
+
+	memset(daemon, 0, sizeof *daemon);
+	daemon->config = options->config;
+	daemon->n_devices = 1;
+	daemon->deadline_ns = UINT64_MAX;
+	daemon->started_ns = clock_mono_ns();
+	if (sys_getrandom(&daemon->epoch, sizeof daemon->epoch) < 0 ||
+	    uv_loop_init(&daemon->loop) < 0) {
+		return err_set(err, WIRE_INTERNAL, "cannot make an event loop");
+	}
+	daemon->epoch >>= 1; /* fits a signed number in every language */
+	(void)uv_timer_init(&daemon->loop, &daemon->tick); /* always succeeds */
+	daemon->tick.data = daemon;
+	daemon->store = store_new();
+	if (daemon->store == NULL || history_init(&daemon->history) < 0) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory for the tables");
+	}
+	code = init_core(daemon, err);
+	if (code == 0) {
+		code = init_loader(daemon, err);
+	}
+	if (code == 0) {
+		code = init_memory(daemon, err);
+	}
+	if (code == 0) {
+		code = init_signals(daemon, err);
+	}
+	/* Last: the socket accepts as soon as it exists. */
+	return code == 0 ? init_server(daemon, options, err) : code;
+}
+
+/* ---- end ---- */
+
+static void close_handle(uv_handle_t *handle, void *unused)
+{
+	(void)unused;
+	if (!uv_is_closing(handle)) {
+		uv_close(handle, NULL);
+	}
+}
+
+void daemon_stop(struct daemon *daemon)
+{
+	struct core_event event = {.type = EV_SHUTDOWN};
+
+	if (daemon->is_stopping) {
+		log_notice("told twice: ending at once");
+		daemon->exit_code = 1;
+		uv_stop(&daemon->loop);
+		return;
+	}
+	daemon->is_stopping = true;
+	if (daemon->is_stepping) {
+		return; /* not reached: stops come from signals and requests */
+	}
+	(void)daemon_step(daemon, &event);
+	server_stop(daemon->server);
+	uv_stop(&daemon->loop);
+}
+
+int daemon_run(struct daemon *daemon)
+{
+	log_notice("ready: distorchd " DISTORCH_VERSION " on %s", server_path(daemon->server));
+	(void)uv_run(&daemon->loop, UV_RUN_DEFAULT);
+	return daemon->exit_code;
+}
+
+void daemon_fini(struct daemon *daemon)
+{
+	struct client *client;
+	struct client *next;
+
+	daemon->is_stopped = true;
+	if (daemon->server != NULL) {
+		daemon->server = server_free(daemon->server); /* goodbye to all, then close */
+	}
+	daemon->loader = loader_free(daemon->loader);
+	uv_walk(&daemon->loop, close_handle, NULL);
+	DL_FOREACH_SAFE (daemon->clients, client, next) {
+		DL_DELETE(daemon->clients, client);
+		client_free(client);
+	}
+	while (uv_run(&daemon->loop, UV_RUN_DEFAULT) != 0) {
+		/* closing handles */
+	}
+	REQUIRE(uv_loop_close(&daemon->loop) == 0);
+	daemon->store = store_free(daemon->store);
+	daemon->host = device_close(daemon->host);
+	daemon->mailbox = mailbox_free(daemon->mailbox);
+	history_fini(&daemon->history);
+	free(daemon->core_memory);
+	log_notice("ended");
+}

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The corridor: owns the loop, the core, the store, the loader and the server, and is the
+ * only place where two rooms meet. One turn: mailbox or request -> core_step -> execute.
+ * dispatch.c turns messages into events and answers into messages; execute.c carries out
+ * what the core decided. Everything here runs on the loop and never blocks.
+ */
+#ifndef DAEMON_DAEMON_H
+#define DAEMON_DAEMON_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include "daemon/clients.h"
+#include "daemon/core/core.h"
+#include "daemon/history.h"
+#include "daemon/store.h"
+#include "proto/wire.h"
+
+#define DAEMON_MAX_REVOKED 64
+
+struct config;
+struct err;
+struct file;
+struct loader;
+struct mailbox;
+struct server;
+
+struct daemon_options {
+	const struct config *config; /* borrowed for the daemon's life */
+	const char *socket_path;     /* NULL: the configured or default one */
+	int listen_fd;		     /* inherited, else -1 */
+	bool is_user;
+};
+
+struct daemon {
+	uv_loop_t loop;
+	uv_poll_t mailbox_poll;
+	uv_timer_t tick;
+	uv_signal_t signals[3]; /* SIGTERM, SIGINT, SIGHUP */
+	const struct config *config;
+	struct core *core;
+	void *core_memory; /* owner: daemon */
+	struct store *store;
+	struct loader *loader;
+	struct mailbox *mailbox;
+	struct server *server;
+	struct history history;
+	struct client *clients; /* newest first; owner: daemon */
+	uint64_t deadline_ns;	/* of the core; UINT64_MAX: none */
+	uint64_t epoch;
+	uint64_t started_ns;
+	uint32_t n_devices;
+	struct device *host;
+	uint64_t host_total_bytes;
+	uint64_t reserve_bytes;
+	uint64_t bytes_read; /* by loads that succeeded */
+	const struct file *presented; /* during the step of a load or attach */
+	struct wire_str presented_name;
+	struct core_event revoked[DAEMON_MAX_REVOKED]; /* to be stepped after this step */
+	uint32_t n_revoked;
+	bool is_stepping;
+	bool is_stopping;
+	bool is_stopped; /* handles are being closed */
+	int exit_code;
+};
+
+/* Start everything; the socket accepts when it returns. Returns 0 or a negative wire code. */
+int daemon_init(struct daemon *daemon, const struct daemon_options *options, struct err *err);
+
+/* Serve until SIGTERM, SIGINT or `shutdown`. Returns the exit code. */
+int daemon_run(struct daemon *daemon);
+
+void daemon_fini(struct daemon *daemon);
+
+/* Begin an orderly end; a second call ends at once. */
+void daemon_stop(struct daemon *daemon);
+
+/* Give the core one event and do all that follows. 'event' has type and fields; the time is
+ * filled in here. Returns update.ret_id of the first page. */
+uint64_t daemon_step(struct daemon *daemon, struct core_event *event);
+
+/* For the step that follows: who a new model is (borrowed for that step). */
+void daemon_present(struct daemon *daemon, const struct file *file);
+void daemon_present_name(struct daemon *daemon, struct wire_str name);
+/* What is known of a model; made from what was presented when the core has just made it. */
+struct model_info *daemon_know_model(struct daemon *daemon, uint64_t model);
+
+/* What may be taken now beyond the budget's word: less the reserve of the configuration. */
+uint64_t daemon_available(const struct daemon *daemon, uint64_t host_available);
+
+/* End a lease that could not be handed over, after the running step. */
+void daemon_revoke(struct daemon *daemon, uint64_t client, uint64_t lease);
+
+/* Watch the client's process, so that bytes it maps are known to be free when it is gone. */
+void daemon_watch_client(struct daemon *daemon, struct client *client);
+
+void daemon_forget_client(struct daemon *daemon, uint64_t id);
+struct client *daemon_find_client(const struct daemon *daemon, uint64_t id);
+
+/* ---- dispatch.c: the server's handlers ---- */
+struct conn;
+struct wire_packet;
+void dispatch_request(void *context, struct conn *conn, const struct wire_packet *packet,
+		      const void *request, int *fds, uint32_t n_fds);
+void dispatch_closed(void *context, struct conn *conn);
+
+/* ---- execute.c ---- */
+void execute(struct daemon *daemon, const struct core_action *action);
+/* One result of the loader: becomes an event. Takes the result. */
+struct load_result;
+void execute_result(struct daemon *daemon, struct load_result *result);
+
+/* ---- answer.c: the core's answers into messages ---- */
+void answer_reply(struct daemon *daemon, const struct core_action *action);
+void answer_unload_item(struct daemon *daemon, const struct core_action *action);
+void answer_progress(struct daemon *daemon, const struct core_action *action);
+void answer_lost(struct daemon *daemon, const struct core_action *action);
+void answer_note(struct daemon *daemon, const struct core_action *action);
+
+#endif

@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Views into wire structs. See describe.h. */
+#include "daemon/describe.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+#include "base/os/clock.h"
+#include "daemon/daemon.h"
+#include "daemon/format/format.h"
+#include "daemon/load/memory.h"
+#include "proto/wire.h"
+
+#define NS_PER_MS 1000000U
+
+const char *describe_id(const uint8_t *uuid, char buffer[33])
+{
+	for (unsigned i = 0; i < 16; i++) {
+		(void)snprintf(buffer + 2 * i, 3, "%02x", uuid[i]);
+	}
+	return buffer;
+}
+
+const char *describe_device_name(uint32_t device, char buffer[16])
+{
+	if (device == 0) {
+		(void)snprintf(buffer, 16, "cpu");
+	} else {
+		(void)snprintf(buffer, 16, "device:%u", device);
+	}
+	return buffer;
+}
+
+bool describe_find_device(const struct daemon *daemon, struct wire_str name, uint32_t *ret)
+{
+	static const char *const host_names[] = {"cpu", "ram", "host"};
+	char text[64];
+
+	(void)daemon; /* only the host tier so far */
+	(void)wire_str_copy(name, text, sizeof text);
+	for (size_t i = 0; i < sizeof host_names / sizeof host_names[0]; i++) {
+		if (strcasecmp(text, host_names[i]) == 0) {
+			*ret = 0;
+			return true;
+		}
+	}
+	return false;
+}
+
+static const char *state_name(enum core_model_state state)
+{
+	static const char *const names[CORE_MODEL_N_STATES] = {
+		[CORE_MODEL_REGISTERED] = "registered",	  [CORE_MODEL_LOADING] = "loading",
+		[CORE_MODEL_RESIDENT] = "resident",	  [CORE_MODEL_PARTIAL] = "partial",
+		[CORE_MODEL_DRAINING] = "draining",	  [CORE_MODEL_FAILED] = "failed",
+		[CORE_MODEL_QUARANTINED] = "quarantined",
+	};
+
+	return names[state];
+}
+
+static uint64_t ms_since(uint64_t then_ns)
+{
+	uint64_t now_ns = clock_mono_ns();
+
+	return now_ns > then_ns ? (now_ns - then_ns) / NS_PER_MS : 0;
+}
+
+static uint32_t describe_places(const struct daemon *daemon, uint64_t model,
+				struct model_description *ret)
+{
+	uint64_t bytes[CORE_MAX_DEVICES] = {0};
+	struct core_segment_view segment;
+	uint32_t cursor = 0;
+	uint32_t n_places = 0;
+
+	while (core_segment_next(daemon->core, model, &cursor, &segment)) {
+		if (segment.state == SEGMENT_READY) {
+			bytes[segment.device] += segment.bytes;
+		}
+	}
+	for (uint32_t device = 0; device < CORE_MAX_DEVICES; device++) {
+		if (bytes[device] == 0) {
+			continue;
+		}
+		ret->places[n_places] = (struct wire_place){
+			.device = wire_str(describe_device_name(device, ret->devices[n_places])),
+			.bytes = bytes[device],
+			.backing = wire_str(device == 0 ? "image" : "device"),
+		};
+		n_places++;
+	}
+	return n_places;
+}
+
+static uint32_t describe_stays(const struct core_model_view *view, struct wire_str stays[4])
+{
+	uint32_t n_stays = 0;
+
+	if (view->n_leases > 0) {
+		stays[n_stays++] = wire_str("in-use");
+	}
+	if (view->is_pinned) {
+		stays[n_stays++] = wire_str("pinned");
+	}
+	if (view->is_kept) {
+		stays[n_stays++] = wire_str("kept");
+	}
+	if (view->ttl_left_ns != UINT64_MAX) {
+		stays[n_stays++] = wire_str("ttl");
+	}
+	return n_stays;
+}
+
+static const char *format_name(uint32_t format)
+{
+	switch ((enum format)format) {
+	case FORMAT_SAFETENSORS:
+		return "safetensors";
+	case FORMAT_GGUF:
+		return "gguf";
+	case FORMAT_RAW:
+		return "raw";
+	case FORMAT_AUTO:
+	default:
+		return "unknown"; /* not read yet */
+	}
+}
+
+void describe_model(const struct daemon *daemon, const struct client *viewer,
+		    const struct core_model_view *view, struct model_description *ret)
+{
+	const struct model_info *info = store_find_model(daemon->store, view->id);
+	struct wire_model *wire = &ret->wire;
+
+	*wire = (struct wire_model){
+		.id = wire_str(describe_id(view->uuid, ret->id)),
+		.uid = view->owner_uid,
+		.bytes = view->key.size,
+		.state = wire_str(state_name(view->state)),
+		.keep = view->is_kept,
+		.pinned = view->is_pinned,
+		.priority = view->priority,
+		.leases = view->n_leases,
+		.last_used_ms = ms_since(view->last_used_ns),
+		.generation = view->generation,
+		.format = wire_str(format_name(view->format)),
+	};
+	if (view->state == CORE_MODEL_LOADING) {
+		wire->has_progress_bytes = true;
+		wire->progress_bytes = view->progress_bytes;
+	}
+	if (view->ttl_left_ns != UINT64_MAX) {
+		wire->has_ttl_left_ms = true;
+		wire->ttl_left_ms = view->ttl_left_ns / NS_PER_MS;
+	}
+	wire->where.items = ret->places;
+	wire->where.count = describe_places(daemon, view->id, ret);
+	wire->stays.items = ret->stays;
+	wire->stays.count = describe_stays(view, ret->stays);
+	if (info == NULL || !core_client_may(daemon->core, viewer->id, view->id)) {
+		return;
+	}
+	wire->has_name = true;
+	wire->name = wire_str(
+		store_display_name(daemon->store, info, ret->name, (uint32_t)sizeof ret->name));
+	wire->has_path = info->path[0] != '\0';
+	wire->path = wire_str(info->path);
+	wire->has_label = info->label != NULL;
+	wire->label = wire_str(info->label != NULL ? info->label : "");
+	wire->tensors = info->current.n_tensors;
+	wire->blocks = info->current.n_blocks;
+	wire->has_users = true;
+	wire->users.items = ret->users;
+	wire->users.count = describe_holders(daemon, view->id, ret->users, DESCRIBE_MAX_USERS);
+}
+
+void describe_record(const struct record *record, uint64_t now_ns, struct record_description *ret)
+{
+	struct wire_record *wire = &ret->wire;
+
+	(void)history_why_text(record, ret->why, (uint32_t)sizeof ret->why);
+	*wire = (struct wire_record){
+		.seq = record->seq,
+		.age_ms = now_ns > record->mono_ns ? (now_ns - record->mono_ns) / NS_PER_MS : 0,
+		.time_ms = record->real_ms,
+		.type = wire_str(history_type_name(record->type)),
+		.model = wire_str(describe_id(record->uuid, ret->id)),
+		.has_name = record->name[0] != '\0',
+		.name = wire_str(record->name),
+		.has_device = record->bytes != 0,
+		.device = wire_str(describe_device_name(record->device, ret->device)),
+		.has_bytes = record->bytes != 0,
+		.bytes = record->bytes,
+		.has_duration_ms = record->duration_ns != 0,
+		.duration_ms = record->duration_ns / NS_PER_MS,
+		.has_why = ret->why[0] != '\0',
+		.why = wire_str(ret->why),
+		.has_for_whom = record->for_whom[0] != '\0',
+		.for_whom = wire_str(record->for_whom),
+	};
+}
+
+void describe_device(const struct daemon *daemon, uint32_t device, struct device_description *ret)
+{
+	struct core_account_view account;
+
+	core_account_get(daemon->core, device, &account);
+	ret->wire = (struct wire_device){
+		.name = wire_str(describe_device_name(device, ret->name)),
+		.uuid = wire_str("host"),
+		.state = wire_str(account.is_lost ? "lost" : "ok"),
+		.total = daemon->host_total_bytes,
+		.budget = account.budget,
+		.used = account.resident + account.loading + account.dropping + account.held,
+		.held = account.held,
+		.reserved = account.reserved,
+		.free = account.free,
+		.models = account.n_models,
+	};
+}
+
+void describe_holder(const struct daemon *daemon, uint64_t id, uint64_t held_bytes,
+		     struct wire_holder *ret)
+{
+	const struct client *client = daemon_find_client(daemon, id);
+
+	*ret = (struct wire_holder){.client = id, .held_bytes = held_bytes};
+	if (client != NULL) {
+		ret->pid = client->pid;
+		ret->uid = client->uid;
+		ret->comm = wire_str(client_display(client));
+	}
+}
+
+uint32_t describe_holders(const struct daemon *daemon, uint64_t model, struct wire_holder *holders,
+			  uint32_t capacity)
+{
+	struct core_lease_view lease;
+	uint32_t cursor = 0;
+	uint32_t n_holders = 0;
+
+	while (core_lease_next(daemon->core, &cursor, &lease)) {
+		uint32_t i = 0;
+
+		if (model != 0 && lease.model != model) {
+			continue;
+		}
+		while (i < n_holders && holders[i].client != lease.client) {
+			i++;
+		}
+		if (i < n_holders) {
+			holders[i].held_bytes += lease.bytes;
+		} else if (n_holders < capacity) {
+			describe_holder(daemon, lease.client, lease.bytes, &holders[n_holders]);
+			n_holders++;
+		}
+	}
+	return n_holders;
+}
+
+void describe_client(const struct daemon *daemon, const struct core_client_view *view,
+		     struct wire_client *ret)
+{
+	const struct client *client = daemon_find_client(daemon, view->id);
+
+	*ret = (struct wire_client){
+		.client = view->id,
+		.uid = view->uid,
+		.connected = view->is_connected,
+		.admin = view->is_admin,
+		.leases = view->n_leases,
+		.held_bytes = view->held_bytes,
+	};
+	if (client == NULL) {
+		return;
+	}
+	ret->pid = client->pid;
+	ret->comm = wire_str(client->comm);
+	ret->has_label = client->label[0] != '\0';
+	ret->label = wire_str(client->label);
+	ret->has_library = client->library[0] != '\0';
+	ret->library = wire_str(client->library);
+	ret->age_ms = ms_since(client->opened_ns);
+}
+
+bool describe_may_see(const struct daemon *daemon, const struct client *viewer,
+		      const struct record *record)
+{
+	return viewer->is_admin || record->owner_uid == viewer->uid ||
+	       core_client_may(daemon->core, viewer->id, record->model);
+}

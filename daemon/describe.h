@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The core's views as the wire's structs. Each description carries the memory that its
+ * strings and lists borrow, so it must outlive the encoding. Who has no right to a model
+ * gets neither its name nor its path. Loop only.
+ */
+#ifndef DAEMON_DESCRIBE_H
+#define DAEMON_DESCRIBE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/core/core.h"
+#include "proto/gen/wire_gen.h"
+
+struct client;
+struct daemon;
+struct model_info;
+struct record;
+
+#define DESCRIBE_MAX_USERS 4
+
+struct model_description {
+	struct wire_model wire;
+	char id[33];
+	char name[512];
+	struct wire_place places[CORE_MAX_DEVICES];
+	char devices[CORE_MAX_DEVICES][16];
+	struct wire_str stays[4];
+	struct wire_holder users[DESCRIBE_MAX_USERS];
+};
+
+struct record_description {
+	struct wire_record wire;
+	char id[33];
+	char device[16];
+	char why[256];
+};
+
+struct device_description {
+	struct wire_device wire;
+	char name[16];
+};
+
+void describe_model(const struct daemon *daemon, const struct client *viewer,
+		    const struct core_model_view *view, struct model_description *ret);
+void describe_record(const struct record *record, uint64_t now_ns, struct record_description *ret);
+void describe_device(const struct daemon *daemon, uint32_t device, struct device_description *ret);
+void describe_client(const struct daemon *daemon, const struct core_client_view *view,
+		     struct wire_client *ret);
+void describe_holder(const struct daemon *daemon, uint64_t client, uint64_t held_bytes,
+		     struct wire_holder *ret);
+
+/* Those who lease or still map the model (0: any model with bytes on 'device'); returns how
+ * many were written. */
+uint32_t describe_holders(const struct daemon *daemon, uint64_t model, struct wire_holder *holders,
+			  uint32_t capacity);
+
+/* May the viewer see this line of history? */
+bool describe_may_see(const struct daemon *daemon, const struct client *viewer,
+		      const struct record *record);
+
+const char *describe_id(const uint8_t *uuid, char buffer[33]);
+const char *describe_device_name(uint32_t device, char buffer[16]); /* 0 is "cpu" */
+/* Index of a device by any of its names; false when there is none. */
+bool describe_find_device(const struct daemon *daemon, struct wire_str name, uint32_t *ret);
+
+#endif

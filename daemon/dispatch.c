@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From checked messages to events or direct answers. The only file besides answer.c that
+ * knows both words. See dispatch.h.
+ */
+#include "daemon/dispatch.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "base/os/clock.h"
+#include "base/os/log.h"
+#include "base/os/sys.h"
+#include "daemon/describe.h"
+#include "daemon/ipc/conn.h"
+#include "daemon/ipc/peer.h"
+
+void call_answer(const struct call *call, const void *response)
+{
+	conn_respond_ok(call->conn, call->request, call->message, response, NULL, 0);
+}
+
+void call_answer_fds(const struct call *call, const void *response, int *fds, uint32_t n_fds)
+{
+	conn_respond_ok(call->conn, call->request, call->message, response, fds, n_fds);
+}
+
+void call_fail(const struct call *call, const struct failure *failure)
+{
+	conn_respond_error(call->conn, call->request, &failure->wire);
+}
+
+void call_refuse(const struct call *call, enum wire_code code, const char *field,
+		 const char *format, ...)
+{
+	struct failure failure;
+	char text[400];
+	va_list arguments;
+
+	va_start(arguments, format);
+	(void)vsnprintf(text, sizeof text, format, arguments);
+	va_end(arguments);
+	failure_set(&failure, code, "%s", text);
+	if (field != NULL) {
+		failure_set_field(&failure, field);
+	}
+	call_fail(call, &failure);
+}
+
+struct pending *call_expect(const struct call *call)
+{
+	struct pending *pending = client_add_pending(
+		call->client, call->request, (enum wire_method)call->message->number, clock_mono_ns());
+
+	if (pending == NULL) {
+		call_refuse(call, WIRE_TOO_MANY, NULL, "more than %d requests in flight",
+			    WIRE_REQUESTS_IN_FLIGHT);
+	}
+	return pending;
+}
+
+/* How well a person's text fits a model; the best fit wins, equal fits are ambiguous. */
+enum fit { FIT_NONE, FIT_PREFIX, FIT_STEM, FIT_NAME, FIT_PATH, FIT_ID };
+
+static enum fit fit_model(const struct store *store, const struct model_info *model,
+			  const char *text)
+{
+	char id[33];
+	char name[512];
+	size_t size = strlen(text);
+	size_t stem = strcspn(model->name, ".");
+	const char *dot = strrchr(model->name, '.');
+
+	(void)describe_id(model->uuid, id);
+	if (strcasecmp(id, text) == 0) {
+		return FIT_ID;
+	}
+	if (model->path[0] != '\0' && strcmp(model->path, text) == 0) {
+		return FIT_PATH;
+	}
+	if (strcmp(model->name, text) == 0 ||
+	    strcmp(store_display_name(store, model, name, (uint32_t)sizeof name), text) == 0) {
+		return FIT_NAME;
+	}
+	stem = dot == NULL ? stem : (size_t)(dot - model->name);
+	if (size == stem && strncmp(model->name, text, stem) == 0) {
+		return FIT_STEM;
+	}
+	if (size >= 4 && size < 32 && strncasecmp(id, text, size) == 0) {
+		return FIT_PREFIX;
+	}
+	return FIT_NONE;
+}
+
+static void add_candidate(struct failure *failure, uint32_t *n_candidates,
+			  const struct model_info *model)
+{
+	char id[33];
+	char *text;
+
+	if (*n_candidates >= FAILURE_MAX_CANDIDATES) {
+		return;
+	}
+	text = failure->candidate_texts[*n_candidates];
+	(void)snprintf(text, sizeof failure->candidate_texts[0], "%.12s  %s",
+		       describe_id(model->uuid, id),
+		       model->path[0] != '\0' ? model->path : model->name);
+	failure->candidates[*n_candidates] = wire_str(text);
+	(*n_candidates)++;
+}
+
+static int refuse_ambiguous(struct failure *failure, const char *text, uint32_t n_candidates)
+{
+	failure_set(failure, WIRE_BAD_ARGUMENT, "%s means %u models", text, n_candidates);
+	failure_set_hint(failure, "use an id instead: %s%s%s", failure->candidate_texts[0],
+			 n_candidates > 1 ? ", " : "",
+			 n_candidates > 1 ? failure->candidate_texts[1] : "");
+	failure_set_field(failure, "model");
+	failure->wire.detail.has_models = true;
+	failure->wire.detail.models.items = failure->candidates;
+	failure->wire.detail.models.count = n_candidates;
+	return -WIRE_BAD_ARGUMENT;
+}
+
+int dispatch_find_model(const struct call *call, struct wire_str text, uint64_t *ret_model,
+			struct failure *failure)
+{
+	const struct daemon *daemon = call->daemon;
+	const struct model_info *model = NULL;
+	enum fit best = FIT_NONE;
+	uint32_t n_candidates = 0;
+	char wanted[4097];
+
+	(void)wire_str_copy(text, wanted, sizeof wanted);
+	while ((model = store_next_model(daemon->store, model)) != NULL) {
+		enum fit fit = fit_model(daemon->store, model, wanted);
+
+		if (fit == FIT_NONE || fit < best ||
+		    !core_client_may(daemon->core, call->client->id, model->id)) {
+			continue;
+		}
+		n_candidates = fit > best ? 0 : n_candidates;
+		best = fit;
+		*ret_model = model->id;
+		add_candidate(failure, &n_candidates, model);
+	}
+	if (best == FIT_NONE) {
+		failure_set(failure, WIRE_NOT_FOUND, "no model is called %s", wanted);
+		failure_set_hint(failure, "see what there is: distorchctl ps");
+		return -WIRE_NOT_FOUND;
+	}
+	return n_candidates > 1 ? refuse_ambiguous(failure, wanted, n_candidates) : 0;
+}
+
+static void open_client(const struct call *call, const struct wire_hello_request *request)
+{
+	struct daemon *daemon = call->daemon;
+	const struct peer *peer = conn_peer(call->conn);
+	struct client *client = sys_calloc(1, sizeof *client);
+	struct core_event event = {.type = EV_CLIENT_OPENED,
+				   .opened = {.uid = peer->uid, .is_admin = peer->is_admin}};
+
+	if (client == NULL) {
+		call_refuse(call, WIRE_NO_MEMORY, NULL, "no memory for another client");
+		return;
+	}
+	client->id = daemon_step(daemon, &event);
+	if (client->id == 0) {
+		free(client);
+		call_refuse(call, WIRE_TOO_MANY, NULL, "no more clients can be kept track of");
+		return;
+	}
+	client->conn = call->conn;
+	client->uid = peer->uid;
+	client->gid = peer->gid;
+	client->pid = (uint32_t)peer->pid;
+	client->is_admin = peer->is_admin;
+	client->opened_ns = clock_mono_ns();
+	(void)snprintf(client->comm, sizeof client->comm, "%s", peer->comm);
+	(void)wire_str_copy(request->client, client->library, sizeof client->library);
+	if (request->has_label) {
+		(void)wire_str_copy(request->label, client->label, sizeof client->label);
+	}
+	DL_PREPEND(daemon->clients, client);
+	conn_set_user(call->conn, client);
+	log_debug("client %llu is pid %u (%s)", (unsigned long long)client->id, client->pid,
+		  client->comm);
+}
+
+static void dispatch_hello(const struct call *call, const struct wire_hello_request *request)
+{
+	struct wire_list versions = request->protocol;
+	uint64_t low = 0;
+	uint64_t high = 0;
+	struct wire_hello_response response = {0};
+	struct client *client;
+
+	if (!wire_list_next(&versions, NULL, &low) || !wire_list_next(&versions, NULL, &high)) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, "protocol", "protocol needs [lowest, highest]");
+		return;
+	}
+	if (low > WIRE_PROTOCOL_VERSION || high < WIRE_PROTOCOL_MIN || low > high) {
+		call_refuse(call, WIRE_VERSION, "protocol",
+			    "the client speaks protocol %llu to %llu, distorchd speaks %d to %d",
+			    (unsigned long long)low, (unsigned long long)high, WIRE_PROTOCOL_MIN,
+			    WIRE_PROTOCOL_VERSION);
+		conn_close_after_flush(call->conn);
+		return;
+	}
+	open_client(call, request);
+	client = conn_user(call->conn);
+	if (client == NULL) {
+		return;
+	}
+	response.protocol = high < WIRE_PROTOCOL_VERSION ? high : WIRE_PROTOCOL_VERSION;
+	response.server = wire_str("distorchd/" DISTORCH_VERSION);
+	response.epoch = call->daemon->epoch;
+	response.role = wire_str(client->is_admin ? "admin" : "user");
+	response.client = client->id;
+	server_limits(call->daemon->server, &response.limits);
+	call_answer(call, &response);
+	conn_accept_hello(call->conn);
+}
+
+static void dispatch_shutdown(const struct call *call)
+{
+	const struct wire_shutdown_response response = {0};
+
+	log_notice("told to end by pid %u (%s, uid %u)", call->client->pid,
+		   client_display(call->client), call->client->uid);
+	call_answer(call, &response);
+	daemon_stop(call->daemon);
+}
+
+static void dispatch_ping(const struct call *call)
+{
+	const struct wire_ping_response response = {0};
+
+	call_answer(call, &response);
+}
+
+/* One line a method: what the generated number means here. */
+static void dispatch_method(const struct call *call, const void *request)
+{
+	switch ((enum wire_method)call->message->number) {
+	case WIRE_METHOD_HELLO:
+		dispatch_hello(call, request);
+		break;
+	case WIRE_METHOD_PING:
+		dispatch_ping(call);
+		break;
+	case WIRE_METHOD_CANCEL:
+		dispatch_cancel(call, request);
+		break;
+	case WIRE_METHOD_LOAD:
+		dispatch_load(call, request);
+		break;
+	case WIRE_METHOD_ATTACH:
+		dispatch_attach(call, request);
+		break;
+	case WIRE_METHOD_MAP:
+		dispatch_map(call, request);
+		break;
+	case WIRE_METHOD_UNMAPPED:
+		dispatch_lease(call, EV_UNMAPPED,
+			       ((const struct wire_unmapped_request *)request)->lease);
+		break;
+	case WIRE_METHOD_DETACH:
+		dispatch_lease(call, EV_DETACH,
+			       ((const struct wire_detach_request *)request)->lease);
+		break;
+	case WIRE_METHOD_UNLOAD:
+		dispatch_unload(call, request);
+		break;
+	case WIRE_METHOD_SET:
+		dispatch_set(call, request);
+		break;
+	case WIRE_METHOD_VERIFY:
+		dispatch_verify(call, request);
+		break;
+	case WIRE_METHOD_LIST:
+		dispatch_list(call, request);
+		break;
+	case WIRE_METHOD_SHOW:
+		dispatch_show(call, request);
+		break;
+	case WIRE_METHOD_DEVICES:
+		dispatch_devices(call);
+		break;
+	case WIRE_METHOD_CLIENTS:
+		dispatch_clients(call);
+		break;
+	case WIRE_METHOD_STATUS:
+		dispatch_status(call);
+		break;
+	case WIRE_METHOD_CONFIG:
+		dispatch_config(call);
+		break;
+	case WIRE_METHOD_EVENTS_HISTORY:
+		dispatch_history(call, request);
+		break;
+	case WIRE_METHOD_SUBSCRIBE:
+		dispatch_subscribe(call, request);
+		break;
+	case WIRE_METHOD_BUDGET:
+		dispatch_budget(call, request);
+		break;
+	case WIRE_METHOD_SHUTDOWN:
+		dispatch_shutdown(call);
+		break;
+	default:
+		/* Drafts are refused by the connection; a stable method without a case is ours. */
+		call_refuse(call, WIRE_INTERNAL, NULL, "%s has no handler", call->message->method);
+		break;
+	}
+}
+
+void dispatch_request(void *context, struct conn *conn, const struct wire_packet *packet,
+		      const void *request, int *fds, uint32_t n_fds)
+{
+	const struct call call = {
+		.daemon = context,
+		.client = conn_user(conn),
+		.conn = conn,
+		.request = packet->id,
+		.message = packet->message,
+		.fds = fds,
+		.n_fds = n_fds,
+	};
+
+	dispatch_method(&call, request);
+}
+
+void dispatch_closed(void *context, struct conn *conn)
+{
+	struct daemon *daemon = context;
+	struct client *client = conn_user(conn);
+	struct core_event event = {.type = EV_CLIENT_CLOSED};
+
+	if (client == NULL) {
+		return; /* never said hello */
+	}
+	event.client = client->id;
+	daemon_watch_client(daemon, client);
+	client->conn = NULL;
+	(void)daemon_step(daemon, &event);
+}

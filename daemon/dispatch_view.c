@@ -1,0 +1,488 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Requests answered from what is known, without the core's deciding: listings and status. */
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/os/clock.h"
+#include "base/os/sys.h"
+#include "daemon/config.h"
+#include "daemon/describe.h"
+#include "daemon/dispatch.h"
+#include "daemon/ipc/conn.h"
+#include "daemon/load/memory.h"
+
+#define NS_PER_MS	 1000000U
+#define MAX_SHOW_CLIENTS 256
+
+static void refuse_no_memory(const struct call *call)
+{
+	conn_respond_no_memory(call->conn, call->request);
+}
+
+static bool is_listed(const struct call *call, const struct wire_list_request *request,
+		      const struct core_model_view *view, const struct wire_str *device)
+{
+	struct model_description model;
+	uint32_t index = 0;
+
+	if (request->has_mine && request->mine &&
+	    !core_uid_has_wish(call->daemon->core, call->client->uid, view->id)) {
+		return false;
+	}
+	if (device != NULL) {
+		describe_model(call->daemon, call->client, view, &model);
+		if (!describe_find_device(call->daemon, *device, &index)) {
+			return false;
+		}
+		for (uint32_t i = 0; i < model.wire.where.count; i++) {
+			uint32_t place = 0;
+
+			if (describe_find_device(call->daemon, model.places[i].device, &place) &&
+			    place == index) {
+				return true;
+			}
+		}
+		return false;
+	}
+	return (request->has_all && request->all) || view->state != CORE_MODEL_REGISTERED ||
+	       view->is_pinned || view->is_kept;
+}
+
+void dispatch_list(const struct call *call, const struct wire_list_request *request)
+{
+	const struct core *core = call->daemon->core;
+	const struct model_info *info = NULL;
+	struct wire_list_response response = {0};
+	AUTO_FREE struct model_description *models = NULL;
+	AUTO_FREE struct wire_model *wires = NULL;
+	struct core_model_view view;
+	uint32_t capacity = 0;
+	uint32_t n_models = 0;
+
+	while ((info = store_next_model(call->daemon->store, info)) != NULL) {
+		capacity++;
+	}
+	models = sys_calloc((size_t)capacity + 1, sizeof *models);
+	wires = sys_calloc((size_t)capacity + 1, sizeof *wires);
+	if (models == NULL || wires == NULL) {
+		refuse_no_memory(call);
+		return;
+	}
+	while ((info = store_next_model(call->daemon->store, info)) != NULL) {
+		if (core_model_get(core, info->id, &view) &&
+		    is_listed(call, request, &view,
+			      request->has_device ? &request->device : NULL)) {
+			describe_model(call->daemon, call->client, &view, &models[n_models]);
+			wires[n_models] = models[n_models].wire;
+			n_models++;
+		}
+	}
+	response.models.items = wires;
+	response.models.count = n_models;
+	call_answer(call, &response);
+}
+
+static uint32_t describe_wishes(const struct call *call, uint64_t model, struct wire_wish *wishes,
+				uint32_t capacity)
+{
+	struct core_wish_view view;
+	uint32_t cursor = 0;
+	uint32_t n_wishes = 0;
+
+	while (n_wishes < capacity &&
+	       core_wish_next(call->daemon->core, model, &cursor, &view)) {
+		wishes[n_wishes++] = (struct wire_wish){.uid = view.uid,
+							.pin = view.pin,
+							.keep = view.keep,
+							.has_ttl_ms = view.ttl_ns != 0,
+							.ttl_ms = view.ttl_ns / NS_PER_MS,
+							.priority = view.priority};
+	}
+	return n_wishes;
+}
+
+void dispatch_show(const struct call *call, const struct wire_show_request *request)
+{
+	struct failure failure;
+	struct model_description model;
+	struct core_model_view view;
+	struct wire_wish wishes[64];
+	char checksum[17];
+	uint64_t id = 0;
+	const struct model_info *info;
+	struct wire_show_response response = {0};
+	AUTO_FREE struct wire_holder *holders = sys_calloc(MAX_SHOW_CLIENTS, sizeof *holders);
+	int table_fd = -1;
+
+	if (holders == NULL) {
+		refuse_no_memory(call);
+		return;
+	}
+	if (dispatch_find_model(call, request->model, &id, &failure) < 0) {
+		call_fail(call, &failure);
+		return;
+	}
+	info = store_find_model(call->daemon->store, id);
+	(void)core_model_get(call->daemon->core, id, &view); /* found just now */
+	describe_model(call->daemon, call->client, &view, &model);
+	response.model = model.wire;
+	if (info->current.table_fd >= 0) {
+		response.has_page_size = response.has_huge_bytes = response.has_backing = true;
+		response.has_loaded_from = response.has_load_ms = response.has_checksum = true;
+		response.page_size = info->current.page_bytes;
+		response.huge_bytes = info->current.huge_bytes;
+		response.backing = wire_str("image");
+		response.loaded_from = wire_str("file");
+		response.load_ms = view.load_ns / NS_PER_MS;
+		(void)snprintf(checksum, sizeof checksum, "%016llx",
+			       (unsigned long long)info->current.checksum);
+		response.checksum = wire_str(checksum);
+	}
+	if (info->current.notice[0] != '\0') {
+		response.has_notice = true;
+		response.notice = wire_str(info->current.notice);
+	} else if (view.state == CORE_MODEL_FAILED) {
+		response.has_notice = info->failure.text[0] != '\0';
+		response.notice = wire_str(info->failure.text);
+	}
+	response.clients.items = holders;
+	response.clients.count = describe_holders(call->daemon, id, holders, MAX_SHOW_CLIENTS);
+	response.wishes.items = wishes;
+	response.wishes.count = describe_wishes(call, id, wishes, 64);
+	if (request->has_table && request->table && info->current.table_fd >= 0) {
+		table_fd = sys_fcntl_dup(info->current.table_fd);
+	}
+	call_answer_fds(call, &response, &table_fd, table_fd >= 0 ? 1 : 0);
+}
+
+static uint32_t describe_devices(const struct daemon *daemon, struct device_description *texts,
+				 struct wire_device *devices)
+{
+	for (uint32_t device = 0; device < daemon->n_devices; device++) {
+		describe_device(daemon, device, &texts[device]);
+		devices[device] = texts[device].wire;
+	}
+	return daemon->n_devices;
+}
+
+void dispatch_devices(const struct call *call)
+{
+	struct device_description texts[CORE_MAX_DEVICES];
+	struct wire_device devices[CORE_MAX_DEVICES];
+	const struct wire_devices_response response = {
+		.devices = {.items = devices,
+			    .count = describe_devices(call->daemon, texts, devices)}};
+
+	call_answer(call, &response);
+}
+
+void dispatch_clients(const struct call *call)
+{
+	struct wire_clients_response response = {0};
+	struct core_client_view view;
+	uint32_t cursor = 0;
+	uint32_t capacity = 0;
+	uint32_t n_clients = 0;
+	AUTO_FREE struct wire_client *clients = NULL;
+
+	while (core_client_next(call->daemon->core, &cursor, &view)) {
+		capacity++;
+	}
+	clients = sys_calloc((size_t)capacity + 1, sizeof *clients);
+	if (clients == NULL) {
+		refuse_no_memory(call);
+		return;
+	}
+	cursor = 0;
+	while (n_clients < capacity && core_client_next(call->daemon->core, &cursor, &view)) {
+		if (call->client->is_admin || view.uid == call->client->uid) {
+			describe_client(call->daemon, &view, &clients[n_clients++]);
+		}
+	}
+	response.clients.items = clients;
+	response.clients.count = n_clients;
+	call_answer(call, &response);
+}
+
+static uint64_t count_own_fds(void)
+{
+	DIR *folder = opendir("/proc/self/fd");
+	uint64_t n_fds = 0;
+
+	if (folder == NULL) {
+		return 0;
+	}
+	for (const struct dirent *entry = readdir(folder); entry != NULL;
+	     entry = readdir(folder)) {
+		n_fds += entry->d_name[0] != '.' ? 1 : 0;
+	}
+	(void)closedir(folder);
+	return n_fds - 1; /* the folder's own */
+}
+
+static uint32_t describe_last(const struct call *call, struct record_description *texts,
+			      struct wire_record *records, uint32_t capacity)
+{
+	const struct record *found[4];
+	const struct record *record;
+	uint64_t cursor = 0;
+	uint32_t n_found = 0;
+
+	while ((record = history_next(&call->daemon->history, &cursor)) != NULL) {
+		if (!describe_may_see(call->daemon, call->client, record) ||
+		    record->type == CORE_NOTE_LOAD_BEGUN) {
+			continue;
+		}
+		if (n_found == capacity) {
+			memmove(found, found + 1, (capacity - 1) * sizeof found[0]);
+			n_found--;
+		}
+		found[n_found++] = record;
+	}
+	for (uint32_t i = 0; i < n_found; i++) {
+		describe_record(found[i], clock_mono_ns(), &texts[i]);
+		records[i] = texts[i].wire;
+	}
+	return n_found;
+}
+
+static void count_models(const struct core *core, struct wire_status_response *response)
+{
+	struct core_model_view model;
+	struct core_client_view client;
+	uint32_t cursor = 0;
+
+	while (core_model_next(core, &cursor, &model)) {
+		response->models += model.generation != 0 && model.state != CORE_MODEL_REGISTERED;
+		response->pinned += model.is_pinned && model.state == CORE_MODEL_RESIDENT;
+		response->loading += model.state == CORE_MODEL_LOADING;
+	}
+	cursor = 0;
+	while (core_client_next(core, &cursor, &client)) {
+		response->clients += client.is_connected;
+	}
+}
+
+void dispatch_status(const struct call *call)
+{
+	const struct daemon *daemon = call->daemon;
+	struct device_description texts[CORE_MAX_DEVICES];
+	struct wire_device devices[CORE_MAX_DEVICES];
+	struct record_description record_texts[4];
+	struct wire_record records[4];
+	struct core_counters counters;
+	struct wire_status_response response = {
+		.version = wire_str(DISTORCH_VERSION),
+		.epoch = daemon->epoch,
+		.uptime_ms = (clock_mono_ns() - daemon->started_ns) / NS_PER_MS,
+		.devices = {.items = devices, .count = describe_devices(daemon, texts, devices)},
+		.bytes_read = daemon->bytes_read,
+		.fds = count_own_fds(),
+		.rss_bytes = memory_own_bytes(),
+		.last = {.items = records, .count = describe_last(call, record_texts, records, 4)},
+	};
+
+	core_counters_get(daemon->core, &counters);
+	response.hits = counters.hits;
+	response.misses = counters.misses;
+	response.bytes_saved = counters.bytes_saved;
+	response.evictions = counters.evictions;
+	response.refusals = counters.refusals;
+	count_models(daemon->core, &response);
+	call_answer(call, &response);
+}
+
+void dispatch_config(const struct call *call)
+{
+	struct wire_setting settings[WIRE_CONFIG_RESPONSE_SETTINGS_MAX];
+	struct config_item item;
+	uint32_t cursor = 0;
+	uint32_t n_settings = 0;
+	struct wire_config_response response = {0};
+
+	while (n_settings < WIRE_CONFIG_RESPONSE_SETTINGS_MAX &&
+	       config_next(call->daemon->config, &cursor, &item)) {
+		settings[n_settings++] = (struct wire_setting){.key = wire_str(item.key),
+							       .value = wire_str(item.value),
+							       .source = wire_str(item.source)};
+	}
+	response.settings.items = settings;
+	response.settings.count = n_settings;
+	call_answer(call, &response);
+}
+
+static bool is_wanted_type(struct wire_list types, const struct record *record)
+{
+	struct wire_str type;
+
+	if (types.count == 0) {
+		return true;
+	}
+	while (wire_list_next(&types, NULL, &type)) {
+		char text[33];
+		const char *name = history_type_name(record->type);
+		size_t size = strlen(wire_str_copy(type, text, sizeof text));
+
+		/* "load" means all of load.begun, load.done, ... */
+		if (strncmp(name, text, size) == 0 && (name[size] == '\0' || name[size] == '.')) {
+			return true;
+		}
+	}
+	return false;
+}
+
+void dispatch_history(const struct call *call, const struct wire_events_history_request *request)
+{
+	const struct record *record;
+	struct failure failure;
+	struct wire_events_history_response response = {0};
+	uint64_t model = 0;
+	uint64_t cursor = 0;
+	uint64_t now_ns = clock_mono_ns();
+	uint32_t n_records = 0;
+	AUTO_FREE struct record_description *texts = NULL;
+	AUTO_FREE struct wire_record *records = NULL;
+
+	if (request->has_model && dispatch_find_model(call, request->model, &model, &failure) < 0) {
+		call_fail(call, &failure);
+		return;
+	}
+	texts = sys_calloc(HISTORY_CAPACITY, sizeof *texts);
+	records = sys_calloc(HISTORY_CAPACITY, sizeof *records);
+	if (texts == NULL || records == NULL) {
+		refuse_no_memory(call);
+		return;
+	}
+	while ((record = history_next(&call->daemon->history, &cursor)) != NULL) {
+		uint64_t age_ns = now_ns > record->mono_ns ? now_ns - record->mono_ns : 0;
+
+		if ((model != 0 && record->model != model) ||
+		    (request->has_since_ms && age_ns / NS_PER_MS > request->since_ms) ||
+		    !describe_may_see(call->daemon, call->client, record) ||
+		    (request->has_types && !is_wanted_type(request->types, record))) {
+			continue;
+		}
+		describe_record(record, now_ns, &texts[n_records]);
+		records[n_records] = texts[n_records].wire;
+		n_records++;
+	}
+	response.records.items = records;
+	response.records.count = n_records;
+	call_answer(call, &response);
+}
+
+static bool read_id(struct wire_str text, uint8_t ret[16])
+{
+	char hex[33];
+
+	(void)wire_str_copy(text, hex, sizeof hex);
+	for (unsigned i = 0; i < 16; i++) {
+		unsigned value = 0;
+
+		if (sscanf(hex + 2 * i, "%2x", &value) != 1) {
+			return false;
+		}
+		ret[i] = (uint8_t)value;
+	}
+	return true;
+}
+
+static bool read_event_mask(const struct wire_subscribe_request *request, uint64_t *ret_mask)
+{
+	struct wire_list names = request->events;
+	struct wire_str name;
+	uint64_t mask = 0;
+
+	if (!request->has_events) {
+		*ret_mask = UINT64_MAX;
+		return true;
+	}
+	while (wire_list_next(&names, NULL, &name)) {
+		const struct wire_event_type *type = wire_event_find(name);
+
+		if (type == NULL) {
+			return false;
+		}
+		mask |= 1ULL << type->number;
+	}
+	*ret_mask = mask;
+	return true;
+}
+
+void dispatch_subscribe(const struct call *call, const struct wire_subscribe_request *request)
+{
+	struct subscription *subscription = &call->client->subscription;
+	const struct wire_subscribe_response response = {.subscription = 1};
+	struct wire_list models = request->models;
+	uint8_t(*ids)[16] = NULL;
+	uint32_t n_ids = 0;
+	uint64_t events = 0;
+	struct wire_str text;
+
+	if (!read_event_mask(request, &events)) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, "events", "there is no event of that name");
+		return;
+	}
+	if (request->has_models && models.count > 0) {
+		ids = sys_calloc(models.count, sizeof *ids);
+		if (ids == NULL) {
+			refuse_no_memory(call);
+			return;
+		}
+		while (wire_list_next(&models, NULL, &text)) {
+			if (!read_id(text, ids[n_ids++])) {
+				free(ids);
+				call_refuse(call, WIRE_BAD_ARGUMENT, "models",
+					    "models are given by their 32-digit ids");
+				return;
+			}
+		}
+	}
+	free(subscription->models);
+	*subscription = (struct subscription){
+		.is_active = true, .events = events, .models = ids, .n_models = n_ids};
+	call_answer(call, &response);
+}
+
+void dispatch_budget(const struct call *call, const struct wire_budget_request *request)
+{
+	struct device_description texts[CORE_MAX_DEVICES];
+	struct wire_device devices[CORE_MAX_DEVICES];
+	struct wire_budget_response response = {0};
+	struct core_event event = {.type = EV_BUDGET};
+
+	if (request->has_device &&
+	    !describe_find_device(call->daemon, request->device, &event.budget.device)) {
+		call_refuse(call, WIRE_NOT_FOUND, "device", "no such device");
+		return;
+	}
+	if (request->has_save && request->save) {
+		call_refuse(call, WIRE_UNSUPPORTED, "save",
+			    "this version does not save budgets; set memory.ram in distorchd.conf");
+		return;
+	}
+	if (request->has_bytes) {
+		if (!call->client->is_admin) {
+			call_refuse(call, WIRE_NOT_ALLOWED, NULL,
+				    "setting a budget needs an administrator (root, the daemon's "
+				    "user, or access.control)");
+			return;
+		}
+		if (request->bytes > call->daemon->host_total_bytes) {
+			call_refuse(call, WIRE_BAD_ARGUMENT, "bytes",
+				    "%llu bytes are more than this machine has (%llu)",
+				    (unsigned long long)request->bytes,
+				    (unsigned long long)call->daemon->host_total_bytes);
+			return;
+		}
+		event.budget.bytes = request->bytes;
+		(void)daemon_step(call->daemon, &event);
+	}
+	response.devices.items = devices;
+	response.devices.count = describe_devices(call->daemon, texts, devices);
+	call_answer(call, &response);
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A refusal as people read it: the thing and the number, and what to do about it. Carries
+ * the memory that its wire struct borrows. Loop only.
+ */
+#ifndef DAEMON_FAILURE_H
+#define DAEMON_FAILURE_H
+
+#include <stdint.h>
+
+#include "daemon/core/action.h"
+#include "daemon/store.h"
+#include "proto/gen/wire_gen.h"
+
+struct daemon;
+struct err;
+
+#define FAILURE_MAX_HOLDERS    16
+#define FAILURE_MAX_CANDIDATES 8
+
+struct failure {
+	struct wire_error wire;
+	char message[512];
+	char hint[512];
+	char device[16];
+	char field[96];
+	struct wire_holder holders[FAILURE_MAX_HOLDERS];
+	uint64_t uids[FAILURE_MAX_HOLDERS];
+	struct wire_str candidates[FAILURE_MAX_CANDIDATES];
+	char candidate_texts[FAILURE_MAX_CANDIDATES][320];
+};
+
+/* A code with a message of its own; no hint yet. */
+void failure_set(struct failure *failure, enum wire_code code, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
+void failure_set_hint(struct failure *failure, const char *format, ...)
+	__attribute__((format(printf, 2, 3)));
+void failure_set_field(struct failure *failure, const char *field);
+
+/* What a room reported. 'name' of the model is put before the text where it is not empty. */
+void failure_from_err(struct failure *failure, const char *name, const struct err *err);
+
+/* What the core decided: 'action' is an ACT_REPLY with a code. */
+void failure_from_reply(struct failure *failure, const struct daemon *daemon,
+			const struct core_action *action);
+
+#endif

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The ring of records, and the words for what they say. */
+#include "daemon/history.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/os/sys.h"
+#include "base/require.h"
+#include "proto/wire.h"
+
+int history_init(struct history *history)
+{
+	/* calloc: pages that no record has reached yet cost nothing. */
+	history->records = sys_calloc(HISTORY_CAPACITY, sizeof *history->records);
+	history->n_ever = 0;
+	return history->records == NULL ? -WIRE_NO_MEMORY : 0;
+}
+
+void history_fini(struct history *history)
+{
+	free(history->records);
+	history->records = NULL;
+}
+
+struct record *history_add(struct history *history)
+{
+	struct record *record = &history->records[history->n_ever % HISTORY_CAPACITY];
+
+	memset(record, 0, sizeof *record);
+	history->n_ever++;
+	record->seq = history->n_ever;
+	return record;
+}
+
+const struct record *history_next(const struct history *history, uint64_t *cursor)
+{
+	uint64_t oldest =
+		history->n_ever > HISTORY_CAPACITY ? history->n_ever - HISTORY_CAPACITY : 0;
+	uint64_t index = *cursor < oldest ? oldest : *cursor;
+
+	if (index >= history->n_ever) {
+		return NULL;
+	}
+	*cursor = index + 1;
+	return &history->records[index % HISTORY_CAPACITY];
+}
+
+const char *history_type_name(enum core_note_type type)
+{
+	static const char *const names[CORE_NOTE_N_VALUES] = {
+		[CORE_NOTE_LOAD_BEGUN] = "load.begun",
+		[CORE_NOTE_LOAD_DONE] = "load.done",
+		[CORE_NOTE_LOAD_FAILED] = "load.failed",
+		[CORE_NOTE_LOAD_CANCELLED] = "load.cancelled",
+		[CORE_NOTE_EVICTED] = "evicted",
+		[CORE_NOTE_UNLOADED] = "unloaded",
+		[CORE_NOTE_REFUSED] = "refused",
+		[CORE_NOTE_PINNED] = "pinned",
+		[CORE_NOTE_UNPINNED] = "unpinned",
+		[CORE_NOTE_KEPT] = "kept",
+		[CORE_NOTE_UNKEPT] = "unkept",
+		[CORE_NOTE_QUARANTINED] = "quarantined",
+		[CORE_NOTE_STALE] = "stale",
+		[CORE_NOTE_HELD] = "held",
+		[CORE_NOTE_FREED] = "freed",
+	};
+
+	REQUIRE(type < CORE_NOTE_N_VALUES);
+	return names[type];
+}
+
+const char *history_why_words(enum core_why why)
+{
+	static const char *const words[CORE_WHY_N_VALUES] = {
+		[CORE_WHY_NONE] = "",
+		[CORE_WHY_ROOM] = "to make room",
+		[CORE_WHY_IDLE] = "its time without use ran out",
+		[CORE_WHY_ASKED] = "asked to",
+		[CORE_WHY_IN_USE] = "in use",
+		[CORE_WHY_PINNED] = "pinned",
+		[CORE_WHY_KEPT] = "kept",
+		[CORE_WHY_WANTED] = "another user wants it",
+		[CORE_WHY_MAPPED] = "a process still maps it",
+		[CORE_WHY_LOADING] = "being loaded",
+		[CORE_WHY_CHANGED] = "the file has a newer content",
+		[CORE_WHY_BAD_SUM] = "its bytes no longer match their checksum",
+		[CORE_WHY_FAILED] = "failed",
+		[CORE_WHY_CANCELLED] = "cancelled",
+		[CORE_WHY_BUDGET] = "the budget was lowered",
+		[CORE_WHY_LOST] = "the device is gone",
+	};
+
+	REQUIRE(why < CORE_WHY_N_VALUES);
+	return words[why];
+}
+
+const char *history_why_text(const struct record *record, char *buffer, uint32_t buffer_size)
+{
+	const char *words = history_why_words(record->why);
+
+	if (record->text[0] != '\0') {
+		(void)snprintf(buffer, buffer_size, "%s", record->text);
+	} else if (record->why == CORE_WHY_ROOM && record->for_whom[0] != '\0') {
+		(void)snprintf(buffer, buffer_size, "to make room for %s", record->for_whom);
+	} else if (record->why == CORE_WHY_FAILED && record->code != 0) {
+		(void)snprintf(buffer, buffer_size, "%s",
+			       wire_code_info((enum wire_code)record->code)->text);
+	} else {
+		(void)snprintf(buffer, buffer_size, "%s", words);
+	}
+	return buffer;
+}

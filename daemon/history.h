@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What happened lately, for `why`, `events` and the status page: a ring of bounded records.
+ * The oldest are overwritten; nothing is written to disk. Loop only.
+ */
+#ifndef DAEMON_HISTORY_H
+#define DAEMON_HISTORY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/core/action.h"
+
+#define HISTORY_CAPACITY 2048 /* records */
+
+struct record {
+	uint64_t seq;	  /* 1 for the first ever */
+	uint64_t mono_ns; /* when */
+	uint64_t real_ms; /* when, for people: since 1970 */
+	enum core_note_type type;
+	enum core_why why;
+	int code; /* enum wire_code of a failure, else 0 */
+	uint32_t device;
+	uint32_t owner_uid; /* of the model, for the right to see it */
+	uint64_t model;	    /* core id; may be forgotten by now */
+	uint8_t uuid[16];
+	uint64_t bytes;
+	uint64_t duration_ns;
+	char name[96];	   /* cut where longer */
+	char for_whom[96]; /* model whose load needed the room, or who asked; empty: nobody */
+	char text[160];	   /* the failure in words; empty: none */
+};
+
+struct history {
+	struct record *records; /* owner: history; HISTORY_CAPACITY of them */
+	uint64_t n_ever;
+};
+
+/* Returns 0, or -WIRE_NO_MEMORY. */
+int history_init(struct history *history);
+void history_fini(struct history *history);
+
+/* A zeroed record with its seq set, to be filled by the caller at once. */
+struct record *history_add(struct history *history);
+
+/* Walk from the oldest: *cursor = 0 first; NULL at the end. */
+const struct record *history_next(const struct history *history, uint64_t *cursor);
+
+const char *history_type_name(enum core_note_type type); /* "load.done", "evicted" */
+const char *history_why_words(enum core_why why);		  /* "to make room" */
+/* "to make room for X", a failure's text: why in words. Returns 'buffer'. */
+const char *history_why_text(const struct record *record, char *buffer, uint32_t buffer_size);
+
+#endif

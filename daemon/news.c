@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What happened, told once in three places: a line of history, a line in the log, an event
+ * for those who subscribed.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/os/clock.h"
+#include "base/os/log.h"
+#include "base/units.h"
+#include "daemon/daemon.h"
+#include "daemon/describe.h"
+#include "daemon/failure.h"
+#include "daemon/ipc/conn.h"
+
+#define NS_PER_MS 1000000U
+
+static void fill_record(struct daemon *daemon, const struct core_action *action,
+			struct record *record)
+{
+	const struct model_info *info = daemon_know_model(daemon, action->model);
+	const struct model_info *beneficiary =
+		store_find_model(daemon->store, action->note.for_model);
+	const struct job_info *job = store_find_job(daemon->store, action->job);
+	struct core_model_view view;
+
+	record->mono_ns = clock_mono_ns();
+	record->real_ms = clock_real_ns() / NS_PER_MS;
+	record->type = action->note.note;
+	record->why = action->note.why;
+	record->code = action->code;
+	record->device = action->device;
+	record->model = action->model;
+	record->bytes = action->note.bytes;
+	record->duration_ns = action->note.duration_ns;
+	record->owner_uid = core_model_get(daemon->core, action->model, &view) ? view.owner_uid
+									       : action->note.uid;
+	if (info != NULL) {
+		memcpy(record->uuid, info->uuid, sizeof record->uuid);
+		(void)snprintf(record->name, sizeof record->name, "%s", info->name);
+	}
+	if (beneficiary != NULL) {
+		(void)snprintf(record->for_whom, sizeof record->for_whom, "%s", beneficiary->name);
+	}
+	if (job != NULL && action->code != 0 && job->failure.code == action->code) {
+		(void)snprintf(record->text, sizeof record->text, "%s", job->failure.text);
+	}
+}
+
+static enum log_level level_of(enum core_note_type type)
+{
+	switch ((int)type) {
+	case CORE_NOTE_LOAD_FAILED:
+	case CORE_NOTE_REFUSED:
+		return LOG_LEVEL_WARNING;
+	case CORE_NOTE_QUARANTINED:
+		return LOG_LEVEL_ERROR;
+	case CORE_NOTE_LOAD_BEGUN:
+		return LOG_LEVEL_DEBUG;
+	default:
+		return LOG_LEVEL_INFO;
+	}
+}
+
+static void log_record(const struct record *record)
+{
+	char size[16];
+	char duration[24];
+	char why[256];
+	char id[33];
+	char bytes[24];
+	char duration_us[24];
+	const struct log_field fields[] = {
+		{"DISTORCHD_EVENT", history_type_name(record->type)},
+		{"DISTORCHD_MODEL", record->name},
+		{"DISTORCHD_MODEL_ID", describe_id(record->uuid, id)},
+		{"DISTORCHD_BYTES", bytes},
+		{"DISTORCHD_DURATION_US", duration_us},
+	};
+
+	(void)snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)record->bytes);
+	(void)snprintf(duration_us, sizeof duration_us, "%llu",
+		       (unsigned long long)record->duration_ns / 1000U);
+	(void)history_why_text(record, why, (uint32_t)sizeof why);
+	log_event(level_of(record->type), fields, sizeof fields / sizeof fields[0],
+		  "%s %s (%s)%s%s%s%s", history_type_name(record->type), record->name,
+		  units_format_size(record->bytes, size, sizeof size),
+		  why[0] != '\0' ? ": " : "", why, record->duration_ns != 0 ? " in " : "",
+		  record->duration_ns != 0 ? units_format_duration(record->duration_ns, duration,
+								   sizeof duration)
+					   : "");
+}
+
+static bool wants(const struct daemon *daemon, const struct client *client, enum wire_event event,
+		  const struct record *record)
+{
+	const struct subscription *subscription = &client->subscription;
+
+	if (!subscription->is_active || client->conn == NULL ||
+	    (subscription->events & (1ULL << (unsigned)event)) == 0 ||
+	    !describe_may_see(daemon, client, record)) {
+		return false;
+	}
+	for (uint32_t i = 0; i < subscription->n_models; i++) {
+		if (memcmp(subscription->models[i], record->uuid, sizeof record->uuid) == 0) {
+			return true;
+		}
+	}
+	return subscription->models == NULL;
+}
+
+/* The next seq of a subscription; an overflow that is owed goes first. */
+static bool begin_event(struct client *client, uint64_t *ret_seq)
+{
+	struct subscription *subscription = &client->subscription;
+
+	if (subscription->has_overflow) {
+		const struct wire_overflow_event overflow = {.seq = subscription->seq + 1};
+
+		if (!conn_send_event(client->conn, WIRE_EVENT_OVERFLOW, &overflow)) {
+			return false;
+		}
+		subscription->seq++;
+		subscription->has_overflow = false;
+	}
+	*ret_seq = subscription->seq + 1;
+	return true;
+}
+
+static void end_event(struct client *client, bool was_sent)
+{
+	if (was_sent) {
+		client->subscription.seq++;
+	} else {
+		client->subscription.has_overflow = true;
+	}
+}
+
+static void publish_record(struct client *client, const struct record *record)
+{
+	struct record_description description;
+	struct wire_record_event event = {.has_seq = true};
+
+	if (begin_event(client, &event.seq)) {
+		describe_record(record, record->mono_ns, &description);
+		event.record = description.wire;
+		end_event(client, conn_send_event(client->conn, WIRE_EVENT_RECORD, &event));
+	}
+}
+
+static void publish_evicted(struct client *client, const struct record *record)
+{
+	struct record_description text;
+	struct wire_evicted_event event = {.has_seq = true};
+
+	if (begin_event(client, &event.seq)) {
+		describe_record(record, record->mono_ns, &text);
+		event.model = text.wire.model;
+		event.has_name = text.wire.has_name;
+		event.name = text.wire.name;
+		event.device = text.wire.device;
+		event.bytes = record->bytes;
+		event.why = text.wire.why;
+		event.has_for_whom = text.wire.has_for_whom;
+		event.for_whom = text.wire.for_whom;
+		end_event(client, conn_send_event(client->conn, WIRE_EVENT_EVICTED, &event));
+	}
+}
+
+static void publish_state(const struct daemon *daemon, struct client *client,
+			  const struct record *record)
+{
+	struct model_description model;
+	struct core_model_view view;
+	struct wire_model_state_event event = {.has_seq = true};
+
+	if (core_model_get(daemon->core, record->model, &view) &&
+	    begin_event(client, &event.seq)) {
+		describe_model(daemon, client, &view, &model);
+		event.model = model.wire.id;
+		event.has_name = model.wire.has_name;
+		event.name = model.wire.name;
+		event.state = model.wire.state;
+		end_event(client, conn_send_event(client->conn, WIRE_EVENT_MODEL_STATE, &event));
+	}
+}
+
+static bool changes_state(enum core_note_type type)
+{
+	return type != CORE_NOTE_PINNED && type != CORE_NOTE_UNPINNED && type != CORE_NOTE_KEPT &&
+	       type != CORE_NOTE_UNKEPT && type != CORE_NOTE_REFUSED;
+}
+
+/* Tell those who began the load without waiting for it. */
+static void tell_watchers(struct daemon *daemon, const struct core_action *action,
+			  const struct record *record)
+{
+	const struct job_info *job = store_find_job(daemon->store, action->job);
+	char id[33];
+
+	for (uint32_t i = 0; job != NULL && i < job->n_watchers; i++) {
+		const struct client *client = daemon_find_client(daemon, job->watchers[i].client);
+		struct failure failure;
+		struct wire_load_done_event event = {
+			.has_request = true,
+			.request = job->watchers[i].request,
+			.model = wire_str(describe_id(record->uuid, id)),
+			.has_error = action->code != 0,
+		};
+
+		if (action->code != 0 && job->failure.code == action->code) {
+			failure_from_err(&failure, record->name, &job->failure);
+			event.error = failure.wire;
+		} else if (action->code != 0) {
+			failure_set(&failure, (enum wire_code)action->code, "%s: %s", record->name,
+				    wire_code_info((enum wire_code)action->code)->text);
+			event.error = failure.wire;
+		}
+		if (client != NULL && client->conn != NULL) {
+			(void)conn_send_event(client->conn, WIRE_EVENT_LOAD_DONE, &event);
+		}
+	}
+}
+
+static void remember_evicted(struct daemon *daemon, const struct core_action *action)
+{
+	struct job_info *job = store_find_job(daemon->store, action->job);
+
+	if (action->note.why == CORE_WHY_ROOM && job != NULL &&
+	    job->n_evicted < STORE_MAX_EVICTED) {
+		job->evicted[job->n_evicted].model = action->model;
+		job->evicted[job->n_evicted].bytes = action->note.bytes;
+		job->evicted[job->n_evicted].why = action->note.why;
+		job->n_evicted++;
+	}
+}
+
+void answer_note(struct daemon *daemon, const struct core_action *action)
+{
+	struct record *record = history_add(&daemon->history);
+	enum core_note_type type = action->note.note;
+	bool is_load_end = type == CORE_NOTE_LOAD_DONE || type == CORE_NOTE_LOAD_FAILED ||
+			   type == CORE_NOTE_LOAD_CANCELLED || type == CORE_NOTE_REFUSED;
+	bool is_departure = type == CORE_NOTE_EVICTED || type == CORE_NOTE_UNLOADED;
+
+	fill_record(daemon, action, record);
+	log_record(record);
+	if (type == CORE_NOTE_EVICTED) {
+		remember_evicted(daemon, action);
+	}
+	if (type == CORE_NOTE_LOAD_DONE) {
+		daemon->bytes_read += action->note.bytes;
+	}
+	if (is_load_end) {
+		tell_watchers(daemon, action, record);
+	}
+	for (struct client *client = daemon->clients; client != NULL; client = client->next) {
+		if (wants(daemon, client, WIRE_EVENT_RECORD, record)) {
+			publish_record(client, record);
+		}
+		if (is_departure && wants(daemon, client, WIRE_EVENT_EVICTED, record)) {
+			publish_evicted(client, record);
+		}
+		if (changes_state(type) && wants(daemon, client, WIRE_EVENT_MODEL_STATE, record)) {
+			publish_state(daemon, client, record);
+		}
+	}
+}

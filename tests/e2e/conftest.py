@@ -1,0 +1,525 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the end-to-end tests: a private real daemon a test, raw packets, model files.
+
+The daemon is $DISTORCH_BUILD/bin/distorchd (default: build/ of the tree), started in its own
+process group and folder. After each test it must be the same process, have its descriptors
+back at the baseline once everything is unloaded, and end within 2 s of SIGTERM. Its log is
+attached to a failed test. `@pytest.mark.daemon("memory.ram=64M", ...)` adds settings,
+`@pytest.mark.fault("P01")` names the case of the fault list that a test covers.
+"""
+
+import array
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+import msgpack
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("DISTORCH_BUILD", ROOT / "build")).resolve()
+PACKET_BYTES = 65536
+TEST_SECONDS = 60
+LIBC = ctypes.CDLL(None, use_errno=True)
+PR_SET_PDEATHSIG = 1
+
+sys.path.insert(0, str(ROOT / "client" / "python"))
+os.environ.setdefault("DISTORCH_LIBRARY", str(BUILD / "lib" / "libdistorch.so.1"))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "fault(*ids): cases of the fault list that the test covers")
+    config.addinivalue_line("markers", "daemon(*settings): section.key=value for the daemon")
+    config.addinivalue_line("markers", "seconds(n): longest time the test may take")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    for daemon in getattr(item, "daemons", []):
+        if report.failed:
+            report.sections.append((f"daemon log ({report.when})", daemon.log()))
+
+
+@pytest.fixture(autouse=True)
+def alarm(request):
+    """No test hangs: an exception in the main thread after its time."""
+    mark = request.node.get_closest_marker("seconds")
+    seconds = mark.args[0] if mark else TEST_SECONDS
+
+    def ring(_signal, _frame):
+        raise TimeoutError(f"the test took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def wait_until(condition, seconds=5.0, what="the condition"):
+    """Poll until condition() is true and return its value; AssertionError after 'seconds'."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"{what} did not come true within {seconds} s"
+        time.sleep(0.01)
+
+
+# ---- raw packets -----------------------------------------------------------------------
+
+
+class RawError(Exception):
+    """A failed response; .error is its map."""
+
+    def __init__(self, error):
+        super().__init__(f"{error.get('code')}: {error.get('message')}")
+        self.error = error
+        self.code = error.get("code")
+
+
+class RawClient:
+    """A client made of nothing but a socket and PyPI msgpack, for well-formed and hostile
+    packets alike."""
+
+    def __init__(self, path, hello=True, timeout=10.0):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.settimeout(timeout)
+        self.sock.connect(str(path))
+        self.next_id = 1
+        self.events = []  # (name, params) that came while waiting for a response
+        self.answers = {}  # id -> (error, result, fds) that came while waiting for another
+        self.server = self.call("hello", {"protocol": [1, 1], "client": "raw/1"}) if hello else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        for _error, _result, fds in self.answers.values():
+            close_all(fds)
+        self.answers = {}
+        self.sock.close()
+
+    def send_bytes(self, packet, fds=()):
+        control = []
+        if fds:
+            control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        return self.sock.sendmsg([packet], control)
+
+    def send(self, message, fds=()):
+        return self.send_bytes(msgpack.packb(message), fds)
+
+    def request(self, method, params=None, fds=(), announce=True):
+        """Send a request without waiting; returns its id."""
+        params = dict(params or {})
+        if fds and announce:
+            params["fds"] = len(fds)
+        number = self.next_id
+        self.next_id += 1
+        self.send([0, number, method, params], fds)
+        return number
+
+    def recv_bytes(self):
+        """One packet and its descriptors; (b"", []) when the peer has closed."""
+        room = socket.CMSG_SPACE(64 * struct.calcsize("i"))
+        try:
+            packet, control, flags, _ = self.sock.recvmsg(
+                PACKET_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            return b"", []
+        fds = array.array("i")
+        for level, kind, data in control:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        assert not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC), "the packet was cut"
+        return packet, list(fds)
+
+    def recv(self):
+        """One message and its descriptors; (None, []) when the peer has closed."""
+        packet, fds = self.recv_bytes()
+        if not packet:
+            return None, []
+        message = msgpack.unpackb(packet, strict_map_key=True)
+        body = message[-1] if isinstance(message[-1], dict) else {}
+        assert body.get("fds", 0) == len(fds), f"announced {body.get('fds')}, sent {len(fds)}"
+        return message, fds
+
+    def wait(self, number):
+        """The (error, result, fds) of a request; events meanwhile go to self.events."""
+        while number not in self.answers:
+            message, fds = self.recv()
+            if message is None:
+                raise ConnectionError("the daemon closed the connection")
+            if message[0] == 1:
+                assert message[1] not in self.answers, "one request was answered twice"
+                self.answers[message[1]] = (message[2], message[3], fds)
+            else:
+                self.events.append((message[1], message[2]))
+        return self.answers.pop(number)
+
+    def call_fds(self, method, params=None, fds=()):
+        error, result, got = self.wait(self.request(method, params, fds))
+        if error is not None:
+            close_all(got)
+            raise RawError(error)
+        if isinstance(result, dict) and "spill" in result:
+            spilled = os.pread(got[0], result["spill"], 0)
+            os.close(got.pop(0))
+            result = msgpack.unpackb(spilled)
+        return result, got
+
+    def call(self, method, params=None, fds=()):
+        result, got = self.call_fds(method, params, fds)
+        close_all(got)
+        return result
+
+    def load(self, path, **params):
+        with opened(path) as fd:
+            return self.call("load", params, [fd])
+
+    def attach(self, path, **params):
+        """(result, [table fd, image fds…]); the caller closes them."""
+        with opened(path) as fd:
+            return self.call_fds("attach", {"map": True, **params}, [fd])
+
+    def is_closed(self, seconds=5.0):
+        """Has the daemon closed this connection (after any last packets)?"""
+        self.sock.settimeout(seconds)
+        try:
+            while True:
+                packet, fds = self.recv_bytes()
+                close_all(fds)
+                if not packet:
+                    return True
+        except (TimeoutError, socket.timeout):
+            return False
+        except OSError:
+            return True
+
+
+@contextlib.contextmanager
+def opened(path, flags=os.O_RDONLY):
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def close_all(fds):
+    for fd in fds:
+        os.close(fd)
+
+
+# ---- the daemon ------------------------------------------------------------------------
+
+
+def _die_with_parent():
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Daemon:
+    """One private distorchd in a process group and a folder of its own."""
+
+    def __init__(self, settings=(), arguments=(), environment=None):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="distorch-"))
+        self.socket = self.folder / "s.sock"
+        self.state = self.folder / "state"
+        self.log_path = self.folder / "log"
+        self.settings = list(settings)
+        self.arguments = list(arguments)
+        self.environment = dict(environment or {})
+        self.process = None
+        self.baseline_fds = None
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def command(self):
+        command = [str(BUILD / "bin" / "distorchd"), "--socket", str(self.socket),
+                   "--state-dir", str(self.state)]
+        for setting in self.settings:
+            command += ["--set", setting]
+        return command + self.arguments
+
+    def start(self):
+        environment = {key: value for key, value in os.environ.items()
+                       if not key.startswith(("DISTORCHD_", "NOTIFY_", "LISTEN_"))}
+        environment.update(self.environment)
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, env=environment, preexec_fn=_die_with_parent)
+        self._wait_for_socket()
+        with self.raw() as raw:
+            self.baseline_fds = raw.call("status")["open_fds"]
+        return self
+
+    def _wait_for_socket(self, seconds=10.0):
+        end = time.monotonic() + seconds
+        while True:
+            assert self.process.poll() is None, f"distorchd ended at start:\n{self.log()}"
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+                try:
+                    probe.connect(str(self.socket))
+                    return
+                except OSError:
+                    assert time.monotonic() < end, f"no socket after {seconds} s:\n{self.log()}"
+            time.sleep(0.01)
+
+    def raw(self, **options):
+        return RawClient(self.socket, **options)
+
+    def status(self):
+        with self.raw() as raw:
+            return raw.call("status")
+
+    def models(self, everything=False):
+        with self.raw() as raw:
+            return raw.call("list", {"all": True} if everything else {})["models"]
+
+    def log(self):
+        try:
+            return self.log_path.read_text(errors="replace")[-20000:]
+        except OSError:
+            return ""
+
+    def log_events(self):
+        """The JSON lines of a daemon started with log.format=json."""
+        lines = []
+        for line in self.log().splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
+        return lines
+
+    def is_alive(self):
+        return self.process is not None and self.process.poll() is None
+
+    def unload_all(self):
+        """Free everything; wishes of tests do not outlive them."""
+        with self.raw() as raw:
+            for model in raw.call("list", {"all": True})["models"]:
+                with contextlib.suppress(RawError):
+                    raw.call("unload", {"select": {"models": [model["id"]]}})
+
+    def fds_at_rest(self):
+        """Open descriptors less the source file that each known model keeps."""
+        with self.raw() as raw:
+            return raw.call("status")["open_fds"]
+
+    def check(self):
+        """The invariants after every case."""
+        assert self.is_alive(), f"distorchd died with {self.process.returncode}:\n{self.log()}"
+        self.unload_all()
+        seen = None
+
+        def is_back():
+            nonlocal seen
+            seen = self.fds_at_rest()
+            return seen <= self.baseline_fds
+
+        try:
+            wait_until(is_back, 5.0)
+        except AssertionError:
+            links = list_fds(self.pid)
+            raise AssertionError(f"{seen} descriptors, {self.baseline_fds} at start: {links}")
+        status = self.status()
+        for device in status["devices"]:
+            assert device["held"] == 0, f"held bytes are left: {device}"
+            assert device["used"] == 0, f"charged bytes are left: {device}"
+
+    def stop(self, seconds=2.0):
+        """SIGTERM; the daemon must end with status 0 within 'seconds', its group be empty."""
+        if self.process is None:
+            return
+        if self.is_alive():
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                status = self.process.wait(seconds * slowness())
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise AssertionError(f"distorchd did not end within {seconds} s:\n{self.log()}")
+            assert status == 0, f"distorchd ended with {status}:\n{self.log()}"
+        assert not group_exists(self.pid), "a process of the daemon is left"
+        assert not self.socket.exists(), "the socket file is left"
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait(10)
+
+    def remove(self):
+        if self.is_alive():
+            self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def slowness():
+    """How much longer than on a plain build things may take (sanitizers)."""
+    return int(os.environ.get("DISTORCH_TEST_SLOWNESS", "1"))
+
+
+def list_fds(pid):
+    links = []
+    for entry in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
+        with contextlib.suppress(OSError):
+            links.append(f"{entry}->{os.readlink(f'/proc/{pid}/fd/{entry}')}")
+    return links
+
+
+def group_exists(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def start_daemon(request):
+    """start_daemon("memory.ram=64M", ...) -> Daemon; each is checked and stopped at the end."""
+    daemons = request.node.daemons = []
+
+    def start(*settings, arguments=(), environment=None, check=True):
+        daemon = Daemon(settings, arguments, environment)
+        daemon.is_checked = check
+        daemons.append(daemon)
+        return daemon.start()
+
+    yield start
+    failures = []
+    for daemon in daemons:
+        try:
+            if daemon.is_checked:
+                daemon.check()
+                daemon.stop()
+        except (AssertionError, OSError, RawError) as failure:
+            failures.append(str(failure))
+        finally:
+            daemon.remove()
+    assert not failures, "\n".join(failures)
+
+
+@pytest.fixture
+def daemon(request, start_daemon):
+    """The usual private daemon: 1 GiB of budget, and the settings of the test's mark."""
+    mark = request.node.get_closest_marker("daemon")
+    settings = ["memory.ram=1G", "memory.reserve=0"]
+    return start_daemon(*settings, *(mark.args if mark else ()))
+
+
+@pytest.fixture
+def raw(daemon):
+    with daemon.raw() as client:
+        yield client
+
+
+# ---- model files -----------------------------------------------------------------------
+
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64, "F4": 4,
+    "F6_E2M3": 6, "F6_E3M2": 6,
+}
+
+
+def pattern(seed, size):
+    """'size' bytes that depend on the seed and repeat at no power of two."""
+    unit = bytes((seed * 131 + i * 7 + (i >> 8)) & 0xFF for i in range(4093))
+    return (unit * (size // len(unit) + 1))[:size]
+
+
+def tensor_bytes(dtype, shape):
+    bits = DTYPE_BITS[dtype]
+    for dimension in shape:
+        bits *= dimension
+    assert bits % 8 == 0, "sub-byte tensors must fill whole bytes"
+    return bits // 8
+
+
+def make_safetensors(path, tensors, seed=1, metadata=None, pad=64):
+    """Write a file of {name: (dtype, shape)} or {name: (dtype, shape, bytes)}; returns
+    {name: bytes}. The header is padded so that data is aligned to 'pad'."""
+    header, parts, offset = {}, {}, 0
+    if metadata is not None:
+        header["__metadata__"] = metadata
+    for index, (name, spec) in enumerate(tensors.items()):
+        dtype, shape = spec[0], list(spec[1])
+        data = spec[2] if len(spec) > 2 else pattern(seed + index, tensor_bytes(dtype, shape))
+        header[name] = {"dtype": dtype, "shape": shape,
+                        "data_offsets": [offset, offset + len(data)]}
+        parts[name] = data
+        offset += len(data)
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % pad)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)))
+        file.write(text)
+        for data in parts.values():
+            file.write(data)
+    return parts
+
+
+@pytest.fixture
+def make_model(tmp_path):
+    """make_model("name.safetensors", size=1 << 20, n=4, seed=1) -> path of a model of n equal
+    F32 tensors t.0 … and 'size' bytes of data in all."""
+
+    def make(name="model.safetensors", size=1 << 20, n=4, seed=1):
+        each = size // n // 4
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_safetensors(path, {f"t.{i}": ("F32", [each]) for i in range(n)}, seed=seed)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def distorch():
+    import distorch as module
+
+    return module
+
+
+@pytest.fixture
+def connect(daemon, distorch):
+    """connect() -> a connection of the Python binding to this test's daemon."""
+    connections = []
+
+    def open_one(**options):
+        connection = distorch.connect(str(daemon.socket), **options)
+        connections.append(connection)
+        return connection
+
+    yield open_one
+    for connection in connections:
+        connection.close()
+
+
+def run_python(code, *arguments, **options):
+    """Run code in a fresh interpreter that can import distorch; returns its output."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "client" / "python")}
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=environment,
+                          capture_output=True, text=True, timeout=TEST_SECONDS, **options)
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
