@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "proto/gen/wire_code.h"
+
 int err_set_at(struct err *err, const char *where, int code, int sys, const char *format, ...)
 {
 	va_list arguments;
@@ -31,7 +33,7 @@ int err_wrap(struct err *err, const char *format, ...)
 	size_t size;
 
 	if (err == NULL) {
-		return 0;
+		return -WIRE_INTERNAL; /* the code is lost, but it was a failure */
 	}
 	memcpy(old, err->text, sizeof old);
 	va_start(arguments, format);

@@ -27,7 +27,10 @@ int err_set_at(struct err *err, const char *where, int code, int sys, const char
 #define err_set(err, code, ...)		 err_set_at((err), __func__, (code), 0, __VA_ARGS__)
 #define err_set_sys(err, code, sys, ...) err_set_at((err), __func__, (code), (sys), __VA_ARGS__)
 
-/* Put "prefix: " before the text; code and errno stay. Returns -err->code. */
+/*
+ * Put "prefix: " before the text; code and errno stay. Returns -err->code, so keep the
+ * callee's own result where 'err' may be NULL: then it is -WIRE_INTERNAL.
+ */
 int err_wrap(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

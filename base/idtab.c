@@ -73,9 +73,12 @@ void idtab_remove(struct idtab *tab, void *object)
 
 	REQUIRE(is_in_use(slot));
 	slot->tag++;
+	tab->n_used--;
+	if (slot->tag == 0) {
+		return; /* every tag was used once: a new one could be taken for an old id */
+	}
 	slot->next_free = tab->first_free;
 	tab->first_free = index + 1;
-	tab->n_used--;
 }
 
 uint64_t idtab_id(const struct idtab *tab, const void *object)

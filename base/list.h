@@ -49,12 +49,12 @@ static inline void list_remove(struct list *link)
 #define container_of(pointer, type, member)                                                        \
 	((type *)(void *)((char *)(pointer) - offsetof(type, member)))
 
-#define LIST_FOR_EACH(link, list)                                                                  \
-	for (struct list *link = (list)->next; link != (list); link = link->next)
+#define LIST_FOR_EACH(link, head)                                                                  \
+	for (struct list *link = (head)->next; link != (head); link = link->next)
 
 /* The current link may be removed in the body. */
-#define LIST_FOR_EACH_SAFE(link, list)                                                             \
-	for (struct list *link = (list)->next, *link##_next = link->next; link != (list);          \
+#define LIST_FOR_EACH_SAFE(link, head)                                                             \
+	for (struct list *link = (head)->next, *link##_next = link->next; link != (head);          \
 	     link = link##_next, link##_next = link->next)
 
 #endif

@@ -150,6 +150,14 @@ int units_parse_size(const char *text, uint64_t *ret_bytes, struct err *err)
 	return 0;
 }
 
+/* Is 'word' all that is there, but for blanks behind it? */
+static bool is_only(const char *text, const char *word)
+{
+	size_t size = strlen(word);
+
+	return strncmp(text, word, size) == 0 && *skip_blanks(text + size) == '\0';
+}
+
 int units_parse_duration(const char *text, uint64_t *ret_ns, struct err *err)
 {
 	static const struct unit units[] = {
@@ -166,11 +174,11 @@ int units_parse_duration(const char *text, uint64_t *ret_ns, struct err *err)
 	const char *at = skip_blanks(text);
 	uint64_t total = 0;
 
-	if (strcmp(at, "forever") == 0) {
+	if (is_only(at, "forever")) {
 		*ret_ns = UNITS_FOREVER;
 		return 0;
 	}
-	if (strcmp(at, "0") == 0) {
+	if (is_only(at, "0")) {
 		*ret_ns = 0;
 		return 0;
 	}
@@ -218,6 +226,11 @@ int units_parse_percent(const char *text, uint32_t *ret_milli_pct, struct err *e
 	return 0;
 }
 
+static uint64_t divide_rounded(uint64_t value, uint64_t by)
+{
+	return value / by + (value % by >= by - by / 2 ? 1 : 0);
+}
+
 static const char *format_scaled(uint64_t bytes, uint64_t step, char *buffer, size_t buffer_size)
 {
 	static const char letters[] = {'K', 'M', 'G', 'T', 'P', 'E'};
@@ -225,8 +238,8 @@ static const char *format_scaled(uint64_t bytes, uint64_t step, char *buffer, si
 	int power = -1;
 	uint64_t tenths;
 
-	/* 999.95 of one unit already rounds to the next. */
-	while (power < 5 && bytes / factor >= step) {
+	/* What rounds to a whole step is shown as one of the next unit: never 1024M. */
+	while (power < 5 && divide_rounded(bytes, factor) >= step) {
 		factor *= step;
 		power++;
 	}
@@ -236,10 +249,8 @@ static const char *format_scaled(uint64_t bytes, uint64_t step, char *buffer, si
 	}
 	tenths = bytes / factor * 10 + (bytes % factor * 10 + factor / 2) / factor;
 	if (tenths >= 1000) {
-		uint64_t whole = bytes / factor + (bytes % factor >= factor - factor / 2 ? 1 : 0);
-
-		(void)snprintf(buffer, buffer_size, "%llu%c", (unsigned long long)whole,
-			       letters[power]);
+		(void)snprintf(buffer, buffer_size, "%llu%c",
+			       (unsigned long long)divide_rounded(bytes, factor), letters[power]);
 	} else {
 		(void)snprintf(buffer, buffer_size, "%llu.%llu%c",
 			       (unsigned long long)tenths / 10, (unsigned long long)tenths % 10,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "client/client.h"
+#include "base/cleanup.h"
+#include "base/os/fdpass.h"
 
-#include <errno.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,17 +9,15 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
-#include "base/err.h"
-#include "base/os/fdpass.h"
+#include "client/client.h"
 #include "client/error.h"
 #include "client/packet.h"
 
-#define TICK_MS		 250 /* the progress callback is asked at least this often */
-#define SEND_WAIT_MS	 50  /* between two tries to send into a full socket */
-#define PACKETS_A_TURN	 32  /* then look at the own deadline again */
-#define SMALL_PACKET	 2048
-#define WAIT_LONGEST_MS	 3600000
+#define TICK_MS         250 /* the progress callback is asked at least this often */
+#define SEND_WAIT_MS    50  /* between two tries to send into a full socket */
+#define PACKETS_A_TURN  32  /* then look at the own deadline again */
+#define SMALL_PACKET    2048
+#define WAIT_LONGEST_MS 3600000
 
 uint64_t client_now_ms(void)
 {
@@ -31,21 +29,17 @@ uint64_t client_now_ms(void)
 
 /* ---- sending ---- */
 
-/* Send now or not at all: 0, -EAGAIN when the socket is full, or the connection is lost. */
-static int send_now(struct distorch *c, const void *bytes, size_t size, const struct request *what)
+/* Send now or not at all. */
+static enum fdpass_status send_now(struct distorch *c, const void *bytes, size_t size,
+				   const struct request *what)
 {
-	struct err err = {0};
-	int rc = fdpass_send(c->fd, bytes, size, what->fds, what->n_fds, &err);
+	int sys = 0;
+	enum fdpass_status status = fdpass_send(c->fd, bytes, size, what->fds, what->n_fds, &sys);
 
-	if (rc == 0) {
-		return 0;
+	if (status != FDPASS_OK && status != FDPASS_AGAIN) {
+		client_lose(c, DISTORCH_E_NO_CONNECTION, "the daemon closed the connection");
 	}
-	if (err.sys == EAGAIN || err.sys == EWOULDBLOCK || err.sys == ENOBUFS ||
-	    err.sys == ETOOMANYREFS) {
-		return -EAGAIN;
-	}
-	client_lose(c, DISTORCH_E_NO_CONNECTION, "the daemon closed the connection");
-	return -EPIPE;
+	return status;
 }
 
 /* Encode into 'small' or, where it does not fit, into memory that the caller frees. */
@@ -77,6 +71,9 @@ static void wait_for_room(struct distorch *c)
 {
 	struct pollfd poller = {.fd = c->fd, .events = POLLOUT};
 
+	if (c->is_lost) {
+		return;
+	}
 	if (!c->is_led) {
 		client_turn(c, 1); /* the daemon may wait for us to read */
 	}
@@ -93,26 +90,18 @@ static int call_send(struct distorch *c, const struct request *request, struct c
 	size_t size;
 	int rc = encode(request, call->id, small, &large, &size);
 
-	while (rc == 0) {
-		if (c->is_lost) {
-			return client_lost(c);
-		}
-		rc = send_now(c, large != NULL ? large : small, size, request);
-		if (rc == 0) {
+	while (rc == 0 && !c->is_lost) {
+		if (send_now(c, large != NULL ? large : small, size, request) == FDPASS_OK) {
 			return 0;
 		}
-		if (rc == -EAGAIN && client_now_ms() < deadline) {
-			wait_for_room(c);
-			rc = 0;
-		} else if (rc == -EAGAIN) {
-			rc = failure_set(DISTORCH_E_TIMEOUT, 0, NULL,
-					 "the daemon did not take a request for %u ms",
-					 c->timeout_ms);
-		} else {
-			rc = client_lost(c);
+		if (client_now_ms() >= deadline) {
+			return failure_set(DISTORCH_E_TIMEOUT, 0, NULL,
+					   "the daemon did not take a request for %u ms",
+					   c->timeout_ms);
 		}
+		wait_for_room(c);
 	}
-	return rc;
+	return rc < 0 ? rc : client_lost(c);
 }
 
 bool client_post(struct distorch *c, enum wire_method method, const void *body)
@@ -126,7 +115,7 @@ bool client_post(struct distorch *c, enum wire_method method, const void *body)
 		return true; /* nobody is left to be told */
 	}
 	return encode(&request, c->next_id++, small, &large, &size) < 0 ||
-	       send_now(c, large != NULL ? large : small, size, &request) != -EAGAIN;
+	       send_now(c, large != NULL ? large : small, size, &request) != FDPASS_AGAIN;
 }
 
 /* ---- receiving ---- */
@@ -191,33 +180,37 @@ static void take_packet(struct distorch *c, size_t size, int *fds, uint32_t n_fd
 	}
 }
 
+/* Why a packet could not be received. */
+static void lose_by(struct distorch *c, enum fdpass_status status)
+{
+	if (status == FDPASS_BAD_FDS) {
+		client_lose(c, DISTORCH_E_TOO_MANY,
+			    "descriptors of the daemon were lost; is ulimit -n reached?");
+	} else if (status == FDPASS_TOO_LARGE) {
+		client_lose(c, DISTORCH_E_BAD_FRAME, "the daemon sent too large a packet");
+	} else {
+		client_lose(c, DISTORCH_E_NO_CONNECTION, "the daemon closed the connection");
+	}
+}
+
 /* Read what is there; lock held, leading. */
 static void read_packets(struct distorch *c)
 {
 	for (int i = 0; i < PACKETS_A_TURN && !c->is_lost; i++) {
-		int fds[WIRE_FDS_PER_PACKET];
-		uint32_t n_fds = 0;
-		struct err err = {0};
-		size_t size = 0;
-		int rc = fdpass_recv(c->fd, c->in, WIRE_PACKET_BYTES, &size, fds, &n_fds, &err);
+		struct fdpass_packet packet;
+		enum fdpass_status status =
+			fdpass_receive(c->fd, c->in, WIRE_PACKET_BYTES, &packet);
 
-		if (rc < 0 && (err.sys == EAGAIN || err.sys == EWOULDBLOCK)) {
+		if (status == FDPASS_AGAIN) {
 			return;
 		}
-		if (rc < 0 && err.sys == 0) {
-			client_lose(c, DISTORCH_E_BAD_FRAME, err.text);
-		} else if (rc < 0 || size == 0) {
-			client_lose(c, DISTORCH_E_NO_CONNECTION,
-				    "the daemon closed the connection");
-		} else {
-			c->heard_ms = client_now_ms();
-			take_packet(c, size, fds, n_fds);
+		if (status != FDPASS_OK) {
+			lose_by(c, status);
+			return;
 		}
-		for (uint32_t n = 0; n < n_fds; n++) {
-			if (fds[n] >= 0) {
-				(void)close(fds[n]); /* nobody wanted it */
-			}
-		}
+		c->heard_ms = client_now_ms();
+		take_packet(c, packet.size, packet.fds, packet.n_fds);
+		fdpass_close_all(packet.fds, packet.n_fds); /* what nobody took */
 	}
 }
 

@@ -8,12 +8,13 @@
 #ifndef CLIENT_CLIENT_H
 #define CLIENT_CLIENT_H
 
+#include "base/list.h"
+
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "base/list.h"
 #include "client/include/distorch.h"
 #include "proto/gen/wire_gen.h"
 
@@ -22,17 +23,17 @@
 struct distorch {
 	pthread_mutex_t lock;
 	pthread_cond_t changed; /* an answer, an event, a free slot, or the lead */
-	struct list link;	/* owner: the registry, for fork */
-	uint32_t n_refs;	/* the user's, until closed, and one for each weights */
-	pid_t pid;		/* whose connection it is */
+	struct list link;       /* owner: the registry, for fork */
+	uint32_t n_refs;        /* the user's, until closed, and one for each weights */
+	pid_t pid;              /* whose connection it is */
 
-	int fd;		  /* owned; -1 before connect, after close and in a forked child */
-	uint64_t serial;  /* grows with each connect; leases belong to one */
-	bool is_closed;	  /* by the user */
-	bool is_opening;  /* one thread says hello; the others wait */
-	bool is_lost;	  /* the other side has gone; see 'lost' */
-	bool is_led;	  /* a thread reads the socket */
-	int lost_code;	  /* from goodbye, else DISTORCH_E_NO_CONNECTION */
+	int fd;          /* owned; -1 before connect, after close and in a forked child */
+	uint64_t serial; /* grows with each connect; leases belong to one */
+	bool is_closed;  /* by the user */
+	bool is_opening; /* one thread says hello; the others wait */
+	bool is_lost;    /* the other side has gone; see 'lost' */
+	bool is_led;     /* a thread reads the socket */
+	int lost_code;   /* from goodbye, else DISTORCH_E_NO_CONNECTION */
 	char lost[CLIENT_LOST_SIZE];
 
 	uint32_t next_id;
@@ -60,7 +61,7 @@ struct request {
 	const int *fds;
 	uint32_t n_fds;
 	bool is_patient; /* waits as long as the daemon answers pings */
-	bool is_hello;	 /* goes out while is_opening */
+	bool is_hello;   /* goes out while is_opening */
 	uint64_t tag;
 	distorch_progress_fn progress;
 	void *user;
@@ -70,8 +71,8 @@ struct request {
 struct answer {
 	uint8_t *packet; /* owned */
 	size_t size;
-	uint8_t *spill; /* owned; the result when it came in a memfd */
-	uint64_t serial; /* of the connection it came on */
+	uint8_t *spill;               /* owned; the result when it came in a memfd */
+	uint64_t serial;              /* of the connection it came on */
 	int fds[WIRE_FDS_PER_PACKET]; /* owned; -1 once taken */
 	uint32_t n_fds;
 };
@@ -82,10 +83,10 @@ struct call {
 	uint32_t id;
 	enum wire_method method;
 	uint64_t tag;
-	bool is_load;	   /* gets progress */
-	bool is_done;	   /* 'answer' is there */
+	bool is_load;           /* gets progress */
+	bool is_done;           /* 'answer' is there */
 	bool is_without_memory; /* the answer came, but could not be kept */
-	bool is_cancelled; /* by us; 'cancel' was sent */
+	bool is_cancelled;      /* by us; 'cancel' was sent */
 	uint64_t cancelled_ms;
 	bool has_news; /* of progress */
 	char model[WIRE_LOAD_PROGRESS_EVENT_MODEL_MAX + 1];

@@ -2,6 +2,8 @@
 /*
  * Opening and closing a connection, the hello, and what a fork means for it.
  */
+#include "base/cleanup.h"
+
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -11,15 +13,14 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
 #include "client/client.h"
 #include "client/error.h"
 #include "client/options.h"
 #include "client/result.h"
 
 #define DEFAULT_TIMEOUT_MS 30000
-#define SYSTEM_SOCKET	   "/run/distorchd/distorchd.sock"
-#define USER_SOCKET	   "distorchd/distorchd.sock"
+#define SYSTEM_SOCKET      "/run/distorchd/distorchd.sock"
+#define USER_SOCKET        "distorchd/distorchd.sock"
 #define SEND_BUFFER_BYTES  (4 * WIRE_PACKET_BYTES)
 #define CONNECT_RETRY_MS   10
 
@@ -162,8 +163,8 @@ static struct distorch *client_new(const char *path, const struct distorch_optio
 	}
 	c->in = malloc(WIRE_PACKET_BYTES);
 	c->path = strdup(path);
-	c->client = strdup(options->client != NULL ? options->client
-						   : "libdistorch/" DISTORCH_VERSION);
+	c->client =
+		strdup(options->client != NULL ? options->client : "libdistorch/" DISTORCH_VERSION);
 	c->label = options->label != NULL ? strdup(options->label) : NULL;
 	if (c->in == NULL || c->path == NULL || c->client == NULL ||
 	    (options->label != NULL && c->label == NULL)) {
@@ -295,8 +296,9 @@ static int say_hello(struct distorch *c)
 		.has_label = c->label != NULL,
 		.label = c->label != NULL ? wire_str(c->label) : (struct wire_str){0},
 	};
-	const struct request request = {
-		.method = WIRE_METHOD_HELLO, .body = &body, .is_hello = true};
+	const struct request request = {.method = WIRE_METHOD_HELLO,
+					.body = &body,
+					.is_hello = true};
 	AUTO_ANSWER struct answer answer = {0};
 	struct wire_hello_response response;
 	int rc;

@@ -101,8 +101,8 @@ static bool fill_holder(void *result, const void *from, void *to)
 	return convert_text(result, true, wire->comm, &holder->comm);
 }
 
-bool convert_holders(void *result, struct wire_list from,
-		     const struct distorch_holder *const **ret, size_t *ret_n)
+bool convert_holders(void *result, struct wire_list from, const struct distorch_holder *const **ret,
+		     size_t *ret_n)
 {
 	const struct items items = {&wire_type_holder, sizeof(struct distorch_holder), fill_holder};
 
@@ -199,8 +199,8 @@ static bool fill_device(void *result, const void *from, void *to)
 	       convert_text(result, true, wire->state, &device->state);
 }
 
-bool convert_devices(void *result, struct wire_list from,
-		     const struct distorch_device *const **ret, size_t *ret_n)
+bool convert_devices(void *result, struct wire_list from, const struct distorch_device *const **ret,
+		     size_t *ret_n)
 {
 	const struct items items = {&wire_type_device, sizeof(struct distorch_device), fill_device};
 
@@ -225,8 +225,8 @@ static bool fill_client(void *result, const void *from, void *to)
 	       convert_text(result, wire->has_library, wire->library, &client->library);
 }
 
-bool convert_clients(void *result, struct wire_list from,
-		     const struct distorch_client *const **ret, size_t *ret_n)
+bool convert_clients(void *result, struct wire_list from, const struct distorch_client *const **ret,
+		     size_t *ret_n)
 {
 	const struct items items = {&wire_type_client, sizeof(struct distorch_client), fill_client};
 
@@ -253,8 +253,8 @@ static bool fill_record(void *result, const void *from, void *to)
 	return convert_record(result, from, to);
 }
 
-bool convert_records(void *result, struct wire_list from,
-		     const struct distorch_record *const **ret, size_t *ret_n)
+bool convert_records(void *result, struct wire_list from, const struct distorch_record *const **ret,
+		     size_t *ret_n)
 {
 	const struct items items = {&wire_type_record, sizeof(struct distorch_record), fill_record};
 

@@ -24,18 +24,18 @@ bool convert_model(void *result, const struct wire_model *from, struct distorch_
 bool convert_record(void *result, const struct wire_record *from, struct distorch_record *ret);
 
 /* Lists of structures. */
-bool convert_holders(void *result, struct wire_list from,
-		     const struct distorch_holder *const **ret, size_t *ret_n);
+bool convert_holders(void *result, struct wire_list from, const struct distorch_holder *const **ret,
+		     size_t *ret_n);
 bool convert_models(void *result, struct wire_list from, const struct distorch_model *const **ret,
 		    size_t *ret_n);
 bool convert_outcomes(void *result, struct wire_list from,
 		      const struct distorch_outcome *const **ret, size_t *ret_n);
-bool convert_devices(void *result, struct wire_list from,
-		     const struct distorch_device *const **ret, size_t *ret_n);
-bool convert_clients(void *result, struct wire_list from,
-		     const struct distorch_client *const **ret, size_t *ret_n);
-bool convert_records(void *result, struct wire_list from,
-		     const struct distorch_record *const **ret, size_t *ret_n);
+bool convert_devices(void *result, struct wire_list from, const struct distorch_device *const **ret,
+		     size_t *ret_n);
+bool convert_clients(void *result, struct wire_list from, const struct distorch_client *const **ret,
+		     size_t *ret_n);
+bool convert_records(void *result, struct wire_list from, const struct distorch_record *const **ret,
+		     size_t *ret_n);
 bool convert_settings(void *result, struct wire_list from,
 		      const struct distorch_setting *const **ret, size_t *ret_n);
 bool convert_checks(void *result, struct wire_list from, const struct distorch_check *const **ret,

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client/error.h"
 
+#include "base/err.h"
+
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-#include "base/err.h"
 #include "client/convert.h"
 #include "client/result.h"
 #include "proto/gen/wire_gen.h"
@@ -14,7 +16,7 @@
 #define NO_CONNECTION_WORD "no-connection"
 #define NO_CONNECTION_TEXT "Nobody answers at the socket, or the connection was cut off."
 #define NO_CONNECTION_EXIT 3
-#define MESSAGE_SIZE	   1200
+#define MESSAGE_SIZE       1200
 
 /* The public numbers are the schema's. */
 #define SAME(name) _Static_assert((int)DISTORCH_E_##name == (int)WIRE_##name, "the schema decides")
@@ -175,15 +177,16 @@ int distorch_code_exit(int code)
 static bool code_is_retryable(int code)
 {
 	return code == DISTORCH_E_NO_CONNECTION ||
-	       (code > 0 && code < WIRE_N_CODES && wire_code_info((enum wire_code)code)->is_retryable);
+	       (code > 0 && code < WIRE_N_CODES &&
+		wire_code_info((enum wire_code)code)->is_retryable);
 }
 
 static void absent_details(struct distorch_error *error)
 {
 	uint64_t *const numbers[] = {
-		&error->need,	   &error->budget, &error->free,    &error->evictable,
-		&error->held,	   &error->foreign, &error->sys_errno, &error->offset,
-		&error->current,   &error->min,	   &error->max,
+		&error->need,    &error->budget,  &error->free,      &error->evictable,
+		&error->held,    &error->foreign, &error->sys_errno, &error->offset,
+		&error->current, &error->min,     &error->max,
 	};
 
 	for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
@@ -268,12 +271,12 @@ static bool convert_detail(void *result, const struct wire_error_detail *detail,
 	take_number(detail->has_max, detail->max, &error->max);
 	return convert_text(result, detail->has_field, detail->field, &error->field) &&
 	       convert_text(result, detail->has_device, detail->device, &error->device) &&
-	       (!detail->has_holders || convert_holders(result, detail->holders, &error->holders,
-							&error->n_holders)) &&
+	       (!detail->has_holders ||
+		convert_holders(result, detail->holders, &error->holders, &error->n_holders)) &&
 	       (!detail->has_uids ||
 		convert_numbers(result, detail->uids, &error->uids, &error->n_uids)) &&
-	       (!detail->has_models || convert_texts(result, detail->models, &error->candidates,
-						     &error->n_candidates));
+	       (!detail->has_models ||
+		convert_texts(result, detail->models, &error->candidates, &error->n_candidates));
 }
 
 /* Everything but the structure itself, into 'result'. */

@@ -13,8 +13,8 @@
 #include "client/options.h"
 #include "client/result.h"
 
-#define QUEUE_EVENTS	   1024
-#define QUEUE_BYTES	   ((size_t)4 << 20)
+#define QUEUE_EVENTS       1024
+#define QUEUE_BYTES        ((size_t)4 << 20)
 #define QUEUE_OWNED_EVENTS 4096 /* more of these is not a daemon that we know */
 
 struct event {
@@ -349,8 +349,7 @@ static int event_convert(const struct event *queued, struct distorch_event **ret
 /* Wait with the lock held until an event is queued. */
 static int event_wait(struct distorch *c, uint32_t timeout_ms)
 {
-	uint64_t until = timeout_ms == DISTORCH_FOREVER ? UINT64_MAX
-							: client_now_ms() + timeout_ms;
+	uint64_t until = timeout_ms == DISTORCH_FOREVER ? UINT64_MAX : client_now_ms() + timeout_ms;
 	bool has_looked = false;
 
 	while (list_is_empty(&c->events)) {

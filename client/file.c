@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client/file.h"
 
+#include "base/cleanup.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -10,7 +12,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
 #include "client/error.h"
 
 static int open_failed(const char *path, int sys)
@@ -71,8 +72,8 @@ int file_open(const char *path, struct file *ret)
 		return open_failed(path, errno);
 	}
 	if (!S_ISREG(status.st_mode)) {
-		return failure_set(DISTORCH_E_BAD_FILE, 0, "name one file of a model",
-				   "%s is %s", path, kind_name(status.st_mode));
+		return failure_set(DISTORCH_E_BAD_FILE, 0, "name one file of a model", "%s is %s",
+				   path, kind_name(status.st_mode));
 	}
 	*ret = (struct file){.fds = {steal_fd(&fd), -1}, .n_fds = 1};
 	add_direct(ret);

@@ -25,9 +25,8 @@ static void give_text(const char *text, bool *ret_has, struct wire_str *ret)
 /* Wire strings of 'n' texts; the array lives with 'result'. False without memory. */
 static bool give_texts(void *result, const char *const *texts, size_t n, struct wire_list *ret)
 {
-	struct wire_str *items = n < UINT32_MAX / sizeof *items
-					 ? result_add(result, (n + 1) * sizeof *items)
-					 : NULL;
+	struct wire_str *items =
+		n < UINT32_MAX / sizeof *items ? result_add(result, (n + 1) * sizeof *items) : NULL;
 
 	if (items == NULL) {
 		return false;
@@ -155,8 +154,7 @@ static struct distorch_detail *detail_convert(const struct wire_show_response *f
 	if (model == NULL || !convert_model(detail, &from->model, model) ||
 	    !convert_text(detail, from->has_notice, from->notice, &detail->notice) ||
 	    !convert_text(detail, from->has_backing, from->backing, &detail->backing) ||
-	    !convert_text(detail, from->has_loaded_from, from->loaded_from,
-			  &detail->loaded_from) ||
+	    !convert_text(detail, from->has_loaded_from, from->loaded_from, &detail->loaded_from) ||
 	    !convert_text(detail, from->has_checksum, from->checksum, &detail->checksum) ||
 	    !convert_holders(detail, from->clients, &detail->clients, &detail->n_clients) ||
 	    !convert_wishes(detail, from->wishes, &detail->wishes, &detail->n_wishes)) {
@@ -426,8 +424,9 @@ int distorch_verify(struct distorch *c, const char *const *models, size_t n_mode
 {
 	struct wire_verify_request body = {.has_models = n_models > 0};
 	struct wire_verify_response response;
-	const struct request request = {
-		.method = WIRE_METHOD_VERIFY, .body = &body, .is_patient = true};
+	const struct request request = {.method = WIRE_METHOD_VERIFY,
+					.body = &body,
+					.is_patient = true};
 	AUTO_ANSWER struct answer answer = {0};
 	AUTO_RESULT void *texts = result_new(1);
 	struct distorch_checks *result;

@@ -3,6 +3,7 @@
  * Loading, attaching and unloading.
  */
 #include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "client/client.h"
@@ -123,8 +124,8 @@ static int load_weights(struct distorch *c, const struct wire_load_response *res
 }
 
 static int load_file(struct distorch *c, const struct file *file,
-		     const struct distorch_load_options *given,
-		     struct distorch_loaded **ret_loaded, struct distorch_weights **ret_weights)
+		     const struct distorch_load_options *given, struct distorch_loaded **ret_loaded,
+		     struct distorch_weights **ret_weights)
 {
 	struct distorch_load_options options = {0};
 	struct wire_load_request body = {0};

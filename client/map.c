@@ -17,18 +17,19 @@
 #include <unistd.h>
 
 #define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/err.h"
+
+#include <xxhash.h>
+
 #include "client/error.h"
 #include "proto/table.h"
 
-#define HUGE_PAGE	 ((uint64_t)2 << 20)
-#define TABLE_BYTES_MAX	 ((uint64_t)256 << 20)
-#define ID_SIZE		 33
-#define IMAGE_SEALS	 (F_SEAL_SHRINK | F_SEAL_GROW)
+#define HUGE_PAGE         ((uint64_t)2 << 20)
+#define TABLE_BYTES_MAX   ((uint64_t)256 << 20)
+#define ID_SIZE           33
+#define IMAGE_SEALS       (F_SEAL_SHRINK | F_SEAL_GROW)
 #define IMAGE_SEALS_WRITE (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
 
 struct image {
@@ -39,8 +40,8 @@ struct image {
 
 struct distorch_weights {
 	uint32_t n_refs;
-	struct distorch *c;  /* counted; NULL without a lease */
-	struct owed *owed;   /* owned; what the last unref sends */
+	struct distorch *c; /* counted; NULL without a lease */
+	struct owed *owed;  /* owned; what the last unref sends */
 	struct lease lease;
 	char id[ID_SIZE];
 	uint8_t *table_bytes; /* owned; private copy of the table memfd */
@@ -48,10 +49,10 @@ struct distorch_weights {
 	struct image *images; /* owned; one a shard, none where nothing is mapped */
 	uint32_t n_images;
 	struct distorch_tensor *tensors; /* owned; in the table's order */
-	char *names;			 /* owned; each with its NUL */
+	char *names;                     /* owned; each with its NUL */
 	size_t names_size;
 	pthread_mutex_t index_lock; /* guards the making of 'index' */
-	uint32_t *index;	    /* owned; tensor + 1 by hash, 0: free; made at the first find */
+	uint32_t *index;            /* owned; tensor + 1 by hash, 0: free; made at the first find */
 	uint32_t index_mask;
 	uint64_t seed; /* of the hash: names come from strangers */
 };
@@ -75,8 +76,8 @@ static int copy_table(int fd, uint8_t **ret_bytes, size_t *ret_size)
 	size_t size;
 	size_t at = 0;
 
-	if (fd < 0 || fstat(fd, &status) != 0 || !S_ISREG(status.st_mode) ||
-	    status.st_size <= 0 || (uint64_t)status.st_size > TABLE_BYTES_MAX) {
+	if (fd < 0 || fstat(fd, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size <= 0 ||
+	    (uint64_t)status.st_size > TABLE_BYTES_MAX) {
 		return bad_table("it has no usable size");
 	}
 	size = (size_t)status.st_size;

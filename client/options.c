@@ -19,8 +19,7 @@ int options_take(const void *given, size_t size, void *ret)
 	if (given_size < sizeof given_size || given_size > LARGEST_OPTIONS) {
 		return failure_set(DISTORCH_E_BAD_ARGUMENT, 0,
 				   "set 'size' to sizeof of the structure",
-				   "a structure of options says that it has %zu bytes",
-				   given_size);
+				   "a structure of options says that it has %zu bytes", given_size);
 	}
 	for (size_t i = size; i < given_size; i++) {
 		if (bytes[i] != 0) {

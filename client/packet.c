@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client/packet.h"
 
+#include "base/cleanup.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
 #include "client/error.h"
 
 void answer_fini(struct answer *answer)
@@ -21,8 +22,7 @@ void answer_fini(struct answer *answer)
 	*answer = (struct answer){0};
 }
 
-bool packet_has_right_fds(enum wire_method method, const struct wire_packet *packet,
-			  uint32_t n_fds)
+bool packet_has_right_fds(enum wire_method method, const struct wire_packet *packet, uint32_t n_fds)
 {
 	uint32_t n_spill = packet->spill_bytes > 0 ? 1 : 0;
 
@@ -97,8 +97,8 @@ int packet_decode(enum wire_method method, struct answer *answer, void *ret_body
 	uint32_t body_size;
 	int rc;
 
-	if (wire_decode_packet(answer->packet, answer->size, &wire_packet_limits, &packet,
-			       &fault) < 0) {
+	if (wire_decode_packet(answer->packet, answer->size, &wire_packet_limits, &packet, &fault) <
+	    0) {
 		return bad_reply(method, &fault); /* it was readable when it came */
 	}
 	if (packet.error != NULL) {

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client/result.h"
 
+#include "base/list.h"
+
 #include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "base/list.h"
 
 #define BLOCK_BYTES ((size_t)4000)
 

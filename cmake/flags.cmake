@@ -41,6 +41,9 @@ else()
 		list(APPEND HOUSE_HARDENING -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3)
 	endif()
 endif()
+if(DISTORCH_FUZZ)
+	list(APPEND HOUSE_HARDENING -fsanitize=fuzzer-no-link)
+endif()
 
 function(house_flags target)
 	target_compile_definitions(${target} PRIVATE _GNU_SOURCE

@@ -1,2 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
 # The daemon, the client library and the command line.
+
+# ---- client: libdistorch ----
+include(GNUInstallDirs)
+room(client DEPENDS base base/os proto
+	SOURCES client/connect.c client/call.c client/packet.c client/event.c client/error.c
+		client/convert.c client/result.c client/options.c client/file.c client/map.c
+		client/load.c client/listing.c
+	LINKS Threads::Threads PkgConfig::XXHASH)
+add_library(distorch SHARED $<TARGET_OBJECTS:room_client>)
+house_flags(distorch)
+target_include_directories(distorch INTERFACE
+	$<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/client/include> $<INSTALL_INTERFACE:include>)
+target_link_libraries(distorch PRIVATE room_base_os room_proto room_base Threads::Threads)
+# nodelete: fork handlers and thread-specific keys outlive a dlclose.
+target_link_options(distorch PRIVATE -Wl,-z,nodelete -Wl,--no-undefined
+	-Wl,--version-script=${CMAKE_SOURCE_DIR}/client/libdistorch.map)
+set_target_properties(distorch PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION 1
+	LINK_DEPENDS ${CMAKE_SOURCE_DIR}/client/libdistorch.map
+	PUBLIC_HEADER ${CMAKE_SOURCE_DIR}/client/include/distorch.h)
+configure_file(client/distorch.pc.in distorch.pc @ONLY)
+install(TARGETS distorch LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+	PUBLIC_HEADER DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(FILES ${CMAKE_BINARY_DIR}/distorch.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+# ---- distorchctl: on the public header and base alone ----
+add_executable(distorchctl client/ctl/main.c client/ctl/render.c client/ctl/verb_load.c
+	client/ctl/verb_unload.c client/ctl/verb_wish.c client/ctl/verb_ps.c
+	client/ctl/verb_show.c client/ctl/verb_status.c client/ctl/verb_events.c
+	client/ctl/verb_admin.c client/ctl/verb_doctor.c client/ctl/verb_help.c)
+house_flags(distorchctl)
+target_link_libraries(distorchctl PRIVATE distorch room_base PkgConfig::CJSON PkgConfig::SMARTCOLS)
+set_target_properties(distorchctl PROPERTIES BUILD_RPATH_USE_ORIGIN ON
+	INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
+install(TARGETS distorchctl RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+
+# ---- distorchd: the corridor as a library, so that tests can link it, and its main ----
+room(corridor DEPENDS base base/os proto daemon/core daemon/format daemon/device daemon/load
+		daemon/ipc
+	SOURCES daemon/daemon.c daemon/dispatch.c daemon/dispatch_model.c daemon/dispatch_view.c
+		daemon/execute.c daemon/answer.c daemon/news.c daemon/failure.c daemon/describe.c
+		daemon/store.c daemon/clients.c daemon/history.c daemon/config.c
+	LINKS PkgConfig::UV PkgConfig::ECONF)
+add_executable(distorchd daemon/main.c)
+house_flags(distorchd)
+target_link_libraries(distorchd PRIVATE room_corridor)
+install(TARGETS distorchd RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+
+# ---- man pages ----
+find_program(SCDOC scdoc)
+if(SCDOC)
+	foreach(page distorchd.8 distorchctl.1 distorchd.conf.5 libdistorch.3)
+		set(source ${CMAKE_SOURCE_DIR}/docs/man/${page}.scd)
+		if(EXISTS ${source})
+			string(REGEX MATCH "[0-9]$" section ${page})
+			add_custom_command(OUTPUT ${CMAKE_BINARY_DIR}/man/${page} DEPENDS ${source}
+				COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_BINARY_DIR}/man
+				COMMAND sh -c "'${SCDOC}' < '${source}' > '${CMAKE_BINARY_DIR}/man/${page}'"
+				VERBATIM)
+			list(APPEND man_pages ${CMAKE_BINARY_DIR}/man/${page})
+			install(FILES ${CMAKE_BINARY_DIR}/man/${page}
+				DESTINATION ${CMAKE_INSTALL_MANDIR}/man${section})
+		endif()
+	endforeach()
+	add_custom_target(man ALL DEPENDS ${man_pages})
+endif()

@@ -15,6 +15,42 @@ function(unit_test room name)
 	set_tests_properties(${room}/${name} PROPERTIES LABELS "unit;fast" TIMEOUT 120)
 endfunction()
 
+# fuzz_target(name rooms...): tests/fuzz/fuzz_<name>.c over tests/fuzz/corpus/<name>. With
+# DISTORCH_FUZZ a libFuzzer program, else an ordinary test that replays the corpus.
+function(fuzz_target name)
+	set(target "fuzz_${name}")
+	add_executable(${target} tests/fuzz/fuzz_${name}.c)
+	house_flags(${target})
+	foreach(room IN LISTS ARGN)
+		string(REPLACE "/" "_" slug "${room}")
+		target_link_libraries(${target} PRIVATE room_${slug})
+	endforeach()
+	set_target_properties(${target} PROPERTIES
+		RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)
+	if(DISTORCH_FUZZ)
+		target_link_options(${target} PRIVATE -fsanitize=fuzzer)
+		return()
+	endif()
+	target_sources(${target} PRIVATE tests/fuzz/replay.c)
+	add_test(NAME fuzz/${name}
+		COMMAND ${target} ${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${name})
+	set_tests_properties(fuzz/${name} PROPERTIES LABELS "fuzz;fast" TIMEOUT 120)
+endfunction()
+
+# ---- base ----
+unit_test(base checked)
+unit_test(base err)
+unit_test(base idtab)
+unit_test(base list)
+unit_test(base require)
+unit_test(base text)
+unit_test(base units)
+unit_test(base/os clock)
+unit_test(base/os fdpass)
+unit_test(base/os memfd)
+unit_test(base/os mailbox)
+unit_test(base/os sys)
+
 # ---- proto ----
 unit_test(proto wire)
 unit_test(proto wire_body)
@@ -24,3 +60,66 @@ unit_test(proto table)
 unit_test(proto gen)
 target_compile_definitions(test_proto_vectors PRIVATE
 	VECTORS_FILE="${CMAKE_SOURCE_DIR}/tests/unit/proto/vectors.txt")
+find_package(Python3 COMPONENTS Interpreter)
+if(Python3_FOUND)
+	add_test(NAME proto/wiregen
+		COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/unit/proto/test_wiregen.py)
+	add_test(NAME proto/vectors_current
+		COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/unit/proto/vectors.py --check)
+	set_tests_properties(proto/wiregen proto/vectors_current PROPERTIES
+		LABELS "unit;fast" TIMEOUT 120 SKIP_RETURN_CODE 77)
+endif()
+fuzz_target(wire proto)
+fuzz_target(reply proto)
+fuzz_target(table proto)
+add_executable(bench_wire tests/bench/bench_wire.c)
+house_flags(bench_wire)
+target_link_libraries(bench_wire PRIVATE room_proto)
+
+# ---- client ----
+foreach(name IN ITEMS call hostile weights)
+	unit_test(client ${name})
+	target_sources(test_client_${name} PRIVATE tests/unit/client/peer.c)
+endforeach()
+
+# ---- abi: what users of libdistorch get; the examples are built as users build them ----
+function(example name source standard)
+	add_executable(example_${name} ${source})
+	target_link_libraries(example_${name} PRIVATE distorch)
+	target_compile_options(example_${name} PRIVATE -Wall -Wextra -Wpedantic -Werror)
+	if(DISTORCH_SANITIZE)
+		target_link_options(example_${name} PRIVATE ${HOUSE_LINK})
+	endif()
+	set_target_properties(example_${name} PROPERTIES C_STANDARD ${standard}
+		CXX_STANDARD ${standard} CXX_STANDARD_REQUIRED ON CXX_EXTENSIONS OFF
+		RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/examples)
+endfunction()
+example(load docs/examples/load.c 99)
+example(unload_not_kept docs/examples/unload_not_kept.c 99)
+example(tensors docs/examples/tensors.cpp 17)
+add_test(NAME abi/symbols
+	COMMAND ${CMAKE_SOURCE_DIR}/tests/abi/check_symbols.sh $<TARGET_FILE:distorch>)
+add_test(NAME abi/header_c99
+	COMMAND ${CMAKE_C_COMPILER} -std=c99 -pedantic-errors -Wall -Wextra -Werror -fsyntax-only
+		-I${CMAKE_SOURCE_DIR}/client/include ${CMAKE_SOURCE_DIR}/tests/abi/header.c)
+add_test(NAME abi/header_cxx17
+	COMMAND ${CMAKE_CXX_COMPILER} -std=c++17 -pedantic-errors -Wall -Wextra -Werror
+		-fsyntax-only -I${CMAKE_SOURCE_DIR}/client/include -x c++
+		${CMAKE_SOURCE_DIR}/tests/abi/header.c)
+set_tests_properties(abi/symbols abi/header_c99 abi/header_cxx17 PROPERTIES
+	LABELS "abi;fast" TIMEOUT 60)
+if(Python3_FOUND)
+	add_test(NAME abi/python_layout
+		COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/abi/test_layout.py
+			${CMAKE_C_COMPILER} ${CMAKE_SOURCE_DIR})
+	set_tests_properties(abi/python_layout PROPERTIES LABELS "abi;fast" TIMEOUT 60)
+endif()
+
+# ---- device and load ----
+add_executable(test_contract_device tests/contract/test_device.c)
+house_flags(test_contract_device)
+target_link_libraries(test_contract_device PRIVATE room_daemon_device PkgConfig::CMOCKA)
+set_target_properties(test_contract_device PROPERTIES
+	RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+add_test(NAME contract/device COMMAND test_contract_device)
+set_tests_properties(contract/device PROPERTIES LABELS "unit;fast" TIMEOUT 120)

@@ -281,7 +281,7 @@ void dispatch_status(const struct call *call)
 		.uptime_ms = (clock_mono_ns() - daemon->started_ns) / NS_PER_MS,
 		.devices = {.items = devices, .count = describe_devices(daemon, texts, devices)},
 		.bytes_read = daemon->bytes_read,
-		.fds = count_own_fds(),
+		.open_fds = count_own_fds(),
 		.rss_bytes = memory_own_bytes(),
 		.last = {.items = records, .count = describe_last(call, record_texts, records, 4)},
 	};

@@ -8,6 +8,7 @@
 
 #include "base/checked.h"
 #include "base/err.h"
+#include "base/require.h"
 
 #include <string.h>
 
@@ -26,57 +27,37 @@ struct layout {
 	uint64_t shards, tensors, blocks, sums, strings, names, end;
 };
 
-static bool add_section(uint64_t *at, uint64_t count, uint64_t size)
-{
-	uint64_t bytes;
-
-	return checked_mul(count, size, &bytes) && checked_add(*at, bytes, at);
-}
-
-static bool layout_of(const struct table_source *source, struct layout *ret)
+static struct layout layout_of(const struct table_source *source)
 {
 	struct layout layout = {.shards = sizeof(struct table_header)};
-	uint64_t at = layout.shards;
 
-	if (!add_section(&at, source->n_shards, sizeof(struct table_shard))) {
-		return false;
-	}
-	layout.tensors = at;
-	if (!add_section(&at, source->n_tensors, sizeof(struct table_tensor))) {
-		return false;
-	}
-	layout.blocks = at;
-	if (!add_section(&at, source->n_blocks, sizeof(struct table_block))) {
-		return false;
-	}
-	layout.sums = at;
-	if (!add_section(&at, source->n_sums, sizeof(uint64_t))) {
-		return false;
-	}
-	layout.strings = at;
+	/* 32-bit counts of small records: their sum stays far below 2^64. */
+	layout.tensors = layout.shards + source->n_shards * sizeof(struct table_shard);
+	layout.blocks = layout.tensors + source->n_tensors * sizeof(struct table_tensor);
+	layout.sums = layout.blocks + source->n_blocks * sizeof(struct table_block);
+	layout.strings = layout.sums + source->n_sums * sizeof(uint64_t);
+	layout.names = layout.strings;
 	for (uint32_t i = 0; i < source->n_tensors; i++) {
-		at += source->tensors[i].rank * sizeof(uint64_t);
+		layout.names += source->tensors[i].rank * sizeof(uint64_t);
 	}
-	layout.names = at;
+	layout.end = layout.names;
 	for (uint32_t i = 0; i < source->n_shards; i++) {
-		at += source->shards[i].name.size;
+		layout.end += source->shards[i].name.size;
 	}
 	for (uint32_t i = 0; i < source->n_tensors; i++) {
-		at += source->tensors[i].name.size;
+		layout.end += source->tensors[i].name.size;
 	}
 	for (uint32_t i = 0; i < source->n_blocks; i++) {
-		at += source->blocks[i].name.size;
+		layout.end += source->blocks[i].name.size;
 	}
-	layout.end = at;
-	*ret = layout;
-	return at <= UINT32_MAX;
+	return layout;
 }
 
 uint64_t table_size(const struct table_source *source)
 {
-	struct layout layout;
+	struct layout layout = layout_of(source);
 
-	return layout_of(source, &layout) ? layout.end : 0;
+	return layout.end <= UINT32_MAX ? layout.end : 0;
 }
 
 /* ---- writing ---- */
@@ -92,10 +73,7 @@ static uint32_t put_name(struct writer *writer, struct wire_str name)
 {
 	uint32_t offset = (uint32_t)(writer->name_at - writer->layout.strings);
 
-	if (name.size > 0) {
-		wire_utf8_clean((const uint8_t *)name.text, name.size,
-				writer->bytes + writer->name_at);
-	}
+	wire_utf8_clean((const uint8_t *)name.text, name.size, writer->bytes + writer->name_at);
 	writer->name_at += name.size;
 	return offset;
 }
@@ -184,12 +162,10 @@ static uint64_t hash_of(const uint8_t *bytes, size_t size, table_hash_fn hash)
 
 void table_write(const struct table_source *source, void *memory, table_hash_fn hash)
 {
-	struct writer writer = {.bytes = memory};
+	struct writer writer = {.bytes = memory, .layout = layout_of(source)};
 	struct table_header *header = memory;
 
-	if (!layout_of(source, &writer.layout)) {
-		return; /* table_size said 0: there is no memory */
-	}
+	REQUIRE(writer.layout.end <= UINT32_MAX); /* table_size said 0 */
 	writer.shape_at = writer.layout.strings;
 	writer.name_at = writer.layout.names;
 	*header = (struct table_header){
@@ -233,7 +209,9 @@ static int refuse(struct err *err, const char *thing, uint32_t index, const char
 /* A section of 'count' records begins right behind the one before. */
 static bool check_section(uint64_t *at, uint64_t offset, uint64_t count, uint64_t size)
 {
-	return offset == *at && add_section(at, count, size);
+	uint64_t bytes;
+
+	return offset == *at && checked_mul(count, size, &bytes) && checked_add(*at, bytes, at);
 }
 
 static int check_header(const void *memory, size_t size, table_hash_fn hash, struct err *err)
@@ -426,7 +404,7 @@ struct dtype_row {
 #define DTYPE_ROW(number, word, width) [number] = {#word, width},
 static const struct dtype_row dtypes[] = {WIRE_DTYPES(DTYPE_ROW)};
 
-#define N_DTYPES (sizeof dtypes / sizeof *dtypes)
+#define N_DTYPES ((uint16_t)(sizeof dtypes / sizeof *dtypes))
 
 const char *wire_dtype_name(uint16_t dtype)
 {

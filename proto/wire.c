@@ -123,16 +123,11 @@ static bool take_body(struct wire_walk *walk, struct wire_packet *packet)
 /* What follows the kind. */
 static bool take_rest(struct wire_walk *walk, struct wire_packet *packet)
 {
-	switch (packet->kind) {
-	case WIRE_REQUEST:
-		if (!take_id(walk, &packet->id) || !take_name(walk, &packet->name)) {
-			return false;
-		}
-		packet->message = find_message(packet->name);
-		return take_body(walk, packet);
-	case WIRE_RESPONSE:
-		if (!take_id(walk, &packet->id) ||
-		    !take_map(walk, true, &packet->error, &packet->error_size) ||
+	if (packet->kind != WIRE_EVENT && !take_id(walk, &packet->id)) {
+		return false;
+	}
+	if (packet->kind == WIRE_RESPONSE) {
+		if (!take_map(walk, true, &packet->error, &packet->error_size) ||
 		    !take_body(walk, packet)) {
 			return false;
 		}
@@ -140,14 +135,16 @@ static bool take_rest(struct wire_walk *walk, struct wire_packet *packet)
 			return refuse(walk, "a response has either an error or a result");
 		}
 		return true;
-	case WIRE_EVENT:
-		if (!take_name(walk, &packet->name)) {
-			return false;
-		}
-		packet->event = find_event(packet->name);
-		return take_body(walk, packet);
 	}
-	return refuse(walk, "the kind is none of 0, 1 and 2");
+	if (!take_name(walk, &packet->name)) {
+		return false;
+	}
+	if (packet->kind == WIRE_REQUEST) {
+		packet->message = find_message(packet->name);
+	} else {
+		packet->event = find_event(packet->name);
+	}
+	return take_body(walk, packet);
 }
 
 static bool take_packet(struct wire_walk *walk, struct wire_packet *packet)

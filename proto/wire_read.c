@@ -177,9 +177,6 @@ static int key_compare(const struct wire_walk *walk, uint32_t a, uint32_t b)
 	if (item_a.number != item_b.number) {
 		return item_a.number < item_b.number ? -1 : 1;
 	}
-	if (item_a.number == 0) {
-		return 0;
-	}
 	return memcmp(item_a.text, item_b.text, item_a.number);
 }
 
@@ -287,6 +284,7 @@ bool wire_walk_value(struct wire_walk *walk, uint32_t depth)
 	uint32_t keys[WIRE_KEYS]; /* offsets of the keys of all open maps */
 	uint32_t n_frames = 0;
 	uint32_t n_keys = 0;
+	uint32_t last_key = 0;
 
 	do {
 		struct frame *top = n_frames > 0 ? &frames[n_frames - 1] : NULL;
@@ -301,9 +299,9 @@ bool wire_walk_value(struct wire_walk *walk, uint32_t depth)
 			if (n_keys == WIRE_KEYS) {
 				return refuse(walk, "more keys than open maps may hold");
 			}
-			keys[n_keys++] = offset;
+			keys[n_keys++] = last_key = offset;
 		} else if (walk->is_noting && n_frames == 1 && top->is_map) {
-			note_number(walk, keys[n_keys - 1], &item);
+			note_number(walk, last_key, &item);
 		}
 		if (top) {
 			top->left--;

@@ -3,11 +3,16 @@
 #include "base/os/fdpass.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/os/sys.h"
+
+#ifndef SCM_PIDFD
+#	define SCM_PIDFD 0x04
+#endif
 
 /* The kernel passes at most 253 descriptors a message; beside them credentials and a pidfd. */
 #define KERNEL_MAX_FDS 253
@@ -41,22 +46,24 @@ int fdpass_collect(void *control, size_t control_size, int fds[FDPASS_MAX_FDS],
 	     header = CMSG_NXTHDR(&message, header)) {
 		const unsigned char *data = CMSG_DATA(header);
 		size_t left = (size_t)((const unsigned char *)control + control_size - data);
+		bool is_rights = header->cmsg_type == SCM_RIGHTS;
 		size_t size;
 
 		if (header->cmsg_len < CMSG_LEN(0)) {
 			break;
 		}
-		size = header->cmsg_len - CMSG_LEN(0);
-		size = size > left ? left : size;
-		if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) {
+		if (header->cmsg_level != SOL_SOCKET ||
+		    (!is_rights && header->cmsg_type != SCM_PIDFD)) {
 			continue;
 		}
+		size = header->cmsg_len - CMSG_LEN(0);
+		size = size > left ? left : size;
 		for (size_t at = 0; at + sizeof(int) <= size; at += sizeof(int)) {
 			int fd;
 
 			memcpy(&fd, data + at, sizeof fd);
-			n_seen++;
-			if (n_fds < FDPASS_MAX_FDS) {
+			n_seen += is_rights ? 1 : 0;
+			if (is_rights && n_fds < FDPASS_MAX_FDS) {
 				fds[n_fds++] = fd;
 			} else {
 				drop(fd);
@@ -66,6 +73,7 @@ int fdpass_collect(void *control, size_t control_size, int fds[FDPASS_MAX_FDS],
 	if (n_seen > FDPASS_MAX_FDS) {
 		for (uint32_t i = 0; i < n_fds; i++) {
 			drop(fds[i]);
+			fds[i] = -1;
 		}
 		return -1;
 	}
@@ -84,9 +92,8 @@ enum fdpass_status fdpass_receive(int socket, void *bytes, size_t capacity,
 	ssize_t size;
 	int n_fds;
 
-	ret->size = 0;
-	ret->n_fds = 0;
-	ret->error = 0;
+	*ret = (struct fdpass_packet){0};
+	memset(ret->fds, 0xff, sizeof ret->fds); /* -1: no stale number is ever closed again */
 	do {
 		size = sys_recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	} while (size < 0 && errno == EINTR);

@@ -33,18 +33,24 @@ struct fdpass_packet {
 enum fdpass_status fdpass_receive(int socket, void *bytes, size_t capacity,
 				  struct fdpass_packet *ret);
 
-/* The descriptors stay the caller's. Whole packets only. */
+/*
+ * The descriptors stay the caller's. Whole packets only. '*ret_errno' is set unless the
+ * result is FDPASS_OK. FDPASS_AGAIN with EAGAIN: poll; with ETOOMANYREFS or ENOBUFS a poll
+ * would return at once, so wait a moment instead.
+ */
 enum fdpass_status fdpass_send(int socket, const void *bytes, size_t size, const int *fds,
 			       uint32_t n_fds, int *ret_errno);
 
 /*
- * Collect the descriptors of raw control bytes. Those that do not fit or come after a
- * malformed header's end are passed to 'drop'. Returns how many are in 'fds', or -1 when
- * there were more than 32: then all were dropped.
+ * Collect the descriptors of raw control bytes (aligned as a struct cmsghdr). A header that
+ * claims more than is there is cut at the end of the bytes; all SCM_RIGHTS count together;
+ * a pidfd that nobody asked for goes to 'drop'. Returns how many are in 'fds', or -1 when
+ * there were more than 32: then every one went to 'drop'.
  */
 int fdpass_collect(void *control, size_t control_size, int fds[FDPASS_MAX_FDS],
 		   void (*drop)(int fd));
 
+/* Close and set to -1 those that are not -1 already. */
 void fdpass_close_all(int *fds, uint32_t n_fds);
 
 #endif

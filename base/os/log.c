@@ -2,7 +2,13 @@
 /* Lines to the journal or standard error. See log.h. */
 #include "base/os/log.h"
 
+#include "base/os/clock.h"
+#include "base/require.h"
+#include "base/text.h"
+
 #include <errno.h>
+#include <limits.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,18 +18,17 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "base/os/clock.h"
-#include "base/require.h"
-
 #ifdef HAVE_SYSTEMD
 #	define SD_JOURNAL_SUPPRESS_LOCATION
 #	include <systemd/sd-journal.h>
 #endif
 
-#define LINE_BYTES	 960
-#define FIELD_BYTES	 256
-#define MAX_FIELDS	 8
-#define N_RATES		 64
+#define LINE_BYTES       896
+#define MESSAGE_PREFIX   8 /* "MESSAGE=" */
+#define FIELD_BYTES      256
+#define MAX_FIELDS       8
+#define WAIT_MS          100 /* for a reader that does not keep up */
+#define N_RATES          64
 #define RATE_INTERVAL_NS 60000000000U
 
 static enum log_level max_level = LOG_LEVEL_INFO;
@@ -36,60 +41,6 @@ static struct {
 	uint64_t last_ns;
 } rates[N_RATES];
 static pthread_mutex_t rates_lock = PTHREAD_MUTEX_INITIALIZER;
-
-/* Bytes of the UTF-8 character at 'text' that may be shown as it is; 0: escape one byte. */
-static size_t printable_size(const unsigned char *text)
-{
-	size_t size = text[0] < 0x80 ? 1 : text[0] >= 0xf0 ? 4 : text[0] >= 0xe0 ? 3 : 2;
-	uint32_t code = text[0];
-
-	if (size == 1) {
-		return text[0] >= 0x20 && text[0] != 0x7f && text[0] != '\\' ? 1 : 0;
-	}
-	if (text[0] < 0xc2 || text[0] > 0xf4) {
-		return 0;
-	}
-	code = text[0] & (0xffU >> (size + 1));
-	for (size_t i = 1; i < size; i++) {
-		if ((text[i] & 0xc0) != 0x80) {
-			return 0;
-		}
-		code = code << 6 | (text[i] & 0x3fU);
-	}
-	/* C1 controls, direction marks and overrides, line separators, tags. */
-	if (code < 0xa0 || code == 0x61c || (code >= 0x200b && code <= 0x200f) ||
-	    (code >= 0x2028 && code <= 0x202e) || (code >= 0x2060 && code <= 0x2069) ||
-	    code == 0xfeff || (code >= 0xd800 && code <= 0xdfff) || code > 0x10ffff ||
-	    (code >= 0xe0000 && code <= 0xe007f)) {
-		return 0;
-	}
-	return size;
-}
-
-const char *log_escape(const char *text, char *buffer, size_t buffer_size)
-{
-	const unsigned char *at = (const unsigned char *)text;
-	size_t used = 0;
-
-	while (*at != '\0') {
-		size_t size = printable_size(at);
-
-		if (used + (size == 0 ? 4 : size) >= buffer_size) {
-			break;
-		}
-		if (size == 0) {
-			(void)snprintf(buffer + used, buffer_size - used, "\\x%02x", *at);
-			used += 4;
-			at++;
-		} else {
-			memcpy(buffer + used, at, size);
-			used += size;
-			at += size;
-		}
-	}
-	buffer[used] = '\0';
-	return buffer;
-}
 
 static void report_broken(const char *condition, const char *file, int line)
 {
@@ -122,6 +73,15 @@ static bool is_journal(void)
 	return dev == status.st_dev && ino == status.st_ino;
 }
 
+static bool has_journal(void)
+{
+#ifdef HAVE_SYSTEMD
+	return access("/run/systemd/journal/socket", W_OK) == 0;
+#else
+	return false;
+#endif
+}
+
 void log_open(enum log_level level, enum log_format format)
 {
 	require_report = report_broken;
@@ -129,32 +89,74 @@ void log_open(enum log_level level, enum log_format format)
 	if (format == LOG_FORMAT_AUTO) {
 		format = is_journal() ? LOG_FORMAT_JOURNAL : LOG_FORMAT_TEXT;
 	}
-#ifndef HAVE_SYSTEMD
-	format = format == LOG_FORMAT_JOURNAL ? LOG_FORMAT_TEXT : format;
-#endif
+	if (format == LOG_FORMAT_JOURNAL && !has_journal()) {
+		format = LOG_FORMAT_TEXT; /* libsystemd would drop every line in silence */
+	}
 	chosen_format = format;
 }
 
-#ifdef HAVE_SYSTEMD
-static bool write_journal(enum log_level level, const struct log_field *fields, size_t n_fields,
-			  const char *line)
+const char *log_message_id(const char *event)
 {
-	char message[LINE_BYTES];
+	static const struct {
+		const char *event;
+		const char *id;
+	} ids[] = {
+		{"load.begun", "4fd4abd63f93407f9aea9107484dcf85"},
+		{"load.done", "0e369c0a1ced44ec9e82100154b07f98"},
+		{"load.failed", "ac7451ac6a5a4a6fa9afc78f33128f9b"},
+		{"load.cancelled", "efe4c657782b4465a218065750bab7db"},
+		{"evicted", "eb8cb4b7a58a4d0f97dcf2fe77b84c2f"},
+		{"unloaded", "7bc5e6de20af4e62ad710b08913ba2c6"},
+		{"refused", "ab7442f2b5c440f287b850a5da912cfb"},
+		{"pinned", "f61eb5e80cc248898b56683a297a93e2"},
+		{"unpinned", "b68160263820495f8f1c3f1e4e1d4ef4"},
+		{"kept", "21ddb30d4de449ab97d4f679a9c2d71b"},
+		{"unkept", "36a5e6a2f45b4dc2b3e2ff4903944d86"},
+		{"quarantined", "b0f77fa5977f45e0b897b83a7469f2b7"},
+		{"stale", "56cae1d3eef34d02a3fc309198b8f730"},
+		{"held", "fc94d75559184534852aaca79537a711"},
+		{"freed", "8cfb725d1678491db87245cd0e2c5c33"},
+	};
+
+	for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++) {
+		if (strcmp(ids[i].event, event) == 0) {
+			return ids[i].id;
+		}
+	}
+	return NULL;
+}
+
+#ifdef HAVE_SYSTEMD
+/* 'message' is "MESSAGE=" and the escaped line. */
+static bool write_journal(enum log_level level, const struct log_field *fields, size_t n_fields,
+			  char *message)
+{
+	static char identifier[] = "SYSLOG_IDENTIFIER=distorchd";
 	char texts[MAX_FIELDS][FIELD_BYTES];
 	char priority[24];
-	struct iovec vectors[MAX_FIELDS + 2];
-	size_t n_vectors = 0;
+	char message_id[64];
+	struct iovec vectors[3 + 2 * MAX_FIELDS] = {{.iov_base = message}, {.iov_base = identifier}};
+	size_t n = 2;
 
-	(void)snprintf(message, sizeof message, "MESSAGE=%.*s", LINE_BYTES - 16, line);
-	vectors[n_vectors++] = (struct iovec){.iov_base = message, .iov_len = strlen(message)};
 	(void)snprintf(priority, sizeof priority, "PRIORITY=%d", (int)level);
-	vectors[n_vectors++] = (struct iovec){.iov_base = priority, .iov_len = strlen(priority)};
+	vectors[n++].iov_base = priority;
 	for (size_t i = 0; i < n_fields && i < MAX_FIELDS; i++) {
+		const char *id = NULL;
+
 		(void)snprintf(texts[i], FIELD_BYTES, "%s=%s", fields[i].name, fields[i].value);
-		vectors[n_vectors++] =
-			(struct iovec){.iov_base = texts[i], .iov_len = strlen(texts[i])};
+		vectors[n++].iov_base = texts[i];
+		if (strcmp(fields[i].name, "DISTORCHD_EVENT") == 0) {
+			id = log_message_id(fields[i].value);
+		}
+		if (id != NULL) {
+			(void)snprintf(message_id, sizeof message_id, "MESSAGE_ID=%s", id);
+			vectors[n++].iov_base = message_id;
+		}
 	}
-	return sd_journal_sendv(vectors, (int)n_vectors) >= 0;
+	for (size_t i = 0; i < n; i++) {
+		vectors[i].iov_len = strlen(vectors[i].iov_base);
+	}
+	return sd_journal_sendv(vectors, (int)n) >= 0;
 }
 #endif
 
@@ -163,74 +165,119 @@ static void append(char *line, size_t *used, const char *format, ...)
 
 static void append(char *line, size_t *used, const char *format, ...)
 {
+	size_t room = PIPE_BUF - *used;
 	va_list arguments;
 	int size;
 
 	va_start(arguments, format);
-	size = vsnprintf(line + *used, LINE_BYTES * 4 - *used, format, arguments);
+	size = vsnprintf(line + *used, room, format, arguments);
 	va_end(arguments);
 	if (size > 0) {
-		*used += (size_t)size < LINE_BYTES * 4 - *used ? (size_t)size
-							       : LINE_BYTES * 4 - *used - 1;
+		*used += (size_t)size < room ? (size_t)size : room - 1;
 	}
 }
 
-/* A JSON string: what log_escape leaves over needs only quotes and backslashes doubled. */
-static void append_json(char *line, size_t *used, const char *text)
+/* A JSON string of what text_escape has made: only quotes and backslashes are left to mark. */
+static void append_json(char *line, size_t *used, const char *escaped)
 {
-	char escaped[LINE_BYTES];
-
 	append(line, used, "\"");
-	for (const char *at = log_escape(text, escaped, sizeof escaped); *at != '\0'; at++) {
+	for (const char *at = escaped; *at != '\0'; at++) {
 		append(line, used, *at == '"' || *at == '\\' ? "\\%c" : "%c", *at);
 	}
 	append(line, used, "\"");
 }
 
-static void write_line(enum log_level level, const struct log_field *fields, size_t n_fields,
-		       const char *text)
+static size_t format_json(enum log_level level, const struct log_field *fields, size_t n_fields,
+			  const char *escaped, char *line)
 {
-	static const char *const words[] = {"error: ", "warning: ", "", "", "debug: "};
-	char line[LINE_BYTES * 4];
-	char escaped[LINE_BYTES];
 	size_t used = 0;
 
-	if (chosen_format == LOG_FORMAT_JSON) {
-		append(line, &used, "{\"time_ms\":%llu,\"priority\":%d,\"message\":",
-		       (unsigned long long)clock_real_ns() / 1000000U, (int)level);
-		append_json(line, &used, text);
-		for (size_t i = 0; i < n_fields; i++) {
-			append(line, &used, ",\"%s\":", fields[i].name);
-			append_json(line, &used, fields[i].value);
+	append(line, &used, "{\"time_ms\":%llu,\"priority\":%d,\"message\":",
+	       (unsigned long long)clock_real_ns() / 1000000U, (int)level);
+	append_json(line, &used, escaped);
+	for (size_t i = 0; i < n_fields; i++) {
+		char value[FIELD_BYTES];
+		size_t before = used;
+
+		append(line, &used, ",\"%s\":", fields[i].name);
+		append_json(line, &used, text_escape(fields[i].value, value, sizeof value));
+		if (used >= PIPE_BUF - sizeof "}\n") {
+			used = before; /* a line that is whole matters more than its last fields */
+			break;
 		}
-		append(line, &used, "}\n");
-	} else {
-		append(line, &used, "distorchd: %s%s\n", words[level - LOG_LEVEL_ERROR],
-		       log_escape(text, escaped, sizeof escaped));
 	}
-	(void)!write(STDERR_FILENO, line, used); /* a log that cannot be written stops nothing */
+	append(line, &used, "}\n");
+	return used;
+}
+
+/*
+ * A line of at most PIPE_BUF bytes does not block once poll says that there is room. A reader
+ * that went away shows as POLLERR, so that no SIGPIPE comes.
+ */
+static bool write_stderr(const char *line, size_t size, int wait_ms)
+{
+	struct pollfd standard_error = {.fd = STDERR_FILENO, .events = POLLOUT};
+
+	return poll(&standard_error, 1, wait_ms) == 1 && standard_error.revents == POLLOUT &&
+	       write(STDERR_FILENO, line, size) >= 0;
+}
+
+/* A log that nobody reads stops nothing: the first lost line waits a moment, later ones not. */
+static void write_line(const char *line, size_t size)
+{
+	static unsigned long n_lost;
+	unsigned long lost = __atomic_exchange_n(&n_lost, 0, __ATOMIC_RELAXED);
+	char notice[80];
+
+	if (lost != 0) {
+		int notice_size =
+			snprintf(notice, sizeof notice,
+				 chosen_format == LOG_FORMAT_JSON
+					 ? "{\"priority\":4,\"message\":\"%lu lines were lost\"}\n"
+					 : "distorchd: %lu lines were lost\n",
+				 lost);
+
+		if (!write_stderr(notice, (size_t)notice_size, 0)) {
+			(void)__atomic_add_fetch(&n_lost, lost + 1, __ATOMIC_RELAXED);
+			return;
+		}
+	}
+	if (!write_stderr(line, size, WAIT_MS)) {
+		(void)__atomic_add_fetch(&n_lost, 1, __ATOMIC_RELAXED);
+	}
 }
 
 void log_event(enum log_level level, const struct log_field *fields, size_t n_fields,
 	       const char *format, ...)
 {
+	static const char *const words[] = {"error: ", "warning: ", "", "", "debug: "};
 	int saved = errno;
-	char text[LINE_BYTES];
+	char message[MESSAGE_PREFIX + LINE_BYTES] = "MESSAGE=";
+	const char *escaped = message + MESSAGE_PREFIX;
+	char line[PIPE_BUF];
+	size_t used = 0;
 	va_list arguments;
 
 	if (level > max_level) {
 		return;
 	}
 	va_start(arguments, format);
-	(void)vsnprintf(text, sizeof text, format, arguments);
+	(void)vsnprintf(line, LINE_BYTES, format, arguments);
 	va_end(arguments);
+	(void)text_escape(line, message + MESSAGE_PREFIX, LINE_BYTES);
 #ifdef HAVE_SYSTEMD
-	if (chosen_format == LOG_FORMAT_JOURNAL && write_journal(level, fields, n_fields, text)) {
+	if (chosen_format == LOG_FORMAT_JOURNAL &&
+	    write_journal(level, fields, n_fields, message)) {
 		errno = saved;
 		return;
 	}
 #endif
-	write_line(level, fields, n_fields, text);
+	if (chosen_format == LOG_FORMAT_JSON) {
+		used = format_json(level, fields, n_fields, escaped, line);
+	} else {
+		append(line, &used, "distorchd: %s%s\n", words[level - LOG_LEVEL_ERROR], escaped);
+	}
+	write_line(line, used);
 	errno = saved;
 }
 

@@ -2,7 +2,8 @@
 /*
  * One line an event: lower case, what, which, how long. To the journal when standard error
  * is connected to it, else to standard error as text or as JSON lines. Control bytes are
- * escaped, errno is kept. Only daemon/ and daemon/ipc log. Any thread.
+ * escaped, errno is kept. A reader of standard error that is stuck or gone costs 100 ms
+ * once; then lines are left out and counted. Only daemon/ and daemon/ipc log. Any thread.
  */
 #ifndef BASE_OS_LOG_H
 #define BASE_OS_LOG_H
@@ -21,13 +22,20 @@ enum log_level {
 
 enum log_format { LOG_FORMAT_AUTO, LOG_FORMAT_JOURNAL, LOG_FORMAT_TEXT, LOG_FORMAT_JSON };
 
-/* A structured field: an upper-case name of the journal and its value. */
+/*
+ * A structured field: an upper-case name of the journal and its value (cut at 255 bytes).
+ * Shown by the journal and in JSON, not in text. At most 8. DISTORCHD_EVENT brings the
+ * MESSAGE_ID of its kind along.
+ */
 struct log_field {
 	const char *name;
 	const char *value;
 };
 
-/* Before that, lines of level info and above go to standard error as text. */
+/*
+ * Before that, lines of level info and above go to standard error as text. So does what
+ * was meant for a journal that is not there. To be called before other threads log.
+ */
 void log_open(enum log_level level, enum log_format format);
 
 void log_event(enum log_level level, const struct log_field *fields, size_t n_fields,
@@ -45,7 +53,7 @@ void log_event(enum log_level level, const struct log_field *fields, size_t n_fi
  */
 bool log_allows(const char *event, uint32_t uid, uint64_t now_ns, uint32_t *ret_n_skipped);
 
-/* Escape control bytes, bytes that are not UTF-8 and direction overrides as \xNN. */
-const char *log_escape(const char *text, char *buffer, size_t buffer_size);
+/* 32 hexadecimal digits for `journalctl MESSAGE_ID=` and the catalog; NULL: no such event. */
+const char *log_message_id(const char *event);
 
 #endif

@@ -127,7 +127,17 @@ static int error_by_name(const char *name)
 	return 0;
 }
 
-/* "name:nth:EIO|short=n|delay=ms[:ever]" */
+static bool parse_number(const char *text, uint64_t max, uint64_t *ret)
+{
+	char *end = NULL;
+
+	errno = 0;
+	*ret = strtoull(text, &end, 10);
+	return text[0] >= '0' && text[0] <= '9' && *end == '\0' && errno == 0 && *ret > 0 &&
+	       *ret <= max;
+}
+
+/* "name:nth:EIO|short=n|delay=ms[:once|:ever]" */
 static bool parse_one(char *text)
 {
 	struct sys_fault fault = {0};
@@ -135,22 +145,32 @@ static bool parse_one(char *text)
 	const char *name = strsep(&rest, ":");
 	const char *nth = strsep(&rest, ":");
 	const char *what = strsep(&rest, ":");
-	const char *ever = strsep(&rest, ":");
+	const char *how_often = strsep(&rest, ":");
+	uint64_t number = 0;
 
-	if (nth == NULL || what == NULL || (ever != NULL && strcmp(ever, "ever") != 0)) {
+	if (nth == NULL || what == NULL || rest != NULL ||
+	    !parse_number(nth, UINT64_MAX, &fault.nth)) {
 		return false;
 	}
-	fault.nth = strtoull(nth, NULL, 10);
-	fault.is_forever = ever != NULL;
+	fault.is_forever = how_often != NULL && strcmp(how_often, "ever") == 0;
+	if (how_often != NULL && !fault.is_forever && strcmp(how_often, "once") != 0) {
+		return false;
+	}
 	if (strncmp(what, "short=", 6) == 0) {
-		fault.short_size = (uint32_t)strtoul(what + 6, NULL, 10);
+		if (!parse_number(what + 6, UINT32_MAX, &number)) {
+			return false;
+		}
+		fault.short_size = (uint32_t)number;
 	} else if (strncmp(what, "delay=", 6) == 0) {
-		fault.delay_ms = (uint32_t)strtoul(what + 6, NULL, 10);
+		if (!parse_number(what + 6, UINT32_MAX, &number)) {
+			return false;
+		}
+		fault.delay_ms = (uint32_t)number;
 	} else {
 		fault.error = error_by_name(what);
-	}
-	if (fault.nth == 0 || (fault.error == 0 && fault.short_size == 0 && fault.delay_ms == 0)) {
-		return false;
+		if (fault.error == 0) {
+			return false;
+		}
 	}
 	return sys_fault_set(name, fault);
 }
@@ -245,6 +265,13 @@ int sys_fcntl_dup(int fd)
 int sys_fstat(int fd, struct stat *ret)
 {
 	return fails(SYS_CALL_fstat) ? -1 : fstat(fd, ret);
+}
+
+int sys_statx(int fd, int flags, struct statx *ret)
+{
+	return fails(SYS_CALL_statx)
+		       ? -1
+		       : statx(fd, "", flags | AT_EMPTY_PATH, STATX_BASIC_STATS, ret);
 }
 
 int sys_open(const char *path, int flags)

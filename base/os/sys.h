@@ -16,7 +16,7 @@
 
 #define SYS_CALLS(X)                                                                               \
 	X(recvmsg) X(sendmsg) X(accept) X(memfd_create) X(ftruncate) X(mmap) X(madvise) X(pread)   \
-	X(fcntl) X(fstat) X(open) X(malloc) X(pthread_create) X(getrandom) X(rename) X(fsync)
+	X(fcntl) X(fstat) X(statx) X(open) X(malloc) X(pthread_create) X(getrandom) X(rename) X(fsync)
 
 enum sys_call {
 #define SYS_CALL_ENUM(name) SYS_CALL_##name,
@@ -36,6 +36,7 @@ ssize_t sys_pread(int fd, void *bytes, size_t size, uint64_t offset);
 int sys_fcntl(int fd, int command, long argument);
 int sys_fcntl_dup(int fd); /* F_DUPFD_CLOEXEC above the standard streams */
 int sys_fstat(int fd, struct stat *ret);
+int sys_statx(int fd, int flags, struct statx *ret); /* of the descriptor, basic stats */
 int sys_open(const char *path, int flags); /* O_CLOEXEC is added */
 void *sys_malloc(size_t size);
 void *sys_calloc(size_t count, size_t size);
@@ -61,8 +62,10 @@ struct sys_fault {
 };
 bool sys_fault_set(const char *name, struct sys_fault fault);
 void sys_fault_clear(void);
-/* "pread:3:EIO", "sendmsg:1:EAGAIN:ever", "pread:1:short=7:ever;madvise:1:EINVAL",
- * "pread:1:delay=100:ever". False when it cannot be read; then nothing is set. */
+/*
+ * "pread:3:EIO", "sendmsg:1:EAGAIN:ever", "pread:1:short=7:ever;madvise:1:EINVAL:once",
+ * "pread:1:delay=100:ever". False when it cannot be read; then nothing is set at all.
+ */
 bool sys_fault_parse(const char *text);
 uint64_t sys_fault_n_hits(const char *name); /* how often a fault struck since it was set */
 #endif

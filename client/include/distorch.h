@@ -579,7 +579,7 @@ struct distorch_status {
 	uint64_t bytes_saved; /* not read because they were resident */
 	uint64_t evictions;
 	uint64_t refusals;
-	uint64_t fds;       /* open descriptors of the daemon */
+	uint64_t open_fds;  /* descriptors of the daemon */
 	uint64_t rss_bytes; /* its own memory, images apart */
 	size_t n_last;
 	const struct distorch_record *const *last;

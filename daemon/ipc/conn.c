@@ -1,1 +1,763 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* One connection. See conn.h. */
+#include "daemon/ipc/conn.h"
+
+#include <errno.h>
+#include <linux/sockios.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/os/clock.h"
+#include "base/os/fdpass.h"
+#include "base/os/log.h"
+#include "base/os/memfd.h"
+#include "base/os/sys.h"
+#include "base/require.h"
+#include "daemon/ipc/internal.h"
+
+#define PACKETS_A_TURN 16
+#define RETRY_MS       5
+#define FLUSH_MS       1000
+#define RESERVE_BYTES  512
+#define HALF_CLOSED_MS 100
+#define SEND_BUFFER_BYTES (512 * 1024)
+
+static void mark_dirty(struct conn *conn)
+{
+	if (conn->state != CONN_CLOSED && list_is_empty(&conn->by_dirty)) {
+		list_append(&conn->server->dirty, &conn->by_dirty);
+	}
+}
+
+void *conn_user(const struct conn *conn)
+{
+	return conn->user;
+}
+
+void conn_set_user(struct conn *conn, void *user)
+{
+	conn->user = user;
+}
+
+const struct peer *conn_peer(const struct conn *conn)
+{
+	return &conn->peer;
+}
+
+int conn_take_pidfd(struct conn *conn)
+{
+	int pidfd = conn->peer.pidfd;
+
+	conn->peer.pidfd = -1;
+	return pidfd;
+}
+
+/* ---- the end of a connection ---- */
+
+static void on_handle_closed(uv_handle_t *handle)
+{
+	struct conn *conn = handle->data;
+	struct server *server = conn->server;
+
+	conn->n_open_handles--;
+	if (conn->n_open_handles > 0) {
+		return;
+	}
+	(void)close(conn->fd); /* the peer sees the end; nothing to act on */
+	list_remove(&conn->by_server);
+	packet_free(conn->reserve);
+	peer_fini(&conn->peer);
+	free(conn);
+	server_release(server);
+}
+
+void conn_close(struct conn *conn)
+{
+	if (conn->state == CONN_CLOSED) {
+		return;
+	}
+	conn->state = CONN_CLOSED;
+	list_remove(&conn->by_dirty);
+	conn->server->handlers.closed(conn->server->handlers.context, conn);
+	while (conn->out_first != NULL) {
+		struct packet *packet = conn->out_first;
+
+		conn->out_first = packet->next;
+		packet_free(packet);
+	}
+	conn->out_last = NULL;
+	uv_close((uv_handle_t *)&conn->poll, on_handle_closed);
+	uv_close((uv_handle_t *)&conn->deadline, on_handle_closed);
+	uv_close((uv_handle_t *)&conn->retry, on_handle_closed);
+}
+
+static void on_deadline(uv_timer_t *timer)
+{
+	struct conn *conn = timer->data;
+	char reason[96];
+
+	if (conn->state == CONN_NEW) {
+		(void)snprintf(reason, sizeof reason, "no hello within %u ms",
+			       conn->server->options.hello_ms);
+		conn_say_goodbye(conn, WIRE_TIMEOUT, reason);
+	} else if (conn->state == CONN_READY) {
+		conn->server->counters.n_slow++;
+		log_info("pid %d (%s) took nothing for %u ms: closing its connection",
+			 (int)conn->peer.pid, conn->peer.comm, conn->server->options.drain_ms);
+		(void)snprintf(reason, sizeof reason, "nothing was taken for %u ms",
+			       conn->server->options.drain_ms);
+		conn_say_goodbye(conn, WIRE_TIMEOUT, reason);
+	} else {
+		conn_close(conn);
+	}
+	server_flush(conn->server);
+}
+
+static void arm_deadline(struct conn *conn, uint64_t ms)
+{
+	/* Fails only on a handle that is closing. */
+	(void)uv_timer_start(&conn->deadline, on_deadline, ms, 0);
+}
+
+/* ---- out ---- */
+
+/* May this packet go out now? Descriptors wait until the peer has taken the last ones. */
+static bool may_send(struct conn *conn, const struct packet *packet)
+{
+	int n_bytes = 0;
+
+	if (packet->n_fds == 0 || !conn->fds_outstanding) {
+		return true;
+	}
+	if (ioctl(conn->fd, SIOCOUTQ, &n_bytes) < 0 || n_bytes == 0) {
+		conn->fds_outstanding = false;
+		return true;
+	}
+	return false;
+}
+
+static void pop_packet(struct conn *conn)
+{
+	struct packet *packet = conn->out_first;
+
+	conn->out_first = packet->next;
+	if (conn->out_first == NULL) {
+		conn->out_last = NULL;
+	}
+	conn->out_bytes -= packet->size;
+	conn->n_unsent -= packet->is_response ? 1 : 0;
+	conn->fds_outstanding = conn->fds_outstanding || packet->n_fds > 0;
+	packet_free(packet);
+}
+
+static void on_retry(uv_timer_t *timer)
+{
+	struct conn *conn = timer->data;
+
+	mark_dirty(conn);
+	server_flush(conn->server);
+}
+
+static void arm_retry(struct conn *conn, uint64_t ms)
+{
+	/* Fails only on a handle that is closing. */
+	(void)uv_timer_start(&conn->retry, on_retry, ms, 0);
+}
+
+/* Send what goes; false when the connection has ended over it. */
+static bool flush_out(struct conn *conn)
+{
+	bool has_sent = false;
+
+	conn->wants_write = false;
+	while (conn->out_first != NULL) {
+		struct packet *packet = conn->out_first;
+		enum fdpass_status status;
+		int error = 0;
+
+		if (!may_send(conn, packet)) {
+			arm_retry(conn, RETRY_MS);
+			break;
+		}
+		status = fdpass_send(conn->fd, packet->bytes, packet->size, packet->fds,
+				     packet->n_fds, &error);
+		if (status == FDPASS_AGAIN) {
+			conn->wants_write = error == EAGAIN;
+			if (!conn->wants_write) { /* writable, but the kernel has no room */
+				arm_retry(conn, RETRY_MS);
+			}
+			break;
+		}
+		if (status != FDPASS_OK) {
+			conn_close(conn);
+			return false;
+		}
+		pop_packet(conn);
+		has_sent = true;
+	}
+	if (has_sent && conn->state == CONN_READY) {
+		if (conn->out_first == NULL) {
+			(void)uv_timer_stop(&conn->deadline);
+		} else {
+			arm_deadline(conn, conn->server->options.drain_ms);
+		}
+	}
+	return true;
+}
+
+static void queue_packet(struct conn *conn, struct packet *packet)
+{
+	if (conn->state == CONN_CLOSED) {
+		packet_free(packet);
+		return;
+	}
+	if (conn->out_first == NULL) {
+		conn->out_first = packet;
+		if (conn->state == CONN_READY) {
+			arm_deadline(conn, conn->server->options.drain_ms);
+		}
+	} else {
+		conn->out_last->next = packet;
+	}
+	conn->out_last = packet;
+	conn->out_bytes += packet->size;
+	conn->n_unsent += packet->is_response ? 1 : 0;
+	if (conn->out_bytes > conn->server->options.output_bytes && conn->state == CONN_READY) {
+		conn->server->counters.n_slow++;
+		conn_say_goodbye(conn, WIRE_TOO_MANY, "more is queued for you than the limit");
+		return;
+	}
+	mark_dirty(conn);
+}
+
+static void forget_in_flight(struct conn *conn, uint32_t request)
+{
+	for (uint32_t i = 0; i < conn->n_in_flight; i++) {
+		if (conn->in_flight[i] == request) {
+			conn->n_in_flight--;
+			conn->in_flight[i] = conn->in_flight[conn->n_in_flight];
+			return;
+		}
+	}
+}
+
+static bool is_in_flight(const struct conn *conn, uint32_t request)
+{
+	for (uint32_t i = 0; i < conn->n_in_flight; i++) {
+		if (conn->in_flight[i] == request) {
+			return true;
+		}
+	}
+	return false;
+}
+
+void conn_respond_no_memory(struct conn *conn, uint32_t request)
+{
+	static const struct wire_error error = {
+		.code = {"no-memory", 9},
+		.message = {"the daemon has no memory for this answer", 40},
+		.retryable = true,
+	};
+	struct packet *packet = conn->reserve;
+	struct wire_buffer buffer = {.capacity = RESERVE_BYTES};
+
+	conn->reserve = NULL;
+	forget_in_flight(conn, request);
+	if (packet == NULL) {
+		conn_close_after_flush(conn); /* not even the prepared answer is left */
+		return;
+	}
+	buffer.bytes = packet->bytes;
+	REQUIRE(wire_encode_error(&buffer, request, &error));
+	packet->size = buffer.size;
+	packet->is_response = true;
+	queue_packet(conn, packet);
+}
+
+/* A result too long for a packet: into a memfd, which rides first. NULL: no memory. */
+static struct packet *make_spill(uint32_t request, const struct wire_message *message,
+				 const void *response, uint32_t n_fds)
+{
+	struct wire_buffer body = {0};
+	struct wire_buffer envelope = {.capacity = 64};
+	struct packet *packet = packet_new(64);
+	uint8_t *bytes = NULL;
+	int fd = -1;
+
+	(void)wire_encode_body(&body, message->response, response); /* counts only */
+	bytes = sys_malloc(body.size);
+	if (packet == NULL || bytes == NULL) {
+		free(bytes);
+		packet_free(packet);
+		return NULL;
+	}
+	body = (struct wire_buffer){.bytes = bytes, .capacity = body.size};
+	REQUIRE(wire_encode_body(&body, message->response, response));
+	if (memfd_from_bytes("distorch-result", bytes, body.size, &fd, NULL) < 0) {
+		free(bytes);
+		packet_free(packet);
+		return NULL;
+	}
+	free(bytes);
+	envelope.bytes = packet->bytes;
+	REQUIRE(wire_encode_spill(&envelope, request, body.size, n_fds + 1));
+	packet->size = envelope.size;
+	packet->fds[packet->n_fds++] = fd;
+	return packet;
+}
+
+static struct packet *make_response(uint32_t request, const struct wire_message *message,
+				    const void *response, uint32_t n_fds)
+{
+	struct wire_buffer buffer = {0};
+	struct packet *packet;
+
+	(void)wire_encode_response(&buffer, request, (enum wire_method)message->number, response,
+				   n_fds); /* counts only */
+	if (buffer.size > WIRE_PACKET_BYTES) {
+		return make_spill(request, message, response, n_fds);
+	}
+	packet = packet_new(buffer.size);
+	if (packet != NULL) {
+		buffer = (struct wire_buffer){.bytes = packet->bytes, .capacity = buffer.size};
+		REQUIRE(wire_encode_response(&buffer, request, (enum wire_method)message->number,
+					     response, n_fds));
+	}
+	return packet;
+}
+
+void conn_respond_ok(struct conn *conn, uint32_t request, const struct wire_message *message,
+		     const void *response, int *fds, uint32_t n_fds)
+{
+	struct packet *packet = conn->state == CONN_CLOSED
+					? NULL
+					: make_response(request, message, response, n_fds);
+
+	REQUIRE(n_fds < FDPASS_MAX_FDS);
+	if (packet == NULL) {
+		fdpass_close_all(fds, n_fds);
+		conn_respond_no_memory(conn, request);
+		return;
+	}
+	for (uint32_t i = 0; i < n_fds; i++) {
+		packet->fds[packet->n_fds++] = fds[i];
+		fds[i] = -1;
+	}
+	packet->is_response = true;
+	forget_in_flight(conn, request);
+	queue_packet(conn, packet);
+}
+
+void conn_respond_error(struct conn *conn, uint32_t request, const struct wire_error *error)
+{
+	struct wire_buffer buffer = {0};
+	struct packet *packet;
+
+	(void)wire_encode_error(&buffer, request, error); /* counts only */
+	packet = packet_new(buffer.size);
+	if (packet == NULL) {
+		conn_respond_no_memory(conn, request);
+		return;
+	}
+	buffer = (struct wire_buffer){.bytes = packet->bytes, .capacity = buffer.size};
+	REQUIRE(wire_encode_error(&buffer, request, error));
+	packet->is_response = true;
+	forget_in_flight(conn, request);
+	queue_packet(conn, packet);
+}
+
+bool conn_send_event(struct conn *conn, enum wire_event event, const void *fields)
+{
+	struct wire_buffer buffer = {0};
+	struct packet *packet;
+	bool is_owned = wire_events[event].is_owned;
+
+	if (conn->state != CONN_READY ||
+	    (!is_owned && conn->out_bytes > conn->server->options.output_bytes / 2)) {
+		return false;
+	}
+	(void)wire_encode_event(&buffer, event, fields, 0); /* counts only */
+	packet = packet_new(buffer.size);
+	if (packet == NULL) {
+		return false;
+	}
+	buffer = (struct wire_buffer){.bytes = packet->bytes, .capacity = buffer.size};
+	REQUIRE(wire_encode_event(&buffer, event, fields, 0));
+	queue_packet(conn, packet);
+	return true;
+}
+
+void conn_close_after_flush(struct conn *conn)
+{
+	if (conn->state == CONN_NEW || conn->state == CONN_READY) {
+		conn->state = CONN_FLUSHING;
+		arm_deadline(conn, FLUSH_MS);
+		mark_dirty(conn);
+	}
+}
+
+void conn_say_goodbye(struct conn *conn, enum wire_code code, const char *reason)
+{
+	uint8_t bytes[512];
+	struct wire_buffer buffer = {.bytes = bytes, .capacity = sizeof bytes};
+	const struct wire_goodbye_event goodbye = {.code = wire_str(wire_code_info(code)->word),
+						   .reason = wire_str(reason)};
+	struct packet *packet = NULL;
+
+	if (conn->state != CONN_NEW && conn->state != CONN_READY) {
+		return;
+	}
+	conn->state = CONN_FLUSHING;
+	arm_deadline(conn, FLUSH_MS);
+	if (wire_encode_event(&buffer, WIRE_EVENT_GOODBYE, &goodbye, 0)) {
+		packet = packet_new(buffer.size);
+	}
+	if (packet != NULL) {
+		memcpy(packet->bytes, bytes, buffer.size);
+		queue_packet(conn, packet);
+	}
+	mark_dirty(conn);
+}
+
+/* ---- in ---- */
+
+static void refuse(struct conn *conn, uint32_t request, enum wire_code code, const char *field,
+		   const char *text)
+{
+	struct wire_error error = {
+		.code = wire_str(wire_code_info(code)->word),
+		.message = wire_str(text),
+		.retryable = wire_code_info(code)->is_retryable,
+		.has_detail = field != NULL,
+	};
+
+	if (field != NULL) {
+		error.detail.has_field = true;
+		error.detail.field = wire_str(field);
+	}
+	conn_respond_error(conn, request, &error);
+}
+
+static void refuse_frame(struct conn *conn, const char *reason)
+{
+	uint32_t n_skipped = 0;
+
+	conn->server->counters.n_bad_frames++;
+	if (log_allows("bad-frame", conn->peer.uid, clock_mono_ns(), &n_skipped)) {
+		log_warning("bad packet from pid %d (%s, uid %u): %s (%u more since)",
+			    (int)conn->peer.pid, conn->peer.comm, conn->peer.uid, reason,
+			    n_skipped);
+	}
+	conn_say_goodbye(conn, WIRE_BAD_FRAME, reason);
+}
+
+/* How many connections beside this one have said hello: in all, and of this uid. */
+static bool is_over_limit(const struct conn *conn)
+{
+	const struct server *server = conn->server;
+	uint32_t n_ready = 0;
+	uint32_t n_same_uid = 0;
+
+	LIST_FOR_EACH (link, &server->conns) {
+		const struct conn *other = container_of(link, struct conn, by_server);
+
+		if (other->state == CONN_READY) {
+			n_ready++;
+			n_same_uid += other->peer.uid == conn->peer.uid ? 1 : 0;
+		}
+	}
+	return n_ready >= server->options.connections ||
+	       n_same_uid >= server->options.connections_per_uid;
+}
+
+/* May this connection use this method now? Refuses otherwise. */
+static bool is_permitted(struct conn *conn, const struct wire_packet *packet)
+{
+	const struct wire_message *message = packet->message;
+	bool is_hello = message != NULL && message->number == WIRE_METHOD_HELLO;
+	char text[160];
+
+	if (conn->state == CONN_NEW && !is_hello) {
+		refuse(conn, packet->id, WIRE_NOT_ALLOWED, NULL, "the first request must be hello");
+	} else if (message == NULL) {
+		char name[64];
+
+		(void)snprintf(text, sizeof text, "there is no method %s",
+			       wire_str_copy(packet->name, name, sizeof name));
+		refuse(conn, packet->id, WIRE_UNKNOWN_METHOD, NULL, text);
+	} else if (message->is_draft) {
+		(void)snprintf(text, sizeof text, "%s is not built in this version",
+			       message->method);
+		refuse(conn, packet->id, WIRE_UNSUPPORTED, NULL, text);
+	} else if (conn->state == CONN_READY && is_hello) {
+		refuse(conn, packet->id, WIRE_BAD_ARGUMENT, NULL, "hello was said already");
+	} else if (is_hello && is_over_limit(conn)) {
+		conn->server->counters.n_refused++;
+		refuse(conn, packet->id, WIRE_TOO_MANY, NULL, "too many connections");
+		conn_close_after_flush(conn);
+	} else if (message->role == WIRE_ROLE_ADMIN && !conn->peer.is_admin) {
+		log_warning("pid %d (%s, uid %u) may not use %s", (int)conn->peer.pid,
+			    conn->peer.comm, conn->peer.uid, message->method);
+		(void)snprintf(text, sizeof text, "%s needs an administrator", message->method);
+		refuse(conn, packet->id, WIRE_NOT_ALLOWED, NULL, text);
+	} else {
+		return true;
+	}
+	return false;
+}
+
+static void handle_request(struct conn *conn, const struct wire_packet *packet, int *fds,
+			   uint32_t n_fds)
+{
+	const struct wire_message *message = packet->message;
+	struct wire_fault fault;
+	union wire_body body;
+	char text[160];
+
+	if (!is_permitted(conn, packet)) {
+		return;
+	}
+	if (n_fds < message->request_fds_min || n_fds > message->request_fds_max) {
+		(void)snprintf(text, sizeof text, "%s takes %u to %u descriptors, not %u",
+			       message->method, message->request_fds_min, message->request_fds_max,
+			       n_fds);
+		refuse(conn, packet->id, WIRE_BAD_FD, NULL, text);
+		return;
+	}
+	if (wire_decode_body(message->request, packet->body, packet->body_size, true, &body,
+			     &fault) < 0) {
+		refuse(conn, packet->id, fault.code, fault.field, fault.text);
+		return;
+	}
+	conn->server->handlers.request(conn->server->handlers.context, conn, packet, &body, fds,
+				       n_fds);
+}
+
+static void handle_packet(struct conn *conn, const uint8_t *bytes, size_t size, int *fds,
+			  uint32_t n_fds)
+{
+	struct wire_packet packet;
+	struct wire_fault fault;
+	char reason[128];
+
+	if (wire_decode_packet(bytes, size, &wire_packet_limits, &packet, &fault) < 0) {
+		refuse_frame(conn, fault.text);
+	} else if (packet.kind != WIRE_REQUEST) {
+		refuse_frame(conn, "only requests may be sent to the daemon");
+	} else if (packet.n_fds != n_fds) {
+		(void)snprintf(reason, sizeof reason, "%u descriptors came, %u were announced", n_fds,
+			       packet.n_fds);
+		refuse_frame(conn, reason);
+	} else if (is_in_flight(conn, packet.id)) {
+		/* Answering by that id would end the older request. */
+		refuse_frame(conn, "the id of a request in flight was used again");
+	} else {
+		conn->in_flight[conn->n_in_flight++] = packet.id;
+		handle_request(conn, &packet, fds, n_fds);
+	}
+}
+
+static bool may_read(const struct conn *conn)
+{
+	return !conn->is_half_closed && (conn->state == CONN_NEW || conn->state == CONN_READY) &&
+	       conn->n_in_flight + conn->n_unsent < WIRE_REQUESTS_IN_FLIGHT &&
+	       conn->out_bytes <= conn->server->options.output_bytes / 2;
+}
+
+/* The peer sends no more. It may be gone, or only waiting for its answers (P18). */
+static void note_end(struct conn *conn)
+{
+	struct pollfd poll_fd = {.fd = conn->fd, .events = POLLIN};
+
+	(void)poll(&poll_fd, 1, 0); /* at once; without an answer the peer counts as there */
+	if ((poll_fd.revents & (POLLHUP | POLLERR)) != 0) {
+		conn_close(conn);
+	} else {
+		conn->is_half_closed = true;
+		mark_dirty(conn);
+	}
+}
+
+static void read_turn(struct conn *conn)
+{
+	struct server *server = conn->server;
+	size_t n_bytes = 0;
+
+	for (int i = 0; i < PACKETS_A_TURN && n_bytes < WIRE_PACKET_BYTES && may_read(conn); i++) {
+		struct fdpass_packet packet;
+		enum fdpass_status status =
+			fdpass_receive(conn->fd, server->in, sizeof server->in, &packet);
+
+		switch (status) {
+		case FDPASS_OK:
+			n_bytes += packet.size;
+			handle_packet(conn, server->in, packet.size, packet.fds, packet.n_fds);
+			fdpass_close_all(packet.fds, packet.n_fds);
+			break;
+		case FDPASS_AGAIN:
+			return;
+		case FDPASS_TOO_LARGE:
+			refuse_frame(conn, "a packet of more than 64 KiB");
+			return;
+		case FDPASS_BAD_FDS:
+			refuse_frame(conn, "more descriptors than may ride with a packet");
+			return;
+		case FDPASS_END:
+			note_end(conn);
+			return;
+		case FDPASS_FAILED:
+			conn_close(conn);
+			return;
+		}
+	}
+}
+
+/* ---- the turn ---- */
+
+static void on_poll(uv_poll_t *poll, int status, int events)
+{
+	struct conn *conn = poll->data;
+	struct server *server = conn->server;
+
+	if (status < 0) {
+		conn_close(conn);
+	} else if ((events & UV_READABLE) != 0) {
+		read_turn(conn);
+	} else if ((events & UV_DISCONNECT) != 0) {
+		note_end(conn);
+	}
+	mark_dirty(conn);
+	server_flush(server);
+}
+
+/* Send, end, and say what the loop is to wait for. */
+static void conn_update(struct conn *conn)
+{
+	bool is_done = conn->state == CONN_FLUSHING ||
+		       (conn->is_half_closed && conn->n_in_flight == 0);
+	int events = 0;
+
+	if (!flush_out(conn)) {
+		return;
+	}
+	if (is_done && conn->out_first == NULL) {
+		conn_close(conn);
+		return;
+	}
+	if (conn->is_half_closed) {
+		note_end(conn); /* gone altogether meanwhile? */
+		if (conn->state == CONN_CLOSED) {
+			return;
+		}
+		list_remove(&conn->by_dirty);
+		arm_retry(conn, HALF_CLOSED_MS);
+	} else {
+		events |= UV_DISCONNECT;
+	}
+	events |= may_read(conn) ? UV_READABLE : 0;
+	events |= conn->wants_write ? UV_WRITABLE : 0;
+	/* Both fail only on a handle that is closing. */
+	(void)(events == 0 ? uv_poll_stop(&conn->poll)
+			   : uv_poll_start(&conn->poll, events, on_poll));
+}
+
+void server_flush(struct server *server)
+{
+	while (!list_is_empty(&server->dirty)) {
+		struct conn *conn = container_of(server->dirty.next, struct conn, by_dirty);
+
+		list_remove(&conn->by_dirty);
+		conn_update(conn);
+	}
+}
+
+/* ---- the beginning ---- */
+
+void conn_accept_hello(struct conn *conn)
+{
+	if (conn->state == CONN_NEW) {
+		conn->state = CONN_READY;
+		arm_deadline(conn, conn->server->options.drain_ms); /* until the answer is out */
+	}
+}
+
+/* Why this peer may not connect; NULL when it may. */
+static const char *refusal(const struct conn *conn, enum wire_code *ret_code)
+{
+	const struct server *server = conn->server;
+	uint32_t n_new = 0;
+	uint32_t n_new_same_uid = 0;
+
+	if (server->options.gid != UINT32_MAX && !conn->peer.is_admin &&
+	    !peer_is_in_group(conn->fd, &conn->peer, server->options.gid)) {
+		*ret_code = WIRE_NOT_ALLOWED;
+		return "you are not in the group that may use this daemon";
+	}
+	LIST_FOR_EACH (link, &server->conns) {
+		const struct conn *other = container_of(link, struct conn, by_server);
+
+		if (other != conn && other->state == CONN_NEW) {
+			n_new++;
+			n_new_same_uid += other->peer.uid == conn->peer.uid ? 1 : 0;
+		}
+	}
+	*ret_code = WIRE_TOO_MANY;
+	return n_new >= server->options.connections ||
+			       n_new_same_uid >= server->options.connections_per_uid
+		       ? "too many connections that have not said hello"
+		       : NULL;
+}
+
+static void init_handles(struct conn *conn)
+{
+	uv_loop_t *loop = conn->server->loop;
+
+	/* Timers and polls on a fresh socket cannot fail to be made. */
+	REQUIRE(uv_poll_init(loop, &conn->poll, conn->fd) == 0);
+	REQUIRE(uv_timer_init(loop, &conn->deadline) == 0);
+	REQUIRE(uv_timer_init(loop, &conn->retry) == 0);
+	conn->poll.data = conn->deadline.data = conn->retry.data = conn;
+	conn->n_open_handles = 3;
+}
+
+void conn_open(struct server *server, int fd)
+{
+	const int send_bytes = SEND_BUFFER_BYTES;
+	struct conn *conn = sys_calloc(1, sizeof *conn);
+	enum wire_code code = WIRE_OK;
+	const char *reason;
+
+	if (conn != NULL) {
+		conn->reserve = packet_new(RESERVE_BYTES);
+	}
+	if (conn == NULL || conn->reserve == NULL ||
+	    peer_read(fd, server->options.admin_uid, &conn->peer, NULL) < 0) {
+		server->counters.n_refused++;
+		if (conn != NULL) {
+			packet_free(conn->reserve);
+		}
+		free(conn);
+		(void)close(fd);
+		return;
+	}
+	/* The default holds only three or four full packets; a smaller one serves, slower. */
+	(void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof send_bytes);
+	conn->server = server;
+	conn->fd = fd;
+	list_init(&conn->by_dirty);
+	list_append(&server->conns, &conn->by_server);
+	init_handles(conn);
+	arm_deadline(conn, server->options.hello_ms);
+	reason = refusal(conn, &code);
+	if (reason != NULL) {
+		server->counters.n_refused++;
+		conn_say_goodbye(conn, code, reason);
+	}
+	mark_dirty(conn);
+}

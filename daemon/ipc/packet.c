@@ -1,1 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* See packet.h. */
+#include "daemon/ipc/packet.h"
+
+#include <stdlib.h>
+
+#include "base/os/sys.h"
+
+struct packet *packet_new(size_t size)
+{
+	struct packet *packet = sys_malloc(sizeof *packet + size);
+
+	if (packet != NULL) {
+		packet->next = NULL;
+		packet->is_response = false;
+		packet->n_fds = 0;
+		packet->size = size;
+	}
+	return packet;
+}
+
+struct packet *packet_free(struct packet *packet)
+{
+	if (packet != NULL) {
+		fdpass_close_all(packet->fds, packet->n_fds);
+		free(packet);
+	}
+	return NULL;
+}

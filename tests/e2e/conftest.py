@@ -479,6 +479,17 @@ def make_safetensors(path, tensors, seed=1, metadata=None, pad=64):
     return parts
 
 
+def make_sparse_model(path, size):
+    """A model of one tensor of 'size' zero bytes that takes no room on the disk."""
+    header = json.dumps({"zeros": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+    text = header.encode() + b" " * (-(8 + len(header)) % 64)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)))
+        file.write(text)
+        file.truncate(8 + len(text) + size)
+    return path
+
+
 @pytest.fixture
 def make_model(tmp_path):
     """make_model("name.safetensors", size=1 << 20, n=4, seed=1) -> path of a model of n equal
@@ -514,6 +525,53 @@ def connect(daemon, distorch):
     yield open_one
     for connection in connections:
         connection.close()
+
+
+class Child:
+    """A Python process with the binding; it says READY and is then the test's to treat."""
+
+    def __init__(self, code, *arguments):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "client" / "python")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-c", code, *map(str, arguments)], env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            start_new_session=True, preexec_fn=_die_with_parent)
+        line = self.process.stdout.readline()
+        assert line == "READY\n", f"the child said {line!r} instead of READY"
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def signal(self, number):
+        os.kill(self.pid, number)
+
+    def ask(self, line="go"):
+        """Send a line, return the one that comes back."""
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def end(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait(10)
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def child():
+    """child(code, arguments...) -> a Child, killed at the end."""
+    children = []
+
+    def start(code, *arguments):
+        children.append(Child(code, *arguments))
+        return children[-1]
+
+    yield start
+    for one in children:
+        one.end()
 
 
 def run_python(code, *arguments, **options):

@@ -242,8 +242,10 @@ static void memory_must_be_aligned(void **state)
 		struct err err = {0};                                                           \
                                                                                                 \
 		assert_int_equal(table_open(memory, size, NULL, &table, &err), 0);              \
+		memset(&table, 0, sizeof table);                                                \
 		(member) = (value);                                                             \
 		assert_int_equal(table_open(memory, size, NULL, &table, &err), -WIRE_BAD_FILE); \
+		assert_null(table.bytes); /* ret untouched */                                   \
 		assert_non_null(strstr(err.text, word));                                        \
 		(member) = before;                                                              \
 	} while (0)

@@ -8,7 +8,7 @@
 
 #include <stdio.h>
 
-#define PACKET_MAX 4096
+#define PACKET_MAX 8192
 
 struct vector {
 	char kind[16];
@@ -113,7 +113,7 @@ static void check_vector(const struct vector *vector)
 	struct wire_fault fault;
 	struct arena arena = {0};
 	union wire_body body;
-	uint8_t copy[PACKET_MAX];
+	static uint8_t copy[PACKET_MAX];
 	struct wire_buffer buffer = {copy, sizeof copy, 0};
 	const struct wire_type *type;
 	bool is_maximal = strcmp(vector->form, "maximal") == 0;

@@ -6,6 +6,8 @@
 #include "tests/support/unit.h"
 #include "tests/support/wire_check.h"
 
+#include "proto/wire_read.h"
+
 /* Decode a copy of exactly these bytes; the packet borrows from nothing afterwards. */
 static int decode(const void *bytes, size_t size, struct wire_packet *ret, struct wire_fault *fault)
 {
@@ -203,6 +205,20 @@ static void counts_over_the_bytes_left_are_refused(void **state)
 	assert_params(BYTES(0x81, 0xa1, 'x', 0xa2, 'y'), false);
 	assert_params(BYTES(0x81, 0xa1, 'x', 0xdf, 0x80, 0, 0, 0), false); /* doubled: wraps */
 	assert_params(BYTES(0x81, 0xa1, 'x', 0xa1, 'y'), true);
+}
+
+static void a_head_is_refused_before_its_items_are_looked_for(void **state)
+{
+	static const uint8_t array[] = {0xdd, 0, 0, 0, 3, 1, 2};
+	static const uint8_t map[] = {0xdf, 0x80, 0, 0, 1, 0xa0, 0xa0};
+	struct wire_reader reader = {array, array + sizeof array};
+	struct wire_item item = {.number = 77};
+
+	(void)state;
+	assert_false(wire_read_item(&reader, &item));
+	reader = (struct wire_reader){map, map + sizeof map};
+	assert_false(wire_read_item(&reader, &item));
+	assert_int_equal(item.number, 77);
 }
 
 static void every_type_is_skipped_where_nothing_is_known(void **state)
@@ -496,6 +512,18 @@ static void a_refusal_says_where(void **state)
 	assert_string_equal(fault.field, "");
 }
 
+static void a_long_refusal_is_cut(void **state)
+{
+	struct wire_fault fault;
+
+	(void)state;
+	assert_int_equal(wire_fault_begin(&fault, WIRE_BAD_FRAME, "x"), -WIRE_BAD_FRAME);
+	for (size_t i = 0; i < sizeof fault.text; i++) {
+		wire_fault_number(&fault, UINT64_MAX);
+	}
+	assert_int_equal(strlen(fault.text), sizeof fault.text - 1);
+}
+
 static void strings_are_copied_cut_at_a_character(void **state)
 {
 	char buffer[5];
@@ -523,6 +551,7 @@ int main(void)
 		cmocka_unit_test(long_forms_of_small_numbers_are_accepted),
 		cmocka_unit_test(packets_are_64_kib_at_most),
 		cmocka_unit_test(counts_over_the_bytes_left_are_refused),
+		cmocka_unit_test(a_head_is_refused_before_its_items_are_looked_for),
 		cmocka_unit_test(every_type_is_skipped_where_nothing_is_known),
 		cmocka_unit_test(ext_types_and_0xc1_are_refused),
 		cmocka_unit_test(eight_containers_in_each_other_are_the_most),
@@ -537,6 +566,7 @@ int main(void)
 		cmocka_unit_test(a_spilled_result_has_a_size_and_a_descriptor),
 		cmocka_unit_test(a_lone_map_is_checked_as_strictly),
 		cmocka_unit_test(a_refusal_says_where),
+		cmocka_unit_test(a_long_refusal_is_cut),
 		cmocka_unit_test(strings_are_copied_cut_at_a_character),
 	};
 

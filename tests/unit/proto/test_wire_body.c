@@ -388,6 +388,11 @@ static void faults_name_nested_fields_with_dots(void **state)
 			 -WIRE_BAD_ARGUMENT);
 	assert_string_equal(fault.field, "policy.priority");
 	assert_string_equal(fault.text, "the number -101 is under the smallest allowed, -100");
+	assert_int_equal(wire_decode_body(&wire_type_load_request,
+					  BODY(0x81, 0xa6, 'p', 'o', 'l', 'i', 'c', 'y', 0x01),
+					  true, &load, &fault),
+			 -WIRE_BAD_ARGUMENT);
+	assert_string_equal(fault.text, "must be a map");
 	assert_int_equal(wire_decode_body(&wire_type_unload_response,
 					  BODY(0x81, 0xa4, 'k', 'e', 'p', 't', 0x91, 0x81, 0xa2,
 					       'i', 'd', 0xa0),
@@ -460,9 +465,22 @@ static void a_body_that_was_never_checked_is_safe(void **state)
 {
 	struct wire_cancel_request request;
 	struct wire_fault fault;
+	struct wire_unload_request unload;
 	const uint8_t body[] = {0x81, 0xa2, 'i', 'd', 0xcd, 1, 2};
+	const uint8_t nested[] = {0x81, 0xa6, 's', 'e', 'l', 'e',  'c',  't', 0x81, 0xa6, 'm',
+				  'o',  'd',  'e', 'l', 's', 0x92, 0xa1, 'a', 0xa1, 'b'};
 
 	(void)state;
+	for (uint32_t size = 0; size < sizeof nested; size++) {
+		uint8_t *prefix = malloc(size + (size == 0));
+
+		assert_non_null(prefix);
+		memcpy(prefix, nested, size);
+		assert_int_equal(wire_decode_body(&wire_type_unload_request, prefix, size, true,
+						  &unload, &fault),
+				 -WIRE_BAD_FRAME);
+		free(prefix);
+	}
 	for (uint32_t size = 0; size < sizeof body; size++) {
 		uint8_t *prefix = malloc(size + (size == 0));
 

@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * distorchctl: one command, many verbs. A verb is a row of a table: its words for the help
+ * are the words of the man page and of the nearest-match hints. Uses the public header and
+ * base only.
+ */
+#ifndef CTL_CTL_H
+#define CTL_CTL_H
+
+#include <argp.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "distorch.h"
+
+enum exit_status {
+	EXIT_DONE = 0,
+	EXIT_FAILED = 1,
+	EXIT_USAGE = 2,
+	EXIT_NOT_RUNNING = 3,
+	EXIT_NO_SUCH_MODEL = 4,
+	EXIT_NOT_ALLOWED = 5,
+	EXIT_NO_MEMORY = 6,
+	EXIT_BAD_FILE = 7,
+	EXIT_TIMED_OUT = 8,
+	EXIT_FINDINGS = 9,
+	EXIT_INTERRUPTED = 130,
+};
+
+enum output { OUTPUT_TABLE, OUTPUT_WIDE, OUTPUT_JSON, OUTPUT_JSONL, OUTPUT_CSV, OUTPUT_ID };
+
+#define CTL_MAX_WORDS 256
+
+/* Everything that was said on the command line; options a verb does not take stay zero. */
+struct arguments {
+	const char *socket_path;
+	enum output output;
+	bool is_quiet, is_verbose, is_si;
+	uint32_t timeout_ms;
+	const char *words[CTL_MAX_WORDS]; /* what is not an option */
+	size_t n_words;
+	/* of single verbs */
+	const char *allocation, *compute, *format, *device, *under, *types;
+	bool pin, keep, no_wait, all, not_kept, mine, recall, force, tensors, clients, watch;
+	bool has_for, has_priority, is_forever, save;
+	uint64_t for_ms, idle_ms, since_ms, watch_ms;
+	int32_t priority;
+};
+
+struct ctl {
+	struct arguments arguments;
+	struct distorch *c; /* NULL until ctl_connect */
+	bool is_tty;	    /* standard output is a terminal */
+	bool has_color;
+};
+
+enum verb_group { VERB_EVERYDAY, VERB_MORE, VERB_OPERATOR, VERB_N_GROUPS };
+
+struct verb {
+	const char *name;
+	const char *const *aliases; /* ends with NULL; NULL: none */
+	enum verb_group group;
+	const char *usage;   /* "FILE…" */
+	const char *summary; /* one line */
+	const char *text;    /* examples and exit codes, for --help */
+	const struct argp_option *options;
+	size_t min_words, max_words;
+	int (*run)(struct ctl *ctl); /* returns an exit status */
+};
+
+extern const struct verb *const verbs[]; /* ends with NULL */
+const struct verb *verb_find(const char *name);
+
+/* Connect once; on failure the error is printed and the exit status returned, else 0. */
+int ctl_connect(struct ctl *ctl);
+
+/* Print the failure of the last call and return its exit status. 'subject' may be NULL. */
+int ctl_fail(struct ctl *ctl);
+/* Print a failure of our own. */
+int ctl_refuse(struct ctl *ctl, enum exit_status status, const char *word, const char *hint,
+	       const char *format, ...) __attribute__((format(printf, 5, 6)));
+
+/* Set by Ctrl-C. */
+extern volatile int ctl_interrupted;
+
+extern const struct verb verb_status, verb_ps, verb_show, verb_load, verb_unload, verb_pin,
+	verb_unpin, verb_keep, verb_unkeep, verb_why, verb_verify, verb_clients, verb_events,
+	verb_budget, verb_config, verb_doctor, verb_ping, verb_version, verb_help, verb_devices,
+	verb_shutdown;
+
+#endif

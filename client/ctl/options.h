@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Numbers of the long options, and the rows that several verbs share. */
+#ifndef CTL_OPTIONS_H
+#define CTL_OPTIONS_H
+
+#include "ctl.h"
+
+enum option_number {
+	OPTION_FIRST_FLAG = 0x100,
+	OPTION_PIN = OPTION_FIRST_FLAG,
+	OPTION_KEEP,
+	OPTION_NO_WAIT,
+	OPTION_ALL,
+	OPTION_NOT_KEPT,
+	OPTION_MINE,
+	OPTION_FORCE,
+	OPTION_TENSORS,
+	OPTION_CLIENTS,
+	OPTION_SAVE,
+	OPTION_FIRST_TEXT = 0x200,
+	OPTION_TO = OPTION_FIRST_TEXT,
+	OPTION_COMPUTE,
+	OPTION_FORMAT,
+	OPTION_DEVICE,
+	OPTION_UNDER,
+	OPTION_TYPE,
+	OPTION_FIRST_OTHER = 0x300,
+	OPTION_FOR,
+	OPTION_IDLE,
+	OPTION_SINCE,
+	OPTION_RECALL,
+	OPTION_PRIORITY,
+	OPTION_WATCH,
+	OPTION_JSON,
+	OPTION_NO_COLOR,
+	OPTION_NO_PAGER,
+	OPTION_NO_INPUT,
+	OPTION_TIMEOUT,
+	OPTION_SI,
+};
+
+#define OPTIONS_END                                                                                \
+	{                                                                                          \
+		NULL, 0, NULL, 0, NULL, 0                                                          \
+	}
+
+#endif

@@ -1,0 +1,507 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Tables, JSON and words. See render.h. */
+#include "render.h"
+
+#include <inttypes.h>
+#include <libsmartcols/libsmartcols.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/text.h"
+#include "base/units.h"
+
+static void *must(void *memory)
+{
+	if (memory == NULL) {
+		(void)fputs("distorchctl: no memory\n", stderr);
+		exit(EXIT_FAILED);
+	}
+	return memory;
+}
+
+/* ---- tables ---- */
+
+void sheet_init(struct sheet *sheet, const struct column *columns, size_t n_columns)
+{
+	*sheet = (struct sheet){.columns = columns, .n_columns = n_columns};
+}
+
+void sheet_add(struct sheet *sheet, const char *const *cells)
+{
+	char safe[4096];
+	char **row = must(calloc(sheet->n_columns, sizeof *row));
+
+	sheet->rows = must(realloc(sheet->rows, (sheet->n_rows + 1) * sizeof *sheet->rows));
+	for (size_t i = 0; i < sheet->n_columns; i++) {
+		row[i] = must(strdup(safe_text(cells[i], safe, sizeof safe)));
+	}
+	sheet->rows[sheet->n_rows++] = row;
+}
+
+static void sheet_free(struct sheet *sheet)
+{
+	for (size_t i = 0; i < sheet->n_rows; i++) {
+		for (size_t j = 0; j < sheet->n_columns; j++) {
+			free(sheet->rows[i][j]);
+		}
+		free(sheet->rows[i]);
+	}
+	free(sheet->rows);
+	sheet->rows = NULL;
+	sheet->n_rows = 0;
+}
+
+static bool is_shown(const struct ctl *ctl, const struct column *column)
+{
+	return !column->is_wide || ctl->arguments.output == OUTPUT_WIDE ||
+	       ctl->arguments.output == OUTPUT_CSV;
+}
+
+static void print_csv_cell(const char *text)
+{
+	if (strpbrk(text, ",\"") == NULL) {
+		(void)fputs(text, stdout);
+		return;
+	}
+	(void)putchar('"');
+	for (; *text != '\0'; text++) {
+		if (*text == '"') {
+			(void)putchar('"');
+		}
+		(void)putchar(*text);
+	}
+	(void)putchar('"');
+}
+
+static void print_csv(const struct sheet *sheet)
+{
+	for (size_t i = 0; i < sheet->n_columns; i++) {
+		(void)fputs(i == 0 ? "" : ",", stdout);
+		print_csv_cell(sheet->columns[i].title);
+	}
+	(void)putchar('\n');
+	for (size_t i = 0; i < sheet->n_rows; i++) {
+		for (size_t j = 0; j < sheet->n_columns; j++) {
+			(void)fputs(j == 0 ? "" : ",", stdout);
+			print_csv_cell(sheet->rows[i][j]);
+		}
+		(void)putchar('\n');
+	}
+}
+
+static void fill_table(const struct ctl *ctl, struct libscols_table *table,
+		       const struct sheet *sheet)
+{
+	for (size_t i = 0; i < sheet->n_columns; i++) {
+		int flags = (sheet->columns[i].is_right ? SCOLS_FL_RIGHT : 0) |
+			    (sheet->columns[i].may_cut && ctl->is_tty ? SCOLS_FL_TRUNC : 0);
+
+		if (is_shown(ctl, &sheet->columns[i])) {
+			(void)must(scols_table_new_column(table, sheet->columns[i].title, 0, flags));
+		}
+	}
+	for (size_t i = 0; i < sheet->n_rows; i++) {
+		struct libscols_line *line = must(scols_table_new_line(table, NULL));
+		size_t at = 0;
+
+		for (size_t j = 0; j < sheet->n_columns; j++) {
+			if (is_shown(ctl, &sheet->columns[j]) &&
+			    scols_line_set_data(line, at++, sheet->rows[i][j]) < 0) {
+				(void)must(NULL);
+			}
+		}
+	}
+}
+
+int sheet_print(struct ctl *ctl, struct sheet *sheet)
+{
+	struct libscols_table *table;
+	int failed;
+
+	if (ctl->arguments.output == OUTPUT_CSV) {
+		print_csv(sheet);
+		sheet_free(sheet);
+		return EXIT_DONE;
+	}
+	table = must(scols_new_table());
+	(void)scols_table_set_column_separator(table, "  ");
+	if (ctl->is_tty) {
+		(void)scols_table_set_termwidth(table, terminal_width());
+		(void)scols_table_set_termforce(table, SCOLS_TERMFORCE_ALWAYS);
+	} else {
+		(void)scols_table_set_termforce(table, SCOLS_TERMFORCE_NEVER);
+	}
+	fill_table(ctl, table, sheet);
+	failed = scols_print_table(table);
+	scols_unref_table(table);
+	sheet_free(sheet);
+	return failed == 0 ? EXIT_DONE : EXIT_FAILED;
+}
+
+/* ---- JSON ---- */
+
+bool is_json(const struct ctl *ctl)
+{
+	return ctl->arguments.output == OUTPUT_JSON || ctl->arguments.output == OUTPUT_JSONL;
+}
+
+cJSON *json_new(void)
+{
+	cJSON *object = must(cJSON_CreateObject());
+
+	(void)must(cJSON_AddNumberToObject(object, "schema", 1));
+	return object;
+}
+
+void json_add_text(cJSON *object, const char *key, const char *text)
+{
+	(void)must(text == NULL ? cJSON_AddNullToObject(object, key)
+				: cJSON_AddStringToObject(object, key, text));
+}
+
+void json_add_number(cJSON *object, const char *key, uint64_t number)
+{
+	char text[24];
+
+	if (number == DISTORCH_ABSENT) {
+		(void)must(cJSON_AddNullToObject(object, key));
+		return;
+	}
+	/* As text: a double would lose the last digits of a large number. */
+	(void)snprintf(text, sizeof text, "%" PRIu64, number);
+	(void)must(cJSON_AddRawToObject(object, key, text));
+}
+
+void json_add_bool(cJSON *object, const char *key, bool value)
+{
+	(void)must(cJSON_AddBoolToObject(object, key, value));
+}
+
+cJSON *json_add_array(cJSON *object, const char *key)
+{
+	return must(cJSON_AddArrayToObject(object, key));
+}
+
+cJSON *json_add_item(cJSON *array)
+{
+	cJSON *object = must(cJSON_CreateObject());
+
+	if (!cJSON_AddItemToArray(array, object)) {
+		(void)must(NULL);
+	}
+	return object;
+}
+
+int json_print(struct ctl *ctl, cJSON *object)
+{
+	char *text = must(ctl->arguments.output == OUTPUT_JSONL ? cJSON_PrintUnformatted(object)
+								: cJSON_Print(object));
+	int failed = printf("%s\n", text);
+
+	cJSON_free(text);
+	cJSON_Delete(object);
+	return failed < 0 ? EXIT_FAILED : EXIT_DONE;
+}
+
+cJSON *json_of_holder(cJSON *object, const struct distorch_holder *holder)
+{
+	json_add_number(object, "pid", holder->pid);
+	json_add_text(object, "comm", holder->comm);
+	json_add_number(object, "uid", holder->uid);
+	json_add_number(object, "held_bytes", holder->held_bytes);
+	return object;
+}
+
+static void add_holders(cJSON *object, const char *key, const struct distorch_holder *const *holders,
+			size_t n_holders)
+{
+	cJSON *array = json_add_array(object, key);
+
+	for (size_t i = 0; i < n_holders; i++) {
+		(void)json_of_holder(json_add_item(array), holders[i]);
+	}
+}
+
+cJSON *json_of_model(cJSON *object, const struct distorch_model *model)
+{
+	cJSON *array;
+
+	json_add_text(object, "id", model->id);
+	json_add_text(object, "name", model->name);
+	json_add_text(object, "path", model->path);
+	json_add_text(object, "label", model->label);
+	json_add_number(object, "uid", model->uid);
+	json_add_number(object, "bytes", model->bytes);
+	json_add_text(object, "state", model->state);
+	json_add_number(object, "progress_bytes", model->progress_bytes);
+	array = json_add_array(object, "where");
+	for (size_t i = 0; i < model->n_where; i++) {
+		cJSON *place = json_add_item(array);
+
+		json_add_text(place, "device", model->where[i]->device);
+		json_add_number(place, "bytes", model->where[i]->bytes);
+		json_add_text(place, "backing", model->where[i]->backing);
+	}
+	array = json_add_array(object, "stays");
+	for (size_t i = 0; i < model->n_stays; i++) {
+		if (!cJSON_AddItemToArray(array, must(cJSON_CreateString(model->stays[i])))) {
+			(void)must(NULL);
+		}
+	}
+	json_add_bool(object, "keep", model->keep);
+	json_add_bool(object, "pinned", model->pinned);
+	json_add_number(object, "ttl_left_ms", model->ttl_left_ms);
+	(void)must(cJSON_AddNumberToObject(object, "priority", (double)model->priority));
+	json_add_number(object, "leases", model->leases);
+	json_add_number(object, "last_used_s", model->last_used_ms / 1000);
+	json_add_number(object, "generation", model->generation);
+	json_add_number(object, "tensors", model->tensors);
+	json_add_number(object, "blocks", model->blocks);
+	json_add_text(object, "format", model->format);
+	add_holders(object, "users", model->users, model->n_users);
+	return object;
+}
+
+cJSON *json_of_outcome(cJSON *object, const struct distorch_outcome *outcome)
+{
+	json_add_text(object, "id", outcome->id);
+	json_add_text(object, "name", outcome->name);
+	json_add_text(object, "reason", outcome->reason);
+	json_add_number(object, "bytes", outcome->bytes);
+	add_holders(object, "holders", outcome->holders, outcome->n_holders);
+	return object;
+}
+
+cJSON *json_of_record(cJSON *object, const struct distorch_record *record)
+{
+	json_add_number(object, "seq", record->seq);
+	json_add_number(object, "age_ms", record->age_ms);
+	json_add_number(object, "time_ms", record->time_ms);
+	json_add_text(object, "type", record->type);
+	json_add_text(object, "model", record->model);
+	json_add_text(object, "name", record->name);
+	json_add_text(object, "device", record->device);
+	json_add_number(object, "bytes", record->bytes);
+	json_add_number(object, "duration_ms", record->duration_ms);
+	json_add_text(object, "why", record->why);
+	json_add_text(object, "for_whom", record->for_whom);
+	return object;
+}
+
+cJSON *json_of_device(cJSON *object, const struct distorch_device *device)
+{
+	json_add_text(object, "name", device->name);
+	json_add_text(object, "uuid", device->uuid);
+	json_add_text(object, "state", device->state);
+	json_add_number(object, "total", device->total);
+	json_add_number(object, "budget", device->budget);
+	json_add_number(object, "used", device->used);
+	json_add_number(object, "held", device->held);
+	json_add_number(object, "reserved", device->reserved);
+	json_add_number(object, "free", device->free);
+	json_add_number(object, "models", device->models);
+	return object;
+}
+
+static void add_error_numbers(cJSON *detail, const struct distorch_error *error)
+{
+	const struct {
+		const char *key;
+		uint64_t number;
+	} numbers[] = {
+		{"need", error->need},	     {"budget", error->budget},
+		{"free", error->free},	     {"evictable", error->evictable},
+		{"held", error->held},	     {"foreign", error->foreign},
+		{"errno", error->sys_errno}, {"offset", error->offset},
+		{"current", error->current}, {"min", error->min},
+		{"max", error->max},
+	};
+
+	for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+		if (numbers[i].number != DISTORCH_ABSENT) {
+			json_add_number(detail, numbers[i].key, numbers[i].number);
+		}
+	}
+}
+
+cJSON *json_of_error(cJSON *object, const struct distorch_error *error)
+{
+	cJSON *detail;
+	cJSON *array;
+
+	json_add_text(object, "code", error->word);
+	json_add_text(object, "message", error->message);
+	json_add_text(object, "hint", error->hint);
+	json_add_bool(object, "retryable", error->is_retryable);
+	detail = must(cJSON_AddObjectToObject(object, "detail"));
+	if (error->field != NULL) {
+		json_add_text(detail, "field", error->field);
+	}
+	if (error->device != NULL) {
+		json_add_text(detail, "device", error->device);
+	}
+	add_error_numbers(detail, error);
+	if (error->n_holders > 0) {
+		add_holders(detail, "holders", error->holders, error->n_holders);
+	}
+	if (error->n_candidates > 0) {
+		array = json_add_array(detail, "models");
+		for (size_t i = 0; i < error->n_candidates; i++) {
+			(void)cJSON_AddItemToArray(array,
+						   must(cJSON_CreateString(error->candidates[i])));
+		}
+	}
+	return object;
+}
+
+/* ---- words ---- */
+
+void text_append(char *buffer, size_t buffer_size, size_t *used, const char *format, ...)
+{
+	va_list arguments;
+	int size;
+
+	va_start(arguments, format);
+	size = vsnprintf(buffer + *used, buffer_size - *used, format, arguments);
+	va_end(arguments);
+	if (size > 0) {
+		*used += (size_t)size < buffer_size - *used ? (size_t)size : buffer_size - *used - 1;
+	}
+}
+
+const char *size_text(const struct ctl *ctl, uint64_t bytes, char buffer[24])
+{
+	return ctl->arguments.is_si ? units_format_size_si(bytes, buffer, 24)
+				    : units_format_size(bytes, buffer, 24);
+}
+
+const char *ms_text(uint64_t ms, char buffer[32])
+{
+	return units_format_duration(ms > UINT64_MAX / 1000000U ? UNITS_FOREVER : ms * 1000000U,
+				     buffer, 32);
+}
+
+const char *ago_text(uint64_t ms, char buffer[32])
+{
+	char text[32];
+
+	if (ms < 1000) {
+		(void)snprintf(buffer, 32, "now");
+	} else {
+		(void)snprintf(buffer, 32, "%.26s ago", ms_text(ms / 1000 * 1000, text));
+	}
+	return buffer;
+}
+
+const char *time_text(uint64_t time_ms, char buffer[40])
+{
+	time_t seconds = (time_t)(time_ms / 1000);
+	struct tm local;
+
+	if (localtime_r(&seconds, &local) == NULL || strftime(buffer, 40, "%H:%M:%S", &local) == 0) {
+		(void)snprintf(buffer, 40, "?");
+	}
+	return buffer;
+}
+
+const char *safe_text(const char *text, char *buffer, size_t buffer_size)
+{
+	return text == NULL ? "-" : text_escape(text, buffer, buffer_size);
+}
+
+const char *device_text(const char *device)
+{
+	return device != NULL && strcmp(device, "cpu") == 0 ? "ram" : device;
+}
+
+const char *where_text(const struct distorch_model *model, char *buffer, size_t buffer_size)
+{
+	uint64_t total = 0;
+	size_t used = 0;
+
+	for (size_t i = 0; i < model->n_where; i++) {
+		total += model->where[i]->bytes;
+	}
+	text_append(buffer, buffer_size, &used, model->n_where == 0 ? "-" : "");
+	for (size_t i = 0; i < model->n_where; i++) {
+		const struct distorch_place *place = model->where[i];
+
+		text_append(buffer, buffer_size, &used, "%s%s", i == 0 ? "" : " + ",
+			    device_text(place->device));
+		if (model->n_where > 1) {
+			text_append(buffer, buffer_size, &used, " %u%%",
+				    (unsigned)(place->bytes / (total / 100 + 1)));
+		}
+	}
+	return buffer;
+}
+
+const char *stays_text(const struct distorch_model *model, char *buffer, size_t buffer_size)
+{
+	char left[32];
+	size_t used = 0;
+
+	if (model->n_stays == 0) {
+		text_append(buffer, buffer_size, &used, "%s",
+			    model->n_where > 0 ? "until needed" : "-");
+	}
+	for (size_t i = 0; i < model->n_stays; i++) {
+		const char *word = model->stays[i];
+
+		if (strcmp(word, "in-use") == 0) {
+			word = "in use";
+		} else if (strcmp(word, "ttl") == 0) {
+			word = ms_text(model->ttl_left_ms, left);
+		}
+		text_append(buffer, buffer_size, &used, "%s%s", i == 0 ? "" : " · ", word);
+	}
+	return buffer;
+}
+
+const char *users_text(const struct distorch_model *model, char *buffer, size_t buffer_size)
+{
+	char more[24] = "";
+
+	if (model->n_users == 0) {
+		(void)snprintf(buffer, buffer_size, "%s", model->leases > 0 ? "others" : "-");
+		return buffer;
+	}
+	if (model->n_users > 1) {
+		(void)snprintf(more, sizeof more, " +%zu", model->n_users - 1);
+	}
+	(void)snprintf(buffer, buffer_size, "%s/%u%s", model->users[0]->comm, model->users[0]->pid,
+		       more);
+	return buffer;
+}
+
+const char *bar_text(uint64_t part, uint64_t whole, unsigned width, char *buffer, size_t buffer_size)
+{
+	unsigned n_full = whole == 0 ? 0 : (unsigned)((double)part / (double)whole * width + 0.5);
+	size_t used = 0;
+
+	for (unsigned i = 0; i < width && used + 4 < buffer_size; i++) {
+		memcpy(buffer + used, i < n_full ? "█" : "░", 3);
+		used += 3;
+	}
+	buffer[used] = '\0';
+	return buffer;
+}
+
+unsigned terminal_width(void)
+{
+	struct winsize size;
+	const char *columns = getenv("COLUMNS");
+
+	if (columns != NULL && strtoul(columns, NULL, 10) > 0) {
+		return (unsigned)strtoul(columns, NULL, 10);
+	}
+	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) {
+		return size.ws_col;
+	}
+	return 80;
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What people see: tables by libsmartcols, JSON by cJSON, sizes and times in words, and text
+ * from strangers made harmless. JSON objects carry "schema": 1.
+ */
+#ifndef CTL_RENDER_H
+#define CTL_RENDER_H
+
+#include <cjson/cJSON.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ctl.h"
+
+#define RENDER_MAX_COLUMNS 12
+
+struct column {
+	const char *title;
+	bool is_right; /* numbers */
+	bool is_wide;  /* only with -o wide */
+	bool may_cut;  /* names: cut where the terminal ends */
+};
+
+/* Rows of text. Freed by sheet_print. */
+struct sheet {
+	const struct column *columns;
+	size_t n_columns;
+	char ***rows; /* owner: sheet */
+	size_t n_rows;
+};
+
+void sheet_init(struct sheet *sheet, const struct column *columns, size_t n_columns);
+/* As many texts as there are columns; each is copied and made harmless. */
+void sheet_add(struct sheet *sheet, const char *const *cells);
+/* As a table, or as CSV. Frees the sheet. Returns an exit status. */
+int sheet_print(struct ctl *ctl, struct sheet *sheet);
+
+/* A JSON object that begins with "schema": 1. Never NULL: without memory the program ends. */
+cJSON *json_new(void);
+void json_add_text(cJSON *object, const char *key, const char *text); /* null when absent */
+void json_add_number(cJSON *object, const char *key, uint64_t number); /* null when absent */
+void json_add_bool(cJSON *object, const char *key, bool value);
+cJSON *json_add_array(cJSON *object, const char *key);
+cJSON *json_add_item(cJSON *array); /* a new object in it */
+/* Print on one line (jsonl) or indented, free it, and return 0. */
+int json_print(struct ctl *ctl, cJSON *object);
+
+cJSON *json_of_model(cJSON *object, const struct distorch_model *model);
+cJSON *json_of_outcome(cJSON *object, const struct distorch_outcome *outcome);
+cJSON *json_of_record(cJSON *object, const struct distorch_record *record);
+cJSON *json_of_device(cJSON *object, const struct distorch_device *device);
+cJSON *json_of_holder(cJSON *object, const struct distorch_holder *holder);
+cJSON *json_of_error(cJSON *object, const struct distorch_error *error);
+
+bool is_json(const struct ctl *ctl);
+
+/* Each returns its buffer. */
+const char *size_text(const struct ctl *ctl, uint64_t bytes, char buffer[24]);
+const char *ms_text(uint64_t ms, char buffer[32]);	 /* "3.1s" */
+const char *ago_text(uint64_t ms, char buffer[32]);	 /* "12m ago", "now" */
+const char *time_text(uint64_t time_ms, char buffer[40]); /* RFC 3339 or hh:mm for people */
+const char *safe_text(const char *text, char *buffer, size_t buffer_size);
+const char *device_text(const char *device); /* "ram" for cpu: people's word */
+
+/* "ram", "cuda:0 62% + ram 38%" */
+const char *where_text(const struct distorch_model *model, char *buffer, size_t buffer_size);
+/* "in use · pinned · kept · 48m · until needed" */
+const char *stays_text(const struct distorch_model *model, char *buffer, size_t buffer_size);
+/* "ComfyUI/812" */
+const char *users_text(const struct distorch_model *model, char *buffer, size_t buffer_size);
+
+/* A line of the form ████░░░░, 'width' cells. Returns 'buffer'. */
+const char *bar_text(uint64_t part, uint64_t whole, unsigned width, char *buffer,
+		     size_t buffer_size);
+
+unsigned terminal_width(void);
+
+/* Write behind what is in the buffer, cut where it ends; '*used' grows. */
+void text_append(char *buffer, size_t buffer_size, size_t *used, const char *format, ...)
+	__attribute__((format(printf, 4, 5)));
+
+#endif

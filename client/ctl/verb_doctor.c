@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* distorchctl doctor: looks at what usually goes wrong; each finding comes with its fix. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "options.h"
+#include "render.h"
+
+struct report {
+	struct ctl *ctl;
+	cJSON *array; /* NULL: for people */
+	unsigned n_findings;
+};
+
+/* A line: good, or a finding with its fix. */
+static void tell(struct report *report, bool is_good, const char *text, const char *fix)
+{
+	char safe[1024];
+
+	report->n_findings += is_good ? 0 : 1;
+	if (report->array != NULL) {
+		cJSON *item = json_add_item(report->array);
+
+		json_add_bool(item, "ok", is_good);
+		json_add_text(item, "text", text);
+		json_add_text(item, "fix", is_good ? NULL : fix);
+		return;
+	}
+	if (is_good && report->ctl->arguments.is_quiet) {
+		return;
+	}
+	(void)printf("%s %s\n", is_good ? "✔" : "✖", safe_text(text, safe, sizeof safe));
+	if (!is_good && fix != NULL) {
+		(void)printf("  fix: %s\n", safe_text(fix, safe, sizeof safe));
+	}
+}
+
+static void check_socket(struct report *report, const char *path)
+{
+	struct stat status;
+	char text[512];
+
+	if (stat(path, &status) < 0) {
+		(void)snprintf(text, sizeof text, "no socket at %.400s: %s", path, strerror(errno));
+		tell(report, false, text, "start it: distorchd (or name its socket with --socket)");
+	} else if (!S_ISSOCK(status.st_mode)) {
+		(void)snprintf(text, sizeof text, "%.400s is not a socket", path);
+		tell(report, false, text, "choose another path with --socket");
+	} else if (access(path, W_OK) < 0) {
+		(void)snprintf(text, sizeof text, "socket %.300s (mode %04o, gid %u) is closed to you",
+			       path, (unsigned)(status.st_mode & 07777U), (unsigned)status.st_gid);
+		tell(report, false, text, "join its group, then log in again");
+	} else {
+		(void)snprintf(text, sizeof text, "socket %.400s, mode %04o", path,
+			       (unsigned)(status.st_mode & 07777U));
+		tell(report, true, text, NULL);
+	}
+}
+
+static bool check_daemon(struct report *report)
+{
+	struct distorch_server *server = NULL;
+	struct timespec begun = {0};
+	struct timespec ended = {0};
+	struct ctl *ctl = report->ctl;
+	char text[256];
+
+	if (distorch_open(ctl->arguments.socket_path, NULL, &ctl->c) < 0) {
+		const struct distorch_error *error = distorch_error(NULL);
+
+		tell(report, false, error->message,
+		     error->hint != NULL ? error->hint : "start it: distorchd");
+		return false;
+	}
+	(void)clock_gettime(CLOCK_MONOTONIC, &begun); /* cannot fail */
+	if (distorch_ping(ctl->c) < 0 || distorch_server(ctl->c, &server) < 0) {
+		tell(report, false, distorch_error(ctl->c)->message, "look at the daemon's log");
+		return false;
+	}
+	(void)clock_gettime(CLOCK_MONOTONIC, &ended);
+	(void)snprintf(text, sizeof text,
+		       "daemon answers (%lld us), protocol %llu, %.64s, you are %.16s",
+		       (long long)(ended.tv_sec - begun.tv_sec) * 1000000 +
+			       (ended.tv_nsec - begun.tv_nsec) / 1000,
+		       (unsigned long long)server->protocol, server->version, server->role);
+	tell(report, true, text, NULL);
+	(void)snprintf(text, sizeof text, "distorchd/%s", DISTORCH_VERSION);
+	if (strcmp(server->version, text) != 0) {
+		(void)snprintf(text, sizeof text, "the daemon is %.64s, this program %s",
+			       server->version, DISTORCH_VERSION);
+		tell(report, false, text, "restart the daemon after an upgrade");
+	}
+	distorch_server_free(server);
+	return true;
+}
+
+static void check_memory(struct report *report)
+{
+	struct distorch_status *status = NULL;
+	char budget[24];
+	char total[24];
+	char text[256];
+
+	if (distorch_status(report->ctl->c, &status) < 0) {
+		tell(report, false, distorch_error(report->ctl->c)->message,
+		     "look at the daemon's log");
+		return;
+	}
+	for (size_t i = 0; i < status->n_devices; i++) {
+		const struct distorch_device *device = status->devices[i];
+		bool is_good = device->budget <= device->total - device->total / 10;
+
+		(void)snprintf(text, sizeof text, "%.32s budget %s of %s",
+			       device_text(device->name),
+			       size_text(report->ctl, device->budget, budget),
+			       size_text(report->ctl, device->total, total));
+		tell(report, is_good, text,
+		     "leave a tenth to the rest of the machine: memory.ram in distorchd.conf");
+	}
+	distorch_status_free(status);
+}
+
+/* Did the largest image get 2 MiB pages? */
+static void check_pages(struct report *report)
+{
+	struct distorch_models *models = NULL;
+	const struct distorch_model *largest = NULL;
+	struct distorch_detail *detail = NULL;
+	char text[512];
+
+	if (distorch_list(report->ctl->c, NULL, &models) < 0) {
+		return; /* told by another check */
+	}
+	for (size_t i = 0; i < models->n_models; i++) {
+		if (models->models[i]->n_where > 0 && models->models[i]->name != NULL &&
+		    (largest == NULL || models->models[i]->bytes > largest->bytes)) {
+			largest = models->models[i];
+		}
+	}
+	if (largest != NULL && largest->bytes >= 4U << 20 &&
+	    distorch_show(report->ctl->c, largest->id, &detail, NULL) == 0) {
+		bool is_good = detail->huge_bytes != DISTORCH_ABSENT &&
+			       detail->huge_bytes >= largest->bytes / 2;
+
+		(void)snprintf(text, sizeof text, "images %s in 2 MiB pages%s%.200s",
+			       is_good ? "are" : "are not", detail->notice != NULL ? ": " : "",
+			       detail->notice != NULL ? detail->notice : "");
+		tell(report, is_good, text,
+		     "allow them: set /sys/kernel/mm/transparent_hugepage/shmem_enabled to advise");
+		distorch_detail_free(detail);
+	}
+	distorch_models_free(models);
+}
+
+static void check_limits(struct report *report)
+{
+	struct rlimit files;
+	char text[128];
+
+	if (getrlimit(RLIMIT_NOFILE, &files) < 0) {
+		return;
+	}
+	(void)snprintf(text, sizeof text, "open files: at most %llu",
+		       (unsigned long long)files.rlim_max);
+	tell(report, files.rlim_max >= 4096, text, "raise LimitNOFILE (or ulimit -Hn) to 65536");
+}
+
+static int run(struct ctl *ctl)
+{
+	cJSON *object = is_json(ctl) ? json_new() : NULL;
+	struct report report = {.ctl = ctl,
+				.array = object == NULL ? NULL : json_add_array(object, "checks")};
+	char path[512];
+
+	if (ctl->arguments.socket_path != NULL) {
+		(void)snprintf(path, sizeof path, "%s", ctl->arguments.socket_path);
+	} else if (distorch_default_path(path, sizeof path) < 0) {
+		(void)snprintf(path, sizeof path, "?");
+	}
+	check_socket(&report, path);
+	if (check_daemon(&report)) {
+		check_memory(&report);
+		check_pages(&report);
+	}
+	check_limits(&report);
+	if (object != NULL) {
+		json_add_number(object, "findings", report.n_findings);
+		(void)json_print(ctl, object);
+	} else if (report.n_findings == 0) {
+		(void)printf("all good\n");
+	} else {
+		(void)printf("%u finding%s (exit %d)\n", report.n_findings,
+			     report.n_findings == 1 ? "" : "s", EXIT_FINDINGS);
+	}
+	return report.n_findings == 0 ? EXIT_DONE : EXIT_FINDINGS;
+}
+
+static const struct argp_option no_options[] = {OPTIONS_END};
+
+const struct verb verb_doctor = {
+	.name = "doctor",
+	.group = VERB_EVERYDAY,
+	.usage = "",
+	.summary = "Look at what usually goes wrong, with a fix for each finding.",
+	.text = "Exit status: 0 all good, 9 findings.",
+	.options = no_options,
+	.run = run,
+};

@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* distorchctl load: with a progress bar on a terminal; Ctrl-C cancels at the daemon. */
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/text.h"
+#include "options.h"
+#include "render.h"
+
+#define BAR_WIDTH 24
+
+struct watcher {
+	struct ctl *ctl;
+	const char *name;
+	uint64_t begun_ms;
+	bool has_line; /* a bar stands on the terminal */
+};
+
+static uint64_t now_ms(void)
+{
+	struct timespec now = {0};
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail */
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static const char *phase_text(const char *phase)
+{
+	static const struct {
+		const char *phase;
+		const char *words;
+	} words[] = {
+		{"queued", "waiting for its turn"},	{"header", "reading the header"},
+		{"room", "making room"},		{"checking", "checking"},
+		{"stalled", "the disk does not answer"},
+	};
+
+	for (size_t i = 0; phase != NULL && i < sizeof words / sizeof words[0]; i++) {
+		if (strcmp(words[i].phase, phase) == 0) {
+			return words[i].words;
+		}
+	}
+	return "";
+}
+
+static void draw(struct watcher *watcher, const struct distorch_progress *progress)
+{
+	char bar[BAR_WIDTH * 3 + 8];
+	char done[24];
+	char total[24];
+	char rate[24];
+	char name[128];
+	uint64_t elapsed_ms = now_ms() - watcher->begun_ms;
+	uint64_t a_second =
+		elapsed_ms == 0 ? 0 : (uint64_t)((double)progress->bytes * 1000.0 / (double)elapsed_ms);
+
+	(void)text_escape(watcher->name, name, sizeof name);
+	if (progress->total == 0 || progress->bytes == 0) {
+		(void)fprintf(stderr, "\r\033[KLoading %s  %s", name, phase_text(progress->phase));
+	} else {
+		uint64_t left_s =
+			a_second == 0 ? 0 : (progress->total - progress->bytes) / a_second;
+
+		(void)fprintf(stderr, "\r\033[KLoading %s  %s  %s/%s  %s/s  %llus left %s", name,
+			      bar_text(progress->bytes, progress->total, BAR_WIDTH, bar, sizeof bar),
+			      size_text(watcher->ctl, progress->bytes, done),
+			      size_text(watcher->ctl, progress->total, total),
+			      size_text(watcher->ctl, a_second, rate), (unsigned long long)left_s,
+			      phase_text(progress->phase));
+	}
+	(void)fflush(stderr);
+	watcher->has_line = true;
+}
+
+static int on_progress(const struct distorch_progress *progress, void *user)
+{
+	struct watcher *watcher = user;
+
+	if (!watcher->ctl->arguments.is_quiet && isatty(STDERR_FILENO) != 0) {
+		draw(watcher, progress);
+	}
+	return ctl_interrupted;
+}
+
+static const char *base_name(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash == NULL ? path : slash + 1;
+}
+
+static struct distorch_policy read_policy(const struct arguments *arguments)
+{
+	struct distorch_policy policy = {.size = sizeof policy};
+
+	if (arguments->pin) {
+		policy.said |= DISTORCH_SAID_PIN;
+		policy.pin = true;
+	}
+	if (arguments->keep) {
+		policy.said |= DISTORCH_SAID_KEEP;
+		policy.keep = true;
+	}
+	if (arguments->has_for) {
+		policy.said |= DISTORCH_SAID_TTL;
+		policy.ttl_ms = arguments->for_ms; /* forever: no ttl */
+	}
+	if (arguments->has_priority) {
+		policy.said |= DISTORCH_SAID_PRIORITY;
+		policy.priority = arguments->priority;
+	}
+	return policy;
+}
+
+static void print_loaded(struct ctl *ctl, const struct distorch_loaded *loaded)
+{
+	const struct distorch_model *model = loaded->model;
+	char name[512];
+	char size[24];
+	char duration[32];
+
+	(void)safe_text(model->name, name, sizeof name);
+	(void)size_text(ctl, model->bytes, size);
+	if (strcmp(loaded->source, "begun") == 0) {
+		(void)printf("Loading %s (id %.6s, %s) in the background. See it: distorchctl ps\n",
+			     name, model->id, size);
+		return;
+	}
+	if (strcmp(loaded->source, "ram") == 0) {
+		(void)printf("%s (id %.6s, %s, %llu tensors) is in ram already.", name, model->id,
+			     size, (unsigned long long)model->tensors);
+	} else {
+		(void)printf("Loaded %s (id %.6s, %s, %llu tensors) into ram in %s.", name,
+			     model->id, size, (unsigned long long)model->tensors,
+			     ms_text(loaded->duration_ms, duration));
+	}
+	for (size_t i = 0; i < loaded->n_evicted; i++) {
+		(void)printf("%s%s (%s)", i == 0 ? " Evicted: " : ", ",
+			     safe_text(loaded->evicted[i]->name, name, sizeof name),
+			     size_text(ctl, loaded->evicted[i]->bytes, size));
+	}
+	(void)printf("%s\n", loaded->n_evicted > 0 ? "." : "");
+	if (ctl->is_tty && !ctl->arguments.is_quiet) {
+		(void)printf("See it: distorchctl show %.4s\n", model->id);
+	}
+}
+
+static void add_loaded(cJSON *array, const struct distorch_loaded *loaded)
+{
+	cJSON *object = json_of_model(json_add_item(array), loaded->model);
+	cJSON *evicted = json_add_array(object, "evicted");
+
+	json_add_text(object, "source", loaded->source);
+	json_add_number(object, "duration_ms", loaded->duration_ms);
+	for (size_t i = 0; i < loaded->n_evicted; i++) {
+		(void)json_of_outcome(json_add_item(evicted), loaded->evicted[i]);
+	}
+}
+
+static int load_one(struct ctl *ctl, const char *path, cJSON *array)
+{
+	const struct arguments *arguments = &ctl->arguments;
+	struct watcher watcher = {.ctl = ctl, .name = base_name(path), .begun_ms = now_ms()};
+	struct distorch_load_options options = {.size = sizeof options,
+						.format = arguments->format,
+						.allocation = arguments->allocation,
+						.compute = arguments->compute,
+						.policy = read_policy(arguments),
+						.no_wait = arguments->no_wait,
+						.progress = on_progress,
+						.user = &watcher};
+	struct distorch_loaded *loaded = NULL;
+	int code = distorch_load(ctl->c, path, &options, &loaded, NULL);
+
+	if (watcher.has_line) {
+		(void)fputs("\r\033[K", stderr);
+	}
+	if (code < 0) {
+		return ctl_fail(ctl);
+	}
+	if (array != NULL) {
+		add_loaded(array, loaded);
+	} else if (arguments->output == OUTPUT_ID) {
+		(void)printf("%s\n", loaded->model->id);
+	} else if (!arguments->is_quiet) {
+		print_loaded(ctl, loaded);
+	}
+	distorch_loaded_free(loaded);
+	return EXIT_DONE;
+}
+
+static int run(struct ctl *ctl)
+{
+	int status = ctl_connect(ctl);
+	cJSON *object = NULL;
+	cJSON *array = NULL;
+
+	if (status == EXIT_DONE && is_json(ctl)) {
+		object = json_new();
+		array = json_add_array(object, "models");
+	}
+	for (size_t i = 0; status == EXIT_DONE && i < ctl->arguments.n_words; i++) {
+		status = load_one(ctl, ctl->arguments.words[i], array);
+	}
+	if (object != NULL && status == EXIT_DONE) {
+		return json_print(ctl, object);
+	}
+	cJSON_Delete(object);
+	return status;
+}
+
+static const struct argp_option options[] = {
+	{"to", OPTION_TO, "ALLOCATION", 0, "Where its blocks go; this version: ram", 0},
+	{"compute", OPTION_COMPUTE, "DEVICE", 0, "Device that computes; this version: cpu", 0},
+	{"format", OPTION_FORMAT, "FORMAT", 0, "auto or safetensors", 0},
+	{"pin", OPTION_PIN, NULL, 0, "Never evict it", 0},
+	{"keep", OPTION_KEEP, NULL, 0, "Let it survive a selective unload", 0},
+	{"for", OPTION_FOR, "TIME", 0, "Evict it after this long without use (2h, forever)", 0},
+	{"priority", OPTION_PRIORITY, "N", 0, "-100 to 100; lower ones are evicted first", 0},
+	{"no-wait", OPTION_NO_WAIT, NULL, 0, "Return once the load has begun", 0},
+	OPTIONS_END,
+};
+
+const struct verb verb_load = {
+	.name = "load",
+	.group = VERB_EVERYDAY,
+	.usage = "FILE…",
+	.summary = "Load model files into memory, once for every process. Loading what is loaded "
+		   "already changes nothing.",
+	.text = "Examples:\n"
+		"  distorchctl load model.safetensors\n"
+		"  distorchctl load --keep vae.safetensors clip.safetensors\n"
+		"  distorchctl load --pin --priority 10 flux1-dev.safetensors\n"
+		"  distorchctl load --for 2h --no-wait sdxl.safetensors\n\n"
+		"Exit status: 0 done, 6 not enough memory, 7 bad or unsupported file, 130 "
+		"cancelled by Ctrl-C.",
+	.options = options,
+	.min_words = 1,
+	.max_words = CTL_MAX_WORDS,
+	.run = run,
+};

@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* distorchctl ps: what is held, once or again and again. */
+#include <fnmatch.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "options.h"
+#include "render.h"
+
+static const struct column columns[] = {
+	{.title = "NAME", .may_cut = true},
+	{.title = "ID"},
+	{.title = "SIZE", .is_right = true},
+	{.title = "WHERE"},
+	{.title = "USED BY"},
+	{.title = "LAST USED"},
+	{.title = "STAYS"},
+	{.title = "STATE", .is_wide = true},
+	{.title = "UID", .is_wide = true, .is_right = true},
+	{.title = "TENSORS", .is_wide = true, .is_right = true},
+	{.title = "PATH", .is_wide = true},
+};
+
+static void add_row(const struct ctl *ctl, struct sheet *sheet, const struct distorch_model *model)
+{
+	char id[8];
+	char size[24];
+	char where[128];
+	char users[128];
+	char last[32];
+	char stays[128];
+	char uid[16];
+	char tensors[24];
+	const char *cells[sizeof columns / sizeof columns[0]];
+
+	(void)snprintf(id, sizeof id, "%.6s", model->id);
+	(void)where_text(model, where, sizeof where);
+	if (strcmp(model->state, "loading") == 0) {
+		(void)snprintf(where, sizeof where, "loading %u%%",
+			       model->progress_bytes == DISTORCH_ABSENT || model->bytes == 0
+				       ? 0U
+				       : (unsigned)(model->progress_bytes / (model->bytes / 100 + 1)));
+	} else if (model->n_where == 0) {
+		(void)snprintf(where, sizeof where, "%.32s", model->state);
+	}
+	(void)snprintf(uid, sizeof uid, "%u", model->uid);
+	(void)snprintf(tensors, sizeof tensors, "%llu", (unsigned long long)model->tensors);
+	cells[0] = model->name != NULL ? model->name : "(another user's)";
+	cells[1] = id;
+	cells[2] = size_text(ctl, model->bytes, size);
+	cells[3] = where;
+	cells[4] = users_text(model, users, sizeof users);
+	cells[5] = ago_text(model->last_used_ms, last);
+	cells[6] = stays_text(model, stays, sizeof stays);
+	cells[7] = model->state;
+	cells[8] = uid;
+	cells[9] = tensors;
+	cells[10] = model->path;
+	sheet_add(sheet, cells);
+}
+
+static bool is_wanted(const struct ctl *ctl, const struct distorch_model *model)
+{
+	if (ctl->arguments.n_words == 0) {
+		return true;
+	}
+	return model->name != NULL && (fnmatch(ctl->arguments.words[0], model->name, 0) == 0 ||
+				       strstr(model->name, ctl->arguments.words[0]) != NULL);
+}
+
+static int print_models(struct ctl *ctl, const struct distorch_models *models)
+{
+	struct sheet sheet;
+	size_t n_shown = 0;
+
+	if (is_json(ctl)) {
+		cJSON *object = json_new();
+		cJSON *array = json_add_array(object, "models");
+
+		for (size_t i = 0; i < models->n_models; i++) {
+			if (is_wanted(ctl, models->models[i])) {
+				(void)json_of_model(json_add_item(array), models->models[i]);
+			}
+		}
+		return json_print(ctl, object);
+	}
+	sheet_init(&sheet, columns, sizeof columns / sizeof columns[0]);
+	for (size_t i = 0; i < models->n_models; i++) {
+		if (!is_wanted(ctl, models->models[i])) {
+			continue;
+		}
+		n_shown++;
+		if (ctl->arguments.output == OUTPUT_ID) {
+			(void)printf("%s\n", models->models[i]->id);
+		} else {
+			add_row(ctl, &sheet, models->models[i]);
+		}
+	}
+	if (ctl->arguments.output == OUTPUT_ID) {
+		return EXIT_DONE;
+	}
+	if (n_shown == 0 && ctl->arguments.output != OUTPUT_CSV) {
+		(void)printf("No models. Load one: distorchctl load FILE\n");
+		return EXIT_DONE;
+	}
+	return sheet_print(ctl, &sheet);
+}
+
+static int print_once(struct ctl *ctl)
+{
+	const struct distorch_list_filter filter = {.size = sizeof filter,
+						    .device = ctl->arguments.device,
+						    .mine = ctl->arguments.mine,
+						    .all = ctl->arguments.all};
+	struct distorch_models *models = NULL;
+	int status;
+
+	if (distorch_list(ctl->c, &filter, &models) < 0) {
+		return ctl_fail(ctl);
+	}
+	status = print_models(ctl, models);
+	distorch_models_free(models);
+	return status;
+}
+
+/* Redraw until Ctrl-C; when the daemon goes away, say so and try again. */
+static int watch(struct ctl *ctl)
+{
+	while (!ctl_interrupted) {
+		if (ctl->is_tty) {
+			(void)fputs("\033[H\033[2J", stdout);
+		}
+		if (ctl->c == NULL &&
+		    distorch_open(ctl->arguments.socket_path, NULL, &ctl->c) < 0) {
+			(void)printf("reconnecting…\n");
+		} else if (print_once(ctl) == EXIT_NOT_RUNNING) {
+			ctl->c = distorch_close(ctl->c);
+		}
+		(void)fflush(stdout);
+		(void)usleep((useconds_t)(ctl->arguments.watch_ms < 100 ? 100
+					  : ctl->arguments.watch_ms > 60000
+						  ? 60000
+						  : ctl->arguments.watch_ms) *
+			     1000U); /* cut short by Ctrl-C */
+	}
+	return EXIT_DONE;
+}
+
+static int run(struct ctl *ctl)
+{
+	int status = ctl_connect(ctl);
+
+	if (status != EXIT_DONE) {
+		return status;
+	}
+	return ctl->arguments.watch ? watch(ctl) : print_once(ctl);
+}
+
+static const struct argp_option options[] = {
+	{"device", OPTION_DEVICE, "DEVICE", 0, "Only models with bytes there", 0},
+	{"mine", OPTION_MINE, NULL, 0, "Only models this user loaded", 0},
+	{"all", OPTION_ALL, NULL, 0, "Also models that are merely known", 0},
+	{"watch", OPTION_WATCH, "TIME", OPTION_ARG_OPTIONAL, "Again and again (1s)", 0},
+	{NULL, 'w', NULL, 0, "Same as --watch", 0},
+	OPTIONS_END,
+};
+
+static const char *const aliases[] = {"ls", "list", NULL};
+
+const struct verb verb_ps = {
+	.name = "ps",
+	.aliases = aliases,
+	.group = VERB_EVERYDAY,
+	.usage = "[PATTERN]",
+	.summary = "List the models that are held, where they are, who uses them and how long they "
+		   "stay.",
+	.text = "Examples:\n"
+		"  distorchctl ps\n"
+		"  distorchctl ps 'flux*'\n"
+		"  distorchctl ps --watch\n"
+		"  distorchctl ps --json",
+	.options = options,
+	.max_words = 1,
+	.run = run,
+};

@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* distorchctl status, devices, ping, version, shutdown: the daemon at a glance. */
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "options.h"
+#include "render.h"
+
+#define BAR_WIDTH 18
+
+static const struct argp_option no_options[] = {OPTIONS_END};
+
+static void print_device(struct ctl *ctl, const struct distorch_device *device, uint64_t pinned)
+{
+	char bar[BAR_WIDTH * 3 + 8];
+	char used[24];
+	char budget[24];
+	char held[24];
+
+	(void)printf("  %-7s %s  %s of %s   %llu model%s", strcmp(device->name, "cpu") == 0
+								   ? "RAM"
+								   : device->name,
+		     bar_text(device->used, device->budget, BAR_WIDTH, bar, sizeof bar),
+		     size_text(ctl, device->used, used), size_text(ctl, device->budget, budget),
+		     (unsigned long long)device->models, device->models == 1 ? "" : "s");
+	if (pinned > 0) {
+		(void)printf(" (%llu pinned)", (unsigned long long)pinned);
+	}
+	if (device->held > 0) {
+		(void)printf("   %s still mapped by clients", size_text(ctl, device->held, held));
+	}
+	(void)printf("%s\n", strcmp(device->state, "ok") == 0 ? "" : device->state);
+}
+
+static void print_records(const struct distorch_record *const *records, size_t n_records)
+{
+	char time[40];
+	char name[256];
+	char why[512];
+
+	for (size_t i = n_records; i > 0; i--) {
+		const struct distorch_record *record = records[i - 1];
+
+		(void)printf("  %s  %s %s%s%s\n", time_text(record->time_ms, time), record->type,
+			     safe_text(record->name, name, sizeof name),
+			     record->why != NULL ? ": " : "",
+			     record->why != NULL ? safe_text(record->why, why, sizeof why) : "");
+	}
+}
+
+static int print_status(struct ctl *ctl, const struct distorch_status *status)
+{
+	struct distorch_server *server = NULL;
+	char uptime[32];
+	char path[512];
+	char saved[24];
+	uint64_t n_asked = status->hits + status->misses;
+
+	if (distorch_server(ctl->c, &server) < 0) {
+		return ctl_fail(ctl);
+	}
+	(void)printf("● distorchd %s  up %s   %s   survives a restart: %s\n", status->version,
+		     ms_text(status->uptime_ms, uptime),
+		     safe_text(server->socket_path, path, sizeof path),
+		     status->survives_restart ? "yes" : "no");
+	distorch_server_free(server);
+	for (size_t i = 0; i < status->n_devices; i++) {
+		print_device(ctl, status->devices[i], i == 0 ? status->pinned : 0);
+	}
+	(void)printf("  Clients %llu", (unsigned long long)status->clients);
+	if (n_asked > 0) {
+		(void)printf("    hits %llu%%    not read again from disk: %s",
+			     (unsigned long long)(status->hits * 100 / n_asked),
+			     size_text(ctl, status->bytes_saved, saved));
+	}
+	(void)putchar('\n');
+	print_records(status->last, status->n_last);
+	return EXIT_DONE;
+}
+
+static int print_status_json(struct ctl *ctl, const struct distorch_status *status)
+{
+	cJSON *object = json_new();
+	cJSON *array;
+
+	json_add_text(object, "version", status->version);
+	json_add_number(object, "epoch", status->epoch);
+	json_add_number(object, "uptime_s", status->uptime_ms / 1000);
+	json_add_number(object, "restarts", status->restarts);
+	json_add_bool(object, "survives_restart", status->survives_restart);
+	array = json_add_array(object, "devices");
+	for (size_t i = 0; i < status->n_devices; i++) {
+		(void)json_of_device(json_add_item(array), status->devices[i]);
+	}
+	json_add_number(object, "models", status->models);
+	json_add_number(object, "pinned", status->pinned);
+	json_add_number(object, "loading", status->loading);
+	json_add_number(object, "clients", status->clients);
+	json_add_number(object, "hits", status->hits);
+	json_add_number(object, "misses", status->misses);
+	json_add_number(object, "bytes_read", status->bytes_read);
+	json_add_number(object, "bytes_saved", status->bytes_saved);
+	json_add_number(object, "evictions", status->evictions);
+	json_add_number(object, "refusals", status->refusals);
+	json_add_number(object, "open_fds", status->open_fds);
+	json_add_number(object, "rss_bytes", status->rss_bytes);
+	array = json_add_array(object, "last");
+	for (size_t i = 0; i < status->n_last; i++) {
+		(void)json_of_record(json_add_item(array), status->last[i]);
+	}
+	return json_print(ctl, object);
+}
+
+static int run_status(struct ctl *ctl)
+{
+	struct distorch_status *answer = NULL;
+	int status = ctl_connect(ctl);
+
+	if (status != EXIT_DONE) {
+		return status;
+	}
+	if (distorch_status(ctl->c, &answer) < 0) {
+		return ctl_fail(ctl);
+	}
+	status = is_json(ctl) ? print_status_json(ctl, answer) : print_status(ctl, answer);
+	distorch_status_free(answer);
+	return status;
+}
+
+const struct verb verb_status = {
+	.name = "status",
+	.group = VERB_EVERYDAY,
+	.usage = "",
+	.summary = "The daemon at a glance: memory, models, clients, what happened last.",
+	.text = "Exit status: 3 when the daemon is not running.",
+	.options = no_options,
+	.run = run_status,
+};
+
+static int run_devices(struct ctl *ctl)
+{
+	struct distorch_devices *devices = NULL;
+	int status = ctl_connect(ctl);
+
+	if (status != EXIT_DONE) {
+		return status;
+	}
+	if (distorch_devices(ctl->c, &devices) < 0) {
+		return ctl_fail(ctl);
+	}
+	if (is_json(ctl)) {
+		cJSON *object = json_new();
+		cJSON *array = json_add_array(object, "devices");
+
+		for (size_t i = 0; i < devices->n_devices; i++) {
+			(void)json_of_device(json_add_item(array), devices->devices[i]);
+		}
+		status = json_print(ctl, object);
+	} else {
+		for (size_t i = 0; i < devices->n_devices; i++) {
+			print_device(ctl, devices->devices[i], 0);
+		}
+	}
+	distorch_devices_free(devices);
+	return status;
+}
+
+const struct verb verb_devices = {
+	.name = "devices",
+	.group = VERB_MORE,
+	.usage = "",
+	.summary = "Memory that can hold models, and its account.",
+	.text = "This version knows RAM only.",
+	.options = no_options,
+	.run = run_devices,
+};
+
+static int run_ping(struct ctl *ctl)
+{
+	struct timespec begun = {0};
+	struct timespec ended = {0};
+	int status = ctl_connect(ctl);
+	double ms;
+
+	if (status != EXIT_DONE) {
+		return status;
+	}
+	(void)clock_gettime(CLOCK_MONOTONIC, &begun); /* cannot fail */
+	if (distorch_ping(ctl->c) < 0) {
+		return ctl_fail(ctl);
+	}
+	(void)clock_gettime(CLOCK_MONOTONIC, &ended);
+	ms = (double)(ended.tv_sec - begun.tv_sec) * 1e3 +
+	     (double)(ended.tv_nsec - begun.tv_nsec) / 1e6;
+	if (is_json(ctl)) {
+		cJSON *object = json_new();
+
+		(void)cJSON_AddNumberToObject(object, "ms", ms);
+		return json_print(ctl, object);
+	}
+	if (!ctl->arguments.is_quiet) {
+		(void)printf("the daemon answers in %.3f ms\n", ms);
+	}
+	return EXIT_DONE;
+}
+
+const struct verb verb_ping = {
+	.name = "ping",
+	.group = VERB_MORE,
+	.usage = "",
+	.summary = "Ask the daemon for an answer and say how long it took.",
+	.text = "Exit status: 3 when the daemon is not running.",
+	.options = no_options,
+	.run = run_ping,
+};
+
+static int run_version(struct ctl *ctl)
+{
+	struct distorch_server *server = NULL;
+	bool has_daemon = distorch_open(ctl->arguments.socket_path, NULL, &ctl->c) == 0 &&
+			  distorch_server(ctl->c, &server) == 0;
+
+	if (is_json(ctl)) {
+		cJSON *object = json_new();
+
+		json_add_text(object, "distorchctl", DISTORCH_VERSION);
+		json_add_text(object, "libdistorch", distorch_version());
+		json_add_text(object, "daemon", has_daemon ? server->version : NULL);
+		json_add_number(object, "protocol",
+				has_daemon ? server->protocol : DISTORCH_ABSENT);
+		(void)json_print(ctl, object);
+	} else {
+		(void)printf("distorchctl %s\nlibdistorch %s\n", DISTORCH_VERSION,
+			     distorch_version());
+		if (has_daemon) {
+			(void)printf("daemon      %s, protocol %llu\n", server->version,
+				     (unsigned long long)server->protocol);
+		} else {
+			(void)printf("daemon      not running\n");
+		}
+	}
+	distorch_server_free(server);
+	return EXIT_DONE;
+}
+
+const struct verb verb_version = {
+	.name = "version",
+	.group = VERB_MORE,
+	.usage = "",
+	.summary = "Versions of this program, its library and the daemon.",
+	.text = "Works without a daemon.",
+	.options = no_options,
+	.run = run_version,
+};
+
+static int run_shutdown(struct ctl *ctl)
+{
+	int status = ctl_connect(ctl);
+
+	if (status != EXIT_DONE) {
+		return status;
+	}
+	return distorch_shutdown(ctl->c) < 0 ? ctl_fail(ctl) : EXIT_DONE;
+}
+
+const struct verb verb_shutdown = {
+	.name = "shutdown",
+	.group = VERB_OPERATOR,
+	.usage = "",
+	.summary = "End the daemon in order, as SIGTERM does.",
+	.text = "Needs an administrator: root, the daemon's own user, or access.control.",
+	.options = no_options,
+	.run = run_shutdown,
+};

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* distorchctl unload: selectively; says what stayed and why. */
+#include <stdio.h>
+
+#include "options.h"
+#include "render.h"
+
+static void add_outcomes(cJSON *object, const char *key,
+			 const struct distorch_outcome *const *outcomes, size_t n_outcomes)
+{
+	cJSON *array = json_add_array(object, key);
+
+	for (size_t i = 0; i < n_outcomes; i++) {
+		(void)json_of_outcome(json_add_item(array), outcomes[i]);
+	}
+}
+
+static void print_outcomes(struct ctl *ctl, const char *word,
+			   const struct distorch_outcome *const *outcomes, size_t n_outcomes,
+			   bool has_reason)
+{
+	char name[512];
+	char size[24];
+	char reason[512];
+
+	for (size_t i = 0; i < n_outcomes; i++) {
+		(void)printf("%-9s %s  %s", word,
+			     safe_text(outcomes[i]->name != NULL ? outcomes[i]->name
+								 : outcomes[i]->id,
+				       name, sizeof name),
+			     size_text(ctl, outcomes[i]->bytes, size));
+		if (has_reason) {
+			(void)printf("  %s", safe_text(outcomes[i]->reason, reason, sizeof reason));
+		}
+		(void)putchar('\n');
+	}
+}
+
+static int report(struct ctl *ctl, const struct distorch_report *report)
+{
+	char size[24];
+
+	if (is_json(ctl)) {
+		cJSON *object = json_new();
+
+		add_outcomes(object, "kept", report->kept, report->n_kept);
+		add_outcomes(object, "unloaded", report->unloaded, report->n_unloaded);
+		add_outcomes(object, "held", report->held, report->n_held);
+		json_add_number(object, "total_bytes", report->total_bytes);
+		return json_print(ctl, object);
+	}
+	if (ctl->arguments.is_quiet) {
+		return EXIT_DONE;
+	}
+	print_outcomes(ctl, "unloaded", report->unloaded, report->n_unloaded, false);
+	print_outcomes(ctl, "kept", report->kept, report->n_kept, true);
+	print_outcomes(ctl, "held", report->held, report->n_held, true);
+	if (report->n_unloaded + report->n_kept + report->n_held == 0) {
+		(void)printf("Nothing there to unload.\n");
+	} else {
+		(void)printf("Freed %s.\n", size_text(ctl, report->total_bytes, size));
+	}
+	return EXIT_DONE;
+}
+
+static int run(struct ctl *ctl)
+{
+	const struct arguments *arguments = &ctl->arguments;
+	struct distorch_select select = {.size = sizeof select,
+					 .models = arguments->words,
+					 .n_models = arguments->n_words,
+					 .under = arguments->under,
+					 .device = arguments->device,
+					 .idle_ms = arguments->idle_ms,
+					 .not_kept = arguments->not_kept,
+					 .mine = arguments->mine,
+					 .all = arguments->all,
+					 .mode = arguments->force    ? "force"
+						 : arguments->recall ? "recall"
+								     : NULL};
+	struct distorch_report *answer = NULL;
+	int status;
+
+	if (arguments->n_words == 0 && !arguments->all && !arguments->not_kept &&
+	    arguments->idle_ms == 0 && arguments->device == NULL && arguments->under == NULL) {
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument",
+				  "name models, or say --not-kept, --idle 10m, --under DIR or --all",
+				  "nothing is selected to unload");
+	}
+	status = ctl_connect(ctl);
+	if (status != EXIT_DONE) {
+		return status;
+	}
+	if (distorch_unload(ctl->c, &select, &answer) < 0) {
+		return ctl_fail(ctl);
+	}
+	status = report(ctl, answer);
+	distorch_report_free(answer);
+	return status;
+}
+
+static const struct argp_option options[] = {
+	{"all", OPTION_ALL, NULL, 0, "Every model that is not pinned", 0},
+	{"not-kept", OPTION_NOT_KEPT, NULL, 0, "Every model that is neither kept nor pinned", 0},
+	{"mine", OPTION_MINE, NULL, 0, "Only models this user loaded", 0},
+	{"device", OPTION_DEVICE, "DEVICE", 0, "Only models with bytes there", 0},
+	{"idle", OPTION_IDLE, "TIME", 0, "Only models not used for this long", 0},
+	{"under", OPTION_UNDER, "DIR", 0, "Only models whose file lies below this folder", 0},
+	{"recall", OPTION_RECALL, "TIME", 0, "Ask those who use it first (a later version)", 0},
+	{"force", OPTION_FORCE, NULL, 0, "Do not wait for those who use it (a later version)", 0},
+	OPTIONS_END,
+};
+
+static const char *const aliases[] = {"stop", "evict", NULL};
+
+const struct verb verb_unload = {
+	.name = "unload",
+	.aliases = aliases,
+	.group = VERB_EVERYDAY,
+	.usage = "[MODEL…]",
+	.summary = "Free memory selectively; prints what was unloaded, what was kept and why.",
+	.text = "Examples:\n"
+		"  distorchctl unload flux1-dev.safetensors\n"
+		"  distorchctl unload --not-kept          everything but the kept and the pinned\n"
+		"  distorchctl unload --idle 30m\n\n"
+		"A model named outright loses your own pin and keep. A model that somebody uses is "
+		"reported as held and goes when its last user is done.",
+	.options = options,
+	.max_words = CTL_MAX_WORDS,
+	.run = run,
+};

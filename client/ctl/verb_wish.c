@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* distorchctl pin, unpin, keep, unkeep: one body, four rows. */
+#include <stdio.h>
+
+#include "options.h"
+#include "render.h"
+
+static int set_one(struct ctl *ctl, const char *name, const struct distorch_policy *policy,
+		   const char *done, cJSON *array)
+{
+	struct distorch_model *model = NULL;
+	char text[512];
+
+	if (distorch_set(ctl->c, name, policy, NULL, &model) < 0) {
+		return ctl_fail(ctl);
+	}
+	if (array != NULL) {
+		(void)json_of_model(json_add_item(array), model);
+	} else if (!ctl->arguments.is_quiet) {
+		(void)printf("%s %s (id %.6s)%s\n", done, safe_text(model->name, text, sizeof text),
+			     model->id,
+			     model->n_where == 0 && (policy->pin || policy->keep)
+				     ? "; it is not in memory, so this is a wish for when it is"
+				     : "");
+	}
+	distorch_model_free(model);
+	return EXIT_DONE;
+}
+
+static int set_all(struct ctl *ctl, struct distorch_policy policy, const char *done)
+{
+	int status = ctl_connect(ctl);
+	cJSON *object = is_json(ctl) ? json_new() : NULL;
+	cJSON *array = object == NULL ? NULL : json_add_array(object, "models");
+
+	policy.size = sizeof policy;
+	if (ctl->arguments.has_for && !ctl->arguments.is_forever) {
+		policy.said |= DISTORCH_SAID_FOR;
+		policy.for_ms = ctl->arguments.for_ms;
+	}
+	for (size_t i = 0; status == EXIT_DONE && i < ctl->arguments.n_words; i++) {
+		status = set_one(ctl, ctl->arguments.words[i], &policy, done, array);
+	}
+	if (object != NULL && status == EXIT_DONE) {
+		return json_print(ctl, object);
+	}
+	cJSON_Delete(object);
+	return status;
+}
+
+static int run_pin(struct ctl *ctl)
+{
+	return set_all(ctl, (struct distorch_policy){.said = DISTORCH_SAID_PIN, .pin = true},
+		       "Pinned");
+}
+
+static int run_unpin(struct ctl *ctl)
+{
+	return set_all(ctl, (struct distorch_policy){.said = DISTORCH_SAID_PIN}, "Unpinned");
+}
+
+static int run_keep(struct ctl *ctl)
+{
+	return set_all(ctl, (struct distorch_policy){.said = DISTORCH_SAID_KEEP, .keep = true},
+		       "Keeping");
+}
+
+static int run_unkeep(struct ctl *ctl)
+{
+	return set_all(ctl, (struct distorch_policy){.said = DISTORCH_SAID_KEEP}, "No longer keeping");
+}
+
+static const struct argp_option lapse_options[] = {
+	{"for", OPTION_FOR, "TIME", 0, "Only for this long (2h, forever)", 0},
+	OPTIONS_END,
+};
+
+static const struct argp_option no_options[] = {OPTIONS_END};
+
+const struct verb verb_pin = {
+	.name = "pin",
+	.group = VERB_EVERYDAY,
+	.usage = "MODEL…",
+	.summary = "Never evict these models.",
+	.text = "Examples:\n"
+		"  distorchctl pin flux1-dev.safetensors\n"
+		"  distorchctl pin --for 2h 9f31",
+	.options = lapse_options,
+	.min_words = 1,
+	.max_words = CTL_MAX_WORDS,
+	.run = run_pin,
+};
+
+const struct verb verb_unpin = {
+	.name = "unpin",
+	.group = VERB_MORE,
+	.usage = "MODEL…",
+	.summary = "Withdraw your pin; another user's pin stays.",
+	.text = "Example:\n  distorchctl unpin flux1-dev.safetensors",
+	.options = no_options,
+	.min_words = 1,
+	.max_words = CTL_MAX_WORDS,
+	.run = run_unpin,
+};
+
+const struct verb verb_keep = {
+	.name = "keep",
+	.group = VERB_MORE,
+	.usage = "MODEL…",
+	.summary = "Let these models survive a selective unload (unload --not-kept).",
+	.text = "Example:\n  distorchctl keep vae.safetensors",
+	.options = lapse_options,
+	.min_words = 1,
+	.max_words = CTL_MAX_WORDS,
+	.run = run_keep,
+};
+
+const struct verb verb_unkeep = {
+	.name = "unkeep",
+	.group = VERB_MORE,
+	.usage = "MODEL…",
+	.summary = "Withdraw your keep.",
+	.text = "Example:\n  distorchctl unkeep vae.safetensors",
+	.options = no_options,
+	.min_words = 1,
+	.max_words = CTL_MAX_WORDS,
+	.run = run_unkeep,
+};

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model weights owned by distorchd, in this process without a copy.
+
+    import distorch
+    with distorch.connect() as d:
+        with d.open("model.safetensors") as w:
+            w["layer.0.weight"].torch()
+
+The memory is private and copy-on-write: writing to an array changes nobody else's. It lives
+as long as any array made of it, also after the `with` blocks have ended.
+"""
+
+from .client import Connection, Subscription, connect
+from .results import (
+    Check, Client, Detail, Device, Error, Event, Holder, Loaded, Model, Outcome, Place,
+    Progress, Record, Report, Server, Setting, Status, Wish,
+)
+from .tensors import Tensor, Weights
+
+__all__ = [
+    "Check", "Client", "Connection", "Detail", "Device", "Error", "Event", "Holder", "Loaded",
+    "Model", "Outcome", "Place", "Progress", "Record", "Report", "Server", "Setting", "Status",
+    "Subscription", "Tensor", "Weights", "Wish", "connect",
+]

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A connection to distorchd."""
+
+import contextlib
+import ctypes
+import os
+import threading
+from ctypes import POINTER, byref
+
+from . import _library as lib
+from . import results
+from .tensors import Weights
+
+_EVENT_SLICE_MS = 250  # how often a waiting thread looks for Ctrl-C
+
+
+def last_error(pointer):
+    """The calling thread's last failure as a distorch.Error."""
+    return lib.read_error(lib.library().error(pointer))
+
+
+def connect(path=None, *, client=None, label=None, timeout=None):
+    """Connect to the daemon at `path` (None: $DISTORCH_SOCKET, the user's, then the system's).
+    `timeout` in seconds bounds every call but load and verify."""
+    return Connection(path, client=client, label=label, timeout=timeout)
+
+
+def _bytes(text):
+    return None if text is None else os.fsencode(text)
+
+
+def _array(texts):
+    """A C array of strings, and its length."""
+    items = [_bytes(text) for text in texts]
+    return (ctypes.c_char_p * len(items))(*items), len(items)
+
+
+def _ms(seconds):
+    return 0 if seconds is None else max(0, round(seconds * 1000))
+
+
+def _policy(pin=None, keep=None, ttl=None, priority=None, duration=None):
+    """Wishes; None is not said."""
+    policy = lib.POLICY()
+    for value, bit, member in ((pin, lib.SAID_PIN, "pin"), (keep, lib.SAID_KEEP, "keep"),
+                               (priority, lib.SAID_PRIORITY, "priority")):
+        if value is not None:
+            policy.said |= bit
+            setattr(policy, member, value)
+    if ttl is not None:
+        policy.said |= lib.SAID_TTL
+        policy.ttl_ms = _ms(ttl)
+    if duration is not None:
+        policy.said |= lib.SAID_FOR
+        policy.for_ms = _ms(duration)
+    return policy
+
+
+class _Watch:
+    """The progress callback of one load. It always exists, so that Ctrl-C is noticed; what it
+    raises cancels the load and is raised again by the load."""
+
+    def __init__(self, function):
+        self.function = function
+        self.raised = None
+        self.callback = lib.PROGRESS_FN(self._call)
+
+    def _call(self, progress, _user):
+        try:
+            if self.function is not None:
+                self.function(results.Progress(**lib.values(progress.contents)))
+        except BaseException as raised:  # also KeyboardInterrupt: it ends the load first
+            self.raised = raised
+        return 0 if self.raised is None else 1
+
+
+class Connection:
+    """A connection; safe to use from several threads at once."""
+
+    def __init__(self, path=None, *, client=None, label=None, timeout=None):
+        self._lock = threading.Lock()
+        self._running = 0
+        self._closing = False
+        self._pointer = None
+        self._library = lib.library()
+        options = lib.OPTIONS(client=_bytes(client), label=_bytes(label), timeout_ms=_ms(timeout))
+        pointer = ctypes.c_void_p()
+        if self._library.open(_bytes(path), byref(options), byref(pointer)) < 0:
+            raise last_error(None)
+        self._pointer = pointer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __del__(self):
+        self.close()
+
+    def close(self):
+        """End the connection. Calls that other threads have running are cancelled or end first;
+        weights and arrays stay as they are."""
+        with self._lock:
+            pointer = self._pointer
+            if pointer is None or self._closing:
+                return
+            self._closing = True
+            if self._running == 0:
+                self._pointer = None
+        if self._pointer is None:
+            self._library.close(pointer)
+        else:
+            self._library.cancel(pointer, 0)
+
+    @contextlib.contextmanager
+    def _use(self):
+        """The pointer, which is not freed meanwhile."""
+        with self._lock:
+            if self._pointer is None or self._closing:
+                raise results.Error("no-connection", "the connection was closed")
+            self._running += 1
+            pointer = self._pointer
+        try:
+            yield pointer
+        finally:
+            with self._lock:
+                self._running -= 1
+                is_last = self._closing and self._running == 0
+                if is_last:
+                    self._pointer = None
+            if is_last:
+                self._library.close(pointer)
+
+    def _call(self, name, *arguments):
+        with self._use() as pointer:
+            if getattr(self._library, name)(pointer, *arguments) < 0:
+                raise last_error(pointer)
+
+    def _ask(self, name, made, read, *arguments):
+        """Call a function whose last argument returns a structure; read it and free it."""
+        pointer = POINTER(made)()
+        self._call(name, *arguments, byref(pointer))
+        try:
+            return read(pointer.contents)
+        finally:
+            self._library.free[made.__name__](pointer)
+
+    def _ask_one(self, name, made, into, *arguments):
+        return self._ask(name, made, lambda found: into(**lib.values(found)), *arguments)
+
+    def _ask_list(self, name, made, member, *arguments):
+        return self._ask(name, made, lambda found: lib.values(found)[member], *arguments)
+
+    # ---- models ----
+
+    def _load(self, path, wants_weights, options, progress):
+        watch = _Watch(progress)
+        options.progress = watch.callback
+        loaded = POINTER(lib.LOADED)()
+        weights = ctypes.c_void_p()
+        try:
+            self._call("load", _bytes(path), byref(options), byref(loaded),
+                       byref(weights) if wants_weights else None)
+        except results.Error:
+            if watch.raised is not None:
+                raise watch.raised from None
+            raise
+        try:
+            found = lib.values(loaded.contents)
+        finally:
+            self._library.free["distorch_loaded"](loaded)
+        model = results.Loaded(**found.pop("model"), **found)
+        made = Weights(weights.value) if wants_weights else None
+        if watch.raised is not None:
+            raise watch.raised
+        return model, made
+
+    @staticmethod
+    def _load_options(keep, pin, ttl, priority, duration, more):
+        options = lib.LOAD_OPTIONS(policy=_policy(
+            pin or None, keep or None, ttl, priority or None, duration))
+        options.no_wait = not more.pop("wait", True)
+        for member in ("name", "format", "allocation", "compute", "backing"):
+            setattr(options, member, _bytes(more.pop(member, None)))
+        if more:
+            raise TypeError(f"load has no option {', '.join(sorted(more))}")
+        return options
+
+    def load(self, path, *, keep=False, pin=False, ttl=None, priority=0, duration=None,
+             progress=None, **more):
+        """Load a file, or join a running load of it; returns a Model.
+
+        keep, pin and priority are said only when they are not False or 0 (take a wish back by
+        unkeep, unpin and set); `ttl` and `duration` (of pin and keep) are seconds. `progress` is
+        called with a Progress; what it raises cancels the load. More options: name, format,
+        allocation, compute, backing, wait=False (return once the load has begun)."""
+        options = self._load_options(keep, pin, ttl, priority, duration, more)
+        return self._load(path, False, options, progress)[0]
+
+    def open(self, path, *, keep=False, pin=False, ttl=None, priority=0, duration=None,
+             progress=None, **more):
+        """Load if needed and attach, in one step; returns Weights. What is no file is taken for
+        the name or id of a resident model."""
+        if not os.path.exists(path):
+            return self.attach(path)
+        options = self._load_options(keep, pin, ttl, priority, duration, more)
+        return self._load(path, True, options, progress)[1]
+
+    def attach(self, model):
+        """Attach a resident model by name, id or path; returns Weights. One that is not resident
+        is an Error with the code "not-resident"."""
+        weights = ctypes.c_void_p()
+        self._call("attach", _bytes(model), byref(weights))
+        return Weights(weights.value)
+
+    def unload(self, *models, names=(), under=None, device=None, idle=None, not_kept=False,
+               mine=False, all=False):
+        """Free memory selectively; all conditions must hold. Returns a Report."""
+        select = lib.SELECT(under=_bytes(under), device=_bytes(device), idle_ms=_ms(idle),
+                            not_kept=not_kept, mine=mine, all=all)
+        select.models, select.n_models = _array(models)
+        select.names, select.n_names = _array(names)
+        return self._ask_one("unload", lib.REPORT, results.Report, byref(select))
+
+    def set(self, model, *, pin=None, keep=None, ttl=None, priority=None, duration=None,
+            label=None):
+        """Change wishes of this user about a model; None leaves one as it is, ttl=0 takes that
+        one back. Returns the Model."""
+        policy = _policy(pin, keep, ttl, priority, duration)
+        return self._ask_one("set", lib.MODEL, results.Model, _bytes(model),
+                             byref(policy) if policy.said else None, _bytes(label))
+
+    def pin(self, model, duration=None):
+        """Never evict it (for `duration` seconds)."""
+        return self.set(model, pin=True, duration=duration)
+
+    def unpin(self, model):
+        return self.set(model, pin=False)
+
+    def keep(self, model, duration=None):
+        """Let it survive a selective unload (for `duration` seconds)."""
+        return self.set(model, keep=True, duration=duration)
+
+    def unkeep(self, model):
+        return self.set(model, keep=False)
+
+    # ---- looking ----
+
+    def list(self, *, device=None, mine=False, all=False):
+        """The models that hold bytes, are loaded or wished for; `all`: also those registered."""
+        query = lib.LIST_FILTER(device=_bytes(device), mine=mine, all=all)
+        return self._ask_list("list", lib.MODELS, "models", byref(query))
+
+    def show(self, model):
+        """All about one model, as a Detail."""
+        pointer = POINTER(lib.DETAIL)()
+        self._call("show", _bytes(model), byref(pointer), None)
+        try:
+            return results.Detail(**lib.values(pointer.contents))
+        finally:
+            self._library.free["distorch_detail"](pointer)
+
+    def table(self, model):
+        """The tensors of a model as Weights that describe and map nothing."""
+        pointer = POINTER(lib.DETAIL)()
+        weights = ctypes.c_void_p()
+        self._call("show", _bytes(model), byref(pointer), byref(weights))
+        self._library.free["distorch_detail"](pointer)
+        return Weights(weights.value)
+
+    def status(self):
+        return self._ask_one("status", lib.STATUS, results.Status)
+
+    def devices(self):
+        return self._ask_list("devices", lib.DEVICES, "devices")
+
+    def budget(self, device=None, bytes=0):
+        """The devices with their budgets; with a device, set its budget first (admin)."""
+        return self._ask_list("budget", lib.DEVICES, "devices", _bytes(device), bytes)
+
+    def clients(self):
+        return self._ask_list("clients", lib.CLIENTS, "clients")
+
+    def config(self):
+        return self._ask_list("config", lib.SETTINGS, "settings")
+
+    def verify(self, *models):
+        """Hash held copies again and compare (admin); none named: all. Returns Checks."""
+        array, count = _array(models)
+        return self._ask_list("verify", lib.CHECKS, "checks", array, count)
+
+    def events(self, *, model=None, types=(), since=None):
+        """What happened, oldest first, as Records; `since` seconds ago."""
+        query = lib.HISTORY_FILTER(model=_bytes(model), since_ms=_ms(since))
+        query.types, query.n_types = _array(types)
+        return self._ask_list("history", lib.RECORDS, "records", byref(query))
+
+    def why(self, model):
+        """The history of one model: why it is where it is."""
+        return self.events(model=model)
+
+    def ping(self):
+        self._call("ping")
+
+    def server(self):
+        """Who answered, as a Server."""
+        return self._ask_one("server", lib.SERVER, results.Server)
+
+    def shutdown(self):
+        """End the daemon in order (admin)."""
+        self._call("shutdown")
+
+    # ---- events as they happen ----
+
+    def subscribe(self, *, events=(), models=()):
+        """Have events sent from now on; returns an iterator of Event."""
+        query = lib.EVENT_FILTER()
+        query.events, query.n_events = _array(events)
+        query.models, query.n_models = _array(models)
+        self._call("subscribe", byref(query))
+        return Subscription(self)
+
+    def next_event(self, timeout=None):
+        """The oldest event, or None when `timeout` seconds (None: for ever) brought none."""
+        left = None if timeout is None else _ms(timeout)
+        while True:
+            wait = _EVENT_SLICE_MS if left is None else min(left, _EVENT_SLICE_MS)
+            try:
+                return self._ask_one("next_event", lib.EVENT, results.Event, wait)
+            except results.Error as failure:
+                if failure.code != "timeout":
+                    raise
+            if left is not None:
+                left -= wait
+                if left <= 0:
+                    return None
+
+
+class Subscription:
+    """Iterates over events as they come."""
+
+    def __init__(self, connection):
+        self.connection = connection
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.connection.next_event()

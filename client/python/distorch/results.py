@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What calls return. Names and meanings are those of distorch.h; numbers that are absent are
+None, sizes are bytes, times milliseconds."""
+
+from dataclasses import dataclass
+from typing import List, Optional
+
+
+class Error(Exception):
+    """A call failed. `code` is a stable word such as "no-memory" or "not-resident"; `detail`
+    holds the numbers behind it (need, free, holders, ...), as far as the code has any."""
+
+    def __init__(self, code, message, hint=None, retryable=False, detail=None):
+        super().__init__(code, message, hint, retryable, detail)
+        self.code = code
+        self.message = message
+        self.hint = hint
+        self.retryable = retryable
+        self.detail = detail or {}
+
+    def __str__(self):
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{self.code}: {self.message}{hint}"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that uses or still maps bytes."""
+
+    client: int
+    pid: int
+    uid: int
+    comm: str
+    held_bytes: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Bytes of a model on one device."""
+
+    device: str
+    bytes: int
+    backing: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model as listings show it; name, path and label are None without a right to it."""
+
+    id: str
+    name: Optional[str]
+    path: Optional[str]
+    label: Optional[str]
+    uid: int
+    bytes: int
+    state: str
+    progress_bytes: Optional[int]
+    where: List[Place]
+    stays: List[str]
+    keep: bool
+    pinned: bool
+    ttl_left_ms: Optional[int]
+    priority: int
+    leases: int
+    last_used_ms: int
+    generation: int
+    tensors: int
+    blocks: int
+    format: str
+    users: List[Holder]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened to one model in an unload, or to make room for a load."""
+
+    id: str
+    name: Optional[str]
+    reason: str
+    bytes: int
+    holders: List[Holder]
+
+
+@dataclass(frozen=True)
+class Loaded(Model):
+    """A model after a load: where its bytes came from (begun, disk, ram, joined), how long it
+    took, what made room."""
+
+    source: str = ""
+    duration_ms: Optional[int] = None
+    evicted: tuple = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an unload did."""
+
+    kept: List[Outcome]
+    unloaded: List[Outcome]
+    held: List[Outcome]
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What one user said about a model."""
+
+    uid: int
+    pin: bool
+    keep: bool
+    ttl_ms: Optional[int]
+    priority: int
+
+
+@dataclass(frozen=True)
+class Detail:
+    """All about one model."""
+
+    model: Model
+    page_size: Optional[int]
+    huge_bytes: Optional[int]
+    notice: Optional[str]
+    backing: Optional[str]
+    loaded_from: Optional[str]
+    load_ms: Optional[int]
+    checksum: Optional[str]
+    clients: List[Holder]
+    wishes: List[Wish]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Memory that can hold copies, and its account."""
+
+    name: str
+    uuid: str
+    state: str
+    total: int
+    budget: int
+    used: int
+    held: int
+    reserved: int
+    free: int
+    models: int
+
+
+@dataclass(frozen=True)
+class Client:
+    """A connection, or a process that still maps bytes of a closed one."""
+
+    client: int
+    pid: int
+    uid: int
+    comm: str
+    label: Optional[str]
+    library: Optional[str]
+    connected: bool
+    admin: bool
+    leases: int
+    held_bytes: int
+    age_ms: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of history: what happened to a model, when, why and for whom."""
+
+    seq: int
+    age_ms: int
+    time_ms: int
+    type: str
+    model: str
+    name: Optional[str]
+    device: Optional[str]
+    bytes: Optional[int]
+    duration_ms: Optional[int]
+    why: Optional[str]
+    for_whom: Optional[str]
+
+
+@dataclass(frozen=True)
+class Status:
+    """The daemon at a glance."""
+
+    version: str
+    epoch: int
+    uptime_ms: int
+    restarts: int
+    survives_restart: bool
+    devices: List[Device]
+    models: int
+    pinned: int
+    loading: int
+    clients: int
+    hits: int
+    misses: int
+    bytes_read: int
+    bytes_saved: int
+    evictions: int
+    refusals: int
+    open_fds: int
+    rss_bytes: int
+    last: List[Record]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One effective configuration value and where it came from."""
+
+    key: str
+    value: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """What verify found out about one copy."""
+
+    id: str
+    name: Optional[str]
+    ok: bool
+    bytes: int
+    offset: Optional[int]
+    text: Optional[str]
+
+
+@dataclass(frozen=True)
+class Server:
+    """Who answered the hello."""
+
+    socket_path: str
+    version: str
+    role: str
+    protocol: int
+    epoch: int
+    client: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a load is; `model` is None and `total` 0 before they are known."""
+
+    model: Optional[str]
+    phase: str
+    bytes: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened. Which members are there depends on `type`."""
+
+    type: str
+    seq: Optional[int]
+    model: Optional[str]
+    name: Optional[str]
+    state: Optional[str]
+    phase: Optional[str]
+    device: Optional[str]
+    uuid: Optional[str]
+    why: Optional[str]
+    for_whom: Optional[str]
+    code: Optional[str]
+    lease: Optional[int]
+    bytes: Optional[int]
+    total: Optional[int]
+    free: Optional[int]
+    wanted: Optional[int]
+    deadline_ms: Optional[int]
+    record: Optional[Record]
+    error: Optional[Error]

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tensors of an attached model, as memory that other libraries can use.
+
+Who owns what: an array (memoryview, numpy, torch) holds a ctypes array, that holds a _Lease,
+that holds the reference to the library's weights. When the last array dies, the lease goes and
+the memory is unmapped. Nothing points back, so no collector is needed for it.
+"""
+
+import ctypes
+from collections.abc import Mapping
+
+from ._library import library
+
+_NUMPY = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16",
+    "F16": "float16", "I32": "int32", "U32": "uint32", "F32": "float32", "C64": "complex64",
+    "F64": "float64", "I64": "int64", "U64": "uint64",
+}
+_ML_DTYPES = {
+    "BF16": "bfloat16", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
+_TORCH = {
+    **_NUMPY, **_ML_DTYPES, "F4": "float4_e2m1fn_x2",
+}
+
+
+class _Lease:
+    """One reference to the library's weights, given back when nothing uses it any more."""
+
+    __slots__ = ("pointer", "_unref", "__weakref__")
+
+    def __init__(self, pointer):
+        self.pointer = pointer
+        self._unref = library().weights_unref
+
+    def __del__(self):
+        self._unref(self.pointer)
+
+
+class Tensor:
+    """One tensor: `name`, `dtype` (safetensors' word), `shape`, `nbytes`, `device`, `buffer`."""
+
+    __slots__ = ("name", "dtype", "shape", "nbytes", "device", "_address", "_lease")
+
+    def __init__(self, lease, found):
+        self.name = found.name.decode()
+        self.dtype = found.dtype.decode()
+        self.shape = tuple(found.shape[: found.rank])
+        self.nbytes = found.bytes
+        self.device = "cpu"
+        self._address = found.data
+        self._lease = lease
+
+    def __repr__(self):
+        return f"Tensor({self.name!r}, {self.dtype}, {self.shape}, {self.device})"
+
+    @property
+    def buffer(self):
+        """The bytes, writable for this process alone, as a memoryview of unsigned bytes."""
+        if self._address is None:
+            raise ValueError(f"{self.name} is described, but not mapped")
+        array = (ctypes.c_ubyte * self.nbytes).from_address(self._address)
+        array.lease = self._lease
+        return memoryview(array).cast("B")
+
+    def numpy(self):
+        """The same memory as a numpy array. What numpy has no type for needs ml_dtypes."""
+        import numpy
+
+        dtype = self._numpy_dtype(numpy)
+        if self.nbytes == 0:
+            return numpy.empty(self.shape, dtype)
+        return numpy.frombuffer(self.buffer, dtype).reshape(self.shape)
+
+    def _numpy_dtype(self, numpy):
+        if self.dtype in _NUMPY:
+            return numpy.dtype(_NUMPY[self.dtype])
+        try:
+            import ml_dtypes
+        except ImportError:
+            ml_dtypes = None
+        kind = getattr(ml_dtypes, _ML_DTYPES.get(self.dtype, ""), None)
+        if kind is None:
+            raise TypeError(
+                f"numpy has no type for {self.dtype} ({self.name}); use .torch(), install "
+                "ml_dtypes, or read the bytes in .buffer")
+        return numpy.dtype(kind)
+
+    def torch(self):
+        """The same memory as a torch tensor on the CPU; writing to it is private."""
+        import torch
+
+        dtype = getattr(torch, _TORCH.get(self.dtype, ""), None)
+        if dtype is None:
+            raise TypeError(f"this torch has no type for {self.dtype} ({self.name}); read the "
+                            "bytes in .buffer")
+        shape = self.shape
+        if self.dtype == "F4":  # torch counts pairs
+            shape = shape[:-1] + (shape[-1] // 2,)
+        with torch.inference_mode(False):  # else it could not be written to later
+            if self.nbytes == 0:
+                return torch.empty(shape, dtype=dtype)
+            return torch.frombuffer(self.buffer, dtype=dtype).reshape(shape)
+
+
+class Weights(Mapping):
+    """The tensors of an attached model by name, in the file's order.
+
+    Tensors are made when they are asked for. `close` (or the end of a `with` block) gives this
+    object's hold on the memory up; arrays that were made keep theirs.
+    """
+
+    def __init__(self, pointer):
+        self._lease = _Lease(pointer)
+        self._index = None
+        self.id = library().weights_model(pointer).decode()
+        self.generation = library().weights_generation(pointer)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __repr__(self):
+        return f"<distorch.Weights {self.id[:8]} {'closed' if self._lease is None else 'open'}>"
+
+    def close(self):
+        self._lease = None
+
+    def _pointer(self):
+        if self._lease is None:
+            raise ValueError("these weights were closed")
+        return self._lease.pointer
+
+    def _names(self):
+        """{name: number}, made at the first use of a name."""
+        pointer = self._pointer()
+        if self._index is None:
+            size = ctypes.c_size_t()
+            names = library().weights_names(pointer, ctypes.byref(size))
+            text = ctypes.string_at(names, size.value).decode()
+            self._index = {name: i for i, name in enumerate(text.split("\0")[:-1])}
+        return self._index
+
+    def keys(self):
+        return self._names().keys()
+
+    def __iter__(self):
+        return iter(self._names())
+
+    def __len__(self):
+        return library().weights_n_tensors(self._pointer())
+
+    def __contains__(self, name):
+        return name in self._names()
+
+    def __getitem__(self, name):
+        index = self._names()[name]
+        return Tensor(self._lease, library().weights_tensor(self._pointer(), index).contents)
+
+    def state_dict(self, framework="torch"):
+        """{name: array} of all tensors: "torch" or "numpy"."""
+        if framework not in ("torch", "numpy"):
+            raise ValueError(f'framework is "torch" or "numpy", not {framework!r}')
+        return {tensor.name: getattr(tensor, framework)() for tensor in self.values()}
+
+    def fd(self, shard=0):
+        """A new read-only descriptor of the image, the file's bytes; close it with os.close.
+        "/proc/self/fd/N" is a path to it."""
+        fd = library().weights_fd(self._pointer(), shard)
+        if fd < 0:
+            from .client import last_error
+
+            raise last_error(None)
+        return fd

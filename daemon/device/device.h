@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A device: memory that can hold copies. One contract, several backends ("host" here; CUDA
+ * and simulated ones later); everything above sees names, bytes and pages only.
+ *
+ * Common contract of the calls. They may block, unless said otherwise; never call back; never
+ * log. They return 0 or a negative wire code with 'err' filled, and on failure leave their
+ * out-parameters untouched. 'err' may be NULL. An extent may be used by several threads at
+ * once, fills and reads of different ranges included; alloc, seal, release and import of one
+ * extent are one thread's. After seal nothing changes the bytes; release ends the extent from
+ * any state. A release that fails means that the bytes are not free: they stay charged.
+ */
+#ifndef DEVICE_DEVICE_H
+#define DEVICE_DEVICE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct err;
+struct device_ops;
+
+#define DEVICE_OPS_VERSION   1
+#define DEVICE_NAME_SIZE     64
+#define DEVICE_MAX_BACKENDS  8
+#define DEVICE_NOTICE_SIZE   160
+
+/* An open device. A backend's own begins with it. */
+struct device {
+	const struct device_ops *ops;
+	char name[DEVICE_NAME_SIZE];
+};
+
+/* A device's own record of a copy's bytes. A backend's own begins with it. */
+struct extent {
+	const struct device_ops *ops;
+	uint64_t bytes;
+};
+
+struct device_info {
+	uint64_t total_bytes;
+	uint64_t granularity; /* an allocation is a multiple of it */
+};
+
+struct device_alloc {
+	const char *name; /* shown by the kernel where it shows names; borrowed for the call */
+	uint64_t bytes;	  /* more than 0 */
+	bool hugepages;	  /* try for the large page size */
+};
+
+/* Bytes of a file, to be put into an extent. */
+struct device_source {
+	int fd; /* borrowed for the call */
+	uint64_t offset;
+	uint64_t bytes;
+};
+
+/* What the bytes really lie in. */
+struct device_pages {
+	uint64_t page_bytes; /* the size most of it has */
+	uint64_t huge_bytes; /* in pages of 2 MiB or more */
+	char notice[DEVICE_NOTICE_SIZE]; /* why less than asked for; empty: nothing to say */
+};
+
+struct device_ops {
+	uint32_t version; /* DEVICE_OPS_VERSION */
+	const char *name; /* of the backend */
+
+	/* Names of the devices present, at most 'max_names'; returns how many there are. */
+	uint32_t (*probe)(char (*names)[DEVICE_NAME_SIZE], uint32_t max_names);
+	int (*open)(const char *name, struct device **ret, struct err *err);
+	void (*close)(struct device *device); /* extents may outlive it, but for import and alloc */
+	int (*info)(const struct device *device, struct device_info *ret, struct err *err);
+	/* Bytes of the device that an extent of 'bytes' takes. Does not block. */
+	uint64_t (*charge)(const struct device *device, uint64_t bytes);
+
+	/* Zeroed or not yet backed memory; no byte of it was anybody else's. */
+	int (*alloc)(struct device *device, const struct device_alloc *request,
+		     struct extent **ret, struct err *err);
+	/*
+	 * One read of the source into the extent at 'offset'. '*ret_bytes' says how much came,
+	 * as read(2) does: less than asked is no failure, 0 is the end of the file. A failed
+	 * read is WIRE_IO with errno in err->sys, EINTR included: the caller decides.
+	 */
+	int (*fill)(struct extent *extent, uint64_t offset, const struct device_source *source,
+		    uint64_t *ret_bytes, struct err *err);
+	int (*read)(const struct extent *extent, uint64_t offset, void *bytes, uint64_t n_bytes,
+		    struct err *err);
+	/* The bytes are final. Later fills are refused with WIRE_NOT_ALLOWED. */
+	int (*seal)(struct extent *extent, struct err *err);
+	int (*release)(struct extent *extent, struct err *err);
+
+	/*
+	 * A new descriptor of a sealed extent, which the caller closes; who holds it can read
+	 * and not write. Before seal: WIRE_NOT_ALLOWED. Does not block.
+	 */
+	int (*export)(const struct extent *extent, int *ret_fd, struct err *err);
+	/* A sealed extent around what an export gave; 'fd' stays the caller's. */
+	int (*import)(struct device *device, int fd, uint64_t bytes, struct extent **ret,
+		      struct err *err);
+
+	/* ---- optional: registration puts what is right for a device without them ---- */
+
+	/* From a sealed extent into one that is not; absent: through the host. */
+	int (*copy)(struct extent *to, const struct extent *from, struct err *err);
+	/* Take the memory behind a range before it is written. Failure is none: it gets slower. */
+	void (*prepare)(struct extent *extent, uint64_t offset, uint64_t n_bytes);
+	/* The bytes in this process's memory until seal; NULL where it cannot see them. */
+	const void *(*bytes)(const struct extent *extent);
+	/* Of a filled extent that is not yet sealed, or of what seal remembered. */
+	void (*pages)(const struct extent *extent, struct device_pages *ret);
+};
+
+/*
+ * Make a backend known. REQUIREs the version and every mandatory member. 'ops' is copied.
+ * The host backend is always known. Before the first device_open; not thread-safe.
+ */
+void device_register(const struct device_ops *ops);
+
+/* The backend of that name or NULL. */
+const struct device_ops *device_backend_find(const char *name);
+
+/* WIRE_NOT_FOUND for an unknown backend or device. */
+int device_open(const char *backend, const char *name, struct device **ret, struct err *err);
+struct device *device_close(struct device *device);
+int device_info(const struct device *device, struct device_info *ret, struct err *err);
+uint64_t device_charge(const struct device *device, uint64_t bytes);
+int device_alloc(struct device *device, const struct device_alloc *request, struct extent **ret,
+		 struct err *err);
+int device_fill(struct extent *extent, uint64_t offset, const struct device_source *source,
+		uint64_t *ret_bytes, struct err *err);
+int device_read(const struct extent *extent, uint64_t offset, void *bytes, uint64_t n_bytes,
+		struct err *err);
+int device_seal(struct extent *extent, struct err *err);
+int device_release(struct extent *extent, struct err *err); /* NULL is fine */
+int device_export(const struct extent *extent, int *ret_fd, struct err *err);
+int device_import(struct device *device, int fd, uint64_t bytes, struct extent **ret,
+		  struct err *err);
+int device_copy(struct extent *to, const struct extent *from, struct err *err);
+void device_prepare(struct extent *extent, uint64_t offset, uint64_t n_bytes);
+const void *device_bytes(const struct extent *extent);
+void device_pages(const struct extent *extent, struct device_pages *ret);
+
+/* The host's memory: an extent is one memfd, from seal on immutable. Its one device is "cpu". */
+extern const struct device_ops host_device_ops;
+
+#ifdef DISTORCH_TESTING
+/* Flip one byte of a sealed host extent, as a fault of ours or of the machine would. */
+int host_corrupt(struct extent *extent, uint64_t offset, struct err *err);
+#endif
+
+#endif

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What server.c and conn.c share. Nobody else includes it. */
+#ifndef IPC_INTERNAL_H
+#define IPC_INTERNAL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include "base/list.h"
+#include "daemon/ipc/packet.h"
+#include "daemon/ipc/peer.h"
+#include "daemon/ipc/server.h"
+
+struct server {
+	uv_loop_t *loop;
+	struct server_options options;
+	struct server_handlers handlers;
+	struct server_counters counters;
+	uv_poll_t listen;
+	int listen_fd; /* -1: no longer listening */
+	int spare_fd;  /* given up to shed a connection when there is no other descriptor left */
+	int lock_fd;   /* held while the name is ours; -1: inherited socket */
+	char *path;    /* owner: server */
+	uint64_t path_dev, path_ino; /* of the name that we made */
+	struct list conns; /* conn::by_server */
+	struct list dirty; /* conn::by_dirty: have something to send or to end */
+	bool is_freed;	   /* freed when the last handle is closed */
+	bool has_listen_handle;
+	uint8_t in[WIRE_PACKET_BYTES]; /* one packet at a time, for all connections */
+};
+
+enum conn_state {
+	CONN_NEW,      /* has not said hello */
+	CONN_READY,
+	CONN_FLUSHING, /* sends what is queued, reads no more */
+	CONN_CLOSED,   /* handles are being closed */
+};
+
+struct conn {
+	struct server *server;
+	struct list by_server; /* server::conns */
+	uv_poll_t poll;
+	uv_timer_t deadline; /* hello, drain or flush, whichever applies */
+	uv_timer_t retry;    /* while descriptors wait for the peer to take the last ones */
+	int n_open_handles;
+	int fd;
+	enum conn_state state;
+	struct peer peer;
+	void *user;
+	uint32_t in_flight[WIRE_REQUESTS_IN_FLIGHT]; /* ids that are owed an answer */
+	uint32_t n_in_flight;
+	uint32_t n_unsent; /* answers in the queue */
+	struct packet *out_first, *out_last; /* owner: conn */
+	uint64_t out_bytes;
+	struct packet *reserve; /* for an answer without memory; NULL: used up */
+	bool fds_outstanding;	/* the peer may not have taken the last descriptors yet */
+	bool is_half_closed;	/* the peer sends no more, but may still read */
+	bool wants_write;	/* the socket's own buffer is full */
+	struct list by_dirty;	/* server::dirty */
+};
+
+/* Takes the descriptor over in any case. */
+void conn_open(struct server *server, int fd);
+/* Queue a goodbye with its reason, flush, close. */
+void conn_say_goodbye(struct conn *conn, enum wire_code code, const char *reason);
+void conn_close(struct conn *conn);
+/* The last handle of something is closed: free the server if that is what it waits for. */
+void server_release(struct server *server);
+
+#endif

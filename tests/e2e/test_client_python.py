@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python surface against a real daemon: bytes, copy-on-write, lifetimes, errors."""
+
+import gc
+import os
+import threading
+import time
+
+import pytest
+from conftest import DTYPE_BITS, make_safetensors, pattern, run_python, tensor_bytes, wait_until
+
+GONE = "/no/such/file.safetensors"
+
+
+def leases(daemon):
+    return sum(model["leases"] for model in daemon.models())
+
+
+def test_every_dtype_and_odd_shape_has_the_bytes_of_the_file(connect, tmp_path):
+    tensors = {f"{dtype}.even": (dtype, [4, 6]) for dtype in DTYPE_BITS}
+    tensors.update({
+        "scalar": ("F32", []), "empty": ("F16", [0, 7]), "odd": ("U8", [13]),
+        "naïve/ключ 名": ("I16", [3]), "": ("U8", [1]), "a b\tc": ("U8", [2]),
+        "deep": ("F32", [1, 1, 1, 1, 1, 1, 1, 2]),
+    })
+    path = tmp_path / "all.safetensors"
+    parts = make_safetensors(path, tensors, seed=5, metadata={"format": "pt"})
+    with connect().open(path) as weights:
+        assert set(weights.keys()) == set(tensors)
+        assert len(weights) == len(tensors)
+        for name, (dtype, shape) in tensors.items():
+            tensor = weights[name]
+            assert (tensor.name, tensor.dtype, tensor.shape) == (name, dtype, tuple(shape))
+            assert (tensor.nbytes, tensor.device) == (len(parts[name]), "cpu")
+            assert tensor.nbytes == tensor_bytes(dtype, shape)
+            assert bytes(tensor.buffer) == parts[name]
+        with pytest.raises(KeyError):
+            weights["absent"]
+
+
+def test_numpy_and_torch_see_the_same_memory(connect, tmp_path):
+    numpy = pytest.importorskip("numpy")
+    path = tmp_path / "m.safetensors"
+    data = numpy.arange(12, dtype="float32")
+    make_safetensors(path, {"x": ("F32", [3, 4], data.tobytes()), "e": ("F32", [0, 2]),
+                            "b": ("BF16", [2]), "s": ("I64", [])})
+    with connect().open(path) as weights:
+        array = weights["x"].numpy()
+        assert (array == data.reshape(3, 4)).all() and array.flags.writeable
+        assert weights["e"].numpy().shape == (0, 2)
+        assert weights["s"].numpy().shape == ()
+        array[0, 0] = 77
+        assert weights["x"].numpy()[0, 0] == 77
+        try:
+            import ml_dtypes  # noqa: F401
+        except ImportError:
+            with pytest.raises(TypeError, match="BF16.*buffer"):
+                weights["b"].numpy()
+
+
+def test_torch_tensors_alias_the_mapping(connect, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "m.safetensors"
+    make_safetensors(path, {"w": ("BF16", [8, 8]), "f8": ("F8_E4M3", [16]), "e": ("F32", [0]),
+                            "b": ("BOOL", [2], b"\1\0"), "s": ("F32", [])})
+    with connect().open(path) as weights, torch.inference_mode():
+        state = weights.state_dict()
+    assert list(state) == ["w", "f8", "e", "b", "s"]
+    assert state["w"].dtype == torch.bfloat16 and state["w"].shape == (8, 8)
+    assert state["f8"].dtype == torch.float8_e4m3fn
+    assert state["b"].tolist() == [True, False]
+    assert not state["w"].is_inference()
+    before = state["w"].view(torch.uint16).clone()
+    state["w"].view(torch.uint16).fill_(1)
+    with connect().open(path) as other:
+        assert (other["w"].torch().view(torch.uint16) == before).all()
+
+
+def test_safetensors_reads_the_same_bytes(connect, tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    path = tmp_path / "m.safetensors"
+    make_safetensors(path, {f"t{i}": ("F32", [i + 1, 3]) for i in range(20)}, seed=9)
+    theirs = safetensors.load_file(path)
+    with connect().open(path) as weights:
+        assert set(theirs) == set(weights)
+        for name, array in theirs.items():
+            assert bytes(weights[name].buffer) == array.tobytes()
+        copy = os.readlink(f"/proc/self/fd/{(fd := weights.fd())}")
+        try:
+            assert "memfd" in copy
+            assert os.pread(fd, 1 << 20, 0) == path.read_bytes()
+        finally:
+            os.close(fd)
+
+
+def test_writing_changes_nobody_elses_weights(connect, make_model):
+    path = make_model()
+    d = connect()
+    first, second = d.open(path), d.open(path)
+    view = first["t.0"].buffer
+    before = bytes(view[:16])
+    view[:16] = b"x" * 16
+    assert bytes(first["t.0"].buffer[:16]) == b"x" * 16
+    assert bytes(second["t.0"].buffer[:16]) == before
+    with connect().attach(path) as third:
+        assert bytes(third["t.0"].buffer[:16]) == before
+    del view
+    first.close()
+    second.close()
+
+
+def test_arrays_outlive_the_weights_and_the_connection(connect, daemon, make_model, distorch):
+    path = make_model(seed=3)
+    with distorch.connect(str(daemon.socket)) as d:
+        with d.open(path) as weights:
+            view = weights["t.1"].buffer
+            expected = bytes(view)
+        with pytest.raises(ValueError):
+            weights["t.1"]
+    gc.collect()
+    assert bytes(view) == expected
+    with open("/proc/self/maps") as maps:
+        mapped = maps.read().count("memfd:")
+    assert mapped == 1
+    del view
+    with open("/proc/self/maps") as maps:  # no collector is needed
+        assert maps.read().count("memfd:") == 0
+
+
+def test_the_lease_ends_with_the_last_array(connect, daemon, make_model):
+    d = connect()
+    weights = d.open(make_model())
+    view = weights["t.0"].buffer
+    weights.close()
+    assert leases(daemon) == 1
+    del view
+    wait_until(lambda: leases(daemon) == 0, what="the lease's end")
+
+
+def test_open_of_a_missing_file_takes_a_name(connect, make_model, distorch):
+    path = make_model("named.safetensors")
+    d = connect()
+    d.load(path)
+    with d.open("named.safetensors") as weights:
+        assert "t.0" in weights
+    with pytest.raises(distorch.Error) as caught:
+        d.open(GONE)
+    assert caught.value.code == "not-found"
+
+
+def test_attach_by_name_id_prefix_and_path(connect, make_model):
+    path = make_model("n.safetensors")
+    d = connect()
+    model = d.load(path)
+    for text in ("n.safetensors", model.id, model.id[:6], str(path)):
+        with d.attach(text) as weights:
+            assert weights.id == model.id
+
+
+def test_attach_of_what_is_not_resident_says_so(connect, make_model, distorch):
+    path = make_model()
+    with pytest.raises(distorch.Error) as caught:
+        connect().attach(path)
+    assert caught.value.code in ("not-resident", "not-found")
+    d = connect()
+    d.load(path)
+    d.unload(str(path))
+    with pytest.raises(distorch.Error) as caught:
+        d.attach(path)
+    assert caught.value.code == "not-resident"
+    assert caught.value.retryable and caught.value.hint
+
+
+def test_load_returns_a_model_and_joins_what_is_there(connect, make_model):
+    path = make_model(size=1 << 20)
+    d = connect()
+    model = d.load(path)
+    assert model.state == "resident" and model.source == "disk"
+    assert model.name == "model.safetensors" and model.bytes == os.path.getsize(path)
+    assert [(place.device, place.bytes) for place in model.where] == [("cpu", model.bytes)]
+    assert model.tensors == 4
+    assert d.load(path).source == "ram"
+    assert d.load(path).id == model.id
+
+
+def test_progress_is_called_and_what_it_raises_cancels(connect, daemon, make_model, distorch):
+    seen = []
+    path = make_model("big.safetensors", size=64 << 20)
+    connect().load(path, progress=seen.append)
+    assert all(isinstance(progress, distorch.Progress) for progress in seen)
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        raise Stop
+
+    slow = make_model("slow.safetensors", size=256 << 20, seed=2)
+    with pytest.raises(Stop):
+        connect().load(slow, progress=stop)
+    wait_until(lambda: all(m["state"] != "loading" for m in daemon.models(True)),
+               what="the end of the load")
+
+
+def test_wishes_and_selective_unload(connect, make_model):
+    d = connect()
+    kept = d.load(make_model("kept.safetensors", seed=1), keep=True)
+    pinned = d.load(make_model("pinned.safetensors", seed=2), pin=True)
+    plain = d.load(make_model("plain.safetensors", seed=3))
+    report = d.unload(not_kept=True)
+    assert {o.id for o in report.kept} >= {kept.id, pinned.id}
+    assert [o.id for o in report.unloaded] == [plain.id]
+    assert report.held == [] and report.total_bytes == plain.bytes
+    assert all(o.reason for o in report.kept)
+    assert d.unkeep(kept.id).keep is False
+    assert d.unpin(pinned.id).pinned is False
+    assert {o.id for o in d.unload(not_kept=True).unloaded} == {kept.id, pinned.id}
+
+
+def test_a_leased_model_is_reported_held_with_its_holder(connect, daemon, make_model):
+    d = connect(label="sampler")
+    path = make_model()
+    weights = d.open(path)
+    report = connect().unload(str(path))
+    assert [o.id for o in report.held] == [weights.id]
+    assert report.held[0].holders[0].pid == os.getpid()
+    assert report.total_bytes == 0
+    weights.close()
+    wait_until(lambda: not any(m["where"] for m in daemon.models()), what="the bytes' release")
+
+
+def test_listings_are_dataclasses_with_numbers(connect, make_model, distorch):
+    d = connect(label="lister")
+    model = d.load(make_model(), keep=True)
+    assert [type(m) for m in d.list()] == [distorch.Model]
+    detail = d.show(model.id[:8])
+    assert isinstance(detail, distorch.Detail) and detail.model.id == model.id
+    assert detail.backing == "image" and detail.loaded_from == "file"
+    assert detail.page_size in (4096, 2 << 20)
+    assert [wish.keep for wish in detail.wishes] == [True]
+    status = d.status()
+    assert status.models == 1 and status.devices[0].name == "cpu"
+    assert status.devices[0].used >= model.bytes
+    assert any(c.label == "lister" and c.connected for c in d.clients())
+    assert {s.key for s in d.config()} >= {"memory.ram", "log.level"}
+    assert "load.done" in [r.type for r in d.why(model.id)]
+    assert d.events(types=["load.done"])[-1].model == model.id
+    assert d.devices()[0].budget == 1 << 30
+    assert d.server().role == "admin"
+    assert all(check.ok for check in d.verify())
+
+
+def test_the_table_of_a_model_describes_without_mapping(connect, make_model):
+    d = connect()
+    model = d.load(make_model())
+    table = d.table(model.id)
+    assert list(table) == ["t.0", "t.1", "t.2", "t.3"]
+    with pytest.raises(ValueError):
+        table["t.0"].buffer
+
+
+def test_events_arrive_as_they_happen(connect, make_model):
+    watcher = connect()
+    subscription = watcher.subscribe(events=["model.state"])
+    model = connect().load(make_model())
+    for event in subscription:
+        if event.type == "model.state" and event.state == "resident":
+            assert event.model == model.id
+            break
+    assert watcher.next_event(timeout=0.3) is None  # each came once
+
+
+def test_closing_while_another_thread_waits_ends_its_call(daemon, distorch):
+    d = distorch.connect(str(daemon.socket))
+    d.subscribe()
+    caught = []
+
+    def wait():
+        try:
+            while True:
+                d.next_event()
+        except distorch.Error as failure:
+            caught.append(failure.code)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.1)
+    d.close()
+    thread.join(5)
+    assert not thread.is_alive() and caught == ["no-connection"]
+
+
+@pytest.mark.fault("C07")
+def test_sixty_four_threads_share_one_connection(connect, make_model):
+    d = connect()
+    path = make_model(seed=8)
+    expected = pattern(8, 64)
+    failures = []
+
+    def work():
+        try:
+            for _ in range(5):
+                with d.open(path) as weights:
+                    assert bytes(weights["t.0"].buffer[:64]) == expected
+                d.list()
+        except Exception as failure:  # reported below
+            failures.append(failure)
+
+    threads = [threading.Thread(target=work) for _ in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_another_interpreter_sees_the_same_bytes_and_sums(daemon, make_model):
+    path = make_model(seed=4)
+    code = """
+import sys, zlib, distorch
+with distorch.connect(sys.argv[1]) as d, d.open(sys.argv[2]) as w:
+    print(zlib.crc32(b"".join(bytes(t.buffer) for t in w.values())))
+"""
+    sums = {run_python(code, daemon.socket, path) for _ in range(2)}
+    assert len(sums) == 1
+    assert [m["leases"] for m in daemon.models()] == [0]
+
+
+def test_lazy_attach_makes_no_tensors(connect, tmp_path):
+    path = tmp_path / "many.safetensors"
+    make_safetensors(path, {f"block.{i}.weight": ("F32", [16]) for i in range(800)})
+    d = connect()
+    d.load(path)
+    begun = time.perf_counter()
+    with d.attach(path) as weights:
+        first = bytes(weights["block.0.weight"].buffer)
+        names = list(weights.keys())
+        took = time.perf_counter() - begun
+    print(f"attach, 800 names and one tensor: {took * 1000:.2f} ms")
+    assert len(names) == 800 and len(first) == 64
