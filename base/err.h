@@ -12,11 +12,11 @@
 #define ERR_TEXT_SIZE 256
 
 struct err {
-	int code;	   /* enum wire_code; 0 means nothing failed */
-	int sys;	   /* errno, or 0 */
-	int driver;	   /* a device driver's own code, or 0 */
-	uint64_t offset;   /* byte in the file where it happened, or 0 */
-	const char *where; /* function that failed; static storage */
+	int code;                 /* enum wire_code; 0 means nothing failed */
+	int sys;                  /* errno, or 0 */
+	int driver;               /* a device driver's own code, or 0 */
+	uint64_t offset;          /* byte in the file where it happened, or 0 */
+	const char *where;        /* function that failed; static storage */
 	char text[ERR_TEXT_SIZE]; /* one sentence for people: the thing and the number */
 };
 
@@ -24,7 +24,7 @@ struct err {
 int err_set_at(struct err *err, const char *where, int code, int sys, const char *format, ...)
 	__attribute__((format(printf, 5, 6)));
 
-#define err_set(err, code, ...)		 err_set_at((err), __func__, (code), 0, __VA_ARGS__)
+#define err_set(err, code, ...)          err_set_at((err), __func__, (code), 0, __VA_ARGS__)
 #define err_set_sys(err, code, sys, ...) err_set_at((err), __func__, (code), (sys), __VA_ARGS__)
 
 /*

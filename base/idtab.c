@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Ids are tag << 32 | index + 1; the tag is odd while the slot is in use. See idtab.h. */
+/* Ids are tag << 32 | index + 1, below 2^63; the tag is odd while the slot is in use. See idtab.h. */
 #include "base/idtab.h"
 
-#include <string.h>
-
 #include "base/require.h"
+
+#define TAG_MASK 0x7fffffffU /* ids go over the wire as signed numbers too */
+
+#include <string.h>
 
 static struct idtab_slot *slot_at(const struct idtab *tab, uint32_t index)
 {
@@ -46,7 +48,7 @@ void *idtab_add(struct idtab *tab, uint64_t *ret_id)
 	} else {
 		return NULL;
 	}
-	tag = slot->tag + 1;
+	tag = (slot->tag + 1) & TAG_MASK;
 	memset(slot, 0, tab->slot_size);
 	slot->tag = tag;
 	tab->n_used++;
@@ -72,7 +74,7 @@ void idtab_remove(struct idtab *tab, void *object)
 	struct idtab_slot *slot = object;
 
 	REQUIRE(is_in_use(slot));
-	slot->tag++;
+	slot->tag = (slot->tag + 1) & TAG_MASK;
 	tab->n_used--;
 	if (slot->tag == 0) {
 		return; /* every tag was used once: a new one could be taken for an old id */

@@ -14,17 +14,17 @@
 
 /* First member of every object in a table. Zero: never used. */
 struct idtab_slot {
-	uint32_t tag;	    /* odd while in use; grows by one at add and at remove */
+	uint32_t tag;       /* odd while in use; grows by one at add and at remove */
 	uint32_t next_free; /* index + 1 of the next free slot, 0 at the end */
 };
 
 struct idtab {
-	void *slots;	      /* borrowed from the owner of the table */
-	size_t slot_size;     /* bytes */
-	uint32_t capacity;    /* slots */
-	uint32_t n_used;      /* objects now in the table */
-	uint32_t n_touched;   /* slots ever used; the rest is untouched memory */
-	uint32_t first_free;  /* index + 1, 0 when none was freed */
+	void *slots;         /* borrowed from the owner of the table */
+	size_t slot_size;    /* bytes */
+	uint32_t capacity;   /* slots */
+	uint32_t n_used;     /* objects now in the table */
+	uint32_t n_touched;  /* slots ever used; the rest is untouched memory */
+	uint32_t first_free; /* index + 1, 0 when none was freed */
 };
 
 void idtab_init(struct idtab *tab, void *slots, size_t slot_size, uint32_t capacity);

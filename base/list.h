@@ -46,15 +46,15 @@ static inline void list_remove(struct list *link)
 	list_init(link);
 }
 
-#define container_of(pointer, type, member)                                                        \
-	((type *)(void *)((char *)(pointer) - offsetof(type, member)))
+#define container_of(pointer, type, member) \
+	((type *)(void *)((char *)(pointer)-offsetof(type, member)))
 
-#define LIST_FOR_EACH(link, head)                                                                  \
+#define LIST_FOR_EACH(link, head) \
 	for (struct list *link = (head)->next; link != (head); link = link->next)
 
 /* The current link may be removed in the body. */
-#define LIST_FOR_EACH_SAFE(link, head)                                                             \
-	for (struct list *link = (head)->next, *link##_next = link->next; link != (head);          \
+#define LIST_FOR_EACH_SAFE(link, head)                                                    \
+	for (struct list *link = (head)->next, *link##_next = link->next; link != (head); \
 	     link = link##_next, link##_next = link->next)
 
 #endif

@@ -26,11 +26,11 @@ static inline __attribute__((warn_unused_result)) bool require_check(bool holds)
 	return holds;
 }
 
-#define REQUIRE(condition)                                                                         \
-	do {                                                                                       \
-		if (__builtin_expect(!(condition), 0)) {                                           \
-			require_failed(#condition, __FILE__, __LINE__);                            \
-		}                                                                                  \
+#define REQUIRE(condition)                                              \
+	do {                                                            \
+		if (__builtin_expect(!(condition), 0)) {                \
+			require_failed(#condition, __FILE__, __LINE__); \
+		}                                                       \
 	} while (0)
 
 #define CHECK(condition) require_check(!!(condition))

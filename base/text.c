@@ -7,14 +7,14 @@
 #include <string.h>
 
 #define MAX_DISTANCE_SIZE 63
-#define FAR		  3
+#define FAR               3
 
 /* Bytes of the UTF-8 character at 'text' that may be shown as it is; 0: escape one byte. */
 static size_t printable_size(const unsigned char *text)
 {
 	static const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
 	size_t size = text[0] < 0x80 ? 1 : text[0] >= 0xf0 ? 4 : text[0] >= 0xe0 ? 3 : 2;
-	uint32_t code = text[0];
+	uint32_t code;
 
 	if (size == 1) {
 		return text[0] >= 0x20 && text[0] != 0x7f && text[0] != '\\' ? 1 : 0;
@@ -30,9 +30,10 @@ static size_t printable_size(const unsigned char *text)
 		code = code << 6 | (text[i] & 0x3fU);
 	}
 	/* Overlong forms, C1 controls, direction marks and overrides, line separators, tags. */
-	if (code < smallest[size] || code < 0xa0 || code == 0x61c || (code >= 0x200b && code <= 0x200f) ||
-	    (code >= 0x2028 && code <= 0x202e) || (code >= 0x2060 && code <= 0x2069) ||
-	    code == 0xfeff || (code >= 0xd800 && code <= 0xdfff) || code > 0x10ffff ||
+	if (code < smallest[size] || code < 0xa0 || code == 0x61c ||
+	    (code >= 0x200b && code <= 0x200f) || (code >= 0x2028 && code <= 0x202e) ||
+	    (code >= 0x2060 && code <= 0x2069) || code == 0xfeff ||
+	    (code >= 0xd800 && code <= 0xdfff) || code > 0x10ffff ||
 	    (code >= 0xe0000 && code <= 0xe007f)) {
 		return 0;
 	}

@@ -5,12 +5,13 @@
  */
 #include "base/units.h"
 
+#include "base/checked.h"
+#include "base/err.h"
+
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "base/checked.h"
-#include "base/err.h"
 #include "proto/gen/wire_code.h"
 
 #define MAX_FRACTION_DIGITS 9
@@ -18,7 +19,7 @@
 struct number {
 	uint64_t whole;
 	uint64_t fraction; /* over 'scale' */
-	uint64_t scale;	   /* 1, 10, 100, ... */
+	uint64_t scale;    /* 1, 10, 100, ... */
 };
 
 struct unit {
@@ -86,8 +87,8 @@ static bool scale_number(const struct number *number, uint64_t factor, uint64_t 
 
 	return checked_mul(number->whole, factor, &whole) &&
 	       checked_mul(number->fraction, factor / number->scale, &part) &&
-	       checked_add(part,
-			   number->fraction * (factor % number->scale) / number->scale, &part) &&
+	       checked_add(part, number->fraction * (factor % number->scale) / number->scale,
+			   &part) &&
 	       checked_add(whole, part, ret);
 }
 
@@ -117,10 +118,20 @@ static const struct unit *read_unit(const char **text, const struct unit *units,
 int units_parse_size(const char *text, uint64_t *ret_bytes, struct err *err)
 {
 	static const struct unit units[] = {
-		{"", 1},	     {"b", 1},		 {"k", 1ULL << 10},  {"kb", 1ULL << 10},
-		{"kib", 1ULL << 10}, {"m", 1ULL << 20},	 {"mb", 1ULL << 20}, {"mib", 1ULL << 20},
-		{"g", 1ULL << 30},   {"gb", 1ULL << 30}, {"gib", 1ULL << 30}, {"t", 1ULL << 40},
-		{"tb", 1ULL << 40},  {"tib", 1ULL << 40},
+		{"", 1},
+		{"b", 1},
+		{"k", 1ULL << 10},
+		{"kb", 1ULL << 10},
+		{"kib", 1ULL << 10},
+		{"m", 1ULL << 20},
+		{"mb", 1ULL << 20},
+		{"mib", 1ULL << 20},
+		{"g", 1ULL << 30},
+		{"gb", 1ULL << 30},
+		{"gib", 1ULL << 30},
+		{"t", 1ULL << 40},
+		{"tb", 1ULL << 40},
+		{"tib", 1ULL << 40},
 	};
 	const char *at = skip_blanks(text);
 	const struct unit *unit;
@@ -189,7 +200,8 @@ int units_parse_duration(const char *text, uint64_t *ret_ns, struct err *err)
 
 		if (!read_number(&at, &number)) {
 			return err_set(err, WIRE_BAD_ARGUMENT,
-				       "\"%.64s\" is not a duration like 10m, 2h30m or forever", text);
+				       "\"%.64s\" is not a duration like 10m, 2h30m or forever",
+				       text);
 		}
 		at = skip_blanks(at);
 		unit = read_unit(&at, units, sizeof units / sizeof units[0]);
@@ -220,7 +232,8 @@ int units_parse_percent(const char *text, uint32_t *ret_milli_pct, struct err *e
 	}
 	if (number.scale > 1000 || !scale_number(&number, 1000, &milli) || milli > 100000) {
 		return err_set(err, WIRE_BAD_ARGUMENT,
-			       "\"%.64s\" is not between 0%% and 100%% with at most 3 decimals", text);
+			       "\"%.64s\" is not between 0%% and 100%% with at most 3 decimals",
+			       text);
 	}
 	*ret_milli_pct = (uint32_t)milli;
 	return 0;
@@ -252,9 +265,8 @@ static const char *format_scaled(uint64_t bytes, uint64_t step, char *buffer, si
 		(void)snprintf(buffer, buffer_size, "%llu%c",
 			       (unsigned long long)divide_rounded(bytes, factor), letters[power]);
 	} else {
-		(void)snprintf(buffer, buffer_size, "%llu.%llu%c",
-			       (unsigned long long)tenths / 10, (unsigned long long)tenths % 10,
-			       letters[power]);
+		(void)snprintf(buffer, buffer_size, "%llu.%llu%c", (unsigned long long)tenths / 10,
+			       (unsigned long long)tenths % 10, letters[power]);
 	}
 	return buffer;
 }

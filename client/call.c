@@ -87,7 +87,7 @@ static int call_send(struct distorch *c, const struct request *request, struct c
 	uint64_t deadline = client_now_ms() + c->timeout_ms;
 	uint8_t small[SMALL_PACKET];
 	AUTO_FREE uint8_t *large = NULL;
-	size_t size;
+	size_t size = 0;
 	int rc = encode(request, call->id, small, &large, &size);
 
 	while (rc == 0 && !c->is_lost) {
@@ -109,7 +109,7 @@ bool client_post(struct distorch *c, enum wire_method method, const void *body)
 	const struct request request = {.method = method, .body = body};
 	uint8_t small[SMALL_PACKET];
 	AUTO_FREE uint8_t *large = NULL;
-	size_t size;
+	size_t size = 0;
 
 	if (c->is_lost || c->fd < 0) {
 		return true; /* nobody is left to be told */

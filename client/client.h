@@ -129,15 +129,12 @@ void client_leave(struct distorch *c);
 /* Connect and say hello; lock held, given back while waiting. */
 int client_connect(struct distorch *c);
 
-/* Owners of the memory of 'c'. */
-void client_ref(struct distorch *c);
+void client_ref(struct distorch *c); /* owners of the memory of 'c' */
 void client_unref(struct distorch *c);
 
 /* Tell that a lease is over, without waiting for the answer. Takes over 'owed'. */
 void client_detach(struct distorch *c, uint64_t serial, struct owed *owed);
-
-/* Send detaches that could not be sent before, as far as the socket takes them. Lock held. */
-void client_pay_owed(struct distorch *c);
+void client_pay_owed(struct distorch *c); /* as far as the socket takes them; lock held */
 void client_drop_owed(struct distorch *c);
 
 /* A request whose answer nobody waits for; false when the socket does not take it now. */

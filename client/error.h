@@ -27,9 +27,9 @@ int failure_memory(void);
 int failure_from_err(const struct err *err);
 
 /* From the error map of a response. */
-int failure_from_wire(const struct wire_error *error);
+int failure_from_wire(const struct wire_error *from);
 
 /* The same as a structure inside a result (for events). NULL without memory. */
-struct distorch_error *error_convert(void *result, const struct wire_error *error);
+struct distorch_error *error_convert(void *result, const struct wire_error *from);
 
 #endif

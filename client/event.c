@@ -3,6 +3,8 @@
  * Events: progress goes to the load that waits for it, everything else into a bounded queue
  * that distorch_next_event empties. A queued event is its packet.
  */
+#include "base/cleanup.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -368,9 +370,20 @@ static int event_wait(struct distorch *c, uint32_t timeout_ms)
 	return 0;
 }
 
+/* Take the oldest out of the queue; lock held. */
+static struct event *event_pop(struct distorch *c)
+{
+	struct event *event = container_of(c->events.next, struct event, link);
+
+	list_remove(&event->link);
+	c->n_events--;
+	c->events_bytes -= event->size;
+	return event;
+}
+
 int distorch_next_event(struct distorch *c, uint32_t timeout_ms, struct distorch_event **ret_event)
 {
-	struct event *event = NULL;
+	AUTO_FREE struct event *event = NULL;
 	int rc;
 
 	failure_clear(c);
@@ -380,18 +393,10 @@ int distorch_next_event(struct distorch *c, uint32_t timeout_ms, struct distorch
 	}
 	rc = event_wait(c, timeout_ms);
 	if (rc == 0) {
-		event = container_of(c->events.next, struct event, link);
-		list_remove(&event->link);
-		c->n_events--;
-		c->events_bytes -= event->size;
+		event = event_pop(c);
 	}
 	client_leave(c);
-	if (rc < 0) {
-		return rc;
-	}
-	rc = event_convert(event, ret_event);
-	free(event);
-	return rc;
+	return event != NULL ? event_convert(event, ret_event) : rc;
 }
 
 void distorch_event_free(struct distorch_event *event)

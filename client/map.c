@@ -339,8 +339,12 @@ int weights_make(struct distorch *c, const struct lease *lease, struct answer *a
 		weights->seed = (uint64_t)(uintptr_t)weights; /* early in boot */
 	}
 	weights->owed = calloc(1, sizeof *weights->owed);
-	rc = weights->owed != NULL ? open_table(weights, answer->n_fds > 0 ? answer->fds[0] : -1)
-				   : failure_memory();
+	if (weights->owed == NULL) {
+		weights_free(weights);
+		return failure_memory();
+	}
+	weights->owed->lease = lease->number;
+	rc = open_table(weights, answer->n_fds > 0 ? answer->fds[0] : -1);
 	if (rc == 0) {
 		rc = map_images(weights, answer);
 	}
@@ -357,7 +361,6 @@ int weights_make(struct distorch *c, const struct lease *lease, struct answer *a
 	if (c != NULL) {
 		client_ref(c);
 		weights->c = c;
-		weights->owed->lease = lease->number;
 	}
 	*ret_weights = weights;
 	return 0;

@@ -48,8 +48,14 @@ unit_test(base units)
 unit_test(base/os clock)
 unit_test(base/os fdpass)
 unit_test(base/os memfd)
+unit_test(base/os log)
+if(SYSTEMD_FOUND)
+	target_compile_definitions(test_base_os_log PRIVATE HAVE_SYSTEMD)
+endif()
 unit_test(base/os mailbox)
 unit_test(base/os sys)
+fuzz_target(units base)
+fuzz_target(control base/os)
 
 # ---- proto ----
 unit_test(proto wire)
@@ -116,6 +122,12 @@ if(Python3_FOUND)
 endif()
 
 # ---- device and load ----
+unit_test(daemon/load hash)
+unit_test(daemon/load memory)
+unit_test(daemon/load file)
+unit_test(daemon/load thread)
+unit_test(daemon/load reader)
+unit_test(daemon/load loader)
 add_executable(test_contract_device tests/contract/test_device.c)
 house_flags(test_contract_device)
 target_link_libraries(test_contract_device PRIVATE room_daemon_device PkgConfig::CMOCKA)
@@ -123,3 +135,15 @@ set_target_properties(test_contract_device PROPERTIES
 	RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
 add_test(NAME contract/device COMMAND test_contract_device)
 set_tests_properties(contract/device PROPERTIES LABELS "unit;fast" TIMEOUT 120)
+
+# ---- format and config ----
+unit_test(daemon/format safetensors)
+unit_test(daemon/format json_scan)
+unit_test(daemon/format blocks)
+unit_test(daemon/format dtype)
+unit_test(daemon/format order)
+unit_test(daemon/format format)
+foreach(name safetensors blocks) # they include tests/support/heap_watch.h
+	target_link_options(test_daemon_format_${name} PRIVATE
+		-Wl,--wrap=malloc,--wrap=realloc,--wrap=free)
+endforeach()

@@ -27,7 +27,7 @@
 static void respond(const struct client *client, const struct pending *pending,
 		    const void *response, int *fds, uint32_t n_fds)
 {
-	conn_respond_ok(client->conn, pending->request, wire_message(pending->method), response,
+	conn_respond_ok(client->conn, pending->request, &wire_messages[pending->method], response,
 			fds, n_fds);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The configuration as an immutable snapshot. Later layers win: distorchd.conf of
- * /usr/lib/distorchd and /etc/distorchd; distorchd.conf.d/*.conf of /usr/lib, /run and /etc
+ * /usr/lib/distorchd and /etc/distorchd; distorchd.conf.d/ (every .conf) of /usr/lib, /run and /etc
  * by name (of two with one name the later folder's counts, as with systemd); for a user's
  * daemon the same two of $XDG_CONFIG_HOME/distorchd; DISTORCHD_SECTION_KEY of the
  * environment; --set section.key=value. Each value knows where it came from. One table in

@@ -150,6 +150,9 @@ uint64_t daemon_step(struct daemon *daemon, struct core_event *event)
 	}
 	daemon->n_revoked = 0;
 	arm_tick(daemon);
+	if (daemon->server != NULL) {
+		server_flush(daemon->server); /* may step again: clients that are gone */
+	}
 	return id;
 }
 
@@ -349,9 +352,11 @@ static int init_server(struct daemon *daemon, const struct daemon_options *optio
 		.listen_fd = options->listen_fd,
 		.connections = config->limits_connections,
 		.connections_per_uid = config->limits_connections_per_user,
-		.output_bytes = config->limits_pending_output,
+		.output_bytes = (uint32_t)config->limits_pending_output, /* at most 1G */
 		.hello_ms = WIRE_HELLO_MS,
 		.drain_ms = WIRE_DRAIN_MS,
+		.gid = UINT32_MAX,
+		.admin_uid = UINT32_MAX,
 	};
 
 	return server_new(&daemon->loop, &server, &handlers, &daemon->server, err);

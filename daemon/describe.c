@@ -27,7 +27,7 @@ const char *describe_device_name(uint32_t device, char buffer[16])
 	if (device == 0) {
 		(void)snprintf(buffer, 16, "cpu");
 	} else {
-		(void)snprintf(buffer, 16, "device:%u", device);
+		(void)snprintf(buffer, 16, "dev:%u", device % CORE_MAX_DEVICES);
 	}
 	return buffer;
 }

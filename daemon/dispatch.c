@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <utlist.h>
 
 #include "base/os/clock.h"
 #include "base/os/log.h"
@@ -17,6 +18,7 @@
 #include "daemon/describe.h"
 #include "daemon/ipc/conn.h"
 #include "daemon/ipc/peer.h"
+#include "daemon/ipc/server.h"
 
 void call_answer(const struct call *call, const void *response)
 {
@@ -245,7 +247,7 @@ static void dispatch_ping(const struct call *call)
 /* One line a method: what the generated number means here. */
 static void dispatch_method(const struct call *call, const void *request)
 {
-	switch ((enum wire_method)call->message->number) {
+	switch ((int)call->message->number) {
 	case WIRE_METHOD_HELLO:
 		dispatch_hello(call, request);
 		break;

@@ -111,7 +111,7 @@ static uint64_t take_file(const struct call *call, struct core_file_key *ret_key
 	id = store_add_file(call->daemon->store, file);
 	if (id == 0) {
 		file_unref(file);
-		call_refuse(call, WIRE_TOO_MANY, NULL, "%u source files are open already",
+		call_refuse(call, WIRE_TOO_MANY, NULL, "%d source files are open already",
 			    STORE_MAX_FILES);
 		return 0;
 	}
@@ -338,7 +338,8 @@ static bool fits_patterns(const struct model_info *model, struct wire_list patte
 	return patterns.count == 0;
 }
 
-static int select_matching(const struct call *call, const struct wire_select *select,
+__attribute__((noinline)) static int /* keeps the folder's buffer off its caller's stack */
+select_matching(const struct call *call, const struct wire_select *select,
 			   struct selection *selection, struct failure *failure)
 {
 	const struct daemon *daemon = call->daemon;

@@ -17,6 +17,7 @@
 
 #define NS_PER_MS	 1000000U
 #define MAX_SHOW_CLIENTS 256
+#define MAX_SHOW_WISHES	 16
 
 static void refuse_no_memory(const struct call *call)
 {
@@ -110,7 +111,7 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 	struct failure failure;
 	struct model_description model;
 	struct core_model_view view;
-	struct wire_wish wishes[64];
+	struct wire_wish wishes[MAX_SHOW_WISHES];
 	char checksum[17];
 	uint64_t id = 0;
 	const struct model_info *info;
@@ -152,7 +153,7 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 	response.clients.items = holders;
 	response.clients.count = describe_holders(call->daemon, id, holders, MAX_SHOW_CLIENTS);
 	response.wishes.items = wishes;
-	response.wishes.count = describe_wishes(call, id, wishes, 64);
+	response.wishes.count = describe_wishes(call, id, wishes, MAX_SHOW_WISHES);
 	if (request->has_table && request->table && info->current.table_fd >= 0) {
 		table_fd = sys_fcntl_dup(info->current.table_fd);
 	}
@@ -267,23 +268,37 @@ static void count_models(const struct core *core, struct wire_status_response *r
 	}
 }
 
-void dispatch_status(const struct call *call)
-{
-	const struct daemon *daemon = call->daemon;
-	struct device_description texts[CORE_MAX_DEVICES];
+/* What a status answer borrows: too large for the stack. */
+struct status_texts {
+	struct device_description device_texts[CORE_MAX_DEVICES];
 	struct wire_device devices[CORE_MAX_DEVICES];
 	struct record_description record_texts[4];
 	struct wire_record records[4];
+};
+
+void dispatch_status(const struct call *call)
+{
+	const struct daemon *daemon = call->daemon;
+	AUTO_FREE struct status_texts *texts = sys_calloc(1, sizeof *texts);
 	struct core_counters counters;
-	struct wire_status_response response = {
+	struct wire_status_response response;
+
+	if (texts == NULL) {
+		refuse_no_memory(call);
+		return;
+	}
+	response = (struct wire_status_response){
 		.version = wire_str(DISTORCH_VERSION),
 		.epoch = daemon->epoch,
 		.uptime_ms = (clock_mono_ns() - daemon->started_ns) / NS_PER_MS,
-		.devices = {.items = devices, .count = describe_devices(daemon, texts, devices)},
+		.devices = {.items = texts->devices,
+			    .count = describe_devices(daemon, texts->device_texts,
+						      texts->devices)},
 		.bytes_read = daemon->bytes_read,
 		.open_fds = count_own_fds(),
 		.rss_bytes = memory_own_bytes(),
-		.last = {.items = records, .count = describe_last(call, record_texts, records, 4)},
+		.last = {.items = texts->records,
+			 .count = describe_last(call, texts->record_texts, texts->records, 4)},
 	};
 
 	core_counters_get(daemon->core, &counters);
@@ -298,12 +313,17 @@ void dispatch_status(const struct call *call)
 
 void dispatch_config(const struct call *call)
 {
-	struct wire_setting settings[WIRE_CONFIG_RESPONSE_SETTINGS_MAX];
+	AUTO_FREE struct wire_setting *settings =
+		sys_calloc(WIRE_CONFIG_RESPONSE_SETTINGS_MAX, sizeof *settings);
 	struct config_item item;
 	uint32_t cursor = 0;
 	uint32_t n_settings = 0;
 	struct wire_config_response response = {0};
 
+	if (settings == NULL) {
+		refuse_no_memory(call);
+		return;
+	}
 	while (n_settings < WIRE_CONFIG_RESPONSE_SETTINGS_MAX &&
 	       config_next(call->daemon->config, &cursor, &item)) {
 		settings[n_settings++] = (struct wire_setting){.key = wire_str(item.key),
@@ -391,6 +411,16 @@ static bool read_id(struct wire_str text, uint8_t ret[16])
 	return true;
 }
 
+static const struct wire_event_type *find_event(struct wire_str name)
+{
+	for (unsigned i = 0; i < WIRE_N_EVENTS; i++) {
+		if (wire_str_is(name, wire_events[i].name)) {
+			return &wire_events[i];
+		}
+	}
+	return NULL;
+}
+
 static bool read_event_mask(const struct wire_subscribe_request *request, uint64_t *ret_mask)
 {
 	struct wire_list names = request->events;
@@ -402,7 +432,7 @@ static bool read_event_mask(const struct wire_subscribe_request *request, uint64
 		return true;
 	}
 	while (wire_list_next(&names, NULL, &name)) {
-		const struct wire_event_type *type = wire_event_find(name);
+		const struct wire_event_type *type = find_event(name);
 
 		if (type == NULL) {
 			return false;

@@ -16,7 +16,7 @@ struct daemon;
 struct err;
 
 #define FAILURE_MAX_HOLDERS    16
-#define FAILURE_MAX_CANDIDATES 8
+#define FAILURE_MAX_CANDIDATES 4
 
 struct failure {
 	struct wire_error wire;
@@ -27,7 +27,7 @@ struct failure {
 	struct wire_holder holders[FAILURE_MAX_HOLDERS];
 	uint64_t uids[FAILURE_MAX_HOLDERS];
 	struct wire_str candidates[FAILURE_MAX_CANDIDATES];
-	char candidate_texts[FAILURE_MAX_CANDIDATES][320];
+	char candidate_texts[FAILURE_MAX_CANDIDATES][256];
 };
 
 /* A code with a message of its own; no hint yet. */

@@ -44,7 +44,7 @@ static void fill_record(struct daemon *daemon, const struct core_action *action,
 		(void)snprintf(record->for_whom, sizeof record->for_whom, "%s", beneficiary->name);
 	}
 	if (job != NULL && action->code != 0 && job->failure.code == action->code) {
-		(void)snprintf(record->text, sizeof record->text, "%s", job->failure.text);
+		(void)snprintf(record->text, sizeof record->text, "%.159s", job->failure.text);
 	}
 }
 

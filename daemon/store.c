@@ -230,8 +230,7 @@ void store_forget_model(struct store *store, uint64_t id)
 
 struct model_info *store_next_model(const struct store *store, const struct model_info *previous)
 {
-	const struct list *link =
-		previous == NULL ? store->models_by_age.next : previous->by_age.next;
+	struct list *link = previous == NULL ? store->models_by_age.next : previous->by_age.next;
 
 	return link == &store->models_by_age ? NULL
 					     : container_of(link, struct model_info, by_age);

@@ -2,13 +2,13 @@
 /* Packets with descriptors. See fdpass.h. */
 #include "base/os/fdpass.h"
 
+#include "base/os/sys.h"
+
 #include <errno.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#include "base/os/sys.h"
 
 #ifndef SCM_PIDFD
 #	define SCM_PIDFD 0x04
@@ -16,8 +16,8 @@
 
 /* The kernel passes at most 253 descriptors a message; beside them credentials and a pidfd. */
 #define KERNEL_MAX_FDS 253
-#define CONTROL_BYTES                                                                              \
-	(CMSG_SPACE(KERNEL_MAX_FDS * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred)) +             \
+#define CONTROL_BYTES                                                                  \
+	(CMSG_SPACE(KERNEL_MAX_FDS * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred)) + \
 	 CMSG_SPACE(sizeof(int)))
 
 void fdpass_close_all(int *fds, uint32_t n_fds)
@@ -99,7 +99,7 @@ enum fdpass_status fdpass_receive(int socket, void *bytes, size_t capacity,
 	} while (size < 0 && errno == EINTR);
 	if (size < 0) {
 		ret->error = errno;
-		return errno == EAGAIN ? FDPASS_AGAIN
+		return errno == EAGAIN       ? FDPASS_AGAIN
 		       : errno == ECONNRESET ? FDPASS_END
 					     : FDPASS_FAILED;
 	}

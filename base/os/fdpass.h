@@ -15,11 +15,11 @@
 
 enum fdpass_status {
 	FDPASS_OK,
-	FDPASS_AGAIN,	  /* nothing there, or no room: poll and try again */
-	FDPASS_END,	  /* the peer has closed, or sent an empty packet */
+	FDPASS_AGAIN,     /* nothing there, or no room: poll and try again */
+	FDPASS_END,       /* the peer has closed, or sent an empty packet */
 	FDPASS_TOO_LARGE, /* larger than the buffer: cut, and so of no use */
-	FDPASS_BAD_FDS,	  /* more than 32, or cut by our own descriptor limit; all closed */
-	FDPASS_FAILED,	  /* 'ret_errno' says why */
+	FDPASS_BAD_FDS,   /* more than 32, or cut by our own descriptor limit; all closed */
+	FDPASS_FAILED,    /* 'ret_errno' says why */
 };
 
 struct fdpass_packet {

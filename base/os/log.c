@@ -135,7 +135,8 @@ static bool write_journal(enum log_level level, const struct log_field *fields, 
 	char texts[MAX_FIELDS][FIELD_BYTES];
 	char priority[24];
 	char message_id[64];
-	struct iovec vectors[3 + 2 * MAX_FIELDS] = {{.iov_base = message}, {.iov_base = identifier}};
+	struct iovec vectors[3 + 2 * MAX_FIELDS] = {{.iov_base = message},
+						    {.iov_base = identifier}};
 	size_t n = 2;
 
 	(void)snprintf(priority, sizeof priority, "PRIORITY=%d", (int)level);

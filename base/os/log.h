@@ -41,11 +41,11 @@ void log_open(enum log_level level, enum log_format format);
 void log_event(enum log_level level, const struct log_field *fields, size_t n_fields,
 	       const char *format, ...) __attribute__((format(printf, 4, 5)));
 
-#define log_error(...)	 log_event(LOG_LEVEL_ERROR, NULL, 0, __VA_ARGS__)
+#define log_error(...)   log_event(LOG_LEVEL_ERROR, NULL, 0, __VA_ARGS__)
 #define log_warning(...) log_event(LOG_LEVEL_WARNING, NULL, 0, __VA_ARGS__)
-#define log_notice(...)	 log_event(LOG_LEVEL_NOTICE, NULL, 0, __VA_ARGS__)
-#define log_info(...)	 log_event(LOG_LEVEL_INFO, NULL, 0, __VA_ARGS__)
-#define log_debug(...)	 log_event(LOG_LEVEL_DEBUG, NULL, 0, __VA_ARGS__)
+#define log_notice(...)  log_event(LOG_LEVEL_NOTICE, NULL, 0, __VA_ARGS__)
+#define log_info(...)    log_event(LOG_LEVEL_INFO, NULL, 0, __VA_ARGS__)
+#define log_debug(...)   log_event(LOG_LEVEL_DEBUG, NULL, 0, __VA_ARGS__)
 
 /*
  * May a line about what 'uid' does be written? The first at once, then one a minute each

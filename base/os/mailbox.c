@@ -2,6 +2,10 @@
 /* A locked queue and an eventfd. See mailbox.h. */
 #include "base/os/mailbox.h"
 
+#include "base/err.h"
+#include "base/os/sys.h"
+#include "base/require.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -10,9 +14,6 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "base/err.h"
-#include "base/os/sys.h"
-#include "base/require.h"
 #include "proto/gen/wire_code.h"
 
 struct mailbox {

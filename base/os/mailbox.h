@@ -15,7 +15,7 @@ struct mail {
 	struct mail *next; /* owner: mailbox */
 };
 
-struct mailbox *mailbox_new(struct err *err); /* NULL with 'err' filled */
+struct mailbox *mailbox_new(struct err *err);      /* NULL with 'err' filled */
 struct mailbox *mailbox_free(struct mailbox *box); /* must be empty */
 
 /* Any thread. Cannot fail. */

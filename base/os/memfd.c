@@ -2,6 +2,11 @@
 /* Making, mapping and sealing memfds. See memfd.h. */
 #include "base/os/memfd.h"
 
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/err.h"
+#include "base/os/sys.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
@@ -11,10 +16,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/checked.h"
-#include "base/cleanup.h"
-#include "base/err.h"
-#include "base/os/sys.h"
 #include "proto/gen/wire_code.h"
 
 #ifndef MFD_NOEXEC_SEAL
@@ -60,8 +61,9 @@ int memfd_map(int fd, uint64_t size, int protection, int flags, void **ret_addre
 	}
 	reserved = sys_mmap(NULL, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (reserved == MAP_FAILED) {
-		return err_set_sys(err, WIRE_NO_MEMORY, errno, "no address space for %llu bytes: %s",
-				   (unsigned long long)size, strerror(errno));
+		return err_set_sys(err, WIRE_NO_MEMORY, errno,
+				   "no address space for %llu bytes: %s", (unsigned long long)size,
+				   strerror(errno));
 	}
 	before = (MEMFD_HUGE_BYTES - ((uintptr_t)reserved & (MEMFD_HUGE_BYTES - 1))) &
 		 (MEMFD_HUGE_BYTES - 1);
@@ -93,7 +95,7 @@ void memfd_unmap(void *address, uint64_t size)
 
 int memfd_seal(int fd, struct err *err)
 {
-	if (fchmod(fd, 0444) < 0) {
+	if (sys_fchmod(fd, 0444) < 0) {
 		return err_set_sys(err, WIRE_INTERNAL, errno, "fchmod of a memfd: %s",
 				   strerror(errno));
 	}
@@ -146,7 +148,7 @@ int memfd_reopen(int fd, int *ret_fd, struct err *err)
 static int write_all(int fd, const char *bytes, size_t size)
 {
 	while (size > 0) {
-		ssize_t n_written = write(fd, bytes, size);
+		ssize_t n_written = sys_write(fd, bytes, size);
 
 		if (n_written < 0 && errno == EINTR) {
 			continue;
@@ -172,9 +174,9 @@ int memfd_from_bytes(const char *name, const void *bytes, size_t size, int *ret_
 		return err_set_sys(err, WIRE_NO_MEMORY, errno, "writing a memfd of %zu bytes: %s",
 				   size, strerror(errno));
 	}
-	if (fchmod(fd, 0444) < 0 ||
-	    sys_fcntl(fd, F_ADD_SEALS,
-		      F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) < 0) {
+	if (sys_fchmod(fd, 0444) < 0 ||
+	    sys_fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) <
+		    0) {
 		return err_set_sys(err, WIRE_INTERNAL, errno, "sealing a memfd: %s",
 				   strerror(errno));
 	}

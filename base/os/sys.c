@@ -5,14 +5,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
-#include <unistd.h>
-
-#include <stdio.h>
 #include <time.h>
+#include <unistd.h>
 
 #ifdef DISTORCH_TESTING
 static pthread_mutex_t faults_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -25,7 +24,7 @@ static struct {
 static bool has_faults; /* read without the lock: a call that races with setting may pass */
 
 static const char *const call_names[SYS_N_CALLS] = {
-#	define SYS_CALL_NAME(name) #name,
+#	define SYS_CALL_NAME(name) #        name,
 	SYS_CALLS(SYS_CALL_NAME)
 #	undef SYS_CALL_NAME
 };
@@ -66,6 +65,22 @@ static bool fails(enum sys_call call)
 		return false;
 	}
 	errno = fault.error;
+	return true;
+}
+
+/* False when the call has to fail; a shorter '*size' is what a short fault asks for. */
+static bool shortens(enum sys_call call, size_t *size)
+{
+	struct sys_fault fault = {0};
+
+	if (!strike(call, &fault)) {
+		return true;
+	}
+	if (fault.error != 0) {
+		errno = fault.error;
+		return false;
+	}
+	*size = fault.short_size != 0 && fault.short_size < *size ? fault.short_size : *size;
 	return true;
 }
 
@@ -193,7 +208,8 @@ bool sys_fault_parse(const char *text)
 	return is_good;
 }
 #else
-#	define fails(call) (false)
+#	define fails(call)          (false)
+#	define shortens(call, size) (true)
 #endif
 
 ssize_t sys_recvmsg(int fd, struct msghdr *message, int flags)
@@ -238,18 +254,17 @@ int sys_madvise(void *address, size_t size, int advice)
 
 ssize_t sys_pread(int fd, void *bytes, size_t size, uint64_t offset)
 {
-#ifdef DISTORCH_TESTING
-	struct sys_fault fault = {0};
+	return shortens(SYS_CALL_pread, &size) ? pread(fd, bytes, size, (off_t)offset) : -1;
+}
 
-	if (strike(SYS_CALL_pread, &fault)) {
-		if (fault.error != 0) {
-			errno = fault.error;
-			return -1;
-		}
-		size = fault.short_size != 0 && fault.short_size < size ? fault.short_size : size;
-	}
-#endif
-	return pread(fd, bytes, size, (off_t)offset);
+ssize_t sys_write(int fd, const void *bytes, size_t size)
+{
+	return shortens(SYS_CALL_write, &size) ? write(fd, bytes, size) : -1;
+}
+
+int sys_fchmod(int fd, mode_t mode)
+{
+	return fails(SYS_CALL_fchmod) ? -1 : fchmod(fd, mode);
 }
 
 int sys_fcntl(int fd, int command, long argument)
@@ -269,9 +284,8 @@ int sys_fstat(int fd, struct stat *ret)
 
 int sys_statx(int fd, int flags, struct statx *ret)
 {
-	return fails(SYS_CALL_statx)
-		       ? -1
-		       : statx(fd, "", flags | AT_EMPTY_PATH, STATX_BASIC_STATS, ret);
+	return fails(SYS_CALL_statx) ? -1
+				     : statx(fd, "", flags | AT_EMPTY_PATH, STATX_BASIC_STATS, ret);
 }
 
 int sys_open(const char *path, int flags)

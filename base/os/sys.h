@@ -14,9 +14,12 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 
-#define SYS_CALLS(X)                                                                               \
-	X(recvmsg) X(sendmsg) X(accept) X(memfd_create) X(ftruncate) X(mmap) X(madvise) X(pread)   \
-	X(fcntl) X(fstat) X(statx) X(open) X(malloc) X(pthread_create) X(getrandom) X(rename) X(fsync)
+/* clang-format off */
+#define SYS_CALLS(X) \
+	X(recvmsg) X(sendmsg) X(accept) X(memfd_create) X(ftruncate) X(mmap) X(madvise) \
+	X(pread) X(write) X(fcntl) X(fchmod) X(fstat) X(statx) X(open) X(malloc) \
+	X(pthread_create) X(getrandom) X(rename) X(fsync)
+/* clang-format on */
 
 enum sys_call {
 #define SYS_CALL_ENUM(name) SYS_CALL_##name,
@@ -33,11 +36,13 @@ int sys_ftruncate(int fd, uint64_t size);
 void *sys_mmap(void *address, size_t size, int protection, int flags, int fd, uint64_t offset);
 int sys_madvise(void *address, size_t size, int advice);
 ssize_t sys_pread(int fd, void *bytes, size_t size, uint64_t offset);
+ssize_t sys_write(int fd, const void *bytes, size_t size);
+int sys_fchmod(int fd, mode_t mode);
 int sys_fcntl(int fd, int command, long argument);
 int sys_fcntl_dup(int fd); /* F_DUPFD_CLOEXEC above the standard streams */
 int sys_fstat(int fd, struct stat *ret);
 int sys_statx(int fd, int flags, struct statx *ret); /* of the descriptor, basic stats */
-int sys_open(const char *path, int flags); /* O_CLOEXEC is added */
+int sys_open(const char *path, int flags);           /* O_CLOEXEC is added */
 void *sys_malloc(size_t size);
 void *sys_calloc(size_t count, size_t size);
 void *sys_realloc(void *memory, size_t size);
@@ -50,7 +55,7 @@ int sys_fsync(int fd);
 #ifdef DISTORCH_TESTING
 /*
  * Let the nth call from now on (1: the next) fail with 'error'; with 'is_forever' all later
- * ones too. error 0 with short_size > 0: pread gives at most so many bytes instead.
+ * ones too. error 0 with short_size > 0: pread and write take at most so many bytes instead.
  * delay_ms: the call is slow instead. Returns false for an unknown name.
  */
 struct sys_fault {

@@ -1,1 +1,76 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Bytes per device: what is charged, and what may still be taken. */
+#include "base/require.h"
+#include "daemon/core/state.h"
+
+uint64_t account_charged(const struct account *account)
+{
+	uint64_t charged = 0;
+
+	for (int state = SEGMENT_RESERVED; state <= SEGMENT_HELD; state++) {
+		charged += account->bucket[state];
+	}
+	return charged;
+}
+
+/* The budget's word, and what the outside really has beside what is being filled already. */
+uint64_t account_room(const struct account *account)
+{
+	uint64_t charged = account_charged(account);
+	uint64_t filling = account->bucket[SEGMENT_RESERVED] + account->bucket[SEGMENT_FILLING];
+	uint64_t by_budget = account->budget > charged ? account->budget - charged : 0;
+	uint64_t by_machine = account->available > filling ? account->available - filling : 0;
+
+	if (account->is_lost) {
+		return 0;
+	}
+	return account->available == NEVER || by_budget < by_machine ? by_budget : by_machine;
+}
+
+/* What comes back without anybody's help: copies being dropped that nobody maps. */
+uint64_t account_dropping(const struct core *core, uint32_t device)
+{
+	const struct segment *segment;
+	uint64_t bytes = 0;
+	uint32_t cursor = 0;
+
+	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
+		if (segment->device == device && segment->state == SEGMENT_DROPPING &&
+		    segment_n_mappers(segment) == 0) {
+			bytes += segment->bytes;
+		}
+	}
+	return bytes;
+}
+
+void account_set_available(struct core *core, const uint64_t *available)
+{
+	for (uint32_t i = 0; available != NULL && i < core->config.n_devices; i++) {
+		core->accounts[i].available = available[i];
+	}
+}
+
+void account_on_budget(struct core *core, const struct core_event *event)
+{
+	struct account *account;
+	uint64_t charged;
+
+	if (event->budget.device >= core->config.n_devices) {
+		return;
+	}
+	account = &core->accounts[event->budget.device];
+	account->budget = event->budget.bytes;
+	charged = account_charged(account);
+	if (charged > account->budget) {
+		uint64_t over = charged - account->budget;
+		uint64_t dropping = account_dropping(core, event->budget.device);
+		uint64_t evictable = evict_evictable(core, event->budget.device, NULL);
+
+		over = over > dropping ? over - dropping : 0;
+		/* What is in use stays; the rest goes as far as it reaches. */
+		over = over > evictable ? evictable : over;
+		if (over > 0) {
+			(void)evict_make_room(core, event->budget.device, over, NULL);
+		}
+	}
+}

@@ -1,1 +1,128 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Admission, all or nothing over several devices, in the order of arrival. A younger job may
+ * pass an older one only where it leaves what the older one needs, so nobody starves and two
+ * jobs never wait for each other.
+ */
+#include "base/checked.h"
+#include "base/require.h"
+#include "daemon/core/state.h"
+
+static uint64_t need_on(const struct job *job, uint32_t device)
+{
+	uint64_t need = 0;
+
+	for (uint32_t i = 0; i < job->n_needs; i++) {
+		if (job->needs[i].device == device &&
+		    !checked_add(need, job->needs[i].bytes, &need)) {
+			return NEVER; /* more than there can be */
+		}
+	}
+	return need;
+}
+
+static uint64_t add_up(uint64_t a, uint64_t b)
+{
+	uint64_t sum;
+
+	return checked_add(a, b, &sum) ? sum : NEVER;
+}
+
+static uint64_t left(uint64_t of, uint64_t taken)
+{
+	return of > taken ? of - taken : 0;
+}
+
+static void set_shortage(const struct core *core, struct job *job, uint32_t device,
+			 uint64_t evictable)
+{
+	const struct account *account = &core->accounts[device];
+	uint64_t by_budget = left(account->budget, account_charged(account));
+
+	job->has_shortage = true;
+	job->short_device = device;
+	job->shortage = (struct core_shortage){
+		.need = need_on(job, device),
+		.budget = account->budget,
+		.free = account_room(account),
+		.evictable = evictable,
+		.held = account->bucket[SEGMENT_HELD],
+		.foreign = left(by_budget, account_room(account)),
+	};
+}
+
+/* Could the job ever be admitted by evicting what may go? Else the numbers are kept for it. */
+static bool is_possible(const struct core *core, struct job *job)
+{
+	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		uint64_t need = need_on(job, device);
+		uint64_t evictable;
+		uint64_t reachable;
+
+		if (need == 0) {
+			continue;
+		}
+		evictable = evict_evictable(core, device, job->model);
+		reachable = add_up(account_room(&core->accounts[device]),
+				   add_up(evictable, account_dropping(core, device)));
+		if (core->accounts[device].is_lost || need > reachable) {
+			set_shortage(core, job, device, evictable);
+			return false;
+		}
+	}
+	return true;
+}
+
+static bool has_room(const struct core *core, const struct job *job, const uint64_t *older)
+{
+	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		uint64_t need = need_on(job, device);
+
+		if (need > 0 &&
+		    add_up(need, older[device]) > account_room(&core->accounts[device])) {
+			return false;
+		}
+	}
+	return true;
+}
+
+/* Have as much dropped as the job lacks beside what is being dropped already. */
+static void make_room(struct core *core, const struct job *job, const uint64_t *older)
+{
+	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		uint64_t need = need_on(job, device);
+		uint64_t coming = add_up(account_room(&core->accounts[device]),
+					 account_dropping(core, device));
+		uint64_t lacking = need == 0 ? 0 : left(add_up(need, older[device]), coming);
+
+		if (lacking > 0) {
+			/* None or not all: the older jobs go first, then it is tried again. */
+			(void)evict_make_room(core, device, lacking, job);
+		}
+	}
+}
+
+void admit_run(struct core *core)
+{
+	uint64_t older[CORE_MAX_DEVICES] = {0};
+
+	LIST_FOR_EACH_SAFE (link, &core->jobs) {
+		struct job *job = OF(link, struct job, by_age);
+
+		if (job->state != JOB_ROOM || job->model == NULL) {
+			continue;
+		}
+		if (!is_possible(core, job)) {
+			job_fail(core, job, WIRE_NO_MEMORY);
+			continue;
+		}
+		if (has_room(core, job, older)) {
+			job_fill(core, job);
+			continue;
+		}
+		make_room(core, job, older);
+		for (uint32_t device = 0; device < core->config.n_devices; device++) {
+			older[device] = add_up(older[device], need_on(job, device));
+		}
+	}
+}

@@ -1,1 +1,129 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* The invariants that can be seen from inside; see docs/memory-model.md. */
+#include "daemon/core/state.h"
+
+/* I4: each copy's bytes are in exactly the bucket of its state. */
+static const char *check_buckets(const struct core *core)
+{
+	uint64_t sums[CORE_MAX_DEVICES][SEGMENT_N_STATES] = {{0}};
+	const struct segment *segment;
+	uint32_t cursor = 0;
+
+	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
+		sums[segment->device][segment->state] += segment->bytes;
+	}
+	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		for (int state = 0; state < SEGMENT_N_STATES; state++) {
+			if (sums[device][state] != core->accounts[device].bucket[state]) {
+				return "I4 bytes are in the bucket of their state";
+			}
+		}
+	}
+	return NULL;
+}
+
+static const char *check_segment(const struct core *core, const struct segment *segment)
+{
+	bool is_filling = segment->state == SEGMENT_RESERVED || segment->state == SEGMENT_FILLING;
+	const struct job *job = job_of(core, segment->job);
+
+	if (is_filling && (job == NULL || job->n_outstanding == 0)) {
+		return "I7 a copy is filled by a job";
+	}
+	if (segment->state == SEGMENT_HELD && segment_n_mappers(segment) == 0) {
+		return "I4 held bytes have a holder";
+	}
+	if (segment->generation > segment->model->last_generation) {
+		return "I6 generations only grow";
+	}
+	LIST_FOR_EACH (link, &segment->model->segments) {
+		const struct segment *other = OF(link, struct segment, by_model);
+
+		if (other != segment && other->generation == segment->generation &&
+		    other->index == segment->index && other->device == segment->device) {
+			return "I13 one copy a device, counted once";
+		}
+	}
+	return NULL;
+}
+
+static const char *check_model(const struct model *model)
+{
+	uint32_t n_live = 0;
+
+	if (model->generation > model->last_generation) {
+		return "I6 generations only grow";
+	}
+	LIST_FOR_EACH (link, &model->leases) {
+		const struct lease *lease = OF(link, struct lease, by_model);
+
+		n_live += lease->is_ghost ? 0 : 1;
+		if (lease->generation == 0 || lease->generation > model->last_generation) {
+			return "I5 a lease names a generation that was published";
+		}
+		if (lease->is_ghost && (!lease->is_mapped || lease->client->is_connected)) {
+			return "I14 a ghost maps something and is not connected";
+		}
+	}
+	if (n_live != model->n_leases) {
+		return "I5 leases are counted";
+	}
+	if (model->file == 0 && model->job == NULL && !list_is_empty(&model->segments)) {
+		return "I9 bytes have an open source";
+	}
+	return NULL;
+}
+
+static const char *check_client(const struct client *client)
+{
+	if (!client->is_connected && !list_is_empty(&client->waiters)) {
+		return "I8 who is gone waits for nothing";
+	}
+	if (!client->is_connected && list_is_empty(&client->leases)) {
+		return "I14 who is gone and holds nothing is forgotten";
+	}
+	if (client->is_process_gone && !client->is_connected) {
+		return "I14 a process that is gone holds nothing";
+	}
+	return NULL;
+}
+
+static const char *check_jobs(const struct core *core)
+{
+	LIST_FOR_EACH (link, &core->jobs) {
+		const struct job *job = OF(link, struct job, by_age);
+
+		if (job->model != NULL && job->model->job != job) {
+			return "I13 a model has one job";
+		}
+		if (job->model == NULL && job->n_outstanding == 0) {
+			return "I8 a job that is owed nothing has ended";
+		}
+		if (job->model != NULL && list_is_empty(&job->waiters) && !job->no_wait) {
+			return "I8 a job has somebody who waits";
+		}
+	}
+	return NULL;
+}
+
+const char *core_check(const struct core *core)
+{
+	const char *broken = check_buckets(core);
+	const struct segment *segment;
+	const struct model *model;
+	const struct client *client;
+	uint32_t cursor = 0;
+
+	while (broken == NULL && (segment = idtab_next(&core->segments, &cursor)) != NULL) {
+		broken = check_segment(core, segment);
+	}
+	cursor = 0;
+	while (broken == NULL && (model = idtab_next(&core->models, &cursor)) != NULL) {
+		broken = check_model(model);
+	}
+	cursor = 0;
+	while (broken == NULL && (client = idtab_next(&core->clients, &cursor)) != NULL) {
+		broken = check_client(client);
+	}
+	return broken != NULL ? broken : check_jobs(core);
+}

@@ -1,1 +1,288 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Memory, the step, and the queue of actions. See core.h. */
+#include "daemon/core/core.h"
+
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/require.h"
+#include "daemon/core/state.h"
+
+#define ALIGNMENT 16U
+
+_Static_assert(sizeof(struct core_event) <= 128, "an event stays small");
+_Static_assert(sizeof(struct core_action) <= 128, "an action stays small");
+
+/*
+ * The most actions one event can cause. Every waiter may be answered and told of progress,
+ * every segment dropped with two notes, every lease reported lost or in an unload, every
+ * model noted, forgotten and its file closed.
+ */
+static bool count_actions(const struct core_config *config, uint64_t *ret)
+{
+	uint64_t n = 64;
+
+	return checked_add(n, 2ULL * config->max_waiters, &n) &&
+	       checked_add(n, 4ULL * config->max_segments, &n) &&
+	       checked_add(n, 2ULL * config->max_leases, &n) &&
+	       checked_add(n, 8ULL * config->max_models, &n) &&
+	       checked_add(n, 2ULL * config->max_wishes, &n) && checked_add(n, 0, ret);
+}
+
+static uint32_t hash_size(const struct core_config *config)
+{
+	uint32_t n = 64;
+
+	while (n < config->max_models) {
+		n *= 2;
+	}
+	return n;
+}
+
+static bool add_part(uint64_t *total, uint64_t count, uint64_t size)
+{
+	uint64_t bytes;
+
+	return checked_mul(count, size, &bytes) && checked_round_up(bytes, ALIGNMENT, &bytes) &&
+	       checked_add(*total, bytes, total);
+}
+
+size_t core_size(const struct core_config *config)
+{
+	uint64_t total = 0;
+	uint64_t n_actions = 0;
+	const uint32_t limit = 1U << 24;
+
+	if (config->n_devices == 0 || config->n_devices > CORE_MAX_DEVICES ||
+	    config->max_clients == 0 || config->max_models == 0 || config->max_segments == 0 ||
+	    config->max_clients > limit || config->max_models > limit ||
+	    config->max_segments > limit || config->max_leases > limit ||
+	    config->max_waiters > limit || config->max_wishes > limit ||
+	    !count_actions(config, &n_actions) || !add_part(&total, 1, sizeof(struct core)) ||
+	    !add_part(&total, config->max_models, sizeof(struct model)) ||
+	    !add_part(&total, config->max_models, sizeof(struct job)) ||
+	    !add_part(&total, config->max_segments, sizeof(struct segment)) ||
+	    !add_part(&total, config->max_leases, sizeof(struct lease)) ||
+	    !add_part(&total, config->max_wishes, sizeof(struct wish)) ||
+	    !add_part(&total, config->max_clients, sizeof(struct client)) ||
+	    !add_part(&total, config->max_waiters, sizeof(struct waiter)) ||
+	    !add_part(&total, hash_size(config), sizeof(uint32_t)) ||
+	    !add_part(&total, n_actions, sizeof(struct core_action))) {
+		return 0;
+	}
+	return (size_t)total;
+}
+
+static void *take_part(char **memory, uint64_t count, uint64_t size)
+{
+	char *part = *memory;
+	uint64_t bytes = 0;
+
+	REQUIRE(checked_mul(count, size, &bytes) && checked_round_up(bytes, ALIGNMENT, &bytes));
+	*memory += bytes;
+	return part;
+}
+
+static void init_table(struct idtab *tab, char **memory, uint32_t capacity, size_t slot_size)
+{
+	idtab_init(tab, take_part(memory, capacity, slot_size), slot_size, capacity);
+}
+
+struct core *core_init(void *memory, const struct core_config *config)
+{
+	char *at = memory;
+	struct core *core = take_part(&at, 1, sizeof *core);
+	uint64_t n_actions = 0;
+
+	core->config = *config;
+	init_table(&core->models, &at, config->max_models, sizeof(struct model));
+	init_table(&core->job_table, &at, config->max_models, sizeof(struct job));
+	init_table(&core->segments, &at, config->max_segments, sizeof(struct segment));
+	init_table(&core->leases, &at, config->max_leases, sizeof(struct lease));
+	init_table(&core->wishes, &at, config->max_wishes, sizeof(struct wish));
+	init_table(&core->clients, &at, config->max_clients, sizeof(struct client));
+	init_table(&core->waiters, &at, config->max_waiters, sizeof(struct waiter));
+	core->n_hash = hash_size(config);
+	core->hash = take_part(&at, core->n_hash, sizeof *core->hash);
+	REQUIRE(count_actions(config, &n_actions) && n_actions <= UINT32_MAX);
+	core->max_actions = (uint32_t)n_actions;
+	core->actions = take_part(&at, n_actions, sizeof *core->actions);
+	list_init(&core->jobs);
+	list_init(&core->verifiers);
+	for (uint32_t i = 0; i < CORE_MAX_DEVICES; i++) {
+		core->accounts[i].available = NEVER;
+	}
+	return core;
+}
+
+/* ---- actions ---- */
+
+struct core_action *core_act(struct core *core, enum core_action_type type)
+{
+	struct core_action *action;
+
+	REQUIRE(core->n_actions < core->max_actions);
+	action = &core->actions[core->n_actions++];
+	memset(action, 0, sizeof *action);
+	action->type = type;
+	return action;
+}
+
+static uint64_t model_id(const struct core *core, const struct model *model)
+{
+	return model == NULL ? 0 : idtab_id(&core->models, model);
+}
+
+void core_reply(struct core *core, const struct client *client, uint32_t request, int code,
+		const struct model *model)
+{
+	struct core_action *action = core_act(core, ACT_REPLY);
+
+	action->client = idtab_id(&core->clients, client);
+	action->request = request;
+	action->code = code;
+	action->model = model_id(core, model);
+}
+
+void core_note(struct core *core, enum core_note_type note, enum core_why why,
+	       const struct model *model, uint64_t bytes)
+{
+	struct core_action *action = core_act(core, ACT_NOTE);
+
+	action->model = model_id(core, model);
+	action->job = model->job == NULL ? 0 : idtab_id(&core->job_table, model->job);
+	action->note.note = note;
+	action->note.why = why;
+	action->note.bytes = bytes;
+	action->note.uid = model->owner_uid;
+}
+
+void core_close_file(struct core *core, uint64_t file)
+{
+	if (file != 0) {
+		core_act(core, ACT_CLOSE_FILE)->fill.file = file;
+	}
+}
+
+/* ---- the step ---- */
+
+static void begin_shutdown(struct core *core)
+{
+	core->is_shutting_down = true;
+	LIST_FOR_EACH_SAFE (link, &core->jobs) {
+		job_fail(core, OF(link, struct job, by_age), WIRE_SHUTTING_DOWN);
+	}
+	LIST_FOR_EACH_SAFE (link, &core->verifiers) {
+		struct waiter *waiter = OF(link, struct waiter, by_owner);
+
+		core_reply(core, waiter->client, waiter->request, WIRE_SHUTTING_DOWN,
+			   waiter->model);
+		waiter_remove(core, waiter);
+	}
+}
+
+static void handle_client(struct core *core, const struct core_event *event)
+{
+	switch ((int)event->type) {
+	case EV_CLIENT_CLOSED:
+		client_on_closed(core, event);
+		break;
+	case EV_PROCESS_GONE:
+		client_on_process_gone(core, event);
+		break;
+	case EV_LOAD:
+		load_on_load(core, event);
+		break;
+	case EV_ATTACH:
+		lease_on_attach(core, event);
+		break;
+	case EV_MAPPED:
+	case EV_UNMAPPED:
+	case EV_DETACH:
+		lease_on_lease_event(core, event);
+		break;
+	case EV_UNLOAD:
+		unload_on_unload(core, event);
+		break;
+	case EV_SET:
+		wish_on_set(core, event);
+		break;
+	case EV_CANCEL:
+		client_on_cancel(core, event);
+		break;
+	case EV_VERIFY:
+		unload_on_verify(core, event);
+		break;
+	default:
+		REQUIRE(false && "an event without a case");
+	}
+}
+
+static void handle(struct core *core, const struct core_event *event, struct core_update *update)
+{
+	switch ((int)event->type) {
+	case EV_TICK:
+		break; /* what is due is looked at after every event */
+	case EV_CLIENT_OPENED:
+		update->ret_id = client_open(core, event);
+		break;
+	case EV_HEADER_READ:
+		job_on_header(core, event);
+		break;
+	case EV_FILL_PROGRESS:
+		job_on_progress(core, event);
+		break;
+	case EV_FILLED:
+		segment_on_filled(core, event);
+		break;
+	case EV_RECHECKED:
+		job_on_rechecked(core, event);
+		break;
+	case EV_DROPPED:
+		segment_on_dropped(core, event);
+		break;
+	case EV_VERIFIED:
+		segment_on_verified(core, event);
+		break;
+	case EV_BUDGET:
+		account_on_budget(core, event);
+		break;
+	case EV_DEVICE_LOST:
+		segment_on_device_lost(core, event);
+		break;
+	case EV_SHUTDOWN:
+		begin_shutdown(core);
+		break;
+	default:
+		handle_client(core, event);
+		break;
+	}
+}
+
+void core_step(struct core *core, const struct core_event *event, struct core_update *update)
+{
+	uint64_t wish_ns;
+	uint64_t evict_ns;
+
+	*update = (struct core_update){.deadline_ns = NEVER};
+	if (event->type != EV_CONTINUE) {
+		REQUIRE(core->n_given == core->n_actions);
+		core->n_given = core->n_actions = 0;
+		core->now_ns = event->now_ns > core->now_ns ? event->now_ns : core->now_ns;
+		handle(core, event, update);
+		wish_lapse(core);
+		evict_expired(core);
+		admit_run(core);
+		job_run(core);
+	}
+	update->actions = core->actions + core->n_given;
+	update->n_actions = core->n_actions - core->n_given;
+	if (update->n_actions > CORE_MAX_ACTIONS) {
+		update->n_actions = CORE_MAX_ACTIONS;
+	}
+	core->n_given += update->n_actions;
+	update->again = core->n_given < core->n_actions;
+	wish_ns = wish_deadline(core);
+	evict_ns = evict_deadline(core);
+	update->deadline_ns = wish_ns < evict_ns ? wish_ns : evict_ns;
+}

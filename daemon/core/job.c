@@ -1,1 +1,375 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A load from its header to its publication, or a recheck of a file whose ctime changed. A
+ * job that fails or is no longer wanted answers everybody at once, lets go of its model, and
+ * stays only as long as the loader owes results.
+ */
+#include "base/require.h"
+#include "daemon/core/state.h"
+
+struct job *job_of(const struct core *core, uint64_t id)
+{
+	return idtab_find(&core->job_table, id);
+}
+
+static void forget(struct core *core, struct job *job)
+{
+	core_act(core, ACT_FORGET_JOB)->job = idtab_id(&core->job_table, job);
+	list_remove(&job->by_age);
+	idtab_remove(&core->job_table, job);
+}
+
+struct job *job_begin(struct core *core, struct model *model, enum job_kind kind,
+		      const struct core_file_key *key, uint64_t file, uint32_t uid)
+{
+	uint64_t id = 0;
+	struct job *job = idtab_add(&core->job_table, &id);
+
+	if (job == NULL) {
+		return NULL;
+	}
+	REQUIRE(model->job == NULL);
+	job->model = model;
+	job->kind = kind;
+	job->state = JOB_QUEUED;
+	job->key = *key;
+	job->file = file;
+	job->uid = uid;
+	job->begun_ns = core->now_ns;
+	list_init(&job->waiters);
+	list_append(&core->jobs, &job->by_age);
+	model->job = job;
+	model->fail_code = 0;
+	return job;
+}
+
+/* Jobs of this uid that keep a reader busy or hold room. */
+static uint32_t count_running(const struct core *core, uint32_t uid)
+{
+	uint32_t n_running = 0;
+
+	LIST_FOR_EACH (link, &core->jobs) {
+		const struct job *job = OF(link, struct job, by_age);
+
+		n_running += job->uid == uid && job->state != JOB_QUEUED &&
+					     (job->model != NULL || job->n_outstanding > 0)
+				     ? 1
+				     : 0;
+	}
+	return n_running;
+}
+
+static void start(struct core *core, struct job *job)
+{
+	bool is_load = job->kind == JOB_LOAD;
+	struct core_action *action = core_act(core, is_load ? ACT_READ_HEADER : ACT_RECHECK);
+
+	action->job = idtab_id(&core->job_table, job);
+	action->model = idtab_id(&core->models, job->model);
+	action->fill.file = job->file;
+	job->state = is_load ? JOB_HEADER : JOB_CHECKING;
+	job->n_outstanding++;
+	if (is_load && job->n_restarts == 0) {
+		core_note(core, CORE_NOTE_LOAD_BEGUN, CORE_WHY_NONE, job->model, job->key.size);
+	}
+}
+
+void job_run(struct core *core)
+{
+	LIST_FOR_EACH (link, &core->jobs) {
+		struct job *job = OF(link, struct job, by_age);
+
+		if (job->state == JOB_QUEUED && job->model != NULL &&
+		    count_running(core, job->uid) < core->config.loads_per_uid) {
+			start(core, job);
+		}
+	}
+}
+
+static void answer_all(struct core *core, struct job *job, int code)
+{
+	LIST_FOR_EACH_SAFE (link, &job->waiters) {
+		struct waiter *waiter = OF(link, struct waiter, by_owner);
+		struct core_action *action;
+
+		core_reply(core, waiter->client, waiter->request, code, job->model);
+		action = &core->actions[core->n_actions - 1];
+		action->job = idtab_id(&core->job_table, job);
+		if (code == WIRE_NO_MEMORY && job->has_shortage) {
+			action->device = job->short_device;
+			action->shortage = job->shortage;
+		}
+		waiter_remove(core, waiter);
+	}
+}
+
+static void note_end(struct core *core, const struct job *job, int code)
+{
+	enum core_note_type note = CORE_NOTE_LOAD_FAILED;
+	enum core_why why = CORE_WHY_FAILED;
+
+	if (code == WIRE_CANCELLED || code == WIRE_SHUTTING_DOWN) {
+		note = CORE_NOTE_LOAD_CANCELLED;
+		why = CORE_WHY_CANCELLED;
+	} else if (code == WIRE_NO_MEMORY) {
+		note = CORE_NOTE_REFUSED;
+		core->counters.refusals++;
+	}
+	core_note(core, note, why, job->model, job->key.size);
+	core->actions[core->n_actions - 1].code = code;
+}
+
+/* Copies that are still wanted by nobody: those not yet asked of the loader go at once. */
+static void abandon_segments(struct core *core, struct job *job)
+{
+	uint64_t id = idtab_id(&core->job_table, job);
+
+	LIST_FOR_EACH_SAFE (link, &job->model->segments) {
+		struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->generation == job->generation && segment->state == SEGMENT_READY) {
+			segment_drop(core, segment, CORE_WHY_FAILED);
+		} else if (segment->job == id && segment->state == SEGMENT_RESERVED) {
+			segment_remove(core, segment);
+		}
+	}
+}
+
+void job_fail(struct core *core, struct job *job, int code)
+{
+	struct model *model = job->model;
+
+	if (model == NULL) {
+		return; /* ending already */
+	}
+	job->code = code;
+	if (job->kind == JOB_LOAD) {
+		note_end(core, job, code);
+		abandon_segments(core, job);
+		model->fail_code = code == WIRE_CANCELLED ? 0 : code;
+	}
+	answer_all(core, job, code);
+	core_close_file(core, job->file);
+	job->file = 0;
+	job->state = JOB_ENDING;
+	job->model = NULL;
+	model->job = NULL;
+	if (job->n_outstanding > 0) {
+		core_act(core, ACT_CANCEL)->job = idtab_id(&core->job_table, job);
+	} else {
+		forget(core, job);
+	}
+	model_settle(core, model);
+}
+
+void job_drop_if_unwanted(struct core *core, struct job *job)
+{
+	if (job->model != NULL && list_is_empty(&job->waiters) && !job->no_wait) {
+		job_fail(core, job, WIRE_CANCELLED);
+	}
+}
+
+/* Begin again with the same file: its content changed while it was read. */
+static void restart(struct core *core, struct job *job)
+{
+	abandon_segments(core, job);
+	job->n_restarts++;
+	job->generation = 0;
+	job->n_needs = 0;
+	job->progress = 0;
+	start(core, job);
+}
+
+static void fail_or_restart(struct core *core, struct job *job, int code)
+{
+	if (code == WIRE_CHANGED_WHILE_READING && job->n_restarts == 0) {
+		restart(core, job);
+	} else {
+		job_fail(core, job, code);
+	}
+}
+
+/* A result came: false when nobody waits for it any more. */
+static bool take_result(struct core *core, struct job *job)
+{
+	REQUIRE(job->n_outstanding > 0);
+	job->n_outstanding--;
+	if (job->model == NULL && job->n_outstanding == 0) {
+		forget(core, job);
+		return false;
+	}
+	return job->model != NULL;
+}
+
+void job_on_header(struct core *core, const struct core_event *event)
+{
+	struct job *job = job_of(core, event->header.job);
+	bool is_good = event->header.code == 0 && event->header.n_needs > 0 &&
+		       event->header.n_needs <= JOB_MAX_NEEDS;
+
+	account_set_available(core, event->header.available);
+	if (job == NULL || (job->state != JOB_HEADER && job->state != JOB_ENDING) ||
+	    !take_result(core, job)) {
+		return;
+	}
+	for (uint32_t i = 0; is_good && i < event->header.n_needs; i++) {
+		is_good = event->header.needs[i].device < core->config.n_devices;
+	}
+	if (!is_good) {
+		fail_or_restart(core, job,
+				event->header.code != 0 ? event->header.code : WIRE_INTERNAL);
+		return;
+	}
+	job->key = *event->header.key;
+	job->n_needs = event->header.n_needs;
+	for (uint32_t i = 0; i < job->n_needs; i++) {
+		job->needs[i] = event->header.needs[i];
+	}
+	job->state = JOB_ROOM; /* admit_run goes on with it */
+}
+
+void job_on_progress(struct core *core, const struct core_event *event)
+{
+	struct job *job = job_of(core, event->progress.job);
+
+	if (job == NULL || job->model == NULL) {
+		return;
+	}
+	job->progress = event->progress.bytes;
+	LIST_FOR_EACH (link, &job->waiters) {
+		const struct waiter *waiter = OF(link, struct waiter, by_owner);
+		struct core_action *action = core_act(core, ACT_PROGRESS);
+
+		action->client = idtab_id(&core->clients, waiter->client);
+		action->request = waiter->request;
+		action->model = idtab_id(&core->models, job->model);
+		action->progress.bytes = event->progress.bytes;
+		action->progress.total = job->key.size;
+		action->progress.phase = event->progress.is_stalled ? CORE_PHASE_STALLED
+					 : job->kind == JOB_RECHECK ? CORE_PHASE_CHECKING
+								    : CORE_PHASE_READING;
+	}
+}
+
+void job_fill(struct core *core, struct job *job)
+{
+	struct model *model = job->model;
+
+	job->state = JOB_FILLING;
+	job->generation = ++model->last_generation;
+	for (uint32_t i = 0; i < job->n_needs; i++) {
+		struct segment *segment = segment_add(core, job, i);
+		struct core_action *action;
+
+		if (segment == NULL) {
+			job_fail(core, job, WIRE_TOO_MANY);
+			return;
+		}
+		segment_set_state(core, segment, SEGMENT_FILLING);
+		job->n_outstanding++;
+		action = core_act(core, ACT_FILL);
+		action->job = idtab_id(&core->job_table, job);
+		action->segment = idtab_id(&core->segments, segment);
+		action->model = idtab_id(&core->models, model);
+		action->device = segment->device;
+		action->fill.file = job->file;
+		action->fill.bytes = segment->bytes;
+		action->fill.generation = job->generation;
+		action->fill.index = i;
+	}
+}
+
+static void answer_grants(struct core *core, struct job *job, struct model *model)
+{
+	LIST_FOR_EACH_SAFE (link, &job->waiters) {
+		struct waiter *waiter = OF(link, struct waiter, by_owner);
+		enum core_source source =
+			waiter->is_first ? CORE_SOURCE_DISK : CORE_SOURCE_JOINED;
+
+		if (job->kind == JOB_RECHECK) {
+			source = CORE_SOURCE_RAM;
+		}
+		(void)lease_grant(core, waiter, model, source, job);
+		waiter_remove(core, waiter);
+	}
+}
+
+/* Everything is READY: the new generation is the current one; the old one drains. */
+static void publish(struct core *core, struct job *job)
+{
+	struct model *model = job->model;
+	struct core_action *action;
+
+	core_close_file(core, model->file);
+	model->file = job->file;
+	job->file = 0;
+	model->key = job->key;
+	model->generation = job->generation;
+	model->load_ns = core->now_ns - job->begun_ns;
+	model->last_used_ns = core->now_ns;
+	model->is_doomed = false;
+	core->counters.misses++;
+	action = core_act(core, ACT_PUBLISH);
+	action->job = idtab_id(&core->job_table, job);
+	action->model = idtab_id(&core->models, model);
+	action->fill.generation = model->generation;
+	core_note(core, CORE_NOTE_LOAD_DONE, CORE_WHY_NONE, model, model->key.size);
+	core->actions[core->n_actions - 1].note.duration_ns = model->load_ns;
+	answer_grants(core, job, model);
+	model->job = NULL;
+	job->model = NULL;
+	forget(core, job);
+	model_drain(core, model);
+}
+
+void job_result(struct core *core, struct job *job, int code)
+{
+	if (!take_result(core, job)) {
+		return;
+	}
+	if (code != 0 && job->code == 0) {
+		job->code = code;
+	}
+	if (job->code != 0 && job->code != WIRE_CHANGED_WHILE_READING) {
+		job_fail(core, job, job->code); /* the others are told to hurry up */
+	} else if (job->n_outstanding > 0) {
+		return;
+	} else if (job->code != 0) {
+		code = job->code;
+		job->code = 0;
+		fail_or_restart(core, job, code);
+	} else {
+		publish(core, job);
+	}
+}
+
+void job_on_rechecked(struct core *core, const struct core_event *event)
+{
+	struct job *job = job_of(core, event->rechecked.job);
+	struct model *model;
+
+	if (job == NULL || (job->state != JOB_CHECKING && job->state != JOB_ENDING) ||
+	    !take_result(core, job)) {
+		return;
+	}
+	model = job->model;
+	if (event->rechecked.code != 0) {
+		job_fail(core, job, event->rechecked.code);
+	} else if (event->rechecked.is_equal && model_is_resident(model)) {
+		model->key = job->key;
+		model->last_used_ns = core->now_ns;
+		core_close_file(core, model->file);
+		model->file = job->file;
+		job->file = 0;
+		core->counters.hits++;
+		core->counters.bytes_saved += model->key.size;
+		answer_grants(core, job, model);
+		model->job = NULL;
+		job->model = NULL;
+		forget(core, job);
+	} else {
+		/* Another content after all, or evicted meanwhile: those who wait get it loaded. */
+		job->kind = JOB_LOAD;
+		start(core, job);
+	}
+}

@@ -1,1 +1,192 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Leases: "in use", one generation for life. */
+#include "base/require.h"
+#include "daemon/core/state.h"
+
+struct lease *lease_add(struct core *core, struct model *model, struct client *client, bool map)
+{
+	uint64_t id = 0;
+	struct lease *lease;
+
+	if (model->n_leases >= COUNT_MAX) {
+		return NULL;
+	}
+	lease = idtab_add(&core->leases, &id);
+	if (lease == NULL) {
+		return NULL;
+	}
+	lease->model = model;
+	lease->client = client;
+	lease->generation = model->generation;
+	lease->is_mapped = map;
+	list_append(&model->leases, &lease->by_model);
+	list_append(&client->leases, &lease->by_client);
+	model->n_leases++;
+	model->is_doomed = false; /* somebody wants it again */
+	model->last_used_ns = core->now_ns;
+	return lease;
+}
+
+void lease_end(struct core *core, struct lease *lease)
+{
+	struct model *model = lease->model;
+
+	if (!lease->is_ghost) {
+		model->n_leases--;
+		model->last_used_ns = core->now_ns;
+	}
+	list_remove(&lease->by_model);
+	list_remove(&lease->by_client);
+	idtab_remove(&core->leases, lease);
+	model_drain(core, model);
+	if (model->is_doomed && model_is_idle(model)) {
+		(void)model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
+	}
+	segment_release_held(core, model);
+}
+
+/* Answer one who waits for the model, which is resident. False: no lease was left. */
+bool lease_grant(struct core *core, const struct waiter *waiter, struct model *model,
+		 enum core_source source, const struct job *job)
+{
+	struct lease *lease = NULL;
+	struct core_action *action;
+
+	if (waiter->attach) {
+		lease = lease_add(core, model, waiter->client, waiter->map);
+	}
+	if (waiter->attach && lease == NULL) {
+		core_reply(core, waiter->client, waiter->request, WIRE_TOO_MANY, model);
+		return false;
+	}
+	core_reply(core, waiter->client, waiter->request, 0, model);
+	action = &core->actions[core->n_actions - 1];
+	action->job = job == NULL ? 0 : idtab_id(&core->job_table, job);
+	action->reply.source = source;
+	action->reply.generation = model->generation;
+	action->reply.map = waiter->map;
+	action->reply.lease = lease == NULL ? 0 : idtab_id(&core->leases, lease);
+	return true;
+}
+
+static void count_hit(struct core *core, const struct model *model)
+{
+	core->counters.hits++;
+	core->counters.bytes_saved += model->key.size;
+}
+
+static bool has_same_content(const struct core_file_key *a, const struct core_file_key *b)
+{
+	return a->size == b->size && a->mtime_ns == b->mtime_ns;
+}
+
+/* The file was presented: is it what we hold? Decides the answer. */
+static void attach_presented(struct core *core, const struct core_event *event,
+			     struct client *client, struct model *model)
+{
+	const struct core_file_key *key = event->attach.key;
+	struct waiter *waiter;
+	struct job *job;
+
+	if (!has_same_content(key, &model->key)) {
+		core_close_file(core, event->attach.file);
+		core_reply(core, client, event->request, WIRE_STALE, model);
+		core->actions[core->n_actions - 1].reply.current = model->generation;
+		return;
+	}
+	/* Only its ctime differs (a rename, a link, a chmod): look at the bytes. */
+	job = model->job;
+	if (job == NULL) {
+		job = job_begin(core, model, JOB_RECHECK, key, event->attach.file, client->uid);
+	} else {
+		core_close_file(core, event->attach.file);
+	}
+	waiter = job == NULL ? NULL : waiter_add(core, client, event->request, &job->waiters);
+	if (waiter == NULL) {
+		core_reply(core, client, event->request, WIRE_TOO_MANY, model);
+		if (job == NULL) {
+			core_close_file(core, event->attach.file);
+		} else {
+			job_drop_if_unwanted(core, job);
+		}
+		return;
+	}
+	waiter->kind = WAITER_ATTACH;
+	waiter->model = model;
+	waiter->attach = true;
+	waiter->map = event->attach.map;
+}
+
+void lease_on_attach(struct core *core, const struct core_event *event)
+{
+	struct client *client = client_of(core, event->client);
+	uint64_t file = event->attach.file;
+	struct model *model = file != 0 ? model_find(core, event->attach.key->dev,
+						     event->attach.key->ino)
+					: idtab_find(&core->models, event->attach.model);
+	int code = 0;
+
+	if (client == NULL) {
+		core_close_file(core, file);
+		return;
+	}
+	if (core->is_shutting_down) {
+		code = WIRE_SHUTTING_DOWN;
+	} else if (model == NULL || (file == 0 && !core_client_may(core, event->client,
+								   event->attach.model))) {
+		/* A presented file that nobody loaded is known as little as a foreign id. */
+		code = file != 0 ? WIRE_NOT_RESIDENT : WIRE_NOT_FOUND;
+		model = NULL;
+	} else if (!model_is_resident(model)) {
+		code = WIRE_NOT_RESIDENT;
+	} else if (file != 0 && wish_get(core, model, client->uid) == NULL) {
+		code = WIRE_TOO_MANY;
+	}
+	if (code != 0) {
+		core_close_file(core, file);
+		core_reply(core, client, event->request, code, model);
+		return;
+	}
+	if (file != 0 && (!has_same_content(event->attach.key, &model->key) ||
+			  event->attach.key->ctime_ns != model->key.ctime_ns)) {
+		attach_presented(core, event, client, model);
+		return;
+	}
+	core_close_file(core, file);
+	if (lease_grant(core,
+			&(struct waiter){.client = client,
+					 .request = event->request,
+					 .attach = true,
+					 .map = event->attach.map},
+			model, CORE_SOURCE_RAM, NULL)) {
+		count_hit(core, model);
+	}
+}
+
+void lease_on_lease_event(struct core *core, const struct core_event *event)
+{
+	struct client *client = client_of(core, event->client);
+	struct lease *lease = idtab_find(&core->leases, event->lease.lease);
+	struct model *model;
+
+	if (client == NULL) {
+		return;
+	}
+	if (lease == NULL || lease->client != client) {
+		if (event->type != EV_MAPPED) {
+			core_reply(core, client, event->request, WIRE_NOT_FOUND, NULL);
+		}
+		return;
+	}
+	model = lease->model;
+	if (event->type == EV_MAPPED) {
+		lease->is_mapped = true;
+		return;
+	}
+	if (event->type == EV_UNMAPPED) {
+		lease->is_mapped = false;
+	} else {
+		lease_end(core, lease);
+	}
+	core_reply(core, client, event->request, 0, model);
+}

@@ -1,1 +1,286 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* The catalogue of models, and what is derived from their parts. */
+#include <string.h>
+
+#include "base/require.h"
+#include "daemon/core/state.h"
+
+static uint32_t hash_of(const struct core *core, uint64_t dev, uint64_t ino)
+{
+	uint64_t mixed = (ino ^ (dev << 32 | dev >> 32)) * 0x9e3779b97f4a7c15U;
+
+	return (uint32_t)(mixed >> 32) & (core->n_hash - 1);
+}
+
+static struct model *model_at(const struct core *core, uint32_t index)
+{
+	return (struct model *)core->models.slots + index;
+}
+
+struct model *model_find(const struct core *core, uint64_t dev, uint64_t ino)
+{
+	uint32_t next = core->hash[hash_of(core, dev, ino)];
+
+	while (next != 0) {
+		struct model *model = model_at(core, next - 1);
+
+		if (model->key.dev == dev && model->key.ino == ino) {
+			return model;
+		}
+		next = model->hash_next;
+	}
+	return NULL;
+}
+
+static void unhash(struct core *core, const struct model *model)
+{
+	uint32_t *next = &core->hash[hash_of(core, model->key.dev, model->key.ino)];
+
+	while (*next != 0 && model_at(core, *next - 1) != model) {
+		next = &model_at(core, *next - 1)->hash_next;
+	}
+	REQUIRE(*next != 0);
+	*next = model->hash_next;
+}
+
+static bool is_forgettable(const struct core *core, const struct model *model)
+{
+	return list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
+	       model->job == NULL && !model_is_pinned(core, model) && !model_is_kept(core, model);
+}
+
+/* Make room in the table by forgetting the least recently used that holds nothing. */
+static bool forget_one(struct core *core)
+{
+	struct model *oldest = NULL;
+	struct model *model;
+	uint32_t cursor = 0;
+
+	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		if (is_forgettable(core, model) &&
+		    (oldest == NULL || model->last_used_ns < oldest->last_used_ns)) {
+			oldest = model;
+		}
+	}
+	if (oldest == NULL) {
+		return false;
+	}
+	model_forget(core, oldest);
+	return true;
+}
+
+struct model *model_add(struct core *core, const struct core_event *event, uint32_t uid)
+{
+	const struct core_file_key *key = event->load.key;
+	uint32_t *head = &core->hash[hash_of(core, key->dev, key->ino)];
+	struct model *model;
+	uint64_t id = 0;
+
+	if (core->models.n_used == core->models.capacity && !forget_one(core)) {
+		return NULL;
+	}
+	model = idtab_add(&core->models, &id);
+	REQUIRE(model != NULL);
+	model->key = *key;
+	memcpy(model->uuid, event->load.fresh_id, sizeof model->uuid);
+	model->format = event->load.format;
+	model->owner_uid = uid;
+	model->last_used_ns = core->now_ns;
+	list_init(&model->segments);
+	list_init(&model->wishes);
+	list_init(&model->leases);
+	model->hash_next = *head;
+	*head = (uint32_t)(model - (struct model *)core->models.slots) + 1;
+	return model;
+}
+
+void model_forget(struct core *core, struct model *model)
+{
+	REQUIRE(list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
+		model->job == NULL);
+	core_close_file(core, model->file);
+	core_act(core, ACT_FORGET_MODEL)->model = idtab_id(&core->models, model);
+	LIST_FOR_EACH_SAFE (link, &model->wishes) {
+		wish_remove(core, OF(link, struct wish, by_model));
+	}
+	unhash(core, model);
+	idtab_remove(&core->models, model);
+}
+
+void model_settle(struct core *core, struct model *model)
+{
+	bool has_ready = false;
+
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		has_ready = has_ready || (segment->generation == model->generation &&
+					  segment->state == SEGMENT_READY);
+	}
+	if (!has_ready && list_is_empty(&model->leases)) {
+		model->generation = 0; /* nothing of it is left to be asked for */
+	}
+	if (list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
+	    model->job == NULL) {
+		core_close_file(core, model->file);
+		model->file = 0;
+		model->is_doomed = false;
+	}
+}
+
+/* All copies of the published generation are there and good. */
+bool model_is_resident(const struct model *model)
+{
+	bool has_copy = false;
+
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->generation != model->generation) {
+			continue;
+		}
+		if (segment->state != SEGMENT_READY || segment->is_bad) {
+			return false;
+		}
+		has_copy = true;
+	}
+	return has_copy && model->generation != 0;
+}
+
+bool model_is_idle(const struct model *model)
+{
+	return model->n_leases == 0;
+}
+
+bool model_is_pinned(const struct core *core, const struct model *model)
+{
+	LIST_FOR_EACH (link, &model->wishes) {
+		const struct wish *wish = OF(link, struct wish, by_model);
+
+		if (wish->pin && wish->pin_until_ns > core->now_ns) {
+			return true;
+		}
+	}
+	return false;
+}
+
+bool model_is_kept(const struct core *core, const struct model *model)
+{
+	LIST_FOR_EACH (link, &model->wishes) {
+		const struct wish *wish = OF(link, struct wish, by_model);
+
+		if (wish->keep && wish->keep_until_ns > core->now_ns) {
+			return true;
+		}
+	}
+	return false;
+}
+
+int16_t model_priority(const struct model *model)
+{
+	int16_t highest = INT16_MIN;
+
+	LIST_FOR_EACH (link, &model->wishes) {
+		const struct wish *wish = OF(link, struct wish, by_model);
+
+		highest = wish->priority > highest ? wish->priority : highest;
+	}
+	return highest == INT16_MIN ? 0 : highest;
+}
+
+/* The longest wish counts; who presented the file and named no time wants it until needed. */
+uint64_t model_ttl_ns(const struct model *model)
+{
+	uint64_t longest = 0;
+
+	LIST_FOR_EACH (link, &model->wishes) {
+		const struct wish *wish = OF(link, struct wish, by_model);
+
+		if (wish->ttl_ns == 0) {
+			return NEVER;
+		}
+		longest = wish->ttl_ns > longest ? wish->ttl_ns : longest;
+	}
+	return longest == 0 ? NEVER : longest;
+}
+
+enum core_model_state model_state(const struct model *model)
+{
+	bool has_ready = false;
+	bool has_bad = false;
+	bool has_old = false;
+
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		has_ready = has_ready || (segment->state == SEGMENT_READY && !segment->is_bad &&
+					  segment->generation == model->generation);
+		has_bad = has_bad || segment->is_bad;
+		has_old = has_old || segment->state == SEGMENT_DROPPING ||
+			  segment->state == SEGMENT_HELD;
+	}
+	if (model_is_resident(model)) {
+		return CORE_MODEL_RESIDENT;
+	}
+	if (has_bad) {
+		return CORE_MODEL_QUARANTINED;
+	}
+	if (model->job != NULL) {
+		return CORE_MODEL_LOADING;
+	}
+	if (has_ready) {
+		return CORE_MODEL_PARTIAL;
+	}
+	if (has_old) {
+		return CORE_MODEL_DRAINING;
+	}
+	return model->fail_code != 0 ? CORE_MODEL_FAILED : CORE_MODEL_REGISTERED;
+}
+
+uint64_t model_drop(struct core *core, struct model *model, enum core_note_type note,
+		    enum core_why why)
+{
+	uint64_t bytes = 0;
+
+	LIST_FOR_EACH_SAFE (link, &model->segments) {
+		struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->state == SEGMENT_READY) {
+			bytes += segment->bytes;
+			segment_drop(core, segment, why);
+		}
+	}
+	if (bytes > 0) {
+		core_note(core, note, why, model, bytes);
+	}
+	model->is_doomed = false;
+	return bytes;
+}
+
+static bool is_leased(const struct model *model, uint64_t generation)
+{
+	LIST_FOR_EACH (link, &model->leases) {
+		const struct lease *lease = OF(link, struct lease, by_model);
+
+		if (lease->generation == generation && !lease->is_ghost) {
+			return true;
+		}
+	}
+	return false;
+}
+
+void model_drain(struct core *core, struct model *model)
+{
+	LIST_FOR_EACH_SAFE (link, &model->segments) {
+		struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->state == SEGMENT_READY && !segment->is_verifying &&
+		    (segment->generation != model->generation || segment->is_bad) &&
+		    !is_leased(model, segment->generation)) {
+			core_note(core, CORE_NOTE_STALE,
+				  segment->is_bad ? CORE_WHY_BAD_SUM : CORE_WHY_CHANGED, model,
+				  segment->bytes);
+			segment_drop(core, segment, CORE_WHY_CHANGED);
+		}
+	}
+}

@@ -1,1 +1,265 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Selective unload, and the request to verify: categorise, act, report. */
+#include "base/require.h"
+#include "daemon/core/state.h"
+
+static void report(struct core *core, const struct core_event *event, const struct model *model,
+		   enum core_outcome outcome, enum core_why why)
+{
+	struct core_action *action = core_act(core, ACT_UNLOAD_ITEM);
+
+	action->client = event->client;
+	action->request = event->request;
+	action->model = idtab_id(&core->models, model);
+	action->unload.outcome = outcome;
+	action->unload.why = why;
+}
+
+static struct core_action *last_action(struct core *core)
+{
+	return &core->actions[core->n_actions - 1];
+}
+
+static uint64_t ready_bytes(const struct model *model)
+{
+	uint64_t bytes = 0;
+
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		bytes += segment->state == SEGMENT_READY ? segment->bytes : 0;
+	}
+	return bytes;
+}
+
+static bool has_bytes_on(const struct model *model, uint32_t device)
+{
+	LIST_FOR_EACH (link, &model->segments) {
+		if (OF(link, struct segment, by_model)->device == device) {
+			return true;
+		}
+	}
+	return false;
+}
+
+static bool is_named(const struct core *core, const struct core_event *event,
+		     const struct model *model)
+{
+	uint64_t id = idtab_id(&core->models, model);
+
+	for (uint32_t i = 0; i < event->unload.n_models; i++) {
+		if (event->unload.models[i] == id) {
+			return true;
+		}
+	}
+	return event->unload.models == NULL;
+}
+
+/* Do all conditions hold for this model? */
+static bool is_selected(const struct core *core, const struct core_event *event,
+			const struct client *client, const struct model *model)
+{
+	bool only_mine = event->unload.mine || (!client->is_admin && !event->unload.by_name);
+
+	return is_named(core, event, model) &&
+	       (client->is_admin || wish_find(model, client->uid) != NULL) &&
+	       (!only_mine || wish_find(model, client->uid) != NULL) &&
+	       (!event->unload.has_device || has_bytes_on(model, event->unload.device)) &&
+	       (event->unload.idle_ns == 0 ||
+		(model_is_idle(model) &&
+		 core->now_ns - model->last_used_ns >= event->unload.idle_ns)) &&
+	       (model->job != NULL || !list_is_empty(&model->segments));
+}
+
+/* A wish that stands in the way: kept by not_kept, pinned always, others' for a plain user. */
+static const struct wish *find_obstacle(const struct core *core, const struct core_event *event,
+					const struct client *client, const struct model *model,
+					enum core_why *ret_why)
+{
+	LIST_FOR_EACH (link, &model->wishes) {
+		const struct wish *wish = OF(link, struct wish, by_model);
+		bool is_foreign = wish->uid != client->uid && !client->is_admin;
+
+		if (wish->pin && wish->pin_until_ns > core->now_ns) {
+			*ret_why = CORE_WHY_PINNED;
+			return wish;
+		}
+		if (wish->keep && wish->keep_until_ns > core->now_ns &&
+		    (event->unload.not_kept || is_foreign)) {
+			*ret_why = CORE_WHY_KEPT;
+			return wish;
+		}
+	}
+	return NULL;
+}
+
+static void withdraw(struct core *core, const struct client *client, struct model *model)
+{
+	LIST_FOR_EACH (link, &model->wishes) {
+		struct wish *wish = OF(link, struct wish, by_model);
+
+		if (client->is_admin || wish->uid == client->uid) {
+			wish_withdraw(core, wish);
+		}
+	}
+}
+
+static const struct lease *find_lease(const struct model *model, bool is_ghost)
+{
+	LIST_FOR_EACH (link, &model->leases) {
+		const struct lease *lease = OF(link, struct lease, by_model);
+
+		if (lease->is_ghost == is_ghost && (!is_ghost || lease->is_mapped)) {
+			return lease;
+		}
+	}
+	return NULL;
+}
+
+static bool is_busy(const struct model *model)
+{
+	LIST_FOR_EACH (link, &model->segments) {
+		if (OF(link, struct segment, by_model)->is_verifying) {
+			return true;
+		}
+	}
+	return false;
+}
+
+static uint64_t held_bytes(const struct model *model)
+{
+	uint64_t bytes = 0;
+
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		bytes += segment->state == SEGMENT_HELD ? segment->bytes : 0;
+	}
+	return bytes;
+}
+
+/* Drop what is there; a process that still maps it holds the bytes. */
+static void unload_copies(struct core *core, const struct core_event *event, struct model *model)
+{
+	const struct lease *lease = find_lease(model, false);
+	const struct lease *ghost = find_lease(model, true);
+	uint64_t bytes = ready_bytes(model);
+
+	if (lease != NULL || is_busy(model)) {
+		model->is_doomed = true; /* goes when the last lease ends */
+		report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_IN_USE);
+		last_action(core)->unload.bytes = bytes;
+		last_action(core)->unload.holder =
+			lease == NULL ? 0 : idtab_id(&core->clients, lease->client);
+		return;
+	}
+	if (bytes > 0) {
+		(void)model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
+	}
+	bytes += ghost != NULL ? held_bytes(model) : 0;
+	if (bytes > 0) {
+		report(core, event, model,
+		       ghost != NULL ? CORE_OUTCOME_HELD : CORE_OUTCOME_UNLOADED,
+		       ghost != NULL ? CORE_WHY_MAPPED : CORE_WHY_ASKED);
+		last_action(core)->unload.bytes = bytes;
+		last_action(core)->unload.holder =
+			ghost == NULL ? 0 : idtab_id(&core->clients, ghost->client);
+	}
+}
+
+static bool is_own_job(const struct client *client, const struct job *job)
+{
+	LIST_FOR_EACH (link, &job->waiters) {
+		if (OF(link, struct waiter, by_owner)->client->uid != client->uid) {
+			return false;
+		}
+	}
+	return job->uid == client->uid;
+}
+
+static void unload_one(struct core *core, const struct core_event *event, struct client *client,
+		       struct model *model)
+{
+	enum core_why why = CORE_WHY_NONE;
+	const struct wish *obstacle;
+
+	if (event->unload.by_name) {
+		withdraw(core, client, model);
+	}
+	obstacle = find_obstacle(core, event, client, model, &why);
+	if (obstacle != NULL) {
+		report(core, event, model, CORE_OUTCOME_KEPT, why);
+		last_action(core)->unload.bytes = ready_bytes(model);
+		last_action(core)->unload.uid = obstacle->uid;
+		return;
+	}
+	if (model->job != NULL) {
+		if (event->unload.by_name && (client->is_admin || is_own_job(client, model->job))) {
+			job_fail(core, model->job, WIRE_CANCELLED);
+		} else {
+			report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_LOADING);
+			return;
+		}
+	}
+	unload_copies(core, event, model);
+}
+
+void unload_on_unload(struct core *core, const struct core_event *event)
+{
+	struct client *client = client_of(core, event->client);
+	struct model *model;
+	uint32_t cursor = 0;
+
+	if (client == NULL) {
+		return;
+	}
+	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		if (is_selected(core, event, client, model)) {
+			unload_one(core, event, client, model);
+		}
+	}
+	core_reply(core, client, event->request, 0, NULL);
+}
+
+void unload_on_verify(struct core *core, const struct core_event *event)
+{
+	struct client *client = client_of(core, event->client);
+	struct model *model = idtab_find(&core->models, event->verify.model);
+	struct waiter *waiter = NULL;
+	int code = 0;
+
+	if (client == NULL) {
+		return;
+	}
+	if (core->is_shutting_down) {
+		code = WIRE_SHUTTING_DOWN;
+	} else if (model == NULL || !core_client_may(core, event->client, event->verify.model)) {
+		code = WIRE_NOT_FOUND;
+		model = NULL;
+	} else if (!model_is_resident(model)) {
+		code = WIRE_NOT_RESIDENT;
+	} else {
+		waiter = waiter_add(core, client, event->request, &core->verifiers);
+		code = waiter == NULL ? WIRE_TOO_MANY : 0;
+	}
+	if (code != 0) {
+		core_reply(core, client, event->request, code, model);
+		return;
+	}
+	waiter->kind = WAITER_VERIFY;
+	waiter->model = model;
+	LIST_FOR_EACH (link, &model->segments) {
+		struct segment *segment = OF(link, struct segment, by_model);
+		struct core_action *action;
+
+		if (segment->state != SEGMENT_READY || segment->is_verifying ||
+		    segment->generation != model->generation) {
+			continue; /* one that is being hashed already answers for this one too */
+		}
+		segment->is_verifying = true;
+		action = core_act(core, ACT_VERIFY);
+		action->segment = idtab_id(&core->segments, segment);
+		action->model = idtab_id(&core->models, model);
+		action->device = segment->device;
+	}
+}

@@ -1,1 +1,255 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Read-only snapshots for listings. */
+#include "daemon/core/state.h"
+
+static void view_model(const struct core *core, const struct model *model,
+		       struct core_model_view *ret)
+{
+	uint64_t ttl_ns = model_ttl_ns(model);
+	uint64_t idle_ns = core->now_ns - model->last_used_ns;
+
+	*ret = (struct core_model_view){
+		.id = idtab_id(&core->models, model),
+		.uuid = model->uuid,
+		.key = model->job != NULL && model->generation == 0 ? model->job->key : model->key,
+		.state = model_state(model),
+		.fail_code = model->fail_code,
+		.format = model->format,
+		.owner_uid = model->owner_uid,
+		.generation = model->generation,
+		.file = model->file,
+		.progress_bytes = model->job == NULL ? 0 : model->job->progress,
+		.job = model->job == NULL ? 0 : idtab_id(&core->job_table, model->job),
+		.n_leases = model->n_leases,
+		.is_pinned = model_is_pinned(core, model),
+		.is_kept = model_is_kept(core, model),
+		.priority = model_priority(model),
+		.ttl_left_ns = NEVER,
+		.last_used_ns = model->last_used_ns,
+		.load_ns = model->load_ns,
+	};
+	if (ttl_ns != NEVER) {
+		ret->ttl_left_ns = model->n_leases > 0 ? ttl_ns
+				   : ttl_ns > idle_ns  ? ttl_ns - idle_ns
+						       : 0;
+	}
+}
+
+bool core_model_get(const struct core *core, uint64_t id, struct core_model_view *ret)
+{
+	const struct model *model = idtab_find(&core->models, id);
+
+	if (model != NULL) {
+		view_model(core, model, ret);
+	}
+	return model != NULL;
+}
+
+bool core_model_next(const struct core *core, uint32_t *cursor, struct core_model_view *ret)
+{
+	const struct model *model = idtab_next(&core->models, cursor);
+
+	if (model != NULL) {
+		view_model(core, model, ret);
+	}
+	return model != NULL;
+}
+
+uint64_t core_model_find(const struct core *core, uint64_t dev, uint64_t ino)
+{
+	const struct model *model = model_find(core, dev, ino);
+
+	return model == NULL ? 0 : idtab_id(&core->models, model);
+}
+
+/* Bytes of the generation that a lease names. */
+static uint64_t lease_bytes(const struct lease *lease)
+{
+	uint64_t bytes = 0;
+
+	LIST_FOR_EACH (link, &lease->model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		bytes += segment->generation == lease->generation ? segment->bytes : 0;
+	}
+	return bytes;
+}
+
+static void view_lease(const struct core *core, const struct lease *lease,
+		       struct core_lease_view *ret)
+{
+	*ret = (struct core_lease_view){
+		.id = idtab_id(&core->leases, lease),
+		.client = idtab_id(&core->clients, lease->client),
+		.model = idtab_id(&core->models, lease->model),
+		.generation = lease->generation,
+		.bytes = lease_bytes(lease),
+		.is_mapped = lease->is_mapped,
+		.is_ghost = lease->is_ghost,
+	};
+}
+
+bool core_lease_get(const struct core *core, uint64_t id, struct core_lease_view *ret)
+{
+	const struct lease *lease = idtab_find(&core->leases, id);
+
+	if (lease != NULL) {
+		view_lease(core, lease, ret);
+	}
+	return lease != NULL;
+}
+
+bool core_lease_next(const struct core *core, uint32_t *cursor, struct core_lease_view *ret)
+{
+	const struct lease *lease = idtab_next(&core->leases, cursor);
+
+	if (lease != NULL) {
+		view_lease(core, lease, ret);
+	}
+	return lease != NULL;
+}
+
+static void view_client(const struct core *core, const struct client *client,
+			struct core_client_view *ret)
+{
+	*ret = (struct core_client_view){
+		.id = idtab_id(&core->clients, client),
+		.uid = client->uid,
+		.is_admin = client->is_admin,
+		.is_connected = client->is_connected,
+	};
+	LIST_FOR_EACH (link, &client->leases) {
+		const struct lease *lease = OF(link, struct lease, by_client);
+
+		ret->n_leases++;
+		ret->held_bytes += lease->is_mapped ? lease_bytes(lease) : 0;
+	}
+}
+
+bool core_client_get(const struct core *core, uint64_t id, struct core_client_view *ret)
+{
+	const struct client *client = idtab_find(&core->clients, id);
+
+	if (client != NULL) {
+		view_client(core, client, ret);
+	}
+	return client != NULL;
+}
+
+bool core_client_next(const struct core *core, uint32_t *cursor, struct core_client_view *ret)
+{
+	const struct client *client = idtab_next(&core->clients, cursor);
+
+	if (client != NULL) {
+		view_client(core, client, ret);
+	}
+	return client != NULL;
+}
+
+static void view_segment(const struct core *core, const struct segment *segment,
+			 struct core_segment_view *ret)
+{
+	*ret = (struct core_segment_view){
+		.id = idtab_id(&core->segments, segment),
+		.model = idtab_id(&core->models, segment->model),
+		.generation = segment->generation,
+		.bytes = segment->bytes,
+		.device = segment->device,
+		.index = segment->index,
+		.state = (enum segment_state)segment->state,
+		.n_mappers = segment_n_mappers(segment),
+	};
+}
+
+bool core_segment_get(const struct core *core, uint64_t id, struct core_segment_view *ret)
+{
+	const struct segment *segment = idtab_find(&core->segments, id);
+
+	if (segment != NULL) {
+		view_segment(core, segment, ret);
+	}
+	return segment != NULL;
+}
+
+bool core_segment_next(const struct core *core, uint64_t model, uint32_t *cursor,
+		       struct core_segment_view *ret)
+{
+	const struct segment *segment;
+
+	while ((segment = idtab_next(&core->segments, cursor)) != NULL) {
+		if (model == 0 || idtab_id(&core->models, segment->model) == model) {
+			view_segment(core, segment, ret);
+			return true;
+		}
+	}
+	return false;
+}
+
+bool core_wish_next(const struct core *core, uint64_t model, uint32_t *cursor,
+		    struct core_wish_view *ret)
+{
+	const struct wish *wish;
+
+	while ((wish = idtab_next(&core->wishes, cursor)) != NULL) {
+		if (idtab_id(&core->models, wish->model) != model) {
+			continue;
+		}
+		*ret = (struct core_wish_view){
+			.model = model,
+			.uid = wish->uid,
+			.pin = wish->pin,
+			.keep = wish->keep,
+			.priority = wish->priority,
+			.ttl_ns = wish->ttl_ns,
+		};
+		return true;
+	}
+	return false;
+}
+
+void core_account_get(const struct core *core, uint32_t device, struct core_account_view *ret)
+{
+	const struct account *account = &core->accounts[device];
+	const struct model *model;
+	uint64_t charged = account_charged(account);
+	uint32_t cursor = 0;
+
+	*ret = (struct core_account_view){
+		.budget = account->budget,
+		.resident = account->bucket[SEGMENT_READY],
+		.loading = account->bucket[SEGMENT_RESERVED] + account->bucket[SEGMENT_FILLING],
+		.dropping = account->bucket[SEGMENT_DROPPING],
+		.held = account->bucket[SEGMENT_HELD],
+		.free = account->budget > charged ? account->budget - charged : 0,
+		.is_lost = account->is_lost,
+	};
+	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		LIST_FOR_EACH (link, &model->segments) {
+			if (OF(link, struct segment, by_model)->device == device) {
+				ret->n_models++;
+				break;
+			}
+		}
+	}
+}
+
+void core_counters_get(const struct core *core, struct core_counters *ret)
+{
+	*ret = core->counters;
+}
+
+bool core_client_may(const struct core *core, uint64_t client_id, uint64_t model_id)
+{
+	const struct client *client = idtab_find(&core->clients, client_id);
+	const struct model *model = idtab_find(&core->models, model_id);
+
+	return client != NULL && model != NULL &&
+	       (client->is_admin || wish_find(model, client->uid) != NULL);
+}
+
+bool core_uid_has_wish(const struct core *core, uint32_t uid, uint64_t model_id)
+{
+	const struct model *model = idtab_find(&core->models, model_id);
+
+	return model != NULL && wish_find(model, uid) != NULL;
+}

@@ -1,1 +1,141 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* What a uid said about a model, and by having presented it, that it may use it. */
+#include "base/require.h"
+#include "daemon/core/state.h"
+
+struct wish *wish_find(const struct model *model, uint32_t uid)
+{
+	LIST_FOR_EACH (link, &model->wishes) {
+		struct wish *wish = OF(link, struct wish, by_model);
+
+		if (wish->uid == uid) {
+			return wish;
+		}
+	}
+	return NULL;
+}
+
+struct wish *wish_get(struct core *core, struct model *model, uint32_t uid)
+{
+	struct wish *wish = wish_find(model, uid);
+	uint64_t id = 0;
+
+	if (wish != NULL) {
+		return wish;
+	}
+	wish = idtab_add(&core->wishes, &id);
+	if (wish != NULL) {
+		wish->model = model;
+		wish->uid = uid;
+		wish->pin_until_ns = wish->keep_until_ns = NEVER;
+		list_append(&model->wishes, &wish->by_model);
+	}
+	return wish;
+}
+
+void wish_remove(struct core *core, struct wish *wish)
+{
+	list_remove(&wish->by_model);
+	idtab_remove(&core->wishes, wish);
+}
+
+static uint64_t until(const struct core *core, uint64_t for_ns)
+{
+	return for_ns == 0 || for_ns > NEVER - core->now_ns ? NEVER : core->now_ns + for_ns;
+}
+
+static void note_change(struct core *core, const struct wish *wish, bool was, bool is,
+			enum core_note_type yes, enum core_note_type no)
+{
+	if (was != is) {
+		core_note(core, is ? yes : no, CORE_WHY_ASKED, wish->model, 0);
+		core->actions[core->n_actions - 1].note.uid = wish->uid;
+	}
+}
+
+void wish_apply(struct core *core, struct wish *wish, const struct core_policy *policy)
+{
+	bool was_pinned = wish->pin;
+	bool was_kept = wish->keep;
+
+	if ((policy->said & CORE_SAID_PIN) != 0) {
+		wish->pin = policy->pin;
+		wish->pin_until_ns = until(core, policy->for_ns);
+	}
+	if ((policy->said & CORE_SAID_KEEP) != 0) {
+		wish->keep = policy->keep;
+		wish->keep_until_ns = until(core, policy->for_ns);
+	}
+	if ((policy->said & CORE_SAID_TTL) != 0) {
+		wish->ttl_ns = policy->ttl_ns;
+	}
+	if ((policy->said & CORE_SAID_PRIORITY) != 0) {
+		wish->priority = policy->priority;
+	}
+	note_change(core, wish, was_pinned, wish->pin, CORE_NOTE_PINNED, CORE_NOTE_UNPINNED);
+	note_change(core, wish, was_kept, wish->keep, CORE_NOTE_KEPT, CORE_NOTE_UNKEPT);
+}
+
+void wish_withdraw(struct core *core, struct wish *wish)
+{
+	const struct core_policy nothing = {.said = CORE_SAID_PIN | CORE_SAID_KEEP |
+						    CORE_SAID_TTL | CORE_SAID_PRIORITY};
+
+	wish_apply(core, wish, &nothing);
+}
+
+void wish_on_set(struct core *core, const struct core_event *event)
+{
+	struct client *client = client_of(core, event->client);
+	struct model *model = idtab_find(&core->models, event->set.model);
+	struct wish *wish;
+
+	if (client == NULL) {
+		return;
+	}
+	if (model == NULL || !core_client_may(core, event->client, event->set.model)) {
+		core_reply(core, client, event->request, WIRE_NOT_FOUND, NULL);
+		return;
+	}
+	wish = wish_get(core, model, client->uid);
+	if (wish == NULL) {
+		core_reply(core, client, event->request, WIRE_TOO_MANY, model);
+		return;
+	}
+	wish_apply(core, wish, event->set.policy);
+	core_reply(core, client, event->request, 0, model);
+}
+
+void wish_lapse(struct core *core)
+{
+	struct wish *wish;
+	uint32_t cursor = 0;
+
+	while ((wish = idtab_next(&core->wishes, &cursor)) != NULL) {
+		if (wish->pin && wish->pin_until_ns <= core->now_ns) {
+			wish->pin = false;
+			note_change(core, wish, true, false, CORE_NOTE_PINNED, CORE_NOTE_UNPINNED);
+		}
+		if (wish->keep && wish->keep_until_ns <= core->now_ns) {
+			wish->keep = false;
+			note_change(core, wish, true, false, CORE_NOTE_KEPT, CORE_NOTE_UNKEPT);
+		}
+	}
+}
+
+uint64_t wish_deadline(const struct core *core)
+{
+	const struct wish *wish;
+	uint64_t soonest = NEVER;
+	uint32_t cursor = 0;
+
+	while ((wish = idtab_next(&core->wishes, &cursor)) != NULL) {
+		if (wish->pin && wish->pin_until_ns < soonest) {
+			soonest = wish->pin_until_ns;
+		}
+		if (wish->keep && wish->keep_until_ns < soonest) {
+			soonest = wish->keep_until_ns;
+		}
+	}
+	return soonest;
+}

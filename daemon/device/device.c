@@ -2,14 +2,15 @@
 /* The registry of backends, and the one place that checks ranges. See device.h. */
 #include "daemon/device/device.h"
 
-#include <stdio.h>
-#include <string.h>
-#include <unistd.h>
-
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/err.h"
 #include "base/require.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
 #include "proto/gen/wire_code.h"
 
 /* Written before the first thread starts, read-only afterwards. */

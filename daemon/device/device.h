@@ -19,10 +19,10 @@
 struct err;
 struct device_ops;
 
-#define DEVICE_OPS_VERSION   1
-#define DEVICE_NAME_SIZE     64
-#define DEVICE_MAX_BACKENDS  8
-#define DEVICE_NOTICE_SIZE   160
+#define DEVICE_OPS_VERSION  1
+#define DEVICE_NAME_SIZE    64
+#define DEVICE_MAX_BACKENDS 8
+#define DEVICE_NOTICE_SIZE  160
 
 /* An open device. A backend's own begins with it. */
 struct device {
@@ -43,8 +43,8 @@ struct device_info {
 
 struct device_alloc {
 	const char *name; /* shown by the kernel where it shows names; borrowed for the call */
-	uint64_t bytes;	  /* more than 0 */
-	bool hugepages;	  /* try for the large page size */
+	uint64_t bytes;   /* more than 0 */
+	bool hugepages;   /* try for the large page size */
 };
 
 /* Bytes of a file, to be put into an extent. */
@@ -56,8 +56,8 @@ struct device_source {
 
 /* What the bytes really lie in. */
 struct device_pages {
-	uint64_t page_bytes; /* the size most of it has */
-	uint64_t huge_bytes; /* in pages of 2 MiB or more */
+	uint64_t page_bytes;             /* the size most of it has */
+	uint64_t huge_bytes;             /* in pages of 2 MiB or more */
 	char notice[DEVICE_NOTICE_SIZE]; /* why less than asked for; empty: nothing to say */
 };
 
@@ -74,8 +74,8 @@ struct device_ops {
 	uint64_t (*charge)(const struct device *device, uint64_t bytes);
 
 	/* Zeroed or not yet backed memory; no byte of it was anybody else's. */
-	int (*alloc)(struct device *device, const struct device_alloc *request,
-		     struct extent **ret, struct err *err);
+	int (*alloc)(struct device *device, const struct device_alloc *request, struct extent **ret,
+		     struct err *err);
 	/*
 	 * One read of the source into the extent at 'offset'. '*ret_bytes' says how much came,
 	 * as read(2) does: less than asked is no failure, 0 is the end of the file. A failed

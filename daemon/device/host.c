@@ -5,6 +5,12 @@
  * Seal unmaps it, seals the memfd and leaves only descriptors. Any loader thread; no state but
  * what is in the extent.
  */
+#include "base/checked.h"
+#include "base/err.h"
+#include "base/list.h"
+#include "base/os/memfd.h"
+#include "base/os/sys.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -13,11 +19,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "base/checked.h"
-#include "base/err.h"
-#include "base/list.h"
-#include "base/os/memfd.h"
-#include "base/os/sys.h"
 #include "daemon/device/device.h"
 #include "proto/gen/wire_code.h"
 
@@ -34,11 +35,11 @@ struct host_device {
 
 struct host_extent {
 	struct extent base;
-	int fd;		 /* read-write until a restart; never leaves this process */
+	int fd;          /* read-write until a restart; never leaves this process */
 	uint8_t *memory; /* shared, writable; owner: the extent. NULL once unmapped */
 	bool is_sealed;
 	bool wants_huge;
-	int refusal;		   /* errno of the last 2 MiB page not given; atomic */
+	int refusal;               /* errno of the last 2 MiB page not given; atomic */
 	struct device_pages pages; /* filled at seal */
 };
 

@@ -188,11 +188,13 @@ static size_t decode_escape(const char *text, size_t left, char decoded[MAX_UTF8
 		*ret_decoded_size = encode_utf8(code, decoded);
 		return 6;
 	}
+	if (left > 6 && text[6] != '\\') {
+		return 0;
+	}
 	if (left < 12) {
 		return SIZE_MAX;
 	}
-	if (text[6] != '\\' || text[7] != 'u' || !decode_hex(&text[8], &low) || low < 0xdc00 ||
-	    low > 0xdfff) {
+	if (text[7] != 'u' || !decode_hex(&text[8], &low) || low < 0xdc00 || low > 0xdfff) {
 		return 0;
 	}
 	code = 0x10000U + ((code & 0x3ffU) << 10) + (low & 0x3ffU);
@@ -359,17 +361,20 @@ bool json_string_is(const struct json_string *string, const char *text)
 	return true;
 }
 
-void json_string_decode(const struct json_string *string, char *ret)
+size_t json_string_decode(const struct json_string *string, char *ret, size_t capacity)
 {
 	char decoded[MAX_UTF8_SIZE];
+	size_t used = 0;
 
-	for (size_t at = 0; at < string->raw_size;) {
+	for (size_t at = 0; at < string->raw_size && used < capacity;) {
 		const char *piece;
 		size_t size = next_piece(string, &at, decoded, &piece);
 
-		memcpy(ret, piece, size);
-		ret += size;
+		size = size < capacity - used ? size : capacity - used;
+		memcpy(&ret[used], piece, size);
+		used += size;
 	}
+	return used;
 }
 
 /* ---- integers ---- */

@@ -52,7 +52,7 @@ int json_fail(struct json_cursor *cursor, size_t at, const char *what);
 
 bool json_string_is(const struct json_string *string, const char *text);
 
-/* Write string->size bytes, not terminated. */
-void json_string_decode(const struct json_string *string, char *ret);
+/* Write the first 'capacity' bytes at most, not terminated; returns how many. */
+size_t json_string_decode(const struct json_string *string, char *ret, size_t capacity);
 
 #endif

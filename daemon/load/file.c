@@ -2,6 +2,11 @@
 /* Judging and counting source files. See file.h. */
 #include "daemon/load/file.h"
 
+#include "base/cleanup.h"
+#include "base/err.h"
+#include "base/os/sys.h"
+#include "base/require.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -14,10 +19,6 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
-#include "base/err.h"
-#include "base/os/sys.h"
-#include "base/require.h"
 #include "proto/gen/wire_code.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -123,7 +124,8 @@ static int check_direct(const struct file *file, struct err *err)
 		return err_set(err, WIRE_BAD_FD, "the second descriptor is another file");
 	}
 	if ((flags & O_DIRECT) == 0) {
-		return err_set(err, WIRE_BAD_FD, "the second descriptor was opened without O_DIRECT");
+		return err_set(err, WIRE_BAD_FD,
+			       "the second descriptor was opened without O_DIRECT");
 	}
 	return 0;
 }

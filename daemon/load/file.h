@@ -19,8 +19,8 @@ struct file_key {
 };
 
 struct file {
-	int fd;		     /* the client's description, buffered; its flags are never changed */
-	int direct_fd;	     /* the same file opened O_DIRECT, or -1 */
+	int fd;              /* the client's description, buffered; its flags are never changed */
+	int direct_fd;       /* the same file opened O_DIRECT, or -1 */
 	struct file_key key; /* as it was when the descriptor came */
 	struct file_key read_key; /* written by a header read, compared by that job's fill */
 	uint32_t n_refs;

@@ -2,10 +2,10 @@
 /* XXH3-64 through libxxhash. See hash.h. */
 #include "daemon/load/hash.h"
 
+#include "base/require.h"
+
 #include <stdint.h>
 #include <xxhash.h>
-
-#include "base/require.h"
 
 uint64_t hash_bytes(const void *bytes, size_t size)
 {

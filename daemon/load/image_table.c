@@ -2,15 +2,16 @@
 /* From a tensor map to the records that clients read. See image_table.h. */
 #include "daemon/load/image_table.h"
 
+#include "base/cleanup.h"
+#include "base/err.h"
+#include "base/os/memfd.h"
+#include "base/os/sys.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
-#include "base/cleanup.h"
-#include "base/err.h"
-#include "base/os/memfd.h"
-#include "base/os/sys.h"
 #include "daemon/format/format.h"
 #include "daemon/load/file.h"
 #include "daemon/load/hash.h"

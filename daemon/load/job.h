@@ -6,10 +6,11 @@
 #ifndef LOAD_JOB_H
 #define LOAD_JOB_H
 
+#include "base/list.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "base/list.h"
 #include "daemon/load/loader.h"
 #include "daemon/load/reader.h"
 
@@ -20,11 +21,11 @@ struct job {
 	struct loader *loader;
 	struct load_result *result;    /* NULL once posted; guarded by the loader's lock */
 	struct read_progress progress; /* atomics */
-	enum load_type type;	       /* this and the next two: as submitted, for ever */
+	enum load_type type;           /* this and the next two: as submitted, for ever */
 	uint64_t id;
 	uint64_t segment;
 	uint64_t begun_ns;
-	int stop_code; /* why it was stopped, 0: it was not; guarded by the loader's lock */
+	int stop_code;        /* why it was stopped, 0: it was not; guarded by the loader's lock */
 	uint64_t stop_offset; /* likewise, and the next */
 	uint64_t stopped_ns;
 
@@ -37,9 +38,9 @@ struct job {
 	bool can_abandon; /* holds no memory of a device: its result need not wait for it */
 
 	/* What was submitted. Only the job's thread touches these. */
-	struct file *file;	      /* a reference, or NULL */
-	enum format wanted;	      /* headers */
-	struct file_key key;	      /* fills: what the header was read from */
+	struct file *file;            /* a reference, or NULL */
+	enum format wanted;           /* headers */
+	struct file_key key;          /* fills: what the header was read from */
 	const struct tensor_map *map; /* fills; borrowed */
 	uint8_t model_id[16];
 	uint64_t generation;

@@ -7,23 +7,24 @@
  */
 #include "daemon/load/loader.h"
 
+#include "base/list.h"
+#include "base/os/clock.h"
+#include "base/os/sys.h"
+#include "base/require.h"
+
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "base/list.h"
-#include "base/os/clock.h"
-#include "base/os/sys.h"
-#include "base/require.h"
 #include "daemon/load/job.h"
 #include "daemon/load/memory.h"
 #include "daemon/load/thread.h"
 #include "proto/gen/wire_code.h"
 
 #define DEFAULT_THREADS 4U
-#define STOP_LIMIT_NS	2000000000ULL
-#define MAX_SPARES	256 /* failures for want of memory that the loop has not seen yet */
+#define STOP_LIMIT_NS   2000000000ULL
+#define MAX_SPARES      256 /* failures for want of memory that the loop has not seen yet */
 
 struct loader {
 	struct loader_options options;
@@ -192,15 +193,16 @@ static bool job_copy_sums(struct job *job, const uint64_t *sums, uint32_t n_sums
 
 static struct load_result result_of(const struct job *job)
 {
-	return (struct load_result){
-		.type = job->type, .job = job->id, .segment = job->segment, .table_fd = -1};
+	return (struct load_result){.type = job->type,
+				    .job = job->id,
+				    .segment = job->segment,
+				    .table_fd = -1};
 }
 
 static void describe_stop(const struct job *job, struct err *err)
 {
 	if (job->stop_code == WIRE_TIMEOUT) {
-		(void)err_set(err, WIRE_TIMEOUT,
-			      "no byte came for %llu s at byte %llu of the file",
+		(void)err_set(err, WIRE_TIMEOUT, "no byte came for %llu s at byte %llu of the file",
 			      (unsigned long long)(2 * job->loader->options.stall_ns / 1000000000U),
 			      (unsigned long long)job->stop_offset);
 		err->offset = job->stop_offset;
@@ -593,8 +595,9 @@ struct loader *loader_new(const struct loader_options *options, struct device *d
 	}
 	take_options(loader, options);
 	loader->box = box;
-	loader->work = (struct work){
-		.options = &loader->options, .device = device, .group = &loader->group};
+	loader->work = (struct work){.options = &loader->options,
+				     .device = device,
+				     .group = &loader->group};
 	thread_group_init(&loader->group);
 	REQUIRE(pthread_mutex_init(&loader->lock, NULL) == 0);
 	thread_cond_init(&loader->watch_wanted);

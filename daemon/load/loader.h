@@ -12,11 +12,12 @@
 #ifndef LOAD_LOADER_H
 #define LOAD_LOADER_H
 
+#include "base/err.h"
+#include "base/os/mailbox.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "base/err.h"
-#include "base/os/mailbox.h"
 #include "daemon/device/device.h"
 #include "daemon/format/format.h"
 #include "daemon/load/file.h"
@@ -24,11 +25,11 @@
 struct loader;
 
 enum load_type {
-	LOAD_HEADER,	/* key, map */
-	LOAD_PROGRESS,	/* bytes, is_stalled; not final */
-	LOAD_FILLED,	/* extent, pages, table_fd, sums, checksum, duration_ns, bytes */
+	LOAD_HEADER,    /* key, map */
+	LOAD_PROGRESS,  /* bytes, is_stalled; not final */
+	LOAD_FILLED,    /* extent, pages, table_fd, sums, checksum, duration_ns, bytes */
 	LOAD_RECHECKED, /* key, is_equal, differs_at, bytes */
-	LOAD_VERIFIED,	/* is_equal, differs_at */
+	LOAD_VERIFIED,  /* is_equal, differs_at */
 	LOAD_DROPPED,
 };
 
@@ -39,7 +40,7 @@ enum load_type {
 struct load_result {
 	struct mail mail; /* first; owner: the mailbox, then the loop */
 	enum load_type type;
-	uint64_t job;	  /* as submitted */
+	uint64_t job;     /* as submitted */
 	uint64_t segment; /* as submitted */
 	struct err err;
 	struct file_key key;
@@ -52,22 +53,22 @@ struct load_result {
 	uint64_t page_bytes; /* obtained for most of the image */
 	uint64_t huge_bytes; /* of the image in 2 MiB pages */
 	char notice[DEVICE_NOTICE_SIZE];
-	int table_fd;	   /* sealed tensor table (proto/table.h), or -1 */
-	uint64_t *sums;	   /* XXH3-64 of each 64 MiB */
+	int table_fd;   /* sealed tensor table (proto/table.h), or -1 */
+	uint64_t *sums; /* XXH3-64 of each 64 MiB */
 	uint32_t n_sums;
 	uint64_t checksum; /* XXH3-64 of the sums as little-endian bytes */
 	uint64_t duration_ns;
 	uint64_t available; /* bytes the host could give now; in every final result */
-	bool is_spare; /* the loader's own business */
+	bool is_spare;      /* the loader's own business */
 };
 
 struct load_result *load_result_from_mail(struct mail *mail);
 struct load_result *load_result_free(struct load_result *result); /* NULL is fine */
 
 struct loader_options {
-	uint32_t n_threads;   /* readers a job; 0: 4 */
-	bool direct_io;	      /* use the direct descriptor where it works */
-	bool hugepages;	      /* try for 2 MiB pages */
+	uint32_t n_threads; /* readers a job; 0: 4 */
+	bool direct_io;     /* use the direct descriptor where it works */
+	bool hugepages;     /* try for 2 MiB pages */
 	uint64_t stall_ns;
 	uint64_t progress_ns; /* the least time between two progress results */
 	const char *root;     /* before /proc and /sys/fs/cgroup, in tests; NULL: none */
@@ -86,18 +87,17 @@ struct loader *loader_new(const struct loader_options *options, struct device *d
 struct loader *loader_free(struct loader *loader);
 
 /* -> LOAD_HEADER. Takes a reference of the file for itself. */
-void loader_read_header(struct loader *loader, uint64_t job, struct file *file,
-			enum format wanted);
+void loader_read_header(struct loader *loader, uint64_t job, struct file *file, enum format wanted);
 
 struct fill_request {
 	uint64_t job;
 	uint64_t segment;
-	struct file *file;		/* its header was read by the same job */
-	const struct tensor_map *map;	/* borrowed until the result */
-	const uint8_t *model_id;	/* 16 bytes, borrowed for the call */
+	struct file *file;            /* its header was read by the same job */
+	const struct tensor_map *map; /* borrowed until the result */
+	const uint8_t *model_id;      /* 16 bytes, borrowed for the call */
 	uint64_t generation;
 	uint32_t owner_uid;
-	const char *name;		/* shown in the table; borrowed for the call */
+	const char *name; /* shown in the table; borrowed for the call */
 };
 
 /* -> LOAD_PROGRESS*, LOAD_FILLED with a sealed extent. */

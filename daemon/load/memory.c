@@ -2,6 +2,10 @@
 /* /proc/meminfo and the cgroup files, v1 and v2. See memory.h. */
 #include "daemon/load/memory.h"
 
+#include "base/cleanup.h"
+#include "base/err.h"
+#include "base/os/sys.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -11,13 +15,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
-#include "base/err.h"
-#include "base/os/sys.h"
 #include "proto/gen/wire_code.h"
 
-#define KIB	  1024ULL
-#define GIB	  (1ULL << 30)
+#define KIB       1024ULL
+#define GIB       (1ULL << 30)
 #define TEXT_SIZE 8192U /* more than the part of any of these files that is looked at */
 #define PATH_SIZE 2048U /* a cgroup of a longer path bounds nothing */
 #define NAME_SIZE 32U

@@ -12,7 +12,7 @@
 struct err;
 
 struct host_memory {
-	uint64_t total;	    /* MemTotal, or the lowest limit of a cgroup where that is less */
+	uint64_t total;     /* MemTotal, or the lowest limit of a cgroup where that is less */
 	uint64_t available; /* MemAvailable, or the room in a cgroup where that is less */
 };
 

@@ -2,6 +2,11 @@
 /* Windows of a file into memory. See reader.h. */
 #include "daemon/load/reader.h"
 
+#include "base/cleanup.h"
+#include "base/err.h"
+#include "base/os/sys.h"
+#include "base/require.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -11,19 +16,15 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
-#include "base/err.h"
-#include "base/os/sys.h"
-#include "base/require.h"
 #include "daemon/device/device.h"
 #include "daemon/load/file.h"
 #include "daemon/load/hash.h"
 #include "daemon/load/thread.h"
 #include "proto/gen/wire_code.h"
 
-#define DIRECT_WINDOW	(8ULL << 20) /* large enough to keep a disk busy with few threads */
+#define DIRECT_WINDOW   (8ULL << 20) /* large enough to keep a disk busy with few threads */
 #define BUFFERED_WINDOW (2ULL << 20) /* small enough to be hashed out of the CPU's cache */
-#define ALIGNMENT	4096ULL	     /* of direct reads; no disk wants more */
+#define ALIGNMENT       4096ULL      /* of direct reads; no disk wants more */
 
 #ifndef SYS_cachestat
 #	define SYS_cachestat 451
@@ -46,9 +47,9 @@ struct run {
 	pthread_cond_t changed;
 	uint32_t n_helpers;  /* guarded by lock */
 	uint32_t n_lanes;    /* guarded by lock: numbers given out so far */
-	struct err err;	     /* guarded by lock: the first failure */
+	struct err err;      /* guarded by lock: the first failure */
 	uint64_t next_range; /* atomic */
-	bool no_direct;	     /* atomic: direct reads were refused once */
+	bool no_direct;      /* atomic: direct reads were refused once */
 };
 
 /* One thread's part of a run. */
@@ -56,7 +57,7 @@ struct lane {
 	struct run *run;
 	uint64_t *position;
 	struct hash_stream *hash; /* NULL: not hashed */
-	uint8_t *scratch;	  /* aligned; where bytes go that are only hashed */
+	uint8_t *scratch;         /* aligned; where bytes go that are only hashed */
 };
 
 static bool is_stopped(const struct run *run)
@@ -216,8 +217,8 @@ static int read_range(const struct lane *lane, uint64_t range)
 	const uint64_t size = left < HASH_RANGE_BYTES ? left : HASH_RANGE_BYTES;
 	const bool was_cached = is_cached(reader->file->fd, begin, size);
 	const bool is_direct = reader->direct_io && reader->file->direct_fd >= 0 && !was_cached;
-	const uint64_t window =
-		is_direct && lane->scratch == NULL ? DIRECT_WINDOW : BUFFERED_WINDOW;
+	const uint64_t window = is_direct && lane->scratch == NULL ? DIRECT_WINDOW
+								   : BUFFERED_WINDOW;
 
 	if (lane->hash != NULL) {
 		hash_stream_begin(lane->hash);

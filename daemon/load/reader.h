@@ -20,17 +20,17 @@ struct thread_group;
 
 /* Where a read is, for those who watch it. Zeroed before; every member is atomic. */
 struct read_progress {
-	uint64_t bytes;	 /* read so far */
-	bool is_stopped; /* set by anybody: read no further */
+	uint64_t bytes;                         /* read so far */
+	bool is_stopped;                        /* set by anybody: read no further */
 	uint64_t positions[READER_MAX_THREADS]; /* offset + 1 that a thread reads at; 0: none */
 };
 
 struct reader {
 	const struct file *file;
-	uint64_t bytes;	       /* to read, from the beginning */
+	uint64_t bytes;        /* to read, from the beginning */
 	struct extent *extent; /* where to, at the same offsets, or NULL */
 	uint8_t *memory;       /* where to, or NULL; both NULL: it is only hashed */
-	uint64_t *sums;	       /* XXH3-64 of each 64 MiB, or NULL */
+	uint64_t *sums;        /* XXH3-64 of each 64 MiB, or NULL */
 	uint32_t n_threads;
 	bool direct_io;
 	struct thread_group *group; /* of the threads that help */

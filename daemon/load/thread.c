@@ -2,6 +2,9 @@
 /* Counted detached threads. See thread.h. */
 #include "daemon/load/thread.h"
 
+#include "base/os/sys.h"
+#include "base/require.h"
+
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -10,15 +13,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "base/os/sys.h"
-#include "base/require.h"
-
 #define NS_PER_S 1000000000ULL
-#define NICE	 10
+#define NICE     10
 
 /* linux/ioprio.h is newer than some of the systems that this is built on */
 #define IOPRIO_WHO_PROCESS 1
-#define IOPRIO_LOWEST	   ((2 << 13) | 7) /* best effort, last; idle could starve for ever */
+#define IOPRIO_LOWEST      ((2 << 13) | 7) /* best effort, last; idle could starve for ever */
 
 struct thread_start {
 	struct thread_group *group;
@@ -114,8 +114,10 @@ bool thread_start(struct thread_group *group, const char *name, void (*body)(voi
 	if (start == NULL) {
 		return false;
 	}
-	*start = (struct thread_start){
-		.group = group, .name = name, .body = body, .argument = argument};
+	*start = (struct thread_start){.group = group,
+				       .name = name,
+				       .body = body,
+				       .argument = argument};
 	thread_lock(&group->lock);
 	group->n_running++;
 	thread_unlock(&group->lock);

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What jobs do, each on a thread of its own: header, fill, recheck, verify. See job.h. */
+#include "base/cleanup.h"
+#include "base/os/sys.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
-#include "base/os/sys.h"
 #include "daemon/load/hash.h"
 #include "daemon/load/image_table.h"
 #include "daemon/load/job.h"

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Load a model file with progress and say where it is. C99: cc load.c -ldistorch */
+#include <distorch.h>
 #include <stdio.h>
 #include <string.h>
-
-#include <distorch.h>
 
 static int show_progress(const struct distorch_progress *progress, void *user)
 {

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Load a model if needed, attach it, and look at its tensors in place. The memory is shared by
 // all processes until somebody writes to it. C++17: c++ tensors.cpp -ldistorch
-#include <distorch.h>
-
 #include <cstdio>
+#include <distorch.h>
 #include <memory>
 #include <stdexcept>
 #include <string>

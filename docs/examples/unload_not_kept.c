@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Free what nobody asked to keep, as a workflow does at its end, and say what happened. */
+#include <distorch.h>
 #include <stdio.h>
 #include <string.h>
-
-#include <distorch.h>
 
 static void print(const char *what, const struct distorch_outcome *const *outcomes, size_t n)
 {

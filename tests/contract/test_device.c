@@ -3,22 +3,23 @@
  * The contract of daemon/device/device.h, over every backend in 'subjects'. What is only
  * true of one backend is below, under its name.
  */
-#include "daemon/device/device.h"
+#include "base/err.h"
+#include "base/os/memfd.h"
+#include "base/os/sys.h"
+#include "tests/support/baseline.h"
+#include "tests/support/dies.h"
+#include "tests/support/scratch.h"
+#include "tests/support/unit.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "base/err.h"
-#include "base/os/memfd.h"
-#include "base/os/sys.h"
+#include "daemon/device/device.h"
 #include "proto/gen/wire_code.h"
-#include "tests/support/scratch.h"
-#include "tests/support/unit.h"
 
 #define MIB  (1ULL << 20)
 #define SIZE (5 * MIB + 1234) /* two pages of 2 MiB and a tail that ends in a page */
@@ -34,7 +35,7 @@ struct fixture {
 	const struct subject *subject;
 	struct device *device;
 	int file; /* SIZE known bytes */
-	uint32_t n_fds;
+	struct baseline before;
 };
 
 static struct fixture fixture;
@@ -49,7 +50,7 @@ static int setup(void **state)
 	assert_int_equal(device_open(fixture.subject->backend, fixture.subject->device,
 				     &fixture.device, &err),
 			 0);
-	fixture.n_fds = scratch_count_fds();
+	fixture.before = baseline_take();
 	return 0;
 }
 
@@ -57,7 +58,7 @@ static int teardown(void **state)
 {
 	(void)state;
 	sys_fault_clear();
-	assert_int_equal(scratch_count_fds(), fixture.n_fds);
+	baseline_check(&fixture.before);
 	assert_null(device_close(fixture.device));
 	(void)close(fixture.file);
 	return 0;
@@ -163,8 +164,7 @@ static void memory_is_zero_before_it_is_filled(void **state)
 static void a_fill_says_how_much_came_and_where_the_file_ends(void **state)
 {
 	struct extent *extent = given_extent(SIZE);
-	struct device_source source = {
-		.fd = fixture.file, .offset = SIZE - 10, .bytes = 4096};
+	struct device_source source = {.fd = fixture.file, .offset = SIZE - 10, .bytes = 4096};
 	struct err err = {0};
 	uint64_t n_bytes = 77;
 
@@ -188,8 +188,8 @@ static void a_failed_fill_names_errno_and_offset(void **state)
 		struct err err = {0};
 		uint64_t n_bytes = 77;
 
-		assert_true(sys_fault_set("pread",
-					  (struct sys_fault){.nth = 1, .error = errors[i]}));
+		assert_true(
+			sys_fault_set("pread", (struct sys_fault){.nth = 1, .error = errors[i]}));
 		assert_int_equal(device_fill(extent, 0, &source, &n_bytes, &err), -WIRE_IO);
 		assert_int_equal(err.sys, errors[i]);
 		assert_int_equal(err.offset, 512);
@@ -248,8 +248,7 @@ static void a_charge_is_what_whole_granules_take(void **state)
 	assert_true(info.total_bytes > 64 * MIB && info.granularity > 0);
 	assert_int_equal(device_charge(fixture.device, info.granularity), info.granularity);
 	assert_int_equal(device_charge(fixture.device, 1), info.granularity);
-	assert_int_equal(device_charge(fixture.device, info.granularity + 1),
-			 2 * info.granularity);
+	assert_int_equal(device_charge(fixture.device, info.granularity + 1), 2 * info.granularity);
 	assert_int_equal(device_charge(fixture.device, UINT64_MAX), UINT64_MAX);
 }
 
@@ -367,8 +366,8 @@ static void a_copy_has_the_same_bytes(void **state)
 /* fault: M11 */
 static void any_call_that_fails_leaves_nothing_behind(void **state)
 {
-	static const char *const calls[] = {"malloc", "memfd_create", "ftruncate", "mmap",
-					    "madvise", "fcntl", "open", "fstat"};
+	static const char *const calls[] = {"malloc",  "memfd_create", "ftruncate", "mmap",
+					    "madvise", "fcntl",        "open",      "fstat"};
 	static const int errors[] = {ENOMEM, EMFILE, EPERM};
 
 	(void)state;
@@ -376,18 +375,19 @@ static void any_call_that_fails_leaves_nothing_behind(void **state)
 		const char *call = calls[i / 2];
 
 		for (uint64_t nth = 1; nth < 20; nth++) {
-			const struct device_alloc request = {
-				.name = "test", .bytes = SIZE, .hugepages = true};
+			const struct device_alloc request = {.name = "test",
+							     .bytes = SIZE,
+							     .hugepages = true};
 			struct extent *extent = NULL;
 			struct extent *imported = NULL;
 			struct err err = {0};
 			int code;
 			int fd = -1;
 
-			assert_true(sys_fault_set(
-				call, (struct sys_fault){.nth = nth,
-							 .error = errors[nth % 3],
-							 .is_forever = i % 2 == 1}));
+			assert_true(
+				sys_fault_set(call, (struct sys_fault){.nth = nth,
+								       .error = errors[nth % 3],
+								       .is_forever = i % 2 == 1}));
 			code = device_alloc(fixture.device, &request, &extent, &err);
 			if (code == 0) {
 				device_prepare(extent, 0, SIZE);
@@ -405,7 +405,7 @@ static void any_call_that_fails_leaves_nothing_behind(void **state)
 			}
 			release(imported);
 			release(extent);
-			assert_int_equal(scratch_count_fds(), fixture.n_fds);
+			baseline_check(&fixture.before);
 			if (sys_fault_n_hits(call) == 0) {
 				break; /* there was no nth call */
 			}
@@ -445,23 +445,29 @@ static void a_probe_names_devices_that_open(void **state)
 	(void)device_close(device);
 }
 
-static void a_backend_without_a_mandatory_member_cannot_be_registered(void **state)
+static void register_without_seal(void *context)
 {
-	int status = 0;
-	pid_t child;
+	struct device_ops ops = *device_backend_find(fixture.subject->backend);
 
+	(void)context;
+	ops.seal = NULL;
+	device_register(&ops);
+}
+
+static void register_another_version(void *context)
+{
+	struct device_ops ops = *device_backend_find(fixture.subject->backend);
+
+	(void)context;
+	ops.version++;
+	device_register(&ops);
+}
+
+static void a_backend_that_breaks_the_contract_cannot_be_registered(void **state)
+{
 	(void)state;
-	child = fork();
-	if (child == 0) {
-		struct device_ops ops = *device_backend_find(fixture.subject->backend);
-
-		ops.seal = NULL;
-		(void)close(STDERR_FILENO);
-		device_register(&ops);
-		_exit(0);
-	}
-	assert_int_equal(waitpid(child, &status, 0), child);
-	assert_false(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+	assert_dies(register_without_seal, NULL);
+	assert_dies(register_another_version, NULL);
 }
 
 /* ---- the host ---- */
@@ -489,9 +495,9 @@ static void nobody_can_change_what_the_host_exported(void **state)
 	if (reopened >= 0) {
 		assert_int_equal(pwrite(reopened, "x", 1, 0), -1);
 		assert_int_equal(ftruncate(reopened, 1), -1);
-		assert_int_equal(
-			fallocate(reopened, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096),
-			-1);
+		assert_int_equal(fallocate(reopened, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+					   4096),
+				 -1);
 		assert_ptr_equal(mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, reopened, 0),
 				 MAP_FAILED);
 		(void)close(reopened);
@@ -598,8 +604,9 @@ static void huge_pages_that_run_out_half_way_leave_the_first_ones(void **state)
 	}
 	extent = given_extent(SIZE);
 	device_prepare(extent, 0, 2 * MIB);
-	assert_true(sys_fault_set(
-		"madvise", (struct sys_fault){.nth = 1, .error = ENOMEM, .is_forever = true}));
+	assert_true(
+		sys_fault_set("madvise",
+			      (struct sys_fault){.nth = 1, .error = ENOMEM, .is_forever = true}));
 	device_prepare(extent, 2 * MIB, SIZE - 2 * MIB);
 	sys_fault_clear();
 	assert_int_equal(madvise((uint8_t *)(uintptr_t)device_bytes(extent) + 2 * MIB, 2 * MIB,
@@ -687,7 +694,7 @@ int main(void)
 			CASE(any_call_that_fails_leaves_nothing_behind),
 			CASE(an_unknown_device_is_not_found),
 			CASE(a_probe_names_devices_that_open),
-			CASE(a_backend_without_a_mandatory_member_cannot_be_registered),
+			CASE(a_backend_that_breaks_the_contract_cannot_be_registered),
 		};
 
 		for (size_t j = 0; j < sizeof contract / sizeof contract[0]; j++) {

@@ -6,9 +6,9 @@
 #ifndef TESTS_SUPPORT_BASELINE_H
 #define TESTS_SUPPORT_BASELINE_H
 
-#include <dirent.h>
-
 #include "tests/support/unit.h"
+
+#include <dirent.h>
 
 #ifdef __has_feature
 #	if __has_feature(address_sanitizer)

@@ -3,14 +3,14 @@
 #ifndef TESTS_SUPPORT_DIES_H
 #define TESTS_SUPPORT_DIES_H
 
+#include "tests/support/unit.h"
+
 #include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#include "tests/support/unit.h"
 
 static inline bool dies(void (*body)(void *context), void *context)
 {

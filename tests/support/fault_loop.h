@@ -7,10 +7,10 @@
 #ifndef TESTS_SUPPORT_FAULT_LOOP_H
 #define TESTS_SUPPORT_FAULT_LOOP_H
 
-#include <stdbool.h>
-
 #include "base/os/sys.h"
 #include "tests/support/baseline.h"
+
+#include <stdbool.h>
 
 #define FAULT_LOOP_MAX 100000 /* a body that fails for ever is a fault of the test */
 

@@ -6,6 +6,8 @@
 #ifndef TESTS_SUPPORT_SCRATCH_H
 #define TESTS_SUPPORT_SCRATCH_H
 
+#include "tests/support/unit.h"
+
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -13,8 +15,6 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-
-#include "tests/support/unit.h"
 
 static inline uint32_t scratch_count_entries(const char *path)
 {
@@ -27,11 +27,6 @@ static inline uint32_t scratch_count_entries(const char *path)
 	}
 	(void)closedir(folder);
 	return n_entries;
-}
-
-static inline uint32_t scratch_count_fds(void)
-{
-	return scratch_count_entries("/proc/self/fd");
 }
 
 static inline uint32_t scratch_count_threads(void)

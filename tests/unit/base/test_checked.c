@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Arithmetic on foreign numbers: at the edge, one past it, and results left alone. */
 #include "base/checked.h"
-
 #include "tests/support/unit.h"
 
 #define UNTOUCHED 0x5eedULL

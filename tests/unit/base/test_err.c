@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Errors: filled once, prefixed on the way up, cut and never over-run. */
 #include "base/err.h"
+#include "tests/support/unit.h"
 
 #include <errno.h>
 #include <string.h>
 
 #include "proto/gen/wire_code.h"
-#include "tests/support/unit.h"
 
 static void set_fills_every_field(void **state)
 {

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Ids: a stale or invented one finds nothing, whatever happened in between. */
 #include "base/idtab.h"
+#include "tests/support/dies.h"
+#include "tests/support/unit.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#include "tests/support/dies.h"
-#include "tests/support/unit.h"
 
 #define CAPACITY 4
 
@@ -75,11 +74,11 @@ static void invented_ids_find_nothing(void **state)
 	assert_null(idtab_find(&table.tab, 1));
 	assert_non_null(idtab_add(&table.tab, &id));
 	assert_null(idtab_find(&table.tab, 0));
-	assert_null(idtab_find(&table.tab, id + 1));	       /* never used */
-	assert_null(idtab_find(&table.tab, id + CAPACITY));    /* outside */
+	assert_null(idtab_find(&table.tab, id + 1));              /* never used */
+	assert_null(idtab_find(&table.tab, id + CAPACITY));       /* outside */
 	assert_null(idtab_find(&table.tab, id & ~0xffffffffULL)); /* index 0 */
-	assert_null(idtab_find(&table.tab, id + (1ULL << 32))); /* another tag, even */
-	assert_null(idtab_find(&table.tab, id + (2ULL << 32))); /* another tag, odd */
+	assert_null(idtab_find(&table.tab, id + (1ULL << 32)));   /* another tag, even */
+	assert_null(idtab_find(&table.tab, id + (2ULL << 32)));   /* another tag, odd */
 	assert_null(idtab_find(&table.tab, UINT64_MAX));
 }
 

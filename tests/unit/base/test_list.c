@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The intrusive list: order, removal, walks that remove. */
 #include "base/list.h"
-
 #include "tests/support/unit.h"
 
 struct item {

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* REQUIRE ends the program and says where; CHECK counts and goes on. */
 #include "base/require.h"
+#include "tests/support/dies.h"
+#include "tests/support/unit.h"
 
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "tests/support/dies.h"
-#include "tests/support/unit.h"
 
 static int report_pipe[2];
 

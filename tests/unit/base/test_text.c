@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Hostile text made harmless, and nearest names. */
 #include "base/text.h"
+#include "tests/support/unit.h"
 
 #include <string.h>
-
-#include "tests/support/unit.h"
 
 struct escape_case {
 	const char *text;
@@ -21,22 +20,22 @@ static void escape_shows_only_what_is_harmless(void **state)
 		{"del\x7f", "del\\x7f"},
 		{"back\\slash", "back\\x5cslash"},
 		{"\xc3\xa9\xe2\x82\xac\xf0\x9f\x8e\x89", "\xc3\xa9\xe2\x82\xac\xf0\x9f\x8e\x89"},
-		{"\xc2\x9b", "\\xc2\\x9b"},			    /* C1: CSI */
-		{"\xe2\x80\xae", "\\xe2\\x80\\xae"},		    /* right to left override */
-		{"\xe2\x81\xa6", "\\xe2\\x81\\xa6"},		    /* isolate */
-		{"\xd8\x9c", "\\xd8\\x9c"},			    /* arabic letter mark */
-		{"\xe2\x80\x8b", "\\xe2\\x80\\x8b"},		    /* zero width space */
-		{"\xef\xbb\xbf", "\\xef\\xbb\\xbf"},		    /* byte order mark */
-		{"\xf3\xa0\x81\x81", "\\xf3\\xa0\\x81\\x81"},	    /* tag */
-		{"\xc0\xaf", "\\xc0\\xaf"},			    /* overlong, two bytes */
-		{"\xe0\x9f\xbf", "\\xe0\\x9f\\xbf"},		    /* overlong, three */
-		{"\xf0\x8f\xbf\xbf", "\\xf0\\x8f\\xbf\\xbf"},	    /* overlong, four */
-		{"\xed\xa0\x80", "\\xed\\xa0\\x80"},		    /* surrogate */
-		{"\xf4\x90\x80\x80", "\\xf4\\x90\\x80\\x80"},	    /* past the last */
-		{"\xf5", "\\xf5"},				    /* no such start */
-		{"\x80z", "\\x80z"},				    /* no start at all */
-		{"\xe2\x82", "\\xe2\\x82"},			    /* cut at the end */
-		{"\xe2(\xa1", "\\xe2(\\xa1"},			    /* broken in the middle */
+		{"\xc2\x9b", "\\xc2\\x9b"},                   /* C1: CSI */
+		{"\xe2\x80\xae", "\\xe2\\x80\\xae"},          /* right to left override */
+		{"\xe2\x81\xa6", "\\xe2\\x81\\xa6"},          /* isolate */
+		{"\xd8\x9c", "\\xd8\\x9c"},                   /* arabic letter mark */
+		{"\xe2\x80\x8b", "\\xe2\\x80\\x8b"},          /* zero width space */
+		{"\xef\xbb\xbf", "\\xef\\xbb\\xbf"},          /* byte order mark */
+		{"\xf3\xa0\x81\x81", "\\xf3\\xa0\\x81\\x81"}, /* tag */
+		{"\xc0\xaf", "\\xc0\\xaf"},                   /* overlong, two bytes */
+		{"\xe0\x9f\xbf", "\\xe0\\x9f\\xbf"},          /* overlong, three */
+		{"\xf0\x8f\xbf\xbf", "\\xf0\\x8f\\xbf\\xbf"}, /* overlong, four */
+		{"\xed\xa0\x80", "\\xed\\xa0\\x80"},          /* surrogate */
+		{"\xf4\x90\x80\x80", "\\xf4\\x90\\x80\\x80"}, /* past the last */
+		{"\xf5", "\\xf5"},                            /* no such start */
+		{"\x80z", "\\x80z"},                          /* no start at all */
+		{"\xe2\x82", "\\xe2\\x82"},                   /* cut at the end */
+		{"\xe2(\xa1", "\\xe2(\\xa1"},                 /* broken in the middle */
 	};
 	char buffer[64];
 

@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Sizes, durations and percentages: exact, and every odd text refused by name. */
+#include "base/err.h"
 #include "base/units.h"
+#include "tests/support/unit.h"
 
 #include <string.h>
 
-#include "base/err.h"
 #include "proto/gen/wire_code.h"
-#include "tests/support/unit.h"
 
 #define UNTOUCHED 0x5eedULL
-#define K	  (1ULL << 10)
-#define M	  (1ULL << 20)
-#define G	  (1ULL << 30)
-#define T	  (1ULL << 40)
-#define MS	  1000000ULL
-#define S	  (1000 * MS)
+#define K         (1ULL << 10)
+#define M         (1ULL << 20)
+#define G         (1ULL << 30)
+#define T         (1ULL << 40)
+#define MS        1000000ULL
+#define S         (1000 * MS)
 
 struct good_case {
 	const char *text;
@@ -59,10 +59,35 @@ static void sizes_are_powers_of_1024(void **state)
 static void odd_sizes_are_refused_by_name(void **state)
 {
 	static const char *const texts[] = {
-		"", " ", "G", "-1", "+1", "1x", "1 G G", "1Gx", "1.G", ".5G", "1..5G", "1.5", "1.5b",
-		"0.0001K", "1,5G", "0x10", "1e3", "infinity", "nan", "1 2", "1GiBi", "1.0009765625K",
-		"18446744073709551616", "16777216T", "17179869184G", "99999999999999999999999",
-		"16777215.9999999999T", "1\n", "1\xc2\xa0G",
+		"",
+		" ",
+		"G",
+		"-1",
+		"+1",
+		"1x",
+		"1 G G",
+		"1Gx",
+		"1.G",
+		".5G",
+		"1..5G",
+		"1.5",
+		"1.5b",
+		"0.0001K",
+		"1,5G",
+		"0x10",
+		"1e3",
+		"infinity",
+		"nan",
+		"1 2",
+		"1GiBi",
+		"1.0009765625K",
+		"18446744073709551616",
+		"16777216T",
+		"17179869184G",
+		"99999999999999999999999",
+		"16777215.9999999999T",
+		"1\n",
+		"1\xc2\xa0G",
 	};
 	struct err err;
 	uint64_t bytes = UNTOUCHED;
@@ -116,9 +141,24 @@ static void durations_need_a_unit_and_add_up(void **state)
 static void odd_durations_are_refused_by_name(void **state)
 {
 	static const char *const texts[] = {
-		"", " ", "5", "1h30", "s", "-1s", "1w", "1.s", "1,5s", "forever1", "1s forever",
-		"1s,2s", "00", "18446744073709551615ns", "18446744073709551616ns", "213504d",
-		"213503d 86400d", "infinity",
+		"",
+		" ",
+		"5",
+		"1h30",
+		"s",
+		"-1s",
+		"1w",
+		"1.s",
+		"1,5s",
+		"forever1",
+		"1s forever",
+		"1s,2s",
+		"00",
+		"18446744073709551615ns",
+		"18446744073709551616ns",
+		"213504d",
+		"213503d 86400d",
+		"infinity",
 	};
 	struct err err;
 	uint64_t ns = UNTOUCHED;
@@ -137,12 +177,23 @@ static void odd_durations_are_refused_by_name(void **state)
 static void percentages_have_three_decimals(void **state)
 {
 	static const struct good_case good[] = {
-		{"40%", 40000}, {"12.5%", 12500}, {"0%", 0},	     {"100%", 100000},
-		{" 7 % ", 7000}, {"0.001%", 1},	  {"99.999%", 99999}, {"100.000%", 100000},
+		{"40%", 40000},  {"12.5%", 12500}, {"0%", 0},          {"100%", 100000},
+		{" 7 % ", 7000}, {"0.001%", 1},    {"99.999%", 99999}, {"100.000%", 100000},
 	};
 	static const char *const bad[] = {
-		"", "%", "40", "40%%", "-1%", "100.001%", "101%", "0.0001%", "1.%", "40%x",
-		"18446744073709551616%", "18446744073709551615%", "4 0%",
+		"",
+		"%",
+		"40",
+		"40%%",
+		"-1%",
+		"100.001%",
+		"101%",
+		"0.0001%",
+		"1.%",
+		"40%x",
+		"18446744073709551616%",
+		"18446744073709551615%",
+		"4 0%",
 	};
 	struct err err = {0};
 	uint32_t milli = 7;

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Clocks agree with the kernel's, never step back, and jump where a test says so. */
 #include "base/os/clock.h"
+#include "tests/support/unit.h"
 
 #include <time.h>
-
-#include "tests/support/unit.h"
 
 #define S 1000000000ULL
 

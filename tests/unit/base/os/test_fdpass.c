@@ -4,6 +4,9 @@
  * each test as many descriptors are open as before.
  */
 #include "base/os/fdpass.h"
+#include "base/os/sys.h"
+#include "tests/support/baseline.h"
+#include "tests/support/unit.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,10 +17,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include "base/os/sys.h"
-#include "tests/support/baseline.h"
-#include "tests/support/unit.h"
 
 #define KERNEL_MAX_FDS 253
 
@@ -114,7 +113,7 @@ static void a_packet_arrives_whole_with_its_descriptors(void **state)
 	}
 	fdpass_close_all(packet.fds, packet.n_fds);
 	assert_int_equal(packet.fds[0], -1);
-	assert_int_equal(packet.fds[3], -1); /* unused ones are preset */
+	assert_int_equal(packet.fds[3], -1);        /* unused ones are preset */
 	fdpass_close_all(packet.fds, packet.n_fds); /* twice does nothing */
 }
 

@@ -1,6 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Mail arrives once, in order, and the eventfd is readable whenever something waits. */
+#include "base/err.h"
+#include "base/list.h"
 #include "base/os/mailbox.h"
+#include "base/os/sys.h"
+#include "tests/support/baseline.h"
+#include "tests/support/dies.h"
+#include "tests/support/fault_loop.h"
+#include "tests/support/unit.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,17 +18,10 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "base/err.h"
-#include "base/list.h"
-#include "base/os/sys.h"
 #include "proto/gen/wire_code.h"
-#include "tests/support/baseline.h"
-#include "tests/support/dies.h"
-#include "tests/support/fault_loop.h"
-#include "tests/support/unit.h"
 
 #define N_PRODUCERS 4
-#define N_MAILS	    20000 /* a producer */
+#define N_MAILS     20000 /* a producer */
 
 struct letter {
 	int producer;

@@ -3,7 +3,12 @@
  * Images: what is sealed cannot be changed by anybody, whatever they try (D13), and every
  * failing call leaves nothing behind (M11).
  */
+#include "base/err.h"
 #include "base/os/memfd.h"
+#include "base/os/sys.h"
+#include "tests/support/baseline.h"
+#include "tests/support/fault_loop.h"
+#include "tests/support/unit.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,12 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/err.h"
-#include "base/os/sys.h"
 #include "proto/gen/wire_code.h"
-#include "tests/support/baseline.h"
-#include "tests/support/fault_loop.h"
-#include "tests/support/unit.h"
 
 #define SIZE 10000U /* no multiple of a page */
 
@@ -82,8 +82,9 @@ static void before_linux_6_3_the_memfd_is_made_without_the_newer_flag(void **sta
 	assert_int_equal(memfd_create_sized("image", SIZE, &fd, NULL), 0);
 	(void)close(fd);
 	fd = -7;
-	assert_true(sys_fault_set("memfd_create",
-				  (struct sys_fault){.nth = 1, .error = EINVAL, .is_forever = true}));
+	assert_true(
+		sys_fault_set("memfd_create",
+			      (struct sys_fault){.nth = 1, .error = EINVAL, .is_forever = true}));
 	assert_true(memfd_create_sized("image", SIZE, &fd, &err) < 0);
 	assert_int_equal(err.sys, EINVAL);
 	assert_int_equal(fd, -7);
@@ -125,6 +126,37 @@ static void a_mapping_lies_on_a_2_mib_boundary(void **state)
 		(void)close(fd);
 	}
 	memfd_unmap(NULL, 1); /* does nothing */
+}
+
+/* Pages of address space that we take. */
+static unsigned long n_pages(void)
+{
+	char text[64] = {0};
+	int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+
+	assert_true(read(fd, text, sizeof text - 1) > 0);
+	(void)close(fd);
+	return strtoul(text, NULL, 10);
+}
+
+static void a_mapping_takes_no_more_room_than_its_pages(void **state)
+{
+	static const uint64_t sizes[] = {1, 5000, MEMFD_HUGE_BYTES, 3 * MEMFD_HUGE_BYTES + 1};
+	unsigned long page_size = (unsigned long)sysconf(_SC_PAGESIZE);
+	int fd = -1;
+
+	(void)state;
+	assert_int_equal(memfd_create_sized("image", 4 * MEMFD_HUGE_BYTES, &fd, NULL), 0);
+	for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+		unsigned long before = n_pages();
+		void *address = NULL;
+
+		assert_int_equal(memfd_map(fd, sizes[i], PROT_READ, MAP_SHARED, &address, NULL), 0);
+		assert_int_equal(n_pages() - before, (sizes[i] + page_size - 1) / page_size);
+		memfd_unmap(address, sizes[i]);
+		assert_int_equal(n_pages(), before);
+	}
+	(void)close(fd);
 }
 
 /* The smaps lines of the mapping that begins at 'address', up to the next one. */
@@ -249,7 +281,8 @@ static void a_reopened_descriptor_is_a_read_only_one_of_its_own(void **state)
 	assert_int_equal(lseek(again, 77, SEEK_SET), 77);
 	assert_int_equal(lseek(fd, 0, SEEK_CUR), 0);
 	/* A client's patch stays a private copy. */
-	assert_int_equal(memfd_map(again, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, &address, NULL),
+	assert_int_equal(memfd_map(again, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, &address,
+				   NULL),
 			 0);
 	((char *)address)[0] = 1;
 	memfd_unmap(address, SIZE);
@@ -324,6 +357,26 @@ static void bytes_become_a_small_memfd_that_nobody_can_write(void **state)
 	(void)close(fd);
 }
 
+static void short_and_interrupted_writes_are_gone_on_with(void **state)
+{
+	char bytes[16] = {0};
+	int fd = -1;
+
+	(void)state;
+	assert_true(
+		sys_fault_set("write",
+			      (struct sys_fault){.nth = 1, .short_size = 3, .is_forever = true}));
+	assert_int_equal(memfd_from_bytes("table", "0123456789", 10, &fd, NULL), 0);
+	assert_true(sys_fault_n_hits("write") == 4);
+	assert_int_equal(read(fd, bytes, sizeof bytes), 10);
+	assert_memory_equal(bytes, "0123456789", 10);
+	(void)close(fd);
+	assert_true(sys_fault_set("write", (struct sys_fault){.nth = 1, .error = EINTR}));
+	assert_int_equal(memfd_from_bytes("table", "x", 1, &fd, NULL), 0);
+	assert_int_equal(memfd_check_seals(fd, 1, NULL), 0);
+	(void)close(fd);
+}
+
 /* The whole life of an image; each step that fails ends it. */
 static void live(void *context)
 {
@@ -373,6 +426,8 @@ static void m11_every_failing_call_leaves_nothing(void **state)
 	assert_true(fault_loop("madvise", EACCES, false, live, NULL) == 1); /* only a notice */
 	assert_true(fault_loop("fcntl", EACCES, false, live, NULL) == 3);
 	assert_true(fault_loop("fstat", EACCES, false, live, NULL) == 1);
+	assert_true(fault_loop("write", EACCES, false, live, NULL) == 1);
+	assert_true(fault_loop("fchmod", EACCES, false, live, NULL) == 2);
 	assert_true(fault_loop("open", EACCES, false, live, NULL) == 2);
 	assert_true(fault_loop("open", EACCES, true, live, NULL) == 2);
 }
@@ -385,12 +440,14 @@ int main(void)
 		IMAGE_TEST(before_linux_6_3_the_memfd_is_made_without_the_newer_flag),
 		IMAGE_TEST(errors_name_the_call_and_the_size),
 		IMAGE_TEST(a_mapping_lies_on_a_2_mib_boundary),
+		IMAGE_TEST(a_mapping_takes_no_more_room_than_its_pages),
 		IMAGE_TEST(a_mapping_is_left_out_of_core_dumps_and_gives_its_room_back),
 		IMAGE_TEST(what_cannot_be_mapped_is_refused),
 		IMAGE_TEST(d13_nobody_can_change_a_sealed_image),
 		IMAGE_TEST(a_reopened_descriptor_is_a_read_only_one_of_its_own),
 		IMAGE_TEST(seals_are_checked_one_by_one),
 		IMAGE_TEST(bytes_become_a_small_memfd_that_nobody_can_write),
+		IMAGE_TEST(short_and_interrupted_writes_are_gone_on_with),
 		IMAGE_TEST(m11_every_failing_call_leaves_nothing),
 	};
 

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The seam: each call does its work, and fails exactly where the table says. */
+#include "base/os/clock.h"
 #include "base/os/sys.h"
+#include "tests/support/baseline.h"
+#include "tests/support/fault_loop.h"
+#include "tests/support/unit.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,11 +15,6 @@
 #include <sys/mman.h>
 #include <sys/un.h>
 #include <unistd.h>
-
-#include "base/os/clock.h"
-#include "tests/support/baseline.h"
-#include "tests/support/fault_loop.h"
-#include "tests/support/unit.h"
 
 #define MS 1000000ULL
 
@@ -28,8 +27,9 @@ static int teardown(void **state)
 
 static bool set(const char *name, uint64_t nth, int error, bool is_forever)
 {
-	return sys_fault_set(name, (struct sys_fault){
-					   .nth = nth, .error = error, .is_forever = is_forever});
+	return sys_fault_set(name, (struct sys_fault){.nth = nth,
+						      .error = error,
+						      .is_forever = is_forever});
 }
 
 static void a_fault_strikes_the_nth_call_once(void **state)
@@ -135,10 +135,22 @@ static void text_sets_several_faults(void **state)
 static void odd_text_sets_nothing(void **state)
 {
 	static const char *const texts[] = {
-		"pread",	     "pread:1",		   "pread:0:EIO",     "pread:x:EIO",
-		"pread:1x:EIO",	     "pread:-1:EIO",	   "pread:1:ENOPE",   "pread:1:",
-		"pread:1:short=0",   "pread:1:short=",	   "pread:1:short=x", "pread:1:delay=0",
-		"pread:1:EIO:often", "pread:1:EIO:ever:x", "nope:1:EIO",      ":1:EIO",
+		"pread",
+		"pread:1",
+		"pread:0:EIO",
+		"pread:x:EIO",
+		"pread:1x:EIO",
+		"pread:-1:EIO",
+		"pread:1:ENOPE",
+		"pread:1:",
+		"pread:1:short=0",
+		"pread:1:short=",
+		"pread:1:short=x",
+		"pread:1:delay=0",
+		"pread:1:EIO:often",
+		"pread:1:EIO:ever:x",
+		"nope:1:EIO",
+		":1:EIO",
 		"pread:1:short=4294967296",
 	};
 	char text[128];
@@ -172,10 +184,10 @@ static unsigned call_each(void)
 	void *memory;
 	int fd;
 
-#define COUNT(expression)                                                                          \
-	do {                                                                                       \
-		errno = 0;                                                                         \
-		n_failed += (expression) && errno == EDOM ? 1 : 0;                                 \
+#define COUNT(expression)                                          \
+	do {                                                       \
+		errno = 0;                                         \
+		n_failed += (expression) && errno == EDOM ? 1 : 0; \
 	} while (0)
 	COUNT(sys_recvmsg(-1, &message, 0) < 0);
 	COUNT(sys_sendmsg(-1, &message, 0) < 0);
@@ -187,6 +199,8 @@ static unsigned call_each(void)
 	COUNT(sys_madvise(memory, 4096, MADV_NORMAL) < 0);
 	COUNT(sys_pread(fd, &byte, 1, 0) < 0);
 	COUNT(sys_fcntl(fd, F_GETFD, 0) < 0);
+	COUNT(sys_write(fd, &byte, 1) < 0);
+	COUNT(sys_fchmod(fd, 0600) < 0);
 	COUNT(sys_fstat(fd, &status) < 0);
 	COUNT(sys_statx(fd, 0, &extended) < 0);
 	COUNT(sys_fsync(fd) < 0);
