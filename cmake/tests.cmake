@@ -135,6 +135,11 @@ set_target_properties(test_contract_device PROPERTIES
 	RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
 add_test(NAME contract/device COMMAND test_contract_device)
 set_tests_properties(contract/device PROPERTIES LABELS "unit;fast" TIMEOUT 120)
+add_executable(bench_cold_read EXCLUDE_FROM_ALL tests/bench/cold_read.c)
+house_flags(bench_cold_read)
+target_link_libraries(bench_cold_read PRIVATE room_daemon_load)
+set_target_properties(bench_cold_read PROPERTIES
+	RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bench)
 
 # ---- format and config ----
 unit_test(daemon/format safetensors)

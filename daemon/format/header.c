@@ -216,11 +216,10 @@ static int read_entry(struct json_cursor *cursor, struct entry *entry)
 
 /* ---- the whole header ---- */
 
-/* Strings to strings, or null; nothing of it is kept. */
-static int read_metadata(struct json_cursor *cursor)
+/* Strings to strings, or null. */
+static int read_strings(struct json_cursor *cursor)
 {
 	struct json_string string;
-	size_t left = MAX_METADATA;
 	int code;
 
 	if (!json_take(cursor, '{')) {
@@ -230,21 +229,39 @@ static int read_metadata(struct json_cursor *cursor)
 		return 0;
 	}
 	do {
-		code = json_read_string(cursor, left, &string);
+		code = json_read_string(cursor, MAX_METADATA, &string);
 		if (code == 0) {
-			left -= string.size;
 			code = json_expect(cursor, ':');
 		}
 		if (code == 0) {
-			code = json_read_string(cursor, left, &string);
+			code = json_read_string(cursor, MAX_METADATA, &string);
 		}
 		if (code < 0) {
-			(void)err_wrap(cursor->err, "__metadata__");
 			return code;
 		}
-		left -= string.size;
 	} while (json_take(cursor, ','));
 	return json_expect(cursor, '}');
+}
+
+/* Nothing of it is kept. Read through a window, so that its size is bounded as written. */
+static int read_metadata(struct json_cursor *cursor)
+{
+	struct json_cursor window = *cursor;
+	int code;
+
+	if (cursor->size - cursor->at > MAX_METADATA) {
+		window.size = cursor->at + MAX_METADATA;
+	}
+	code = read_strings(&window);
+	if (code < 0 && window.is_past_end && window.size < cursor->size) {
+		return json_fail(cursor, cursor->at, "__metadata__ takes more than 16 MiB");
+	}
+	cursor->at = window.at;
+	cursor->is_past_end = window.is_past_end;
+	if (code < 0) {
+		(void)err_wrap(cursor->err, "__metadata__");
+	}
+	return code;
 }
 
 static int count_entry(struct json_cursor *cursor, const struct entry *entry,

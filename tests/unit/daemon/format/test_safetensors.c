@@ -315,9 +315,9 @@ static void bombs_of_100_mb_are_refused_soon_and_cheaply(void **state)
 		{"{\"a\":{\"data_offsets\":[", "0,", "']' is missing"},
 		{"{\"", "x", "too long"},
 		{"{\"a\":{\"dtype\":\"", "x", "too long"},
-		{"{\"__metadata__\":{\"a\":\"", "x", "too long"},
-		{"{\"__metadata__\":{\"a\":\"", "\\u0041", "too long"},
-		{"{\"__metadata__\":{", "\"abcdef\":\"\",", "too long"},
+		{"{\"__metadata__\":{\"a\":\"", "x", "more than 16 MiB"},
+		{"{\"__metadata__\":{\"a\":\"", "\\u0041", "more than 16 MiB"},
+		{"{\"__metadata__\":{", "\"\":\"\",", "more than 16 MiB"},
 		{"{\"__metadata__\":", "{\"a\":", "'\"' is missing"},
 		{"{", "                                ", "ends in the middle"},
 		{"{", "\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]},",
@@ -438,7 +438,7 @@ static void metadata_is_a_map_of_strings(void **state)
 	expect_bad("{\"__metadata__\":{\"a\":{}}}", 0, "__metadata__: byte 29: '\"' is missing");
 	expect_bad("{\"__metadata__\":{\"a\":1}}", 0, "__metadata__");
 	expect_bad("{\"__metadata__\":{\"a\":null}}", 0, "__metadata__");
-	expect_bad("{\"__metadata__\":[]}", 0, "a value of another kind");
+	expect_bad("{\"__metadata__\":[]}", 0, "__metadata__: byte 24: a value of another kind");
 	expect_bad("{\"__metadata__\":nul}", 0, "a value of another kind");
 	(void)tensor_map_free(expect_loads("{\"__metadata__\":null}", 0));
 	(void)tensor_map_free(expect_loads("{\"__metadata__\":{}}", 0));
@@ -468,6 +468,29 @@ static void metadata_of_10_mb_is_read_and_not_kept(void **state)
 	assert_true(heap.peak_bytes - before < 1U << 20);
 	(void)tensor_map_free(map);
 	free(file.bytes);
+}
+
+/* fault: F09 */
+static void metadata_of_16_mib_loads_and_a_byte_more_is_refused(void **state)
+{
+	static const char start[] = "{\"__metadata__\":{\"a\":\"";
+	size_t value = (16U << 20) - strlen("{\"a\":\"") - 2;
+
+	(void)state;
+	for (size_t more = 0; more <= 1; more++) {
+		size_t size = strlen(start) + value + more + 3;
+		char *json = malloc(size + 1);
+
+		memset(json, 'x', size);
+		memcpy(json, start, strlen(start));
+		memcpy(&json[size - 3], "\"}}", 4);
+		if (more > 0) {
+			expect_bad(json, 0, "byte 24: __metadata__ takes more than 16 MiB");
+		} else {
+			(void)tensor_map_free(expect_loads(json, 0));
+		}
+		free(json);
+	}
 }
 
 /* fault: F10 */
@@ -782,6 +805,7 @@ int main(void)
 		cmocka_unit_test(empty_tensors_may_share_an_offset),
 		cmocka_unit_test(metadata_is_a_map_of_strings),
 		cmocka_unit_test(metadata_of_10_mb_is_read_and_not_kept),
+		cmocka_unit_test(metadata_of_16_mib_loads_and_a_byte_more_is_refused),
 		cmocka_unit_test(shapes_that_do_not_fit_are_refused_with_the_tensor),
 		cmocka_unit_test(a_shape_of_64_dimensions_loads_and_of_65_is_refused),
 		cmocka_unit_test(unknown_dtypes_are_unsupported_by_name),
