@@ -152,3 +152,8 @@ foreach(name safetensors blocks) # they include tests/support/heap_watch.h
 	target_link_options(test_daemon_format_${name} PRIVATE
 		-Wl,--wrap=malloc,--wrap=realloc,--wrap=free)
 endforeach()
+# The driver of tests/e2e/test_format_differential.py.
+add_executable(format_dump tests/support/format_dump.c)
+house_flags(format_dump)
+target_link_libraries(format_dump PRIVATE room_daemon_format)
+set_target_properties(format_dump PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)

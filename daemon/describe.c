@@ -145,7 +145,7 @@ void describe_model(const struct daemon *daemon, const struct client *viewer,
 		.leases = view->n_leases,
 		.last_used_ms = ms_since(view->last_used_ns),
 		.generation = view->generation,
-		.format = wire_str(format_name(view->format)),
+		.format = wire_str(format_name(info == NULL ? 0 : info->current.format)),
 	};
 	if (view->state == CORE_MODEL_LOADING) {
 		wire->has_progress_bytes = true;

@@ -226,6 +226,7 @@ static void take_generation(struct job_info *job, struct load_result *result)
 	next->sums = result->sums;
 	result->sums = NULL;
 	next->n_sums = result->n_sums;
+	next->format = (uint32_t)job->map->format;
 	next->n_tensors = job->map->n_tensors;
 	next->n_blocks = job->map->n_blocks;
 	next->page_bytes = result->page_bytes;

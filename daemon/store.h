@@ -28,6 +28,7 @@ struct generation_info {
 	int table_fd;	  /* sealed memfd; -1: none */
 	uint64_t *sums;	  /* XXH3 of each 64 MiB */
 	uint32_t n_sums;
+	uint32_t format; /* enum format, as read */
 	uint32_t n_tensors;
 	uint32_t n_blocks;
 	uint64_t page_bytes; /* page size obtained */

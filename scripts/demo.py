@@ -23,6 +23,7 @@ TOKEN_IDS = [101, 2023, 2003, 1037, 2944, 5703, 2046, 3638, 2320, 102]  # "[CLS]
 
 sys.path.insert(0, str(ROOT / "client" / "python"))
 sys.dont_write_bytecode = True
+os.environ.setdefault("DISTORCH_LIBRARY", str(BUILD / "lib" / "libdistorch.so.1"))
 
 
 # ---- what a process does with the model ----

@@ -133,10 +133,14 @@ static void print_people(struct ctl *ctl, const struct distorch_detail *detail)
 	}
 	for (size_t i = 0; i < detail->n_wishes; i++) {
 		const struct distorch_wish *wish = detail->wishes[i];
+		bool has_ttl = wish->ttl_ms != DISTORCH_ABSENT;
 
+		if (!wish->pin && !wish->keep && !has_ttl && wish->priority == 0) {
+			continue; /* it only loaded the model */
+		}
 		(void)printf("wish       uid %u:%s%s", wish->uid, wish->pin ? " pin" : "",
 			     wish->keep ? " keep" : "");
-		if (wish->ttl_ms != DISTORCH_ABSENT) {
+		if (has_ttl) {
 			(void)printf(" for %s without use", ms_text(wish->ttl_ms, ttl));
 		}
 		(void)printf(" priority %lld\n", (long long)wish->priority);

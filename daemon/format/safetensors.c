@@ -230,10 +230,10 @@ static int arrange(struct tensor *tensors, uint32_t n_tensors, uint64_t data_off
 	}
 	code = sort_into_file_order(tensors, n_tensors, scratch, err);
 	if (code == 0) {
-		code = check_cover(tensors, n_tensors, data_offset, err);
+		code = check_names(tensors, n_tensors, scratch, err);
 	}
 	if (code == 0) {
-		code = check_names(tensors, n_tensors, scratch, err);
+		code = check_cover(tensors, n_tensors, data_offset, err);
 	}
 	free(scratch);
 	return code;
