@@ -135,11 +135,6 @@ set_target_properties(test_contract_device PROPERTIES
 	RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
 add_test(NAME contract/device COMMAND test_contract_device)
 set_tests_properties(contract/device PROPERTIES LABELS "unit;fast" TIMEOUT 120)
-add_executable(bench_cold_read EXCLUDE_FROM_ALL tests/bench/cold_read.c)
-house_flags(bench_cold_read)
-target_link_libraries(bench_cold_read PRIVATE room_daemon_load)
-set_target_properties(bench_cold_read PROPERTIES
-	RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bench)
 
 # ---- format and config ----
 unit_test(daemon/format safetensors)
@@ -157,3 +152,6 @@ add_executable(format_dump tests/support/format_dump.c)
 house_flags(format_dump)
 target_link_libraries(format_dump PRIVATE room_daemon_format)
 set_target_properties(format_dump PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+fuzz_target(safetensors daemon/format)
+target_link_libraries(fuzz_safetensors PRIVATE PkgConfig::CJSON) # the oracle
+fuzz_target(safetensors_structured daemon/format)

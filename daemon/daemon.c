@@ -3,6 +3,8 @@
 #include "daemon/daemon.h"
 
 #include <errno.h>
+#include <grp.h>
+#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -341,6 +343,27 @@ static int init_signals(struct daemon *daemon, struct err *err)
 	return 0;
 }
 
+/* The group that may connect to a machine-wide daemon; UINT32_MAX: there is none. */
+static uint32_t find_group(const struct daemon_options *options)
+{
+	const char *name = options->config->access_group;
+	const struct group *group = options->is_user || name == NULL || name[0] == '\0'
+					    ? NULL
+					    : getgrnam(name); /* at start: may ask a directory */
+
+	return group == NULL ? UINT32_MAX : group->gr_gid;
+}
+
+/* The administrator besides root and ourselves; UINT32_MAX: nobody. */
+static uint32_t find_administrator(const struct config *config)
+{
+	const char *name = config->access_control;
+	const struct passwd *user = name == NULL || strcmp(name, "root") == 0 ? NULL
+									      : getpwnam(name);
+
+	return user == NULL ? UINT32_MAX : user->pw_uid;
+}
+
 static int init_server(struct daemon *daemon, const struct daemon_options *options,
 		       struct err *err)
 {
@@ -355,8 +378,9 @@ static int init_server(struct daemon *daemon, const struct daemon_options *optio
 		.output_bytes = (uint32_t)config->limits_pending_output, /* at most 1G */
 		.hello_ms = WIRE_HELLO_MS,
 		.drain_ms = WIRE_DRAIN_MS,
-		.gid = UINT32_MAX,
-		.admin_uid = UINT32_MAX,
+		.mode = options->is_user ? 0600 : 0660,
+		.gid = find_group(options),
+		.admin_uid = find_administrator(config),
 	};
 
 	return server_new(&daemon->loop, &server, &handlers, &daemon->server, err);
@@ -375,6 +399,7 @@ int daemon_init(struct daemon *daemon, const struct daemon_options *options, str
 	    uv_loop_init(&daemon->loop) < 0) {
 		return err_set(err, WIRE_INTERNAL, "cannot make an event loop");
 	}
+	daemon->has_loop = true;
 	daemon->epoch >>= 1; /* fits a signed number in every language */
 	(void)uv_timer_init(&daemon->loop, &daemon->tick); /* always succeeds */
 	daemon->tick.data = daemon;
@@ -432,16 +457,30 @@ int daemon_run(struct daemon *daemon)
 	return daemon->exit_code;
 }
 
+/* What the loader still had to say is of no interest any more. */
+static void drain_mailbox(struct daemon *daemon)
+{
+	struct mail *mail;
+
+	while (daemon->mailbox != NULL && (mail = mailbox_take(daemon->mailbox)) != NULL) {
+		(void)load_result_free(load_result_from_mail(mail));
+	}
+}
+
 void daemon_fini(struct daemon *daemon)
 {
 	struct client *client;
 	struct client *next;
 
+	if (!daemon->has_loop) {
+		return; /* nothing was made */
+	}
 	daemon->is_stopped = true;
 	if (daemon->server != NULL) {
 		daemon->server = server_free(daemon->server); /* goodbye to all, then close */
 	}
 	daemon->loader = loader_free(daemon->loader);
+	drain_mailbox(daemon);
 	uv_walk(&daemon->loop, close_handle, NULL);
 	DL_FOREACH_SAFE (daemon->clients, client, next) {
 		DL_DELETE(daemon->clients, client);

@@ -62,6 +62,7 @@ struct daemon {
 	uint32_t n_revoked;
 	bool is_stepping;
 	bool is_stopping;
+	bool has_loop;
 	bool is_stopped; /* handles are being closed */
 	int exit_code;
 };

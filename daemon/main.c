@@ -4,6 +4,7 @@
  * corridor that the tests do not link.
  */
 #include <argp.h>
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -129,17 +130,39 @@ static int prepare_state_dir(const char *path)
 	return 0;
 }
 
+/* Where clients look for the socket. Returns 'buffer', or NULL without a place for it. */
+static const char *default_socket(bool is_user, char *buffer, size_t buffer_size)
+{
+	const char *folder = getenv("XDG_RUNTIME_DIR");
+
+	if (!is_user) {
+		return "/run/distorchd/distorchd.sock";
+	}
+	if (folder == NULL || folder[0] != '/') {
+		(void)fprintf(stderr, "distorchd: XDG_RUNTIME_DIR is not set, so there is no usual "
+				      "place for the socket\nhint: name one: --socket PATH\n");
+		return NULL;
+	}
+	(void)snprintf(buffer, buffer_size, "%s/distorchd/distorchd.sock", folder);
+	return buffer;
+}
+
 static int serve(const struct arguments *arguments, const struct config *config)
 {
 	static struct daemon daemon; /* large: kept off the stack */
-	const struct daemon_options daemon_options = {.config = config,
-						      .socket_path = arguments->socket_path,
-						      .listen_fd = -1,
-						      .is_user = arguments->is_user};
+	char path[4096];
+	const struct daemon_options daemon_options = {
+		.config = config,
+		.socket_path = arguments->socket_path != NULL
+				       ? arguments->socket_path
+				       : default_socket(arguments->is_user, path, sizeof path),
+		.listen_fd = -1,
+		.is_user = arguments->is_user,
+	};
 	struct err err = {0};
 	int exit_code = EXIT_FAILURE;
 
-	if (prepare_state_dir(arguments->state_dir) < 0) {
+	if (daemon_options.socket_path == NULL || prepare_state_dir(arguments->state_dir) < 0) {
 		return EXIT_FAILURE;
 	}
 	if (daemon_init(&daemon, &daemon_options, &err) < 0) {

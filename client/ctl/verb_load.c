@@ -129,11 +129,13 @@ static void print_loaded(struct ctl *ctl, const struct distorch_loaded *loaded)
 		return;
 	}
 	if (strcmp(loaded->source, "ram") == 0) {
-		(void)printf("%s (id %.6s, %s, %llu tensors) is in ram already.", name, model->id,
-			     size, (unsigned long long)model->tensors);
+		(void)printf("%s (id %.6s, %s, %llu tensor%s) is in ram already.", name, model->id,
+			     size, (unsigned long long)model->tensors,
+			     model->tensors == 1 ? "" : "s");
 	} else {
-		(void)printf("Loaded %s (id %.6s, %s, %llu tensors) into ram in %s.", name,
+		(void)printf("Loaded %s (id %.6s, %s, %llu tensor%s) into ram in %s.", name,
 			     model->id, size, (unsigned long long)model->tensors,
+			     model->tensors == 1 ? "" : "s",
 			     ms_text(loaded->duration_ms, duration));
 	}
 	for (size_t i = 0; i < loaded->n_evicted; i++) {

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of the README, measured now on this machine: each with its limit or peer.
+
+Usage: build/venv/bin/python tests/bench/figures.py [FOLDER]   (scripts/bench does the set-up)
+Starts private daemons in FOLDER (a temporary one), 4 GiB of disk are used and given back.
+Nothing here fails: it prints.
+"""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+BUILD = pathlib.Path(os.environ.get("DISTORCH_BUILD", ROOT / "build"))
+sys.path.insert(0, str(ROOT / "client" / "python"))
+os.environ.setdefault("DISTORCH_LIBRARY", str(BUILD / "lib" / "libdistorch.so.1"))
+
+
+def write_model(path, n_tensors, tensor_bytes):
+    header = {f"layer.{i // 10}.w{i % 10}": {
+        "dtype": "F16", "shape": [tensor_bytes // 2],
+        "data_offsets": [i * tensor_bytes, (i + 1) * tensor_bytes]} for i in range(n_tensors)}
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    block = os.urandom(1 << 20)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        left = n_tensors * tensor_bytes
+        while left > 0:
+            file.write(block[:min(left, len(block))])
+            left -= len(block)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_cache(path):
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class Daemon:
+    def __init__(self, folder, ram="8G"):
+        self.folder = tempfile.mkdtemp(dir=folder)
+        socket = f"{self.folder}/s"
+        self.process = subprocess.Popen(
+            [BUILD / "bin" / "distorchd", "--socket", socket, "--state-dir", f"{self.folder}/state",
+             "--set", f"memory.ram={ram}", "--set", "memory.reserve=0"],
+            stderr=subprocess.DEVNULL)
+        while not os.path.exists(socket):
+            time.sleep(0.01)
+        os.environ["DISTORCH_SOCKET"] = socket
+
+    def memory(self):
+        """Own resident bytes: anonymous and program text; shared images apart."""
+        fields = dict(line.split(":", 1) for line in
+                      pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines())
+        return (int(fields["RssAnon"].split()[0]) + int(fields["RssFile"].split()[0])) * 1024
+
+    def wakeups(self):
+        """Voluntary context switches of all its threads."""
+        return sum(int(line.split()[1]) for task in
+                   pathlib.Path(f"/proc/{self.process.pid}/task").iterdir()
+                   for line in (task / "status").read_text().splitlines()
+                   if line.startswith("voluntary_ctxt_switches"))
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def attach(folder):
+    path = f"{folder}/thousand.safetensors"
+    write_model(path, 1000, 256 << 10)
+    daemon = Daemon(folder)
+    print(subprocess.run([BUILD / "bench" / "bench_attach", path], capture_output=True, text=True,
+                         check=True).stdout)
+    daemon.stop()
+    code = ("import sys, time\nfrom safetensors.numpy import load_file\n"
+            "t = time.perf_counter(); d = load_file(sys.argv[1])\n"
+            "print(f'{(time.perf_counter() - t) * 1e6:8.1f}')")
+    times = [float(subprocess.run([sys.executable, "-c", code, path], capture_output=True,
+                                  text=True, check=True).stdout) for _ in range(5)]
+    print(f"{'  peer: safetensors load_file, warm, numpy':<44} {statistics.median(times):8.1f}")
+    os.unlink(path)
+
+
+def resident(folder):
+    import distorch
+    daemon = Daemon(folder)
+    empty = daemon.memory()
+    with distorch.connect() as d:
+        for i in range(100):
+            path = f"{folder}/m{i}.safetensors"
+            write_model(path, 1000, 1024)
+            d.load(path)
+        full = daemon.memory()
+    print(f"own memory: {empty / 2**20:.1f} MiB empty, {full / 2**20:.1f} MiB with 100 models of "
+          f"1,000 tensors (aim: at most 10 MiB)")
+    time.sleep(1)
+    before = daemon.wakeups()
+    time.sleep(5)
+    print(f"wake-ups at rest: {daemon.wakeups() - before} in 5 s with 100 models (aim: 0)")
+    daemon.stop()
+    for i in range(100):
+        os.unlink(f"{folder}/m{i}.safetensors")
+
+
+def percentile(times, p):
+    times = sorted(times)
+    return times[min(len(times) - 1, int(len(times) * p))]
+
+
+def status_during_load(folder):
+    import threading
+
+    import distorch
+    path = f"{folder}/large.safetensors"
+    write_model(path, 512, 8 << 20)
+    drop_cache(path)
+    daemon = Daemon(folder)
+    with distorch.connect() as d:
+        calm = []
+        for _ in range(2000):
+            begun = time.perf_counter()
+            d.status()
+            calm.append((time.perf_counter() - begun) * 1e3)
+        loader = threading.Thread(target=lambda: distorch.connect().load(path))
+        busy = []
+        loader.start()
+        while loader.is_alive():
+            begun = time.perf_counter()
+            d.status()
+            busy.append((time.perf_counter() - begun) * 1e3)
+            time.sleep(0.001)
+        loader.join()
+    print(f"status from Python, ms: p50 {percentile(calm, .5):.2f} p99 {percentile(calm, .99):.2f} at "
+          f"rest; p50 {percentile(busy, .5):.2f} p99 {percentile(busy, .99):.2f} while 4 GiB load "
+          f"({len(busy)} calls; aim: p99 at most 2)")
+    daemon.stop()
+    return path
+
+
+def main():
+    folder = tempfile.mkdtemp(prefix="distorch-bench-", dir=sys.argv[1] if len(sys.argv) > 1 else None)
+    system = os.uname()
+    huge = pathlib.Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled").read_text().strip()
+    print(f"{system.sysname} {system.release}, {os.cpu_count()} cores, shmem_enabled: {huge}")
+    try:
+        attach(folder)
+        resident(folder)
+        os.unlink(status_during_load(folder))
+        print(subprocess.run([BUILD / "bench" / "bench_cold_read", folder], capture_output=True,
+                             text=True, check=True).stdout)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
