@@ -103,6 +103,15 @@ static void execute_publish(struct daemon *daemon, const struct core_action *act
 	model->failure = (struct err){0};
 }
 
+static void execute_retire(struct daemon *daemon, const struct core_action *action)
+{
+	struct model_info *model = store_find_model(daemon->store, action->model);
+
+	if (model != NULL) {
+		generation_info_fini(&model->current);
+	}
+}
+
 void execute(struct daemon *daemon, const struct core_action *action)
 {
 	switch (action->type) {
@@ -126,6 +135,9 @@ void execute(struct daemon *daemon, const struct core_action *action)
 		break;
 	case ACT_PUBLISH:
 		execute_publish(daemon, action);
+		break;
+	case ACT_RETIRE:
+		execute_retire(daemon, action);
 		break;
 	case ACT_CLOSE_FILE:
 		loader_close_file(daemon->loader,

@@ -18,6 +18,7 @@ enum core_action_type {
 	ACT_DROP,	     /* close the copy for good -> EV_DROPPED */
 	ACT_CANCEL,	     /* hurry up: the job's outstanding results are no longer wanted */
 	ACT_PUBLISH,	     /* the generation is complete: its table is the current one now */
+	ACT_RETIRE,	     /* the published generation is gone: its table is of no use */
 	ACT_CLOSE_FILE,	     /* the core has given the file up */
 	ACT_FORGET_JOB,	     /* nothing refers to the job any more */
 	ACT_FORGET_MODEL,    /* its id means nothing any more */

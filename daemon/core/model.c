@@ -117,8 +117,9 @@ void model_settle(struct core *core, struct model *model)
 		has_ready = has_ready || (segment->generation == model->generation &&
 					  segment->state == SEGMENT_READY);
 	}
-	if (!has_ready && list_is_empty(&model->leases)) {
+	if (!has_ready && list_is_empty(&model->leases) && model->generation != 0) {
 		model->generation = 0; /* nothing of it is left to be asked for */
+		core_act(core, ACT_RETIRE)->model = idtab_id(&core->models, model);
 	}
 	if (list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
 	    model->job == NULL) {

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""distorchctl as people and scripts use it: output, JSON keys, hints, exit codes."""
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import BUILD, make_safetensors, make_sparse_model, wait_until
+
+CTL = str(BUILD / "bin" / "distorchctl")
+
+
+def ctl(daemon, *words, environment=None, **options):
+    env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
+    env.update({"DISTORCH_SOCKET": str(daemon.socket) if daemon else "/nonexistent/d.sock",
+                "TERM": "xterm", "LANG": "C.UTF-8"})
+    env.update(environment or {})
+    return subprocess.run([CTL, *map(str, words)], capture_output=True, text=True, timeout=60,
+                          env=env, **options)
+
+
+def ctl_json(daemon, *words, status=0):
+    done = ctl(daemon, *words, "--json")
+    assert done.returncode == status, done.stdout + done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["schema"] == 1
+    return answer
+
+
+def test_every_verb_has_help_without_a_daemon():
+    names = [line.split()[0] for line in ctl(None, "--help").stdout.splitlines()
+             if line.startswith("  ") and not line.startswith("  distorchctl")]
+    assert {"status", "ps", "show", "load", "unload", "pin", "unpin", "keep", "unkeep", "why",
+            "verify", "clients", "events", "budget", "config", "doctor", "ping", "version",
+            "help"} <= set(names)
+    for name in names:
+        done = ctl(None, name, "--help")
+        assert done.returncode == 0 and "Usage:" in done.stdout, name
+        assert ctl(None, "help", name).returncode == 0, name
+
+
+@pytest.mark.fault("U01")
+@pytest.mark.parametrize("verb", ["status", "ps", "ping", "clients", "doctor"])
+def test_without_a_daemon_it_says_how_to_start_one(verb):
+    done = ctl(None, verb)
+    assert done.returncode == (9 if verb == "doctor" else 3)
+    assert "distorchd" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.fault("U02")
+def test_a_wrong_verb_or_flag_names_the_nearest_one(daemon):
+    done = ctl(daemon, "lod", "x")
+    assert done.returncode == 2 and "did you mean load?" in done.stderr
+    done = ctl(daemon, "load", "--pinn", "x")
+    assert done.returncode == 2 and "did you mean --pin?" in done.stderr
+    assert ctl(daemon, "load", "--pri", "1", "x").returncode == 2, "no abbreviations"
+    assert ctl(daemon, "load").returncode == 2
+    assert ctl(daemon, "unload").returncode == 2
+    assert ctl(daemon, "ps", "-o", "yaml").returncode == 2
+    assert ctl(daemon, "load", "--priority", "101", "x").returncode == 2
+    assert ctl(daemon, "load", "--for", "10", "x").returncode == 2, "a duration needs a unit"
+
+
+def test_load_ps_show_unload_speak_the_promised_json(daemon, make_model):
+    path = make_model("flux.safetensors")
+    loaded = ctl_json(daemon, "load", path)["models"][0]
+    assert loaded["source"] == "disk" and loaded["state"] == "resident"
+    model = ctl_json(daemon, "ps")["models"][0]
+    assert set("id name bytes state where stays keep pinned leases last_used_s".split()) <= set(model)
+    assert model["name"] == "flux.safetensors" and model["bytes"] == os.stat(path).st_size
+    assert model["where"][0]["device"] == "cpu" and model["where"][0]["backing"] == "image"
+    shown = ctl_json(daemon, "show", model["id"][:6], "--tensors")
+    assert set("tensors generation path page_size backing loaded_from clients".split()) <= set(shown)
+    assert shown["loaded_from"] == "file" and shown["page_size"] in (4096, 2 << 20)
+    assert len(shown["tensor_table"]) == shown["tensors"]
+    status = ctl_json(daemon, "status")
+    assert set("version epoch uptime_s restarts devices models clients".split()) <= set(status)
+    assert set("name budget used held reserved free".split()) <= set(status["devices"][0])
+    assert status["devices"][0]["name"] == "cpu"
+    report = ctl_json(daemon, "unload", "flux")
+    assert report["total_bytes"] > 0 and not report["kept"] and not report["held"]
+    assert set(report["unloaded"][0]) >= {"name", "reason", "bytes"}
+    assert ctl_json(daemon, "ps")["models"] == []
+    error = ctl_json(daemon, "show", "nosuch", status=4)["error"]
+    assert set(error) == {"code", "message", "hint", "detail", "retryable"}
+    assert error["code"] == "not-found"
+
+
+def test_unload_reports_kept_and_held_with_reasons(daemon, make_model, connect):
+    kept, held, free = (make_model(f"{n}.safetensors", seed=i)
+                        for i, n in enumerate(("kept", "held", "free")))
+    assert ctl(daemon, "load", "--keep", kept).returncode == 0
+    assert ctl(daemon, "load", free).returncode == 0
+    with connect() as d, d.open(held):
+        report = ctl_json(daemon, "unload", "--not-kept")
+        assert [m["name"] for m in report["kept"]] == ["kept.safetensors"]
+        assert [m["name"] for m in report["unloaded"]] == ["free.safetensors"]
+        assert [m["name"] for m in report["held"]] == ["held.safetensors"]
+        assert str(os.getpid()) in report["held"][0]["reason"]
+    names = {m["name"] for m in ctl_json(daemon, "ps")["models"]}
+    wait_until(lambda: {m["name"] for m in ctl_json(daemon, "ps")["models"]} ==
+               {"kept.safetensors"}, what=f"the held one to go: {names}")
+
+
+def test_exit_codes_follow_the_error(daemon, tmp_path, make_model):
+    huge = make_sparse_model(tmp_path / "huge.safetensors", 3 << 30)
+    done = ctl(daemon, "load", huge)
+    assert done.returncode == 6
+    assert "needs 3.0G" in done.stderr and "budget" in done.stderr and "hint:" in done.stderr
+    broken = make_model("broken.safetensors")
+    os.truncate(broken, os.stat(broken).st_size - 1000)
+    done = ctl(daemon, "load", broken)
+    assert done.returncode == 7
+    assert f"{os.stat(broken).st_size}" in done.stderr.replace(",", "")
+    pickle = tmp_path / "old.ckpt"
+    pickle.write_bytes(b"\x80\x02}q\x00.")
+    done = ctl(daemon, "load", pickle)
+    assert done.returncode == 7 and "pickle" in done.stderr.lower()
+    assert ctl(daemon, "load", tmp_path / "none").returncode == 4
+    assert ctl(daemon, "load", "--to", "cuda:0", broken).returncode == 7
+
+
+@pytest.mark.fault("U03")
+def test_it_behaves_in_pipes_and_narrow_places(daemon, make_model):
+    for i in range(30):
+        assert ctl(daemon, "load", make_model(f"a-rather-long-name-{i:02}.safetensors", seed=i,
+                                              size=4096)).returncode == 0
+    piped = subprocess.run(f"'{CTL}' ps | head -n 1", shell=True, capture_output=True, text=True,
+                           env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket)})
+    assert piped.returncode == 0 and piped.stdout.startswith("NAME") and not piped.stderr
+    for environment in ({"LANG": "C"}, {"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        done = ctl(daemon, "ps", environment=environment)
+        assert done.returncode == 0 and "\033" not in done.stdout + done.stderr
+    assert ctl(daemon, "ps", stdin=subprocess.DEVNULL).returncode == 0
+    for columns in (20, 80, 200):
+        lines = on_terminal(daemon, ["ps"], columns).splitlines()
+        assert len([line for line in lines if line.strip()]) == 31, "a line a model: cut, not wrapped"
+
+
+def on_terminal(daemon, words, columns):
+    """Run it on a terminal of so many columns; what it printed."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [CTL, *words], stdin=slave, stdout=slave, stderr=slave,
+        env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket), "COLUMNS": str(columns),
+             "TERM": "xterm", "LANG": "C.UTF-8"})
+    os.close(slave)
+    output = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:
+            break
+        if not piece:
+            break
+        output += piece
+    os.close(master)
+    assert process.wait(20) == 0, output
+    return output.decode(errors="replace").replace("\r\n", "\n")
+
+
+@pytest.mark.fault("U04")
+def test_hostile_names_are_shown_escaped(daemon, make_model):
+    for name in ("esc\033[31m.safetensors", "line\nbreak.safetensors", 'quo"te,comma.safetensors',
+                 "rtl\u202egnp.safetensors"):
+        assert ctl(daemon, "load", make_model(name, size=4096)).returncode == 0
+        done = ctl(daemon, "ps")
+        body = done.stdout
+        assert "\033" not in body and "\u202e" not in body
+        assert len(body.splitlines()) == 2
+        assert ctl_json(daemon, "ps")["models"][0]["name"] == name
+        assert '"' not in name or '""' in ctl(daemon, "ps", "-o", "csv").stdout
+        assert "\033" not in ctl(daemon, "status").stdout
+        assert ctl(daemon, "unload", "--all").returncode == 0
+        assert "\033" not in daemon.log()
+
+
+@pytest.mark.fault("U05")
+def test_watch_lives_over_a_restart_of_the_daemon(start_daemon, tmp_path):
+    daemon = start_daemon("memory.ram=64M", check=False)
+    watch = subprocess.Popen([CTL, "ps", "--watch=100ms"], stdout=subprocess.PIPE, text=True,
+                             env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket)})
+    time.sleep(0.3)
+    daemon.process.send_signal(signal.SIGTERM)
+    daemon.process.wait(10)
+    time.sleep(0.5)
+    daemon.start()
+    time.sleep(0.5)
+    watch.send_signal(signal.SIGINT)
+    output = watch.communicate(timeout=20)[0]
+    assert watch.returncode == 0
+    assert "reconnecting" in output
+    assert output.rstrip().endswith("distorchctl load FILE"), "it came back"
+    daemon.stop()
+
+
+@pytest.mark.fault("U07")
+def test_ctrl_c_cancels_the_load_at_the_daemon(start_daemon, tmp_path):
+    daemon = start_daemon("memory.ram=4G", "memory.reserve=0",
+                          environment={"DISTORCHD_FAULT": "pread:3:delay=200:ever"})
+    path = make_sparse_model(tmp_path / "slow.safetensors", 1 << 30)
+    load = subprocess.Popen([CTL, "load", str(path)], stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket)})
+    wait_until(lambda: any(m["state"] == "loading" for m in daemon.models()))
+    load.send_signal(signal.SIGINT)
+    error = load.communicate(timeout=20)[1]
+    assert load.returncode == 130, error
+    wait_until(lambda: daemon.status()["devices"][0]["used"] == 0, 20)
+
+
+@pytest.mark.fault("U08")
+def test_two_loads_of_one_file_are_one_load(daemon, tmp_path):
+    path = make_sparse_model(tmp_path / "shared.safetensors", 256 << 20)
+    both = [subprocess.Popen([CTL, "load", str(path)], stdout=subprocess.DEVNULL,
+                             env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket)})
+            for _ in range(2)]
+    assert [p.wait(60) for p in both] == [0, 0]
+    assert daemon.status()["misses"] == 1
+
+
+def test_wishes_can_be_said_and_withdrawn(daemon, make_model):
+    path = make_model("wish.safetensors")
+    assert ctl(daemon, "load", path, "--priority", "-5").returncode == 0
+    for verb, key, value in (("pin", "pinned", True), ("unpin", "pinned", False),
+                             ("keep", "keep", True), ("unkeep", "keep", False)):
+        assert ctl_json(daemon, verb, "wish")["models"][0][key] is value
+    assert ctl_json(daemon, "show", "wish")["priority"] == -5
+    assert ctl(daemon, "pin", "--for", "200ms", "wish").returncode == 0
+    wait_until(lambda: not ctl_json(daemon, "show", "wish")["pinned"])
+    assert "pinned" in ctl(daemon, "why", "wish").stdout
+
+
+def test_why_and_events_tell_what_happened(daemon, make_model):
+    path = make_model("story.safetensors")
+    follow = subprocess.Popen([CTL, "events", "-o", "jsonl", "--type", "load,unload"],
+                              stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket)})
+    time.sleep(0.3)
+    ctl(daemon, "load", path)
+    ctl(daemon, "unload", "story")
+    types = [r["type"] for r in ctl_json(daemon, "why", "story")["records"]]
+    assert types == ["load.begun", "load.done", "unloaded"]
+    assert [r["type"] for r in ctl_json(daemon, "events", "--since", "1h", "--type",
+                                        "unload")["records"]] == ["unloaded"]
+    time.sleep(0.3)
+    follow.send_signal(signal.SIGINT)
+    lines = follow.communicate(timeout=20)[0].splitlines()
+    assert follow.returncode == 0
+    assert [json.loads(line)["type"] for line in lines] == types
+
+
+def test_names_ids_and_paths_name_a_model(daemon, tmp_path):
+    paths = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        paths.append(tmp_path / folder / "model.safetensors")
+        make_safetensors(paths[-1], {"w": ("F32", [16])}, seed=ord(folder))
+        assert ctl(daemon, "load", paths[-1]).returncode == 0
+    done = ctl(daemon, "show", "model")
+    assert done.returncode == 2 and "2 models" in done.stderr and str(tmp_path / "a") in done.stderr
+    names = {m["name"]: m["id"] for m in ctl_json(daemon, "ps")["models"]}
+    assert set(names) == {"a/model.safetensors", "b/model.safetensors"}
+    for word in (str(paths[0]), "a/model.safetensors", names["a/model.safetensors"],
+                 names["a/model.safetensors"][:8]):
+        assert ctl_json(daemon, "show", word)["id"] == names["a/model.safetensors"]
+
+
+def test_budget_verify_config_and_doctor(daemon, make_model):
+    ctl(daemon, "load", make_model("checked.safetensors"))
+    assert ctl_json(daemon, "verify")["checks"][0]["ok"] is True
+    assert ctl_json(daemon, "budget", "ram", "512M")["devices"][0]["budget"] == 512 << 20
+    assert ctl(daemon, "budget", "cuda:9", "1G").returncode == 4
+    assert ctl(daemon, "budget", "ram", "lots").returncode == 2
+    settings = {s["key"]: s for s in ctl_json(daemon, "config", "show")["settings"]}
+    assert settings["memory.ram"]["source"] == "command line"
+    assert settings["memory.hugepages"]["source"] == "default"
+    assert ctl(daemon, "config", "get", "memory.ram").returncode == 0
+    assert ctl(daemon, "config", "get", "memory.rum").returncode == 2
+    assert ctl(None, "config", "check").returncode == 0
+    done = ctl(daemon, "doctor")
+    assert done.returncode in (0, 9) and "daemon answers" in done.stdout
+    assert ctl(daemon, "ping").returncode == 0
+    assert ctl_json(daemon, "version")["daemon"].startswith("distorchd/")
