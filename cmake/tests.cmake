@@ -155,3 +155,14 @@ set_target_properties(format_dump PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BI
 fuzz_target(safetensors daemon/format)
 target_link_libraries(fuzz_safetensors PRIVATE PkgConfig::CJSON) # the oracle
 fuzz_target(safetensors_structured daemon/format)
+# The configuration without the rest of the corridor.
+room(config DEPENDS base base/os proto
+	SOURCES daemon/config.c daemon/config_file.c daemon/config_table.c daemon/config_value.c)
+add_executable(test_daemon_config tests/unit/daemon/test_config.c)
+house_flags(test_daemon_config)
+target_link_libraries(test_daemon_config PRIVATE room_config PkgConfig::CMOCKA)
+set_target_properties(test_daemon_config PROPERTIES
+	RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+add_test(NAME daemon/config COMMAND test_daemon_config)
+set_tests_properties(daemon/config PROPERTIES LABELS "unit;fast" TIMEOUT 120)
+fuzz_target(config config)

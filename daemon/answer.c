@@ -100,6 +100,18 @@ static uint32_t describe_evicted(const struct daemon *daemon, uint64_t job_id,
 	return n_outcomes;
 }
 
+/* Apart from its caller: both need much stack. */
+__attribute__((noinline)) static void answer_failure(struct daemon *daemon,
+						     const struct client *client,
+						     const struct pending *pending,
+						     const struct core_action *action)
+{
+	struct failure failure;
+
+	failure_from_reply(&failure, daemon, action);
+	conn_respond_error(client->conn, pending->request, &failure.wire);
+}
+
 static void answer_load(struct daemon *daemon, struct client *client,
 			const struct pending *pending, const struct core_action *action)
 {
@@ -108,7 +120,6 @@ static void answer_load(struct daemon *daemon, struct client *client,
 	struct wire_outcome evicted[STORE_MAX_EVICTED];
 	char ids[STORE_MAX_EVICTED][33];
 	struct wire_load_response response = {0};
-	struct failure failure;
 	int fds[2] = {-1, -1};
 	uint32_t n_fds = 0;
 
@@ -117,8 +128,8 @@ static void answer_load(struct daemon *daemon, struct client *client,
 			(void)close(fds[i]); /* read-only, nothing to lose */
 		}
 		daemon_revoke(daemon, client->id, action->reply.lease);
-		failure_set(&failure, WIRE_TOO_MANY, "the daemon has no descriptor left to pass");
-		conn_respond_error(client->conn, pending->request, &failure.wire);
+		answer_failure(daemon, client, pending,
+			       &(struct core_action){.code = WIRE_TOO_MANY, .model = action->model});
 		return;
 	}
 	REQUIRE(core_model_get(daemon->core, action->model, &view));
@@ -376,10 +387,7 @@ void answer_reply(struct daemon *daemon, const struct core_action *action)
 			return;
 		}
 	} else if (action->code != 0) {
-		struct failure failure;
-
-		failure_from_reply(&failure, daemon, action);
-		conn_respond_error(client->conn, pending->request, &failure.wire);
+		answer_failure(daemon, client, pending, action);
 	} else {
 		answer_ok(daemon, client, pending, action);
 	}

@@ -6,294 +6,35 @@
  */
 #include "daemon/config.h"
 
+#include "base/cleanup.h"
+#include "base/err.h"
+#include "base/os/sys.h"
+#include "base/text.h"
+
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
-#include "base/err.h"
-#include "base/os/sys.h"
-#include "base/text.h"
-#include "base/units.h"
 #include "daemon/config_file.h"
 #include "daemon/config_table.h"
+#include "daemon/config_value.h"
 #include "proto/gen/wire_code.h"
 
-#define MAX_KEY_SIZE  128
-#define MAX_PATH_SIZE 4096
-#define ENV_PREFIX    "DISTORCHD_"
-
-struct config_setting {
-	const struct config_row *row;
-	char *device; /* of an override; else NULL */
-	char *value;
-	char *source;
-	struct config_size size; /* of an override */
-	uint32_t layer;		 /* which file, variable or argument set it */
-};
-
-/* Where a value comes from. */
-struct origin {
-	const char *where;  /* for errors and as source: "FILE:LINE" */
-	const char *source; /* as config_next shows it */
-	uint32_t layer;
-};
+#define FOLDER         "/distorchd/distorchd.conf" /* and the drop-ins' folder with .d */
+#define MAX_WHERE_SIZE 4200                        /* as long as the wire allows a source to be */
+#define ENV_PREFIX     "DISTORCHD_"
 
 struct builder {
 	struct config *config;
 	uint32_t layer;
 };
 
-/* ---- values ---- */
-
-static int parse_size(const struct config_row *row, const char *text, struct config_size *ret,
-		      struct err *err)
-{
-	struct config_size size = {.kind = CONFIG_SIZE_AUTO};
-	int code = 0;
-
-	if (strcmp(text, "auto") == 0 && row->has_auto) {
-		*ret = size;
-		return 0;
-	}
-	if (row->kind == CONFIG_KIND_SIZE && strchr(text, '%') != NULL) {
-		size.kind = CONFIG_SIZE_PERCENT;
-		code = units_parse_percent(text, &size.milli_pct, err);
-	} else {
-		size.kind = CONFIG_SIZE_BYTES;
-		code = units_parse_size(text, &size.bytes, err);
-	}
-	if (code < 0) {
-		return code;
-	}
-	if (size.kind == CONFIG_SIZE_PERCENT ? row->min > 0 && size.milli_pct == 0
-					     : size.bytes < row->min || size.bytes > row->max) {
-		return err_set(err, WIRE_BAD_ARGUMENT, "%.64s is out of range (%s)", text,
-			       row->range);
-	}
-	*ret = size;
-	return 0;
-}
-
-static int parse_count(const struct config_row *row, const char *text, uint32_t *ret,
-		       struct err *err)
-{
-	uint64_t count = 0;
-	const char *at = text;
-
-	if (strcmp(text, "auto") == 0 && row->has_auto) {
-		*ret = 0;
-		return 0;
-	}
-	/* The largest count has seven digits. */
-	for (; *at >= '0' && *at <= '9' && at - text < 8; at++) {
-		count = count * 10 + (uint64_t)(*at - '0');
-	}
-	if (at == text || *at != '\0' || count < row->min || count > row->max) {
-		return err_set(err, WIRE_BAD_ARGUMENT, "\"%.64s\" is not a number %s", text,
-			       row->range);
-	}
-	*ret = (uint32_t)count;
-	return 0;
-}
-
-static int parse_choice(const struct config_row *row, const char *text, int *ret, struct err *err)
-{
-	const struct config_choice *choice = row->choices;
-
-	while (choice->word != NULL && strcmp(choice->word, text) != 0) {
-		choice++;
-	}
-	if (choice->word == NULL) {
-		return err_set(err, WIRE_BAD_ARGUMENT, "\"%.64s\" is not one of %s", text,
-			       row->range);
-	}
-	if (choice->value == CONFIG_CHOICE_LATER) {
-		return err_set(err, WIRE_UNSUPPORTED, "\"%s\" comes with a later version", text);
-	}
-	*ret = choice->value;
-	return 0;
-}
-
-/* Into the field of the snapshot. Texts are the setting's and are pointed to later. */
-static int parse_value(const struct config_row *row, const char *text, struct config *config,
-		       struct err *err)
-{
-	void *field = (char *)config + row->offset;
-	struct config_size size;
-	int choice = 0;
-	int code;
-
-	switch (row->kind) {
-	case CONFIG_KIND_SIZE:
-		return parse_size(row, text, field, err);
-	case CONFIG_KIND_BYTES:
-		code = parse_size(row, text, &size, err);
-		if (code == 0) {
-			*(uint64_t *)field = size.bytes;
-		}
-		return code;
-	case CONFIG_KIND_DURATION:
-		return units_parse_duration(text, field, err);
-	case CONFIG_KIND_COUNT:
-		return parse_count(row, text, field, err);
-	case CONFIG_KIND_FLAG:
-		code = parse_choice(row, text, &choice, err);
-		if (code == 0) {
-			*(bool *)field = choice != 0;
-		}
-		return code;
-	case CONFIG_KIND_CHOICE:
-		code = parse_choice(row, text, &choice, err);
-		if (code == 0) {
-			*(unsigned *)field = (unsigned)choice;
-		}
-		return code;
-	case CONFIG_KIND_TEXT:
-	case CONFIG_KIND_LIST:
-	default:
-		return 0;
-	}
-}
-
-/* ---- settings ---- */
-
-static void setting_fini(struct config_setting *setting)
-{
-	free(setting->device);
-	free(setting->value);
-	free(setting->source);
-}
-
-static int fill_setting(struct config_setting *setting, const char *device, const char *value,
-			const struct origin *origin)
-{
-	struct config_setting filled = {.row = setting->row, .layer = origin->layer};
-
-	filled.device = device == NULL ? NULL : sys_strdup(device);
-	filled.value = sys_strdup(value);
-	filled.source = sys_strdup(origin->source);
-	if (filled.value == NULL || filled.source == NULL || (device && filled.device == NULL)) {
-		setting_fini(&filled);
-		return -WIRE_NO_MEMORY;
-	}
-	setting_fini(setting);
-	*setting = filled;
-	return 0;
-}
-
-static void remove_settings(struct config *config, const struct config_row *row, bool only_empty)
-{
-	uint32_t kept = 0;
-
-	for (uint32_t i = 0; i < config->n_settings; i++) {
-		struct config_setting *setting = &config->settings[i];
-
-		if (setting->row == row && (!only_empty || setting->value[0] == '\0')) {
-			setting_fini(setting);
-		} else {
-			config->settings[kept++] = *setting;
-		}
-	}
-	config->n_settings = kept;
-}
-
-static struct config_setting *find_setting(const struct config *config,
-					   const struct config_row *row, const char *device)
-{
-	for (uint32_t i = 0; i < config->n_settings; i++) {
-		struct config_setting *setting = &config->settings[i];
-
-		if (setting->row == row && (device == NULL) == (setting->device == NULL) &&
-		    (device == NULL || strcmp(setting->device, device) == 0)) {
-			return setting;
-		}
-	}
-	return NULL;
-}
-
-/* A new one, empty, behind those of its row and of the rows before; NULL: no memory. */
-static struct config_setting *insert_setting(struct config *config, const struct config_row *row)
-{
-	struct config_setting *grown =
-		sys_realloc(config->settings, (config->n_settings + 1) * sizeof *grown);
-	uint32_t at = config->n_settings;
-
-	if (grown == NULL) {
-		return NULL;
-	}
-	config->settings = grown;
-	while (at > 0 && grown[at - 1].row > row) {
-		grown[at] = grown[at - 1];
-		at--;
-	}
-	grown[at] = (struct config_setting){.row = row};
-	config->n_settings++;
-	return &grown[at];
-}
-
-/* An insertion that could not be filled goes again. */
-static int store_value(struct config *config, const struct config_row *row, const char *device,
-		       const char *value, const struct origin *origin)
-{
-	struct config_setting *setting = NULL;
-	bool is_new;
-	int code;
-
-	if (row->kind == CONFIG_KIND_LIST) {
-		remove_settings(config, row, value[0] != '\0');
-	} else {
-		setting = find_setting(config, row, device);
-	}
-	is_new = setting == NULL;
-	setting = is_new ? insert_setting(config, row) : setting;
-	if (setting == NULL) {
-		return -WIRE_NO_MEMORY;
-	}
-	code = fill_setting(setting, device, value, origin);
-	if (code < 0 && is_new) {
-		size_t behind = (size_t)(&config->settings[config->n_settings] - setting) - 1;
-
-		memmove(setting, &setting[1], behind * sizeof *setting);
-		config->n_settings--;
-	}
-	return code;
-}
-
-/* Parse and store one value of a key that exists. */
-static int apply(struct builder *builder, const struct config_row *row, const char *device,
-		 const char *value, const struct origin *origin, struct err *err)
-{
-	struct config *config = builder->config;
-	const struct config_setting *old = find_setting(config, row, device);
-	struct config_size size = {0};
-	int code;
-
-	if (row->kind != CONFIG_KIND_LIST && old != NULL && old->layer == origin->layer) {
-		return err_set(err, WIRE_BAD_ARGUMENT, "%s: %s.%s was set before, at %s",
-			       origin->where, row->section, row->key, old->source);
-	}
-	code = device != NULL ? parse_size(row, value, &size, err)
-			      : parse_value(row, value, config, err);
-	if (code < 0) {
-		(void)err_wrap(err, "%s: %s.%s", origin->where, row->section, row->key);
-		return code;
-	}
-	if (store_value(config, row, device, value, origin) < 0) {
-		return err_set(err, WIRE_NO_MEMORY, "no memory for the configuration");
-	}
-	if (device != NULL) {
-		find_setting(config, row, device)->size = size;
-	}
-	return 0;
-}
-
 /* ---- keys ---- */
 
 static int fail_section(const char *where, const char *section, struct err *err)
 {
-	const char *names[CONFIG_MAX_ROWS];
+	const char *names[CONFIG_MAX_ROWS] = {NULL};
 	const char *nearest;
 
 	for (uint32_t i = 0; i < config_n_rows; i++) {
@@ -322,7 +63,7 @@ static bool has_section(const char *section)
 /* The nearest key of the section, else the same key of another one. */
 static int fail_key(const char *where, const char *section, const char *key, struct err *err)
 {
-	const char *names[CONFIG_MAX_ROWS];
+	const char *names[CONFIG_MAX_ROWS] = {NULL};
 	const struct config_row *elsewhere = NULL;
 	const char *nearest;
 	uint32_t n_names = 0;
@@ -376,7 +117,7 @@ static const struct config_row *find_row(const char *section, const char *key,
 }
 
 static int apply_key(struct builder *builder, const char *section, const char *key,
-		     const char *value, const struct origin *origin, struct err *err)
+		     const char *value, const struct config_origin *origin, struct err *err)
 {
 	const char *device;
 	const struct config_row *row = find_row(section, key, &device);
@@ -384,18 +125,19 @@ static int apply_key(struct builder *builder, const char *section, const char *k
 	if (row == NULL) {
 		return fail_key(origin->where, section, key, err);
 	}
-	return apply(builder, row, device, value, origin, err);
+	return config_apply(builder->config, row, device, value, origin, err);
 }
 
 /* ---- layers ---- */
 
 static int apply_defaults(struct builder *builder, struct err *err)
 {
-	const struct origin origin = {"default", "default", builder->layer++};
+	const struct config_origin origin = {"default", "default", builder->layer++};
 
 	for (uint32_t i = 0; i < config_n_rows; i++) {
 		const struct config_row *row = &config_rows[i];
-		int code = apply(builder, row, NULL, row->default_value, &origin, err);
+		int code =
+			config_apply(builder->config, row, NULL, row->default_value, &origin, err);
 
 		if (code < 0) {
 			return code;
@@ -407,18 +149,19 @@ static int apply_defaults(struct builder *builder, struct err *err)
 static int take_line(void *context, const struct config_line *line, struct err *err)
 {
 	struct builder *builder = context;
-	char where[MAX_PATH_SIZE + 16];
-	const struct origin origin = {where, where, builder->layer};
+	char where[MAX_WHERE_SIZE];
+	const struct config_origin origin = {where, where, builder->layer};
+	size_t size = strnlen(line->path, sizeof where - 16);
 
-	(void)snprintf(where, sizeof where, "%.4096s:%u", line->path, line->number);
+	memcpy(where, line->path, size);
+	(void)snprintf(&where[size], 16, ":%u", line->number);
 	if (line->key == NULL) {
 		return has_section(line->section) ? 0 : fail_section(where, line->section, err);
 	}
 	return apply_key(builder, line->section, line->key, line->value, &origin, err);
 }
 
-static int apply_file(struct builder *builder, const char *path, bool is_required,
-		      struct err *err)
+static int apply_file(struct builder *builder, const char *path, bool is_required, struct err *err)
 {
 	builder->layer++;
 	return config_file_read(path, is_required, take_line, builder, err);
@@ -437,25 +180,45 @@ static int apply_folders(struct builder *builder, const char *const folders[3], 
 	return code;
 }
 
+/* base + below; NULL: no memory. The caller frees. */
+static char *join(const char *base, const char *below)
+{
+	size_t base_size = strlen(base);
+	size_t below_size = strlen(below) + 1;
+	char *path = sys_malloc(base_size + below_size);
+
+	if (path != NULL) {
+		memcpy(path, base, base_size);
+		memcpy(&path[base_size], below, below_size);
+	}
+	return path;
+}
+
+static int apply_file_below(struct builder *builder, const char *base, const char *below,
+			    struct err *err)
+{
+	AUTO_FREE char *path = join(base, below);
+
+	if (path == NULL) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory for the configuration");
+	}
+	return apply_file(builder, path, false, err);
+}
+
 static int apply_system_files(struct builder *builder, const char *root, struct err *err)
 {
-	static const char *const places[] = {"/usr/lib", "/run", "/etc"};
-	char files[3][MAX_PATH_SIZE];
-	char texts[3][MAX_PATH_SIZE];
-	const char *const folders[] = {texts[0], texts[1], texts[2]};
+	AUTO_FREE char *vendor = join(root, "/usr/lib" FOLDER ".d");
+	AUTO_FREE char *runtime = join(root, "/run" FOLDER ".d");
+	AUTO_FREE char *local = join(root, "/etc" FOLDER ".d");
+	const char *const folders[] = {vendor, runtime, local};
 	int code;
 
-	for (int i = 0; i < 3; i++) {
-		if (snprintf(files[i], sizeof files[i], "%s%s/distorchd/distorchd.conf", root,
-			     places[i]) >= MAX_PATH_SIZE ||
-		    snprintf(texts[i], sizeof texts[i], "%s%s/distorchd/distorchd.conf.d", root,
-			     places[i]) >= MAX_PATH_SIZE) {
-			return err_set(err, WIRE_BAD_ARGUMENT, "the root folder's name is too long");
-		}
+	if (vendor == NULL || runtime == NULL || local == NULL) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory for the configuration");
 	}
-	code = apply_file(builder, files[0], false, err);
+	code = apply_file_below(builder, root, "/usr/lib" FOLDER, err);
 	if (code == 0) {
-		code = apply_file(builder, files[2], false, err);
+		code = apply_file_below(builder, root, "/etc" FOLDER, err);
 	}
 	return code < 0 ? code : apply_folders(builder, folders, err);
 }
@@ -475,35 +238,35 @@ static const char *find_variable(const char *const *environment, const char *nam
 static int apply_user_files(struct builder *builder, const char *const *environment,
 			    struct err *err)
 {
-	const char *home = find_variable(environment, "HOME");
 	const char *base = find_variable(environment, "XDG_CONFIG_HOME");
-	const char *below = "";
-	char file[MAX_PATH_SIZE];
-	char folder[MAX_PATH_SIZE];
-	const char *const folders[] = {folder, NULL, NULL};
+	const char *below = FOLDER;
+	AUTO_FREE char *folder = NULL;
+	const char *folders[3] = {NULL};
 	int code;
 
 	if (base == NULL || base[0] != '/') { /* a relative one counts as not set */
-		base = home;
-		below = "/.config";
+		base = find_variable(environment, "HOME");
+		below = "/.config" FOLDER;
 	}
 	if (base == NULL || base[0] != '/') {
 		return 0;
 	}
-	if (snprintf(file, sizeof file, "%s%s/distorchd/distorchd.conf", base, below) >=
-		    MAX_PATH_SIZE ||
-	    snprintf(folder, sizeof folder, "%s%s/distorchd/distorchd.conf.d", base, below) >=
-		    MAX_PATH_SIZE) {
-		return err_set(err, WIRE_BAD_ARGUMENT, "XDG_CONFIG_HOME or HOME is too long");
+	code = apply_file_below(builder, base, below, err);
+	if (code < 0) {
+		return code;
 	}
-	code = apply_file(builder, file, false, err);
-	return code < 0 ? code : apply_folders(builder, folders, err);
+	folder = join(base, below[1] == '.' ? "/.config" FOLDER ".d" : FOLDER ".d");
+	if (folder == NULL) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory for the configuration");
+	}
+	folders[0] = folder;
+	return apply_folders(builder, folders, err);
 }
 
 /* MEMORY_IDLE_EVICT of memory.idle-evict. */
-static const char *format_variable(const struct config_row *row, char buffer[MAX_KEY_SIZE])
+static const char *format_variable(const struct config_row *row, char buffer[CONFIG_MAX_KEY_SIZE])
 {
-	(void)snprintf(buffer, MAX_KEY_SIZE, "%s_%s", row->section, row->key);
+	(void)snprintf(buffer, CONFIG_MAX_KEY_SIZE, "%s_%s", row->section, row->key);
 	for (char *at = buffer; *at != '\0'; at++) {
 		if (*at >= 'a' && *at <= 'z') {
 			*at = (char)(*at - 'a' + 'A');
@@ -520,10 +283,9 @@ static const char *format_variable(const struct config_row *row, char buffer[MAX
  */
 static int judge_variable(const char *name, struct err *err)
 {
-	static char texts[CONFIG_MAX_ROWS][MAX_KEY_SIZE];
-	const char *names[CONFIG_MAX_ROWS];
+	char texts[CONFIG_MAX_ROWS][CONFIG_MAX_KEY_SIZE];
+	const char *names[CONFIG_MAX_ROWS] = {NULL};
 	const char *nearest;
-	char section[MAX_KEY_SIZE];
 
 	for (uint32_t i = 0; i < config_n_rows; i++) {
 		names[i] = format_variable(&config_rows[i], texts[i]);
@@ -538,8 +300,7 @@ static int judge_variable(const char *name, struct err *err)
 	for (uint32_t i = 0; i < config_n_rows; i++) {
 		size_t size = strlen(config_rows[i].section);
 
-		(void)snprintf(section, sizeof section, "%.*s", (int)size + 1, texts[i]);
-		if (strncmp(name, section, size + 1) == 0) {
+		if (strncmp(name, texts[i], size + 1) == 0) {
 			return err_set(err, WIRE_BAD_ARGUMENT,
 				       "environment: " ENV_PREFIX "%.64s: [%s] has no such key",
 				       name, config_rows[i].section);
@@ -548,22 +309,31 @@ static int judge_variable(const char *name, struct err *err)
 	return 0;
 }
 
+/* As much of the first 'size' bytes as there is room for. */
+static void copy_start(char buffer[CONFIG_MAX_KEY_SIZE], const char *text, size_t size)
+{
+	size = size < CONFIG_MAX_KEY_SIZE ? size : CONFIG_MAX_KEY_SIZE - 1;
+	memcpy(buffer, text, size);
+	buffer[size] = '\0';
+}
+
 static int apply_variable(struct builder *builder, const char *variable, struct err *err)
 {
 	const char *equals = strchr(variable, '=');
-	char where[MAX_KEY_SIZE + 32];
-	const struct origin origin = {where, "environment", builder->layer};
-	char name[MAX_KEY_SIZE];
-	char known[MAX_KEY_SIZE];
+	char where[CONFIG_MAX_KEY_SIZE + 32];
+	const struct config_origin origin = {where, "environment", builder->layer};
+	char name[CONFIG_MAX_KEY_SIZE];
+	char known[CONFIG_MAX_KEY_SIZE];
 
-	if (equals == NULL || equals - variable >= MAX_KEY_SIZE) {
+	if (equals == NULL || equals - variable >= CONFIG_MAX_KEY_SIZE) {
 		return 0;
 	}
-	(void)snprintf(name, sizeof name, "%.*s", (int)(equals - variable), variable);
+	copy_start(name, variable, (size_t)(equals - variable));
 	(void)snprintf(where, sizeof where, "environment: " ENV_PREFIX "%s", name);
 	for (uint32_t i = 0; i < config_n_rows; i++) {
 		if (strcmp(format_variable(&config_rows[i], known), name) == 0) {
-			return apply(builder, &config_rows[i], NULL, &equals[1], &origin, err);
+			return config_apply(builder->config, &config_rows[i], NULL, &equals[1],
+					    &origin, err);
 		}
 	}
 	return judge_variable(name, err);
@@ -591,18 +361,17 @@ static int apply_environment(struct builder *builder, const char *const *environ
 /* "section.key=value"; a later one wins. */
 static int apply_set(struct builder *builder, const char *set, struct err *err)
 {
-	char where[MAX_KEY_SIZE + 16];
-	const struct origin origin = {where, "command line", ++builder->layer};
-	char section[MAX_KEY_SIZE];
+	char where[CONFIG_MAX_KEY_SIZE + 16];
+	const struct config_origin origin = {where, "command line", ++builder->layer};
+	char section[CONFIG_MAX_KEY_SIZE];
 	const char *equals = strchr(set, '=');
 	char *dot;
 
-	(void)snprintf(where, sizeof where, "--set %.*s",
-		       equals == NULL ? MAX_KEY_SIZE : (int)(equals - set), set);
-	if (equals == NULL || equals - set >= MAX_KEY_SIZE) {
+	copy_start(section, set, equals == NULL ? strlen(set) : (size_t)(equals - set));
+	(void)snprintf(where, sizeof where, "--set %s", section);
+	if (equals == NULL || equals - set >= CONFIG_MAX_KEY_SIZE) {
 		return err_set(err, WIRE_BAD_ARGUMENT, "%s: section.key=value is wanted", where);
 	}
-	(void)snprintf(section, sizeof section, "%.*s", (int)(equals - set), set);
 	dot = strchr(section, '.');
 	if (dot == NULL) {
 		return err_set(err, WIRE_BAD_ARGUMENT, "%s: section.key=value is wanted", where);
@@ -686,11 +455,41 @@ struct config *config_free(struct config *config)
 {
 	if (config != NULL) {
 		for (uint32_t i = 0; i < config->n_settings; i++) {
-			setting_fini(&config->settings[i]);
+			config_setting_fini(&config->settings[i]);
 		}
 		free(config->settings);
 		free((void *)(uintptr_t)config->warm_models);
 		free(config);
 	}
 	return NULL;
+}
+
+bool config_next(const struct config *config, uint32_t *cursor, struct config_item *ret)
+{
+	const struct config_setting *setting = &config->settings[*cursor];
+
+	if (*cursor == config->n_settings) {
+		return false;
+	}
+	*ret = (struct config_item){.key = setting->key,
+				    .value = setting->value,
+				    .source = setting->source};
+	(*cursor)++;
+	return true;
+}
+
+bool config_find_override(const struct config *config, const char *key, const char *device,
+			  struct config_size *ret)
+{
+	for (uint32_t i = 0; i < config->n_settings; i++) {
+		const struct config_setting *setting = &config->settings[i];
+		size_t size = strlen(key);
+
+		if (setting->device != NULL && strncmp(setting->key, key, size) == 0 &&
+		    setting->key[size] == '.' && strcmp(&setting->key[size + 1], device) == 0) {
+			*ret = setting->size;
+			return true;
+		}
+	}
+	return false;
 }

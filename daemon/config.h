@@ -10,11 +10,11 @@
 #ifndef DAEMON_CONFIG_H
 #define DAEMON_CONFIG_H
 
+#include "base/os/log.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
-
-#include "base/os/log.h"
 
 struct err;
 
@@ -24,7 +24,7 @@ enum config_size_kind { CONFIG_SIZE_AUTO, CONFIG_SIZE_PERCENT, CONFIG_SIZE_BYTES
 struct config_size {
 	enum config_size_kind kind;
 	uint32_t milli_pct; /* PERCENT: thousandths of a percent */
-	uint64_t bytes;	    /* BYTES */
+	uint64_t bytes;     /* BYTES */
 };
 
 enum config_backing { CONFIG_BACKING_AUTO, CONFIG_BACKING_IMAGE };
@@ -38,13 +38,13 @@ struct config {
 	enum config_backing memory_backing;
 	uint64_t memory_idle_evict_ns; /* 0: only under pressure */
 	bool memory_pressure_evict;
-	const char *gpu_devices; /* all, none, or UUIDs with commas */
+	const char *gpu_devices;       /* all, none, or UUIDs with commas */
 	struct config_size gpu_budget; /* see config_find_override */
 	uint64_t gpu_linger_ns;
 	bool gpu_share; /* between processes of one user */
 	uint32_t sim_count;
 	uint64_t sim_memory_bytes; /* see config_find_override */
-	uint64_t sim_link_bytes; /* a second */
+	uint64_t sim_link_bytes;   /* a second */
 	uint64_t sim_latency_ns;
 	bool sim_peers;
 	uint32_t limits_connections;
@@ -68,11 +68,11 @@ struct config {
 };
 
 struct config_request {
-	const char *path;	 /* read this file instead of the standard ones; NULL: those */
-	const char *root;	 /* before /usr/lib, /etc and /run, in tests; NULL: none */
+	const char *path;        /* read this file instead of the standard ones; NULL: those */
+	const char *root;        /* before /usr/lib, /etc and /run, in tests; NULL: none */
 	const char *const *sets; /* "section.key=value" */
 	uint32_t n_sets;
-	bool is_user;			/* read $XDG_CONFIG_HOME (or ~/.config) too */
+	bool is_user;                   /* read $XDG_CONFIG_HOME (or ~/.config) too */
 	const char *const *environment; /* NULL-terminated; NULL: the process's own */
 };
 

@@ -2,6 +2,10 @@
 /* Reading of files and folders. See config_file.h. */
 #include "daemon/config_file.h"
 
+#include "base/cleanup.h"
+#include "base/err.h"
+#include "base/os/sys.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -10,9 +14,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "base/cleanup.h"
-#include "base/err.h"
-#include "base/os/sys.h"
 #include "proto/gen/wire_code.h"
 #include "proto/wire_read.h"
 
@@ -26,8 +27,8 @@ struct reader {
 
 static int fail_line(const struct reader *reader, struct err *err, const char *what)
 {
-	return err_set(err, WIRE_BAD_ARGUMENT, "%s:%u: %s", reader->line.path,
-		       reader->line.number, what);
+	return err_set(err, WIRE_BAD_ARGUMENT, "%s:%u: %s", reader->line.path, reader->line.number,
+		       what);
 }
 
 static bool is_blank(char c)
@@ -61,22 +62,19 @@ static void cut_comment(char *text)
 	}
 }
 
-static int check_bytes(const struct reader *reader, const char *text, size_t size, struct err *err)
+bool config_text_is_plain(const char *text, size_t size)
 {
-	if (size > CONFIG_LINE_MAX_BYTES) {
-		return fail_line(reader, err, "the line is longer than 4096 bytes");
-	}
-	if (!wire_utf8_is_valid((const uint8_t *)text, size)) {
-		return fail_line(reader, err, "the line holds NUL or is not UTF-8");
+	if (size > CONFIG_LINE_MAX_BYTES || !wire_utf8_is_valid((const uint8_t *)text, size)) {
+		return false;
 	}
 	for (size_t i = 0; i < size; i++) {
 		unsigned char c = (unsigned char)text[i];
 
 		if ((c < 0x20 && c != '\t') || c == 0x7f) {
-			return fail_line(reader, err, "the line holds a control byte");
+			return false;
 		}
 	}
-	return 0;
+	return true;
 }
 
 static int take_section(struct reader *reader, char *text, struct err *err)
@@ -97,14 +95,14 @@ static int take_section(struct reader *reader, char *text, struct err *err)
 static int take_line(struct reader *reader, char *text, size_t size, struct err *err)
 {
 	char *equals;
-	int code;
 
 	if (size > 0 && text[size - 1] == '\r') {
 		text[--size] = '\0';
 	}
-	code = check_bytes(reader, text, size, err);
-	if (code < 0) {
-		return code;
+	if (!config_text_is_plain(text, size)) {
+		return fail_line(reader, err,
+				 "the line is longer than 4096 bytes, holds NUL or another control "
+				 "byte, or is not UTF-8");
 	}
 	cut_comment(text);
 	text = strip(text);
@@ -163,7 +161,8 @@ static int read_all(int fd, const char *path, char **ret_bytes, size_t *ret_size
 		return err_set(err, WIRE_NO_MEMORY, "no memory to read %s", path);
 	}
 	for (;;) {
-		ssize_t n_read = sys_pread(fd, &bytes[size], CONFIG_FILE_MAX_BYTES + 1 - size, size);
+		ssize_t n_read =
+			sys_pread(fd, &bytes[size], CONFIG_FILE_MAX_BYTES + 1 - size, size);
 
 		if (n_read < 0 && errno == EINTR) {
 			continue;
@@ -268,8 +267,7 @@ static int add_path(struct path_list *list, char *path, struct err *err)
 			return 0;
 		}
 	}
-	grown = path == NULL ? NULL
-			     : sys_realloc(list->paths, (list->n_paths + 2) * sizeof *grown);
+	grown = path == NULL ? NULL : sys_realloc(list->paths, (list->n_paths + 2) * sizeof *grown);
 	if (grown == NULL) {
 		free(path);
 		return err_set(err, WIRE_NO_MEMORY, "no memory to list configuration files");

@@ -9,6 +9,7 @@
 #define DAEMON_CONFIG_FILE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct err;
@@ -16,7 +17,7 @@ struct err;
 #define CONFIG_FILE_MAX_BYTES (1U << 20)
 #define CONFIG_LINE_MAX_BYTES 4096U
 
-/* Valid UTF-8 without control bytes; borrowed for the call. */
+/* Plain text (config_text_is_plain); borrowed for the call. */
 struct config_line {
 	const char *path;
 	uint32_t number;     /* from 1 */
@@ -35,6 +36,9 @@ typedef int (*config_line_fn)(void *context, const struct config_line *line, str
  */
 int config_file_read(const char *path, bool is_required, config_line_fn take, void *context,
 		     struct err *err);
+
+/* Valid UTF-8 without control bytes but tabs, of at most CONFIG_LINE_MAX_BYTES. */
+bool config_text_is_plain(const char *text, size_t size);
 
 /*
  * The *.conf files of up to three folders, by name; of two with one name only the later

@@ -217,30 +217,28 @@ uint64_t daemon_available(const struct daemon *daemon, uint64_t host_available)
 
 /* ---- start ---- */
 
+static uint64_t choose_size(const struct config_size *size, const struct host_memory *memory,
+			    uint64_t automatic)
+{
+	switch (size->kind) {
+	case CONFIG_SIZE_BYTES:
+		return size->bytes;
+	case CONFIG_SIZE_PERCENT:
+		return memory->total / 100000U * size->milli_pct;
+	case CONFIG_SIZE_AUTO:
+		break;
+	}
+	return automatic;
+}
+
 static uint64_t choose_budget(const struct config *config, const struct host_memory *memory)
 {
-	switch (config->memory_ram.kind) {
-	case CONFIG_SIZE_BYTES:
-		return config->memory_ram.bytes;
-	case CONFIG_SIZE_PERCENT:
-		return memory->total / 100000U * config->memory_ram.milli_pct;
-	case CONFIG_SIZE_AUTO:
-	default:
-		return host_memory_auto_budget(memory);
-	}
+	return choose_size(&config->memory_ram, memory, host_memory_auto_budget(memory));
 }
 
 static uint64_t choose_reserve(const struct config *config, const struct host_memory *memory)
 {
-	switch (config->memory_reserve.kind) {
-	case CONFIG_SIZE_BYTES:
-		return config->memory_reserve.bytes;
-	case CONFIG_SIZE_PERCENT:
-		return memory->total / 100000U * config->memory_reserve.milli_pct;
-	case CONFIG_SIZE_AUTO:
-	default:
-		return host_memory_auto_reserve(memory);
-	}
+	return choose_size(&config->memory_reserve, memory, host_memory_auto_reserve(memory));
 }
 
 static int init_core(struct daemon *daemon, struct err *err)

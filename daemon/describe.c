@@ -123,9 +123,9 @@ static const char *format_name(uint32_t format)
 	case FORMAT_RAW:
 		return "raw";
 	case FORMAT_AUTO:
-	default:
-		return "unknown"; /* not read yet */
+		break;
 	}
+	return "unknown"; /* not read yet */
 }
 
 void describe_model(const struct daemon *daemon, const struct client *viewer,

@@ -185,7 +185,8 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 		failure_set(failure, code, "no such model or lease");
 		break;
 	case WIRE_TOO_MANY:
-		failure_set(failure, code, "a table of the daemon is full: models, leases or requests");
+		failure_set(failure, code, "a limit of the daemon is reached: models, leases, requests or "
+				      "descriptors");
 		break;
 	default:
 		failure_set(failure, code, "%s: %s", name, wire_code_info(code)->text);

@@ -17,15 +17,17 @@ static inline void map_check_tensors(const struct tensor_map *map)
 
 	for (uint32_t i = 0; i < map->n_tensors; i++) {
 		const struct tensor *tensor = &map->tensors[i];
-		uint64_t bits = dtype_bits(tensor->dtype);
+		uint64_t bits = 1;
 
 		REQUIRE(tensor->offset == at);
 		REQUIRE(tensor->size <= map->file_size - at);
 		at += tensor->size;
-		REQUIRE(bits > 0 && tensor->rank <= FORMAT_MAX_RANK);
+		REQUIRE(tensor->rank <= FORMAT_MAX_RANK);
 		for (uint8_t j = 0; j < tensor->rank; j++) {
 			REQUIRE(!__builtin_mul_overflow(bits, tensor->shape[j], &bits));
 		}
+		REQUIRE(dtype_bits(tensor->dtype) > 0);
+		REQUIRE(!__builtin_mul_overflow(bits, dtype_bits(tensor->dtype), &bits));
 		REQUIRE(bits % 8 == 0 && bits / 8 == tensor->size);
 		REQUIRE(tensor->name_size <= FORMAT_MAX_NAME);
 		REQUIRE(memchr(tensor->name, '\0', tensor->name_size) == NULL);

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A second, naive account of what the core must hold, kept in plain arrays from the events
+ * and the actions alone. It does not choose; it knows what no choice may break.
+ */
+#ifndef TESTS_CORE_REFERENCE_H
+#define TESTS_CORE_REFERENCE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/core/core.h"
+
+#define REFERENCE_COPIES  64
+#define REFERENCE_LEASES  64
+#define REFERENCE_MODELS  16
+#define REFERENCE_WISHES  64
+#define REFERENCE_JOBS	  32
+#define REFERENCE_CLIENTS 16
+
+struct reference_copy {
+	uint64_t segment; /* 0: free */
+	uint64_t model, job, generation, bytes;
+	uint32_t device;
+	enum segment_state state;
+	bool is_bad;
+};
+
+struct reference_lease {
+	uint64_t id; /* 0: free */
+	uint64_t client, model, generation;
+	bool is_mapped, is_ghost;
+};
+
+struct reference_model {
+	uint64_t id; /* 0: free */
+	uint64_t generation, last_generation;
+	uint32_t n_copies; /* of the published generation */
+	int64_t content;   /* mtime of the published one, counts contents */
+	struct core_file_key key;
+};
+
+struct reference_wish {
+	uint64_t model; /* 0: free */
+	uint32_t uid;
+	bool pin, keep;
+	uint64_t pin_until_ns, keep_until_ns, ttl_ns;
+	int16_t priority;
+};
+
+struct reference_job {
+	uint64_t id; /* 0: free */
+	uint64_t model;
+	struct core_file_key key;
+	uint64_t need[CORE_MAX_DEVICES];
+	uint32_t n_needs;
+	bool is_waiting; /* for room */
+};
+
+struct reference_client {
+	uint64_t id; /* 0: free */
+	uint32_t uid;
+	bool is_admin, is_connected, is_process_gone;
+};
+
+struct reference {
+	const struct core *core; /* for the comparison at the end of a step only */
+	struct core_config config;
+	uint64_t now_ns;
+	uint64_t budget[CORE_MAX_DEVICES];
+	bool is_lost[CORE_MAX_DEVICES];
+	struct reference_copy copies[REFERENCE_COPIES];
+	struct reference_lease leases[REFERENCE_LEASES];
+	struct reference_model models[REFERENCE_MODELS];
+	struct reference_wish wishes[REFERENCE_WISHES];
+	struct reference_job jobs[REFERENCE_JOBS]; /* in the order of their arrival */
+	uint32_t n_jobs;
+	struct reference_client clients[REFERENCE_CLIENTS];
+	struct core_event event;     /* of this step */
+	struct core_policy policy;   /* its policy, and its other borrowed parts */
+	struct core_file_key key;
+	int expected;		     /* code of the answer in this step; -1: any */
+	uint64_t evicted_for, refused; /* models, in this step */
+	bool is_shut;
+};
+
+void reference_init(struct reference *reference, const struct core *core,
+		    const struct core_config *config);
+/* Each returns NULL, or what is wrong. */
+const char *reference_before(struct reference *reference, const struct core_event *event);
+const char *reference_action(struct reference *reference, const struct core_action *action);
+const char *reference_after(struct reference *reference, const struct core_event *event);
+
+#endif
