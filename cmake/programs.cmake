@@ -51,18 +51,24 @@ install(TARGETS distorchd RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 # ---- man pages ----
 find_program(SCDOC scdoc)
 if(SCDOC)
+	set(man_dir ${CMAKE_BINARY_DIR}/man)
+	file(MAKE_DIRECTORY ${man_dir})
+	# The settings stand once, in the daemon's table; its page takes them from there.
+	add_custom_command(OUTPUT ${man_dir}/distorchd.conf.5.scd
+		DEPENDS ${CMAKE_SOURCE_DIR}/docs/man/distorchd.conf.5.scd.in distorchd
+		COMMAND sh -c "'$<TARGET_FILE:distorchd>' --help-config > reference.txt && sed -e '/@REFERENCE@/r reference.txt' -e '/@REFERENCE@/d' '${CMAKE_SOURCE_DIR}/docs/man/distorchd.conf.5.scd.in' > distorchd.conf.5.scd"
+		WORKING_DIRECTORY ${man_dir} VERBATIM)
 	foreach(page distorchd.8 distorchctl.1 distorchd.conf.5 libdistorch.3)
 		set(source ${CMAKE_SOURCE_DIR}/docs/man/${page}.scd)
-		if(EXISTS ${source})
-			string(REGEX MATCH "[0-9]$" section ${page})
-			add_custom_command(OUTPUT ${CMAKE_BINARY_DIR}/man/${page} DEPENDS ${source}
-				COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_BINARY_DIR}/man
-				COMMAND sh -c "'${SCDOC}' < '${source}' > '${CMAKE_BINARY_DIR}/man/${page}'"
-				VERBATIM)
-			list(APPEND man_pages ${CMAKE_BINARY_DIR}/man/${page})
-			install(FILES ${CMAKE_BINARY_DIR}/man/${page}
-				DESTINATION ${CMAKE_INSTALL_MANDIR}/man${section})
+		if(page STREQUAL "distorchd.conf.5")
+			set(source ${man_dir}/${page}.scd)
 		endif()
+		string(REGEX MATCH "[0-9]$" section ${page})
+		add_custom_command(OUTPUT ${man_dir}/${page} DEPENDS ${source}
+			COMMAND sh -c "'${SCDOC}' < '${source}' > '${man_dir}/${page}'" VERBATIM)
+		list(APPEND man_pages ${man_dir}/${page})
+		install(FILES ${man_dir}/${page}
+			DESTINATION ${CMAKE_INSTALL_MANDIR}/man${section})
 	endforeach()
 	add_custom_target(man ALL DEPENDS ${man_pages})
 endif()

@@ -23,7 +23,7 @@ struct reference_copy {
 	uint64_t model, job, generation, bytes;
 	uint32_t device;
 	enum segment_state state;
-	bool is_bad;
+	bool is_bad, is_verifying;
 };
 
 struct reference_lease {
