@@ -3,18 +3,19 @@
  * The core's answers and news into messages: the way back of dispatch. A client that has
  * gone meanwhile is simply not told.
  */
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
 #include "base/cleanup.h"
 #include "base/os/clock.h"
 #include "base/os/log.h"
 #include "base/os/sys.h"
 #include "base/require.h"
 #include "base/units.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
 #include "daemon/daemon.h"
 #include "daemon/describe.h"
 #include "daemon/device/device.h"
@@ -112,8 +113,8 @@ __attribute__((noinline)) static void answer_failure(struct daemon *daemon,
 	conn_respond_error(client->conn, pending->request, &failure.wire);
 }
 
-static void answer_load(struct daemon *daemon, struct client *client,
-			const struct pending *pending, const struct core_action *action)
+static void answer_load(struct daemon *daemon, struct client *client, const struct pending *pending,
+			const struct core_action *action)
 {
 	struct model_description model;
 	struct core_model_view view;
@@ -129,7 +130,8 @@ static void answer_load(struct daemon *daemon, struct client *client,
 		}
 		daemon_revoke(daemon, client->id, action->reply.lease);
 		answer_failure(daemon, client, pending,
-			       &(struct core_action){.code = WIRE_TOO_MANY, .model = action->model});
+			       &(struct core_action){.code = WIRE_TOO_MANY,
+						     .model = action->model});
 		return;
 	}
 	REQUIRE(core_model_get(daemon->core, action->model, &view));
@@ -151,8 +153,8 @@ static void answer_load(struct daemon *daemon, struct client *client,
 	response.has_evicted = true;
 	response.evicted.items = evicted;
 	response.evicted.count = describe_evicted(daemon, action->job, evicted, ids);
-	response.has_lease = response.has_generation = response.has_images =
-		action->reply.lease != 0;
+	response.has_lease = response.has_generation = response.has_images = action->reply.lease !=
+									     0;
 	response.lease = action->reply.lease;
 	response.generation = action->reply.generation;
 	response.images = n_fds > 0 ? n_fds - 1 : 0;
@@ -231,8 +233,8 @@ static void answer_unload(struct daemon *daemon, const struct client *client,
 			wire->has_name = line->name[0] != '\0';
 			wire->name = wire_str(line->name);
 			wire->bytes = line->bytes;
-			wire->reason = wire_str(line_reason(daemon, line, texts[i].reason,
-							    sizeof texts[i].reason));
+			wire->reason = wire_str(
+				line_reason(daemon, line, texts[i].reason, sizeof texts[i].reason));
 			if (line->holder != 0) {
 				describe_holder(daemon, line->holder, line->bytes,
 						&texts[i].holder);
@@ -240,8 +242,7 @@ static void answer_unload(struct daemon *daemon, const struct client *client,
 				wire->holders.items = &texts[i].holder;
 				wire->holders.count = 1;
 			}
-			response.total_bytes +=
-				outcome == CORE_OUTCOME_UNLOADED ? line->bytes : 0;
+			response.total_bytes += outcome == CORE_OUTCOME_UNLOADED ? line->bytes : 0;
 			lists[outcome]->count++;
 			n_outcomes++;
 		}
@@ -270,8 +271,8 @@ static struct answer_line *add_line(const struct daemon *daemon, struct pending 
 void answer_unload_item(struct daemon *daemon, const struct core_action *action)
 {
 	struct client *client = daemon_find_client(daemon, action->client);
-	struct pending *pending =
-		client == NULL ? NULL : client_find_pending(client, action->request);
+	struct pending *pending = client == NULL ? NULL
+						 : client_find_pending(client, action->request);
 	struct answer_line *line;
 
 	if (pending == NULL || (line = add_line(daemon, pending, action->model)) == NULL) {
@@ -294,7 +295,8 @@ static void answer_verify(struct daemon *daemon, const struct client *client,
 
 	if (line != NULL) {
 		line->code = action->code;
-		line->bytes = core_model_get(daemon->core, action->model, &view) ? view.key.size : 0;
+		line->bytes = core_model_get(daemon->core, action->model, &view) ? view.key.size
+										 : 0;
 	}
 	pending->n_expected--;
 	if (pending->n_expected > 0) {
@@ -315,10 +317,11 @@ static void answer_verify(struct daemon *daemon, const struct client *client,
 			.ok = done->code == 0,
 			.bytes = done->bytes,
 			.has_text = done->code != 0,
-			.text = wire_str(done->code == WIRE_BAD_FILE
-						 ? "its bytes no longer match their checksum; it "
-						   "is being loaded again"
-						 : wire_code_info((enum wire_code)done->code)->text),
+			.text = wire_str(
+				done->code == WIRE_BAD_FILE
+					? "its bytes no longer match their checksum; it "
+					  "is being loaded again"
+					: wire_code_info((enum wire_code)done->code)->text),
 		};
 	}
 	response.checks.items = checks;
@@ -367,8 +370,8 @@ static void watch_begun_job(struct daemon *daemon, const struct core_action *act
 void answer_reply(struct daemon *daemon, const struct core_action *action)
 {
 	struct client *client = daemon_find_client(daemon, action->client);
-	struct pending *pending =
-		client == NULL ? NULL : client_find_pending(client, action->request);
+	struct pending *pending = client == NULL ? NULL
+						 : client_find_pending(client, action->request);
 
 	if (pending == NULL) {
 		return; /* gone, or nobody asked (a revoked lease) */
@@ -397,8 +400,8 @@ void answer_reply(struct daemon *daemon, const struct core_action *action)
 void answer_progress(struct daemon *daemon, const struct core_action *action)
 {
 	static const char *const phases[] = {
-		[CORE_PHASE_QUEUED] = "queued",	    [CORE_PHASE_HEADER] = "header",
-		[CORE_PHASE_ROOM] = "room",	    [CORE_PHASE_READING] = "reading",
+		[CORE_PHASE_QUEUED] = "queued",     [CORE_PHASE_HEADER] = "header",
+		[CORE_PHASE_ROOM] = "room",         [CORE_PHASE_READING] = "reading",
 		[CORE_PHASE_CHECKING] = "checking", [CORE_PHASE_STALLED] = "stalled",
 	};
 	const struct client *client = daemon_find_client(daemon, action->client);

@@ -2,14 +2,15 @@
 /* What a client is owed. See clients.h. */
 #include "daemon/clients.h"
 
+#include "base/os/sys.h"
+
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/os/sys.h"
 #include "daemon/ipc/peer.h"
 
-struct pending *client_add_pending(struct client *client, uint32_t request,
-				   enum wire_method method, uint64_t now_ns)
+struct pending *client_add_pending(struct client *client, uint32_t request, enum wire_method method,
+				   uint64_t now_ns)
 {
 	for (uint32_t i = 0; i < WIRE_REQUESTS_IN_FLIGHT; i++) {
 		struct pending *pending = &client->pending[i];

@@ -45,15 +45,15 @@ struct subscription {
 	bool is_active;
 	bool has_overflow; /* an overflow is owed */
 	uint64_t seq;
-	uint64_t events;      /* bit 1 << enum wire_event */
+	uint64_t events;       /* bit 1 << enum wire_event */
 	uint8_t (*models)[16]; /* NULL: all; owner: subscription */
 	uint32_t n_models;
 };
 
 /* owner: daemon::clients, from EV_CLIENT_OPENED until ACT_FORGET_CLIENT */
 struct client {
-	uint64_t id; /* core id */
-	struct conn *conn; /* NULL: closed */
+	uint64_t id;                 /* core id */
+	struct conn *conn;           /* NULL: closed */
 	struct process_watch *watch; /* on its process, while bytes are mapped */
 	uint32_t uid, gid, pid;
 	bool is_admin;
@@ -66,8 +66,8 @@ struct client {
 	struct client *next, *prev; /* daemon::clients */
 };
 
-struct pending *client_add_pending(struct client *client, uint32_t request,
-				   enum wire_method method, uint64_t now_ns);
+struct pending *client_add_pending(struct client *client, uint32_t request, enum wire_method method,
+				   uint64_t now_ns);
 struct pending *client_find_pending(struct client *client, uint32_t request);
 void pending_clear(struct pending *pending);
 /* Returns a zeroed line to fill, or NULL without memory. */

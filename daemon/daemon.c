@@ -2,6 +2,14 @@
 /* The corridor: life of the daemon and the turn of its loop. See daemon.h. */
 #include "daemon/daemon.h"
 
+#include "base/err.h"
+#include "base/os/clock.h"
+#include "base/os/log.h"
+#include "base/os/mailbox.h"
+#include "base/os/sys.h"
+#include "base/require.h"
+#include "base/units.h"
+
 #include <errno.h>
 #include <grp.h>
 #include <pwd.h>
@@ -11,13 +19,6 @@
 #include <sys/random.h>
 #include <utlist.h>
 
-#include "base/err.h"
-#include "base/os/clock.h"
-#include "base/os/log.h"
-#include "base/os/mailbox.h"
-#include "base/os/sys.h"
-#include "base/require.h"
-#include "base/units.h"
 #include "daemon/config.h"
 #include "daemon/device/device.h"
 #include "daemon/ipc/conn.h"
@@ -27,7 +28,7 @@
 #include "daemon/load/loader.h"
 #include "daemon/load/memory.h"
 
-#define NS_PER_MS     1000000U
+#define NS_PER_MS      1000000U
 #define RESULTS_A_TURN 64 /* then requests get their turn again */
 
 struct client *daemon_find_client(const struct daemon *daemon, uint64_t id)
@@ -163,8 +164,8 @@ void daemon_revoke(struct daemon *daemon, uint64_t client, uint64_t lease)
 	if (daemon->n_revoked == DAEMON_MAX_REVOKED) {
 		return; /* the lease ends with its connection */
 	}
-	daemon->revoked[daemon->n_revoked++] = (struct core_event){
-		.type = EV_DETACH, .client = client, .lease = {.lease = lease}};
+	daemon->revoked[daemon->n_revoked++] =
+		(struct core_event){.type = EV_DETACH, .client = client, .lease = {.lease = lease}};
 }
 
 /* ---- clients whose process we watch ---- */
@@ -362,12 +363,12 @@ static uint32_t find_administrator(const struct config *config)
 	return user == NULL ? UINT32_MAX : user->pw_uid;
 }
 
-static int init_server(struct daemon *daemon, const struct daemon_options *options,
-		       struct err *err)
+static int init_server(struct daemon *daemon, const struct daemon_options *options, struct err *err)
 {
 	const struct config *config = daemon->config;
-	const struct server_handlers handlers = {
-		.context = daemon, .request = dispatch_request, .closed = dispatch_closed};
+	const struct server_handlers handlers = {.context = daemon,
+						 .request = dispatch_request,
+						 .closed = dispatch_closed};
 	struct server_options server = {
 		.socket_path = options->socket_path,
 		.listen_fd = options->listen_fd,
@@ -480,7 +481,8 @@ void daemon_fini(struct daemon *daemon)
 	daemon->loader = loader_free(daemon->loader);
 	drain_mailbox(daemon);
 	uv_walk(&daemon->loop, close_handle, NULL);
-	DL_FOREACH_SAFE (daemon->clients, client, next) {
+	DL_FOREACH_SAFE(daemon->clients, client, next)
+	{
 		DL_DELETE(daemon->clients, client);
 		client_free(client);
 	}

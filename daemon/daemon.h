@@ -30,7 +30,7 @@ struct server;
 struct daemon_options {
 	const struct config *config; /* borrowed for the daemon's life */
 	const char *socket_path;     /* NULL: the configured or default one */
-	int listen_fd;		     /* inherited, else -1 */
+	int listen_fd;               /* inherited, else -1 */
 	bool is_user;
 };
 
@@ -48,14 +48,14 @@ struct daemon {
 	struct server *server;
 	struct history history;
 	struct client *clients; /* newest first; owner: daemon */
-	uint64_t deadline_ns;	/* of the core; UINT64_MAX: none */
+	uint64_t deadline_ns;   /* of the core; UINT64_MAX: none */
 	uint64_t epoch;
 	uint64_t started_ns;
 	uint32_t n_devices;
 	struct device *host;
 	uint64_t host_total_bytes;
 	uint64_t reserve_bytes;
-	uint64_t bytes_read; /* by loads that succeeded */
+	uint64_t bytes_read;          /* by loads that succeeded */
 	const struct file *presented; /* during the step of a load or attach */
 	struct wire_str presented_name;
 	struct core_event revoked[DAEMON_MAX_REVOKED]; /* to be stepped after this step */

@@ -2,11 +2,12 @@
 /* Views into wire structs. See describe.h. */
 #include "daemon/describe.h"
 
+#include "base/os/clock.h"
+
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
 
-#include "base/os/clock.h"
 #include "daemon/daemon.h"
 #include "daemon/format/format.h"
 #include "daemon/load/memory.h"
@@ -51,9 +52,9 @@ bool describe_find_device(const struct daemon *daemon, struct wire_str name, uin
 static const char *state_name(enum core_model_state state)
 {
 	static const char *const names[CORE_MODEL_N_STATES] = {
-		[CORE_MODEL_REGISTERED] = "registered",	  [CORE_MODEL_LOADING] = "loading",
-		[CORE_MODEL_RESIDENT] = "resident",	  [CORE_MODEL_PARTIAL] = "partial",
-		[CORE_MODEL_DRAINING] = "draining",	  [CORE_MODEL_FAILED] = "failed",
+		[CORE_MODEL_REGISTERED] = "registered",   [CORE_MODEL_LOADING] = "loading",
+		[CORE_MODEL_RESIDENT] = "resident",       [CORE_MODEL_PARTIAL] = "partial",
+		[CORE_MODEL_DRAINING] = "draining",       [CORE_MODEL_FAILED] = "failed",
 		[CORE_MODEL_QUARANTINED] = "quarantined",
 	};
 

@@ -5,6 +5,10 @@
  */
 #include "daemon/dispatch.h"
 
+#include "base/os/clock.h"
+#include "base/os/log.h"
+#include "base/os/sys.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,9 +16,6 @@
 #include <strings.h>
 #include <utlist.h>
 
-#include "base/os/clock.h"
-#include "base/os/log.h"
-#include "base/os/sys.h"
 #include "daemon/describe.h"
 #include "daemon/ipc/conn.h"
 #include "daemon/ipc/peer.h"
@@ -54,8 +55,9 @@ void call_refuse(const struct call *call, enum wire_code code, const char *field
 
 struct pending *call_expect(const struct call *call)
 {
-	struct pending *pending = client_add_pending(
-		call->client, call->request, (enum wire_method)call->message->number, clock_mono_ns());
+	struct pending *pending = client_add_pending(call->client, call->request,
+						     (enum wire_method)call->message->number,
+						     clock_mono_ns());
 
 	if (pending == NULL) {
 		call_refuse(call, WIRE_TOO_MANY, NULL, "more than %d requests in flight",
@@ -201,7 +203,8 @@ static void dispatch_hello(const struct call *call, const struct wire_hello_requ
 	struct client *client;
 
 	if (!wire_list_next(&versions, NULL, &low) || !wire_list_next(&versions, NULL, &high)) {
-		call_refuse(call, WIRE_BAD_ARGUMENT, "protocol", "protocol needs [lowest, highest]");
+		call_refuse(call, WIRE_BAD_ARGUMENT, "protocol",
+			    "protocol needs [lowest, highest]");
 		return;
 	}
 	if (low > WIRE_PROTOCOL_VERSION || high < WIRE_PROTOCOL_MIN || low > high) {

@@ -3,14 +3,15 @@
  * Requests that the core decides: load, attach, map, detach, unload, set, cancel, verify.
  * Each becomes an event; the answer comes by answer.c.
  */
+#include "base/cleanup.h"
+#include "base/os/sys.h"
+
 #include <fnmatch.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
-#include "base/os/sys.h"
 #include "daemon/config.h"
 #include "daemon/describe.h"
 #include "daemon/device/device.h"
@@ -62,8 +63,8 @@ static bool is_one_of(bool has, struct wire_str text, const char *const *names)
 /* What this daemon can do of a load's options; the rest is refused, never ignored. */
 static bool refuse_options(const struct call *call, const struct wire_load_request *request)
 {
-	static const char *const whole_on_host[] = {"cpu", "ram", "host", "cpu,*", "ram,*",
-						    "host,*", NULL};
+	static const char *const whole_on_host[] = {"cpu",   "ram",    "host", "cpu,*",
+						    "ram,*", "host,*", NULL};
 	static const char *const image[] = {"auto", "image", NULL};
 	static const char *const host[] = {"cpu", "ram", "host", NULL};
 	static const char *const strategy[] = {"auto", "contiguous", NULL};
@@ -142,7 +143,8 @@ void dispatch_load(const struct call *call, const struct wire_load_request *requ
 		return;
 	}
 	if (format == FORMAT_GGUF || format == FORMAT_RAW) {
-		call_refuse(call, WIRE_UNSUPPORTED, "format", "this version reads safetensors only");
+		call_refuse(call, WIRE_UNSUPPORTED, "format",
+			    "this version reads safetensors only");
 		return;
 	}
 	if (refuse_options(call, request)) {
@@ -340,7 +342,7 @@ static bool fits_patterns(const struct model_info *model, struct wire_list patte
 
 __attribute__((noinline)) static int /* keeps the folder's buffer off its caller's stack */
 select_matching(const struct call *call, const struct wire_select *select,
-			   struct selection *selection, struct failure *failure)
+		struct selection *selection, struct failure *failure)
 {
 	const struct daemon *daemon = call->daemon;
 	const struct model_info *model = NULL;
@@ -389,8 +391,7 @@ static int read_selection(const struct call *call, const struct wire_select *sel
 		return -WIRE_NOT_FOUND;
 	}
 	if (!is_named && !is_matched && !select->has_idle_ms && !select->has_device &&
-	    !event->unload.not_kept && !event->unload.mine &&
-	    !flag(select->has_all, select->all)) {
+	    !event->unload.not_kept && !event->unload.mine && !flag(select->has_all, select->all)) {
 		failure_set(failure, WIRE_BAD_ARGUMENT, "nothing is selected");
 		failure_set_hint(failure, "name models, or say --not-kept, --idle 10m or --all");
 		failure_set_field(failure, "select");
@@ -491,8 +492,7 @@ void dispatch_verify(const struct call *call, const struct wire_verify_request *
 	if (request->has_models && request->models.count > 0) {
 		code = select_named(call, request->models, &selection, &failure);
 	} else {
-		while (code == 0 &&
-		       (info = store_next_model(call->daemon->store, info)) != NULL) {
+		while (code == 0 && (info = store_next_model(call->daemon->store, info)) != NULL) {
 			if (is_resident(call->daemon, info->id) &&
 			    !selection_add(&selection, info->id)) {
 				failure_set(&failure, WIRE_NO_MEMORY, "no memory to verify all");

@@ -1,23 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Requests answered from what is known, without the core's deciding: listings and status. */
+#include "base/cleanup.h"
+#include "base/os/clock.h"
+#include "base/os/sys.h"
+
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
-#include "base/os/clock.h"
-#include "base/os/sys.h"
 #include "daemon/config.h"
 #include "daemon/describe.h"
 #include "daemon/dispatch.h"
 #include "daemon/ipc/conn.h"
 #include "daemon/load/memory.h"
 
-#define NS_PER_MS	 1000000U
+#define NS_PER_MS        1000000U
 #define MAX_SHOW_CLIENTS 256
-#define MAX_SHOW_WISHES	 16
+#define MAX_SHOW_WISHES  16
 
 static void refuse_no_memory(const struct call *call)
 {
@@ -94,8 +95,7 @@ static uint32_t describe_wishes(const struct call *call, uint64_t model, struct 
 	uint32_t cursor = 0;
 	uint32_t n_wishes = 0;
 
-	while (n_wishes < capacity &&
-	       core_wish_next(call->daemon->core, model, &cursor, &view)) {
+	while (n_wishes < capacity && core_wish_next(call->daemon->core, model, &cursor, &view)) {
 		wishes[n_wishes++] = (struct wire_wish){.uid = view.uid,
 							.pin = view.pin,
 							.keep = view.keep,
@@ -217,8 +217,7 @@ static uint64_t count_own_fds(void)
 	if (folder == NULL) {
 		return 0;
 	}
-	for (const struct dirent *entry = readdir(folder); entry != NULL;
-	     entry = readdir(folder)) {
+	for (const struct dirent *entry = readdir(folder); entry != NULL; entry = readdir(folder)) {
 		n_fds += entry->d_name[0] != '.' ? 1 : 0;
 	}
 	(void)closedir(folder);
@@ -292,8 +291,7 @@ void dispatch_status(const struct call *call)
 		.epoch = daemon->epoch,
 		.uptime_ms = (clock_mono_ns() - daemon->started_ns) / NS_PER_MS,
 		.devices = {.items = texts->devices,
-			    .count = describe_devices(daemon, texts->device_texts,
-						      texts->devices)},
+			    .count = describe_devices(daemon, texts->device_texts, texts->devices)},
 		.bytes_read = daemon->bytes_read,
 		.open_fds = count_own_fds(),
 		.rss_bytes = memory_own_bytes(),
@@ -473,8 +471,10 @@ void dispatch_subscribe(const struct call *call, const struct wire_subscribe_req
 		}
 	}
 	free(subscription->models);
-	*subscription = (struct subscription){
-		.is_active = true, .events = events, .models = ids, .n_models = n_ids};
+	*subscription = (struct subscription){.is_active = true,
+					      .events = events,
+					      .models = ids,
+					      .n_models = n_ids};
 	call_answer(call, &response);
 }
 

@@ -3,13 +3,14 @@
  * Carries out what the core decided, and turns the loader's results into events. The only
  * file that performs actions; it decides nothing.
  */
+#include "base/os/log.h"
+#include "base/require.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "base/os/log.h"
-#include "base/require.h"
 #include "daemon/daemon.h"
 #include "daemon/device/device.h"
 #include "daemon/format/format.h"
@@ -176,8 +177,7 @@ void execute(struct daemon *daemon, const struct core_action *action)
 static void remember_failure(struct daemon *daemon, uint64_t job_id, const struct err *err)
 {
 	struct job_info *job = store_find_job(daemon->store, job_id);
-	struct model_info *model =
-		job == NULL ? NULL : store_find_model(daemon->store, job->model);
+	struct model_info *model = job == NULL ? NULL : store_find_model(daemon->store, job->model);
 
 	if (err->code == 0 || job == NULL) {
 		return;

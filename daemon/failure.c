@@ -2,12 +2,13 @@
 /* Refusals in words. See failure.h. */
 #include "daemon/failure.h"
 
+#include "base/err.h"
+#include "base/units.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "base/err.h"
-#include "base/units.h"
 #include "daemon/core/core.h"
 #include "daemon/daemon.h"
 #include "daemon/describe.h"
@@ -50,13 +51,18 @@ static void hint_for_code(struct failure *failure, enum wire_code code)
 {
 	switch ((int)code) {
 	case WIRE_BAD_FILE:
-		failure_set_hint(failure, "download the file again, or check it where it came from");
+		failure_set_hint(failure,
+				 "download the file again, or check it where it came from");
 		break;
 	case WIRE_CHANGED_WHILE_READING:
-		failure_set_hint(failure, "wait until whatever writes the file has ended, then load it again");
+		failure_set_hint(
+			failure,
+			"wait until whatever writes the file has ended, then load it again");
 		break;
 	case WIRE_TIMEOUT:
-		failure_set_hint(failure, "the disk or network share does not answer; check it, then load again");
+		failure_set_hint(
+			failure,
+			"the disk or network share does not answer; check it, then load again");
 		break;
 	case WIRE_NOT_RESIDENT:
 		failure_set_hint(failure, "load it first: distorchctl load FILE");
@@ -143,8 +149,7 @@ static void failure_no_memory(struct failure *failure, const struct daemon *daem
 	detail->foreign = shortage->foreign;
 	detail->has_holders = true;
 	detail->holders.items = failure->holders;
-	detail->holders.count =
-		describe_holders(daemon, 0, failure->holders, FAILURE_MAX_HOLDERS);
+	detail->holders.count = describe_holders(daemon, 0, failure->holders, FAILURE_MAX_HOLDERS);
 }
 
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,
@@ -185,8 +190,9 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 		failure_set(failure, code, "no such model or lease");
 		break;
 	case WIRE_TOO_MANY:
-		failure_set(failure, code, "a limit of the daemon is reached: models, leases, requests or "
-				      "descriptors");
+		failure_set(failure, code,
+			    "a limit of the daemon is reached: models, leases, requests or "
+			    "descriptors");
 		break;
 	default:
 		failure_set(failure, code, "%s: %s", name, wire_code_info(code)->text);

@@ -2,12 +2,13 @@
 /* The ring of records, and the words for what they say. */
 #include "daemon/history.h"
 
+#include "base/os/sys.h"
+#include "base/require.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/os/sys.h"
-#include "base/require.h"
 #include "proto/wire.h"
 
 int history_init(struct history *history)
@@ -36,8 +37,8 @@ struct record *history_add(struct history *history)
 
 const struct record *history_next(const struct history *history, uint64_t *cursor)
 {
-	uint64_t oldest =
-		history->n_ever > HISTORY_CAPACITY ? history->n_ever - HISTORY_CAPACITY : 0;
+	uint64_t oldest = history->n_ever > HISTORY_CAPACITY ? history->n_ever - HISTORY_CAPACITY
+							     : 0;
 	uint64_t index = *cursor < oldest ? oldest : *cursor;
 
 	if (index >= history->n_ever) {

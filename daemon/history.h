@@ -14,7 +14,7 @@
 #define HISTORY_CAPACITY 2048 /* records */
 
 struct record {
-	uint64_t seq;	  /* 1 for the first ever */
+	uint64_t seq;     /* 1 for the first ever */
 	uint64_t mono_ns; /* when */
 	uint64_t real_ms; /* when, for people: since 1970 */
 	enum core_note_type type;
@@ -22,13 +22,13 @@ struct record {
 	int code; /* enum wire_code of a failure, else 0 */
 	uint32_t device;
 	uint32_t owner_uid; /* of the model, for the right to see it */
-	uint64_t model;	    /* core id; may be forgotten by now */
+	uint64_t model;     /* core id; may be forgotten by now */
 	uint8_t uuid[16];
 	uint64_t bytes;
 	uint64_t duration_ns;
-	char name[96];	   /* cut where longer */
+	char name[96];     /* cut where longer */
 	char for_whom[96]; /* model whose load needed the room, or who asked; empty: nobody */
-	char text[160];	   /* the failure in words; empty: none */
+	char text[160];    /* the failure in words; empty: none */
 };
 
 struct history {
@@ -47,7 +47,7 @@ struct record *history_add(struct history *history);
 const struct record *history_next(const struct history *history, uint64_t *cursor);
 
 const char *history_type_name(enum core_note_type type); /* "load.done", "evicted" */
-const char *history_why_words(enum core_why why);		  /* "to make room" */
+const char *history_why_words(enum core_why why);        /* "to make room" */
 /* "to make room for X", a failure's text: why in words. Returns 'buffer'. */
 const char *history_why_text(const struct record *record, char *buffer, uint32_t buffer_size);
 

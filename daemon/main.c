@@ -3,6 +3,10 @@
  * distorchd: options, then daemon_init, daemon_run, daemon_fini. The only file of the
  * corridor that the tests do not link.
  */
+#include "base/err.h"
+#include "base/os/log.h"
+#include "base/os/sys.h"
+
 #include <argp.h>
 #include <errno.h>
 #include <signal.h>
@@ -13,9 +17,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/err.h"
-#include "base/os/log.h"
-#include "base/os/sys.h"
 #include "daemon/config.h"
 #include "daemon/daemon.h"
 
@@ -113,7 +114,7 @@ static void prepare_process(void)
 	struct rlimit files;
 
 	(void)signal(SIGPIPE, SIG_IGN); /* cannot fail for SIGPIPE */
-	(void)umask(0077);		/* modes are set explicitly where more is meant */
+	(void)umask(0077);              /* modes are set explicitly where more is meant */
 	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
 		files.rlim_cur = files.rlim_max;
 		(void)setrlimit(RLIMIT_NOFILE, &files); /* the old limit serves too */

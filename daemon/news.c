@@ -3,12 +3,13 @@
  * What happened, told once in three places: a line of history, a line in the log, an event
  * for those who subscribed.
  */
-#include <stdio.h>
-#include <string.h>
-
 #include "base/os/clock.h"
 #include "base/os/log.h"
 #include "base/units.h"
+
+#include <stdio.h>
+#include <string.h>
+
 #include "daemon/daemon.h"
 #include "daemon/describe.h"
 #include "daemon/failure.h"
@@ -85,11 +86,11 @@ static void log_record(const struct record *record)
 	(void)history_why_text(record, why, (uint32_t)sizeof why);
 	log_event(level_of(record->type), fields, sizeof fields / sizeof fields[0],
 		  "%s %s (%s)%s%s%s%s", history_type_name(record->type), record->name,
-		  units_format_size(record->bytes, size, sizeof size),
-		  why[0] != '\0' ? ": " : "", why, record->duration_ns != 0 ? " in " : "",
-		  record->duration_ns != 0 ? units_format_duration(record->duration_ns, duration,
-								   sizeof duration)
-					   : "");
+		  units_format_size(record->bytes, size, sizeof size), why[0] != '\0' ? ": " : "",
+		  why, record->duration_ns != 0 ? " in " : "",
+		  record->duration_ns != 0
+			  ? units_format_duration(record->duration_ns, duration, sizeof duration)
+			  : "");
 }
 
 static bool wants(const struct daemon *daemon, const struct client *client, enum wire_event event,
@@ -175,8 +176,7 @@ static void publish_state(const struct daemon *daemon, struct client *client,
 	struct core_model_view view;
 	struct wire_model_state_event event = {.has_seq = true};
 
-	if (core_model_get(daemon->core, record->model, &view) &&
-	    begin_event(client, &event.seq)) {
+	if (core_model_get(daemon->core, record->model, &view) && begin_event(client, &event.seq)) {
 		describe_model(daemon, client, &view, &model);
 		event.model = model.wire.id;
 		event.has_name = model.wire.has_name;

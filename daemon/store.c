@@ -1,22 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Tables from the core's ids to what they stand for. See store.h. */
-#define HASH_NONFATAL_OOM	       1
-#define uthash_nonfatal_oom(element)   ((void)(element), store_out_of_memory = true)
+#define HASH_NONFATAL_OOM            1
+#define uthash_nonfatal_oom(element) ((void)(element), store_out_of_memory = true)
 
 /* Keys are the core's own ids: mixing them is enough, nobody can choose them. */
-#define HASH_FUNCTION(key, size, hash)                                                             \
-	((void)(size), (hash) = (unsigned)((*(const uint64_t *)(key) * 0x9e3779b97f4a7c15U) >> 32))
+#define HASH_FUNCTION(key, size, hash) \
+	((void)(size), (hash) = (unsigned)((*(const uint64_t *)(key)*0x9e3779b97f4a7c15U) >> 32))
 
 #include "daemon/store.h"
+
+#include "base/idtab.h"
+#include "base/os/sys.h"
+#include "base/require.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "base/idtab.h"
-#include "base/os/sys.h"
-#include "base/require.h"
 #include "daemon/device/device.h"
 #include "daemon/format/format.h"
 #include "daemon/load/file.h"
@@ -77,10 +78,12 @@ struct store *store_free(struct store *store)
 	LIST_FOR_EACH_SAFE (link, &store->models_by_age) {
 		store_forget_model(store, container_of(link, struct model_info, by_age)->id);
 	}
-	HASH_ITER (hh, store->jobs, job, next_job) {
+	HASH_ITER(hh, store->jobs, job, next_job)
+	{
 		store_forget_job(store, job->id);
 	}
-	HASH_ITER (hh, store->extents, extent, next_extent) {
+	HASH_ITER(hh, store->extents, extent, next_extent)
+	{
 		HASH_DEL(store->extents, extent);
 		(void)device_release(extent->extent, NULL); /* the process ends: no way to act */
 		free(extent);
@@ -236,8 +239,7 @@ struct model_info *store_next_model(const struct store *store, const struct mode
 {
 	struct list *link = previous == NULL ? store->models_by_age.next : previous->by_age.next;
 
-	return link == &store->models_by_age ? NULL
-					     : container_of(link, struct model_info, by_age);
+	return link == &store->models_by_age ? NULL : container_of(link, struct model_info, by_age);
 }
 
 /* How many trailing parts of both paths are equal. */

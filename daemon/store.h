@@ -6,12 +6,13 @@
 #ifndef DAEMON_STORE_H
 #define DAEMON_STORE_H
 
+#include "base/err.h"
+#include "base/list.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 #include <uthash.h>
 
-#include "base/err.h"
-#include "base/list.h"
 #include "daemon/history.h"
 
 struct extent;
@@ -19,14 +20,14 @@ struct file;
 struct tensor_map;
 struct load_result;
 
-#define STORE_MAX_FILES	  65536
+#define STORE_MAX_FILES    65536
 #define STORE_MAX_EVICTED  16 /* victims that a load's answer names */
 #define STORE_MAX_WATCHERS 8  /* clients told of the end of a load begun with no_wait */
 
 /* Everything about one content of a model that the core has no use for. */
 struct generation_info {
-	int table_fd;	  /* sealed memfd; -1: none */
-	uint64_t *sums;	  /* XXH3 of each 64 MiB */
+	int table_fd;   /* sealed memfd; -1: none */
+	uint64_t *sums; /* XXH3 of each 64 MiB */
 	uint32_t n_sums;
 	uint32_t format; /* enum format, as read */
 	uint32_t n_tensors;
@@ -46,8 +47,8 @@ struct model_info {
 	char *label; /* NULL: none */
 	struct generation_info current;
 	struct err failure; /* of the last load, while the model is in state failed */
-	UT_hash_handle hh;   /* store::models, by id */
-	struct list by_age;  /* store::models_by_age */
+	UT_hash_handle hh;  /* store::models, by id */
+	struct list by_age; /* store::models_by_age */
 };
 
 /* owner: store::jobs, from the first action of a job until ACT_FORGET_JOB */
@@ -55,7 +56,7 @@ struct job_info {
 	uint64_t id;
 	uint64_t model;
 	uint64_t begun_ns;
-	struct tensor_map *map; /* parsed header, until the fill is done */
+	struct tensor_map *map;      /* parsed header, until the fill is done */
 	struct generation_info next; /* becomes the model's at ACT_PUBLISH */
 	struct err failure;
 	uint32_t n_evicted;

@@ -7,12 +7,12 @@
 #ifndef CTL_CTL_H
 #define CTL_CTL_H
 
+#include "distorch.h"
+
 #include <argp.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "distorch.h"
 
 enum exit_status {
 	EXIT_DONE = 0,
@@ -51,7 +51,7 @@ struct arguments {
 struct ctl {
 	struct arguments arguments;
 	struct distorch *c; /* NULL until ctl_connect */
-	bool is_tty;	    /* standard output is a terminal */
+	bool is_tty;        /* standard output is a terminal */
 	bool has_color;
 };
 

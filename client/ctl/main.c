@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The command line: find the verb, parse what follows with argp, run it. See ctl.h. */
+#include "base/err.h"
+#include "base/text.h"
+#include "base/units.h"
+#include "options.h"
+#include "render.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <locale.h>
@@ -10,12 +16,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/err.h"
-#include "base/text.h"
-#include "base/units.h"
-#include "options.h"
-#include "render.h"
-
 #define NS_PER_MS 1000000U
 
 volatile int ctl_interrupted;
@@ -23,9 +23,9 @@ volatile int ctl_interrupted;
 const char *argp_program_version = "distorchctl " DISTORCH_VERSION;
 
 const struct verb *const verbs[] = {
-	&verb_status,  &verb_ps,     &verb_load,   &verb_unload, &verb_pin,	 &verb_doctor,
-	&verb_show,    &verb_unpin,  &verb_keep,   &verb_unkeep, &verb_why,	 &verb_clients,
-	&verb_devices, &verb_events, &verb_verify, &verb_budget, &verb_config,	 &verb_ping,
+	&verb_status,  &verb_ps,     &verb_load,     &verb_unload, &verb_pin,    &verb_doctor,
+	&verb_show,    &verb_unpin,  &verb_keep,     &verb_unkeep, &verb_why,    &verb_clients,
+	&verb_devices, &verb_events, &verb_verify,   &verb_budget, &verb_config, &verb_ping,
 	&verb_version, &verb_help,   &verb_shutdown, NULL,
 };
 
@@ -84,11 +84,20 @@ int ctl_refuse(struct ctl *ctl, enum exit_status status, const char *word, const
 	va_end(arguments);
 	if (is_json(ctl)) {
 		const struct distorch_error error = {
-			.word = word,	   .message = message,		  .hint = hint,
-			.need = UINT64_MAX, .budget = UINT64_MAX,	  .free = UINT64_MAX,
-			.evictable = UINT64_MAX, .held = UINT64_MAX,	  .foreign = UINT64_MAX,
-			.sys_errno = UINT64_MAX, .offset = UINT64_MAX,	  .current = UINT64_MAX,
-			.min = UINT64_MAX, .max = UINT64_MAX,
+			.word = word,
+			.message = message,
+			.hint = hint,
+			.need = UINT64_MAX,
+			.budget = UINT64_MAX,
+			.free = UINT64_MAX,
+			.evictable = UINT64_MAX,
+			.held = UINT64_MAX,
+			.foreign = UINT64_MAX,
+			.sys_errno = UINT64_MAX,
+			.offset = UINT64_MAX,
+			.current = UINT64_MAX,
+			.min = UINT64_MAX,
+			.max = UINT64_MAX,
 		};
 		cJSON *object = json_new();
 
@@ -136,7 +145,8 @@ static enum output parse_output(struct argp_state *state, const char *text)
 			return (enum output)i;
 		}
 	}
-	argp_error(state, "there is no output format \"%s\"; it is table, wide, json, jsonl, csv or id",
+	argp_error(state,
+		   "there is no output format \"%s\"; it is table, wide, json, jsonl, csv or id",
 		   text);
 	return OUTPUT_TABLE;
 }
@@ -251,11 +261,13 @@ static error_t parse_verb(int key, char *text, struct argp_state *state)
 		state->child_inputs[0] = ctl;
 		return 0;
 	}
-	if (key >= OPTION_FIRST_FLAG && key < OPTION_FIRST_FLAG + (int)(sizeof flags / sizeof *flags)) {
+	if (key >= OPTION_FIRST_FLAG &&
+	    key < OPTION_FIRST_FLAG + (int)(sizeof flags / sizeof *flags)) {
 		*flags[key - OPTION_FIRST_FLAG] = true;
 		return 0;
 	}
-	if (key >= OPTION_FIRST_TEXT && key < OPTION_FIRST_TEXT + (int)(sizeof texts / sizeof *texts)) {
+	if (key >= OPTION_FIRST_TEXT &&
+	    key < OPTION_FIRST_TEXT + (int)(sizeof texts / sizeof *texts)) {
 		*texts[key - OPTION_FIRST_TEXT] = text;
 		return 0;
 	}
@@ -320,8 +332,9 @@ static int check_flags(struct ctl *ctl, const struct verb *verb, int argc, char 
 			char hint[160];
 
 			nearest = text_nearest(flag, names, n_names);
-			(void)snprintf(hint, sizeof hint, nearest != NULL ? "did you mean --%s?"
-									  : "see distorchctl %s --help",
+			(void)snprintf(hint, sizeof hint,
+				       nearest != NULL ? "did you mean --%s?"
+						       : "see distorchctl %s --help",
 				       nearest != NULL ? nearest : verb->name);
 			return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", hint,
 					  "%s has no option --%s", verb->name, flag);
@@ -351,8 +364,8 @@ static int run_verb(struct ctl *ctl, const struct verb *verb, int argc, char **a
 		return EXIT_USAGE;
 	}
 	if (ctl->arguments.n_words < verb->min_words || ctl->arguments.n_words > verb->max_words) {
-		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL,
-				  "usage: distorchctl %s %s", verb->name, verb->usage);
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "usage: distorchctl %s %s",
+				  verb->name, verb->usage);
 	}
 	return verb->run(ctl);
 }
@@ -370,7 +383,7 @@ static void prepare(struct ctl *ctl)
 	const struct sigaction action = {.sa_handler = on_interrupt};
 	const char *term = getenv("TERM");
 
-	(void)setlocale(LC_CTYPE, ""); /* widths of characters; C serves too */
+	(void)setlocale(LC_CTYPE, "");  /* widths of characters; C serves too */
 	(void)signal(SIGPIPE, SIG_DFL); /* "| head" ends us quietly */
 	(void)sigaction(SIGINT, &action, NULL);
 	argp_err_exit_status = EXIT_USAGE;
@@ -394,7 +407,8 @@ static int refuse_verb(struct ctl *ctl, const char *word)
 	}
 	nearest = text_nearest(word, names, n_names);
 	(void)snprintf(hint, sizeof hint,
-		       nearest != NULL ? "did you mean %s?" : "distorchctl --help lists the verbs%s",
+		       nearest != NULL ? "did you mean %s?"
+				       : "distorchctl --help lists the verbs%s",
 		       nearest != NULL ? nearest : "");
 	return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", hint, "there is no verb \"%s\"", word);
 }

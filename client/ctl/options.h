@@ -39,9 +39,9 @@ enum option_number {
 	OPTION_SI,
 };
 
-#define OPTIONS_END                                                                                \
-	{                                                                                          \
-		NULL, 0, NULL, 0, NULL, 0                                                          \
+#define OPTIONS_END                       \
+	{                                 \
+		NULL, 0, NULL, 0, NULL, 0 \
 	}
 
 #endif

@@ -2,6 +2,9 @@
 /* Tables, JSON and words. See render.h. */
 #include "render.h"
 
+#include "base/text.h"
+#include "base/units.h"
+
 #include <inttypes.h>
 #include <libsmartcols/libsmartcols.h>
 #include <stdarg.h>
@@ -11,9 +14,6 @@
 #include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
-
-#include "base/text.h"
-#include "base/units.h"
 
 static void *must(void *memory)
 {
@@ -102,7 +102,8 @@ static void fill_table(const struct ctl *ctl, struct libscols_table *table,
 			    (sheet->columns[i].may_cut && ctl->is_tty ? SCOLS_FL_TRUNC : 0);
 
 		if (is_shown(ctl, &sheet->columns[i])) {
-			(void)must(scols_table_new_column(table, sheet->columns[i].title, 0, flags));
+			(void)must(
+				scols_table_new_column(table, sheet->columns[i].title, 0, flags));
 		}
 	}
 	for (size_t i = 0; i < sheet->n_rows; i++) {
@@ -217,8 +218,8 @@ cJSON *json_of_holder(cJSON *object, const struct distorch_holder *holder)
 	return object;
 }
 
-static void add_holders(cJSON *object, const char *key, const struct distorch_holder *const *holders,
-			size_t n_holders)
+static void add_holders(cJSON *object, const char *key,
+			const struct distorch_holder *const *holders, size_t n_holders)
 {
 	cJSON *array = json_add_array(object, key);
 
@@ -314,9 +315,9 @@ static void add_error_numbers(cJSON *detail, const struct distorch_error *error)
 		const char *key;
 		uint64_t number;
 	} numbers[] = {
-		{"need", error->need},	     {"budget", error->budget},
-		{"free", error->free},	     {"evictable", error->evictable},
-		{"held", error->held},	     {"foreign", error->foreign},
+		{"need", error->need},       {"budget", error->budget},
+		{"free", error->free},       {"evictable", error->evictable},
+		{"held", error->held},       {"foreign", error->foreign},
 		{"errno", error->sys_errno}, {"offset", error->offset},
 		{"current", error->current}, {"min", error->min},
 		{"max", error->max},
@@ -370,7 +371,8 @@ void text_append(char *buffer, size_t buffer_size, size_t *used, const char *for
 	size = vsnprintf(buffer + *used, buffer_size - *used, format, arguments);
 	va_end(arguments);
 	if (size > 0) {
-		*used += (size_t)size < buffer_size - *used ? (size_t)size : buffer_size - *used - 1;
+		*used += (size_t)size < buffer_size - *used ? (size_t)size
+							    : buffer_size - *used - 1;
 	}
 }
 
@@ -403,7 +405,8 @@ const char *time_text(uint64_t time_ms, char buffer[40])
 	time_t seconds = (time_t)(time_ms / 1000);
 	struct tm local;
 
-	if (localtime_r(&seconds, &local) == NULL || strftime(buffer, 40, "%H:%M:%S", &local) == 0) {
+	if (localtime_r(&seconds, &local) == NULL ||
+	    strftime(buffer, 40, "%H:%M:%S", &local) == 0) {
 		(void)snprintf(buffer, 40, "?");
 	}
 	return buffer;
@@ -479,7 +482,8 @@ const char *users_text(const struct distorch_model *model, char *buffer, size_t 
 	return buffer;
 }
 
-const char *bar_text(uint64_t part, uint64_t whole, unsigned width, char *buffer, size_t buffer_size)
+const char *bar_text(uint64_t part, uint64_t whole, unsigned width, char *buffer,
+		     size_t buffer_size)
 {
 	unsigned n_full = whole == 0 ? 0 : (unsigned)((double)part / (double)whole * width + 0.5);
 	size_t used = 0;

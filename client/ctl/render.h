@@ -6,12 +6,12 @@
 #ifndef CTL_RENDER_H
 #define CTL_RENDER_H
 
+#include "ctl.h"
+
 #include <cjson/cJSON.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "ctl.h"
 
 #define RENDER_MAX_COLUMNS 12
 
@@ -38,7 +38,7 @@ int sheet_print(struct ctl *ctl, struct sheet *sheet);
 
 /* A JSON object that begins with "schema": 1. Never NULL: without memory the program ends. */
 cJSON *json_new(void);
-void json_add_text(cJSON *object, const char *key, const char *text); /* null when absent */
+void json_add_text(cJSON *object, const char *key, const char *text);  /* null when absent */
 void json_add_number(cJSON *object, const char *key, uint64_t number); /* null when absent */
 void json_add_bool(cJSON *object, const char *key, bool value);
 cJSON *json_add_array(cJSON *object, const char *key);
@@ -57,8 +57,8 @@ bool is_json(const struct ctl *ctl);
 
 /* Each returns its buffer. */
 const char *size_text(const struct ctl *ctl, uint64_t bytes, char buffer[24]);
-const char *ms_text(uint64_t ms, char buffer[32]);	 /* "3.1s" */
-const char *ago_text(uint64_t ms, char buffer[32]);	 /* "12m ago", "now" */
+const char *ms_text(uint64_t ms, char buffer[32]);        /* "3.1s" */
+const char *ago_text(uint64_t ms, char buffer[32]);       /* "12m ago", "now" */
 const char *time_text(uint64_t time_ms, char buffer[40]); /* RFC 3339 or hh:mm for people */
 const char *safe_text(const char *text, char *buffer, size_t buffer_size);
 const char *device_text(const char *device); /* "ram" for cpu: people's word */

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl verify, clients, budget, config: for whoever runs the daemon. */
+#include "base/err.h"
+#include "base/units.h"
+#include "options.h"
+#include "render.h"
+
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "base/err.h"
-#include "base/units.h"
-#include "options.h"
-#include "render.h"
 
 static const struct argp_option no_options[] = {OPTIONS_END};
 
@@ -86,10 +86,14 @@ const struct verb verb_verify = {
 static int print_clients(struct ctl *ctl, const struct distorch_clients *clients)
 {
 	static const struct column columns[] = {
-		{.title = "PID", .is_right = true},  {.title = "COMMAND", .may_cut = true},
-		{.title = "UID", .is_right = true},  {.title = "LEASES", .is_right = true},
-		{.title = "HOLDS", .is_right = true}, {.title = "SINCE"},
-		{.title = "STATE"},		      {.title = "LIBRARY", .is_wide = true},
+		{.title = "PID", .is_right = true},
+		{.title = "COMMAND", .may_cut = true},
+		{.title = "UID", .is_right = true},
+		{.title = "LEASES", .is_right = true},
+		{.title = "HOLDS", .is_right = true},
+		{.title = "SINCE"},
+		{.title = "STATE"},
+		{.title = "LIBRARY", .is_wide = true},
 	};
 	struct sheet sheet;
 

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl doctor: looks at what usually goes wrong; each finding comes with its fix. */
+#include "options.h"
+#include "render.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -7,9 +10,6 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-
-#include "options.h"
-#include "render.h"
 
 struct report {
 	struct ctl *ctl;
@@ -52,8 +52,9 @@ static void check_socket(struct report *report, const char *path)
 		(void)snprintf(text, sizeof text, "%.400s is not a socket", path);
 		tell(report, false, text, "choose another path with --socket");
 	} else if (access(path, W_OK) < 0) {
-		(void)snprintf(text, sizeof text, "socket %.300s (mode %04o, gid %u) is closed to you",
-			       path, (unsigned)(status.st_mode & 07777U), (unsigned)status.st_gid);
+		(void)snprintf(text, sizeof text,
+			       "socket %.300s (mode %04o, gid %u) is closed to you", path,
+			       (unsigned)(status.st_mode & 07777U), (unsigned)status.st_gid);
 		tell(report, false, text, "join its group, then log in again");
 	} else {
 		(void)snprintf(text, sizeof text, "socket %.400s, mode %04o", path,

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl why, events: what happened, to one model or to all, so far or from now on. */
-#include <stdio.h>
-#include <string.h>
-
 #include "options.h"
 #include "render.h"
+
+#include <stdio.h>
+#include <string.h>
 
 #define MAX_TYPES 32
 
@@ -106,8 +106,9 @@ static bool is_wanted(const char *type, const char *const *types, size_t n_types
 static int follow(struct ctl *ctl, const char *const *types, size_t n_types)
 {
 	static const char *const names[] = {"record", "overflow", "goodbye"};
-	const struct distorch_event_filter filter = {
-		.size = sizeof filter, .events = names, .n_events = 3};
+	const struct distorch_event_filter filter = {.size = sizeof filter,
+						     .events = names,
+						     .n_events = 3};
 
 	if (distorch_subscribe(ctl->c, &filter) < 0) {
 		return ctl_fail(ctl);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl help: the verbs in groups, one verb, or the exit codes. */
-#include <stdio.h>
-#include <string.h>
-
 #include "options.h"
 #include "render.h"
+
+#include <stdio.h>
+#include <string.h>
 
 static const char *const exit_codes[] = {
 	"0    done",
@@ -40,8 +40,9 @@ static void print_all(void)
 	print_group(VERB_EVERYDAY, "Everyday");
 	print_group(VERB_MORE, "More");
 	print_group(VERB_OPERATOR, "For whoever runs the daemon");
-	(void)printf("\nOne verb: distorchctl VERB --help. Exit codes: distorchctl help exit-codes.\n"
-		     "The socket: --socket PATH, DISTORCH_SOCKET, or the usual places.\n");
+	(void)printf(
+		"\nOne verb: distorchctl VERB --help. Exit codes: distorchctl help exit-codes.\n"
+		"The socket: --socket PATH, DISTORCH_SOCKET, or the usual places.\n");
 }
 
 static int run(struct ctl *ctl)

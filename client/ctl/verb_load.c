@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl load: with a progress bar on a terminal; Ctrl-C cancels at the daemon. */
+#include "base/text.h"
+#include "options.h"
+#include "render.h"
+
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-
-#include "base/text.h"
-#include "options.h"
-#include "render.h"
 
 #define BAR_WIDTH 24
 
@@ -32,8 +32,10 @@ static const char *phase_text(const char *phase)
 		const char *phase;
 		const char *words;
 	} words[] = {
-		{"queued", "waiting for its turn"},	{"header", "reading the header"},
-		{"room", "making room"},		{"checking", "checking"},
+		{"queued", "waiting for its turn"},
+		{"header", "reading the header"},
+		{"room", "making room"},
+		{"checking", "checking"},
 		{"stalled", "the disk does not answer"},
 	};
 
@@ -54,17 +56,19 @@ static void draw(struct watcher *watcher, const struct distorch_progress *progre
 	char name[128];
 	uint64_t elapsed_ms = now_ms() - watcher->begun_ms;
 	uint64_t a_second =
-		elapsed_ms == 0 ? 0 : (uint64_t)((double)progress->bytes * 1000.0 / (double)elapsed_ms);
+		elapsed_ms == 0 ? 0
+				: (uint64_t)((double)progress->bytes * 1000.0 / (double)elapsed_ms);
 
 	(void)text_escape(watcher->name, name, sizeof name);
 	if (progress->total == 0 || progress->bytes == 0) {
 		(void)fprintf(stderr, "\r\033[KLoading %s  %s", name, phase_text(progress->phase));
 	} else {
-		uint64_t left_s =
-			a_second == 0 ? 0 : (progress->total - progress->bytes) / a_second;
+		uint64_t left_s = a_second == 0 ? 0
+						: (progress->total - progress->bytes) / a_second;
 
 		(void)fprintf(stderr, "\r\033[KLoading %s  %s  %s/%s  %s/s  %llus left %s", name,
-			      bar_text(progress->bytes, progress->total, BAR_WIDTH, bar, sizeof bar),
+			      bar_text(progress->bytes, progress->total, BAR_WIDTH, bar,
+				       sizeof bar),
 			      size_text(watcher->ctl, progress->bytes, done),
 			      size_text(watcher->ctl, progress->total, total),
 			      size_text(watcher->ctl, a_second, rate), (unsigned long long)left_s,

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl ps: what is held, once or again and again. */
+#include "options.h"
+#include "render.h"
+
 #include <fnmatch.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "options.h"
-#include "render.h"
 
 static const struct column columns[] = {
 	{.title = "NAME", .may_cut = true},
@@ -40,7 +40,8 @@ static void add_row(const struct ctl *ctl, struct sheet *sheet, const struct dis
 		(void)snprintf(where, sizeof where, "loading %u%%",
 			       model->progress_bytes == DISTORCH_ABSENT || model->bytes == 0
 				       ? 0U
-				       : (unsigned)(model->progress_bytes / (model->bytes / 100 + 1)));
+				       : (unsigned)(model->progress_bytes /
+						    (model->bytes / 100 + 1)));
 	} else if (model->n_where == 0) {
 		(void)snprintf(where, sizeof where, "%.32s", model->state);
 	}

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl show: all about one model; with --tensors from the table it is served with. */
-#include <stdio.h>
-#include <string.h>
-
 #include "options.h"
 #include "render.h"
+
+#include <stdio.h>
+#include <string.h>
 
 static void shape_text(const struct distorch_tensor *tensor, char *buffer, size_t buffer_size)
 {

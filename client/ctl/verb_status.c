@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl status, devices, ping, version, shutdown: the daemon at a glance. */
+#include "options.h"
+#include "render.h"
+
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
-
-#include "options.h"
-#include "render.h"
 
 #define BAR_WIDTH 18
 
@@ -18,9 +18,8 @@ static void print_device(struct ctl *ctl, const struct distorch_device *device, 
 	char budget[24];
 	char held[24];
 
-	(void)printf("  %-7s %s  %s of %s   %llu model%s", strcmp(device->name, "cpu") == 0
-								   ? "RAM"
-								   : device->name,
+	(void)printf("  %-7s %s  %s of %s   %llu model%s",
+		     strcmp(device->name, "cpu") == 0 ? "RAM" : device->name,
 		     bar_text(device->used, device->budget, BAR_WIDTH, bar, sizeof bar),
 		     size_text(ctl, device->used, used), size_text(ctl, device->budget, budget),
 		     (unsigned long long)device->models, device->models == 1 ? "" : "s");

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl unload: selectively; says what stayed and why. */
-#include <stdio.h>
-
 #include "options.h"
 #include "render.h"
+
+#include <stdio.h>
 
 static void add_outcomes(cJSON *object, const char *key,
 			 const struct distorch_outcome *const *outcomes, size_t n_outcomes)
@@ -83,9 +83,10 @@ static int run(struct ctl *ctl)
 
 	if (arguments->n_words == 0 && !arguments->all && !arguments->not_kept &&
 	    arguments->idle_ms == 0 && arguments->device == NULL && arguments->under == NULL) {
-		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument",
-				  "name models, or say --not-kept, --idle 10m, --under DIR or --all",
-				  "nothing is selected to unload");
+		return ctl_refuse(
+			ctl, EXIT_USAGE, "bad-argument",
+			"name models, or say --not-kept, --idle 10m, --under DIR or --all",
+			"nothing is selected to unload");
 	}
 	status = ctl_connect(ctl);
 	if (status != EXIT_DONE) {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl pin, unpin, keep, unkeep: one body, four rows. */
-#include <stdio.h>
-
 #include "options.h"
 #include "render.h"
+
+#include <stdio.h>
 
 static int set_one(struct ctl *ctl, const char *name, const struct distorch_policy *policy,
 		   const char *done, cJSON *array)
@@ -67,7 +67,8 @@ static int run_keep(struct ctl *ctl)
 
 static int run_unkeep(struct ctl *ctl)
 {
-	return set_all(ctl, (struct distorch_policy){.said = DISTORCH_SAID_KEEP}, "No longer keeping");
+	return set_all(ctl, (struct distorch_policy){.said = DISTORCH_SAID_KEEP},
+		       "No longer keeping");
 }
 
 static const struct argp_option lapse_options[] = {

@@ -2,6 +2,14 @@
 /* One connection. See conn.h. */
 #include "daemon/ipc/conn.h"
 
+#include "base/err.h"
+#include "base/os/clock.h"
+#include "base/os/fdpass.h"
+#include "base/os/log.h"
+#include "base/os/memfd.h"
+#include "base/os/sys.h"
+#include "base/require.h"
+
 #include <errno.h>
 #include <linux/sockios.h>
 #include <poll.h>
@@ -12,20 +20,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "base/err.h"
-#include "base/os/clock.h"
-#include "base/os/fdpass.h"
-#include "base/os/log.h"
-#include "base/os/memfd.h"
-#include "base/os/sys.h"
-#include "base/require.h"
 #include "daemon/ipc/internal.h"
 
-#define PACKETS_A_TURN 16
-#define RETRY_MS       5
-#define FLUSH_MS       1000
-#define RESERVE_BYTES  512
-#define HALF_CLOSED_MS 100
+#define PACKETS_A_TURN    16
+#define RETRY_MS          5
+#define FLUSH_MS          1000
+#define RESERVE_BYTES     512
+#define HALF_CLOSED_MS    100
 #define SEND_BUFFER_BYTES (512 * 1024)
 
 static void mark_dirty(struct conn *conn)
@@ -551,8 +552,8 @@ static void handle_packet(struct conn *conn, const uint8_t *bytes, size_t size, 
 	} else if (packet.kind != WIRE_REQUEST) {
 		refuse_frame(conn, "only requests may be sent to the daemon");
 	} else if (packet.n_fds != n_fds) {
-		(void)snprintf(reason, sizeof reason, "%u descriptors came, %u were announced", n_fds,
-			       packet.n_fds);
+		(void)snprintf(reason, sizeof reason, "%u descriptors came, %u were announced",
+			       n_fds, packet.n_fds);
 		refuse_frame(conn, reason);
 	} else if (is_in_flight(conn, packet.id)) {
 		/* Answering by that id would end the older request. */
@@ -565,7 +566,7 @@ static void handle_packet(struct conn *conn, const uint8_t *bytes, size_t size, 
 
 static bool may_read(const struct conn *conn)
 {
-	return !conn->is_half_closed && (conn->state == CONN_NEW || conn->state == CONN_READY) &&
+	return !conn->is_at_end && (conn->state == CONN_NEW || conn->state == CONN_READY) &&
 	       conn->n_in_flight + conn->n_unsent < WIRE_REQUESTS_IN_FLIGHT &&
 	       conn->out_bytes <= conn->server->options.output_bytes / 2;
 }
@@ -597,7 +598,9 @@ static void read_turn(struct conn *conn)
 		switch (status) {
 		case FDPASS_OK:
 			n_bytes += packet.size;
+			server->is_flushing = true;
 			handle_packet(conn, server->in, packet.size, packet.fds, packet.n_fds);
+			server->is_flushing = false;
 			fdpass_close_all(packet.fds, packet.n_fds);
 			break;
 		case FDPASS_AGAIN:
@@ -609,6 +612,7 @@ static void read_turn(struct conn *conn)
 			refuse_frame(conn, "more descriptors than may ride with a packet");
 			return;
 		case FDPASS_END:
+			conn->is_at_end = true;
 			note_end(conn);
 			return;
 		case FDPASS_FAILED:
@@ -639,8 +643,7 @@ static void on_poll(uv_poll_t *poll, int status, int events)
 /* Send, end, and say what the loop is to wait for. */
 static void conn_update(struct conn *conn)
 {
-	bool is_done = conn->state == CONN_FLUSHING ||
-		       (conn->is_half_closed && conn->n_in_flight == 0);
+	bool is_done = conn->state == CONN_FLUSHING || (conn->is_at_end && conn->n_in_flight == 0);
 	int events = 0;
 
 	if (!flush_out(conn)) {
@@ -669,12 +672,19 @@ static void conn_update(struct conn *conn)
 
 void server_flush(struct server *server)
 {
+	/* Closing steps the core, which flushes: never deeper than once, however many close, and
+	 * never while a request is being handled, whose connection has to outlive the handler. */
+	if (server->is_flushing) {
+		return;
+	}
+	server->is_flushing = true;
 	while (!list_is_empty(&server->dirty)) {
 		struct conn *conn = container_of(server->dirty.next, struct conn, by_dirty);
 
 		list_remove(&conn->by_dirty);
 		conn_update(conn);
 	}
+	server->is_flushing = false;
 }
 
 /* ---- the beginning ---- */

@@ -3,11 +3,12 @@
 #ifndef IPC_INTERNAL_H
 #define IPC_INTERNAL_H
 
+#include "base/list.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 #include <uv.h>
 
-#include "base/list.h"
 #include "daemon/ipc/packet.h"
 #include "daemon/ipc/peer.h"
 #include "daemon/ipc/server.h"
@@ -23,15 +24,16 @@ struct server {
 	int lock_fd;   /* held while the name is ours; -1: inherited socket */
 	char *path;    /* owner: server */
 	uint64_t path_dev, path_ino; /* of the name that we made */
-	struct list conns; /* conn::by_server */
-	struct list dirty; /* conn::by_dirty: have something to send or to end */
-	bool is_freed;	   /* freed when the last handle is closed */
+	struct list conns;           /* conn::by_server */
+	struct list dirty;           /* conn::by_dirty: have something to send or to end */
+	bool is_freed;               /* freed when the last handle is closed */
 	bool has_listen_handle;
+	bool is_flushing; /* or handling a packet: a nested server_flush leaves it to the outer */
 	uint8_t in[WIRE_PACKET_BYTES]; /* one packet at a time, for all connections */
 };
 
 enum conn_state {
-	CONN_NEW,      /* has not said hello */
+	CONN_NEW, /* has not said hello */
 	CONN_READY,
 	CONN_FLUSHING, /* sends what is queued, reads no more */
 	CONN_CLOSED,   /* handles are being closed */
@@ -50,14 +52,15 @@ struct conn {
 	void *user;
 	uint32_t in_flight[WIRE_REQUESTS_IN_FLIGHT]; /* ids that are owed an answer */
 	uint32_t n_in_flight;
-	uint32_t n_unsent; /* answers in the queue */
+	uint32_t n_unsent;                   /* answers in the queue */
 	struct packet *out_first, *out_last; /* owner: conn */
 	uint64_t out_bytes;
 	struct packet *reserve; /* for an answer without memory; NULL: used up */
-	bool fds_outstanding;	/* the peer may not have taken the last descriptors yet */
-	bool is_half_closed;	/* the peer sends no more, but may still read */
-	bool wants_write;	/* the socket's own buffer is full */
-	struct list by_dirty;	/* server::dirty */
+	bool fds_outstanding;   /* the peer may not have taken the last descriptors yet */
+	bool is_half_closed;    /* the peer sends no more, but may still read */
+	bool is_at_end;         /* and all that it sent was read */
+	bool wants_write;       /* the socket's own buffer is full */
+	struct list by_dirty;   /* server::dirty */
 };
 
 /* Takes the descriptor over in any case. */

@@ -2,9 +2,9 @@
 /* See packet.h. */
 #include "daemon/ipc/packet.h"
 
-#include <stdlib.h>
-
 #include "base/os/sys.h"
+
+#include <stdlib.h>
 
 struct packet *packet_new(size_t size)
 {

@@ -3,11 +3,11 @@
 #ifndef IPC_PACKET_H
 #define IPC_PACKET_H
 
+#include "base/os/fdpass.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "base/os/fdpass.h"
 
 struct packet {
 	struct packet *next; /* owner: conn::out */

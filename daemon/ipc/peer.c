@@ -2,6 +2,11 @@
 /* Credentials of a connection and the life of its process. See peer.h. */
 #include "daemon/ipc/peer.h"
 
+#include "base/cleanup.h"
+#include "base/err.h"
+#include "base/os/sys.h"
+#include "base/text.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -11,10 +16,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
-#include "base/err.h"
-#include "base/os/sys.h"
-#include "base/text.h"
 #include "proto/gen/wire_code.h"
 
 #ifndef SO_PEERPIDFD

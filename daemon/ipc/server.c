@@ -2,6 +2,11 @@
 /* The listening socket: its name, its lock, accept and its limits. See server.h. */
 #include "daemon/ipc/server.h"
 
+#include "base/cleanup.h"
+#include "base/err.h"
+#include "base/os/log.h"
+#include "base/os/sys.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -13,15 +18,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
-#include "base/err.h"
-#include "base/os/log.h"
-#include "base/os/sys.h"
 #include "daemon/ipc/conn.h"
 #include "daemon/ipc/internal.h"
 
 #define ACCEPTS_A_TURN 64
-#define BACKLOG	       512
+#define BACKLOG        512
 #define MAX_PATH_SIZE  106 /* sun_path less the NUL and one to spare */
 
 /* ---- the name ---- */
@@ -71,8 +72,8 @@ static int take_lock(struct server *server, struct err *err)
 		}
 		fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 		if (fd < 0) {
-			return err_set_sys(err, WIRE_BAD_ARGUMENT, errno, "cannot make %s: %s", path,
-					   strerror(errno));
+			return err_set_sys(err, WIRE_BAD_ARGUMENT, errno, "cannot make %s: %s",
+					   path, strerror(errno));
 		}
 		if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
 			char owner[24];
@@ -125,8 +126,8 @@ static int clear_path(const char *path, struct err *err)
 		return err_set(err, WIRE_BUSY, "somebody answers on %s already", path);
 	}
 	if (unlink(path) < 0) {
-		return err_set_sys(err, WIRE_NOT_ALLOWED, errno, "cannot remove the dead socket %s: %s",
-				   path, strerror(errno));
+		return err_set_sys(err, WIRE_NOT_ALLOWED, errno,
+				   "cannot remove the dead socket %s: %s", path, strerror(errno));
 	}
 	return 0;
 }
@@ -147,8 +148,8 @@ static int bind_path(struct server *server, struct err *err)
 	address = address_of(name);
 	(void)unlink(name); /* left by a daemon that was killed in between; the lock is ours */
 	if (bind(fd, (const struct sockaddr *)&address, sizeof address) < 0) {
-		return err_set_sys(err, WIRE_BAD_ARGUMENT, errno, "cannot bind %s: %s", server->path,
-				   strerror(errno));
+		return err_set_sys(err, WIRE_BAD_ARGUMENT, errno, "cannot bind %s: %s",
+				   server->path, strerror(errno));
 	}
 	if (chmod(name, mode) < 0 ||
 	    (server->options.gid != UINT32_MAX &&

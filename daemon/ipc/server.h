@@ -19,10 +19,10 @@ struct server;
 
 struct server_options {
 	const char *socket_path; /* bound here, unless listen_fd is given */
-	int listen_fd;		 /* an inherited listening socket, else -1; taken over */
-	uint32_t mode;		 /* of the socket, 0: 0660 */
-	uint32_t gid;		 /* group that may connect; UINT32_MAX: no such rule */
-	uint32_t admin_uid;	 /* administrator besides root and us; UINT32_MAX: nobody */
+	int listen_fd;           /* an inherited listening socket, else -1; taken over */
+	uint32_t mode;           /* of the socket, 0: 0660 */
+	uint32_t gid;            /* group that may connect; UINT32_MAX: no such rule */
+	uint32_t admin_uid;      /* administrator besides root and us; UINT32_MAX: nobody */
 	uint32_t connections, connections_per_uid;
 	uint32_t output_bytes; /* queued to one connection, at most */
 	uint32_t hello_ms, drain_ms;

@@ -4,6 +4,8 @@
  * every tensor of the table. Beside it, in the same run, the limit: a socket round trip that
  * does nothing (ping) and mapping the file itself. Usage: attach MODEL.safetensors [ROUNDS]
  */
+#include "distorch.h"
+
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -12,8 +14,6 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-
-#include "distorch.h"
 
 #define MAX_ROUNDS 10000
 
@@ -83,7 +83,8 @@ int main(int argc, char **argv)
 
 	if (argc < 2 || n_rounds == 0 || n_rounds > MAX_ROUNDS ||
 	    distorch_open(NULL, NULL, &c) < 0) {
-		(void)fprintf(stderr, "usage: attach MODEL.safetensors [ROUNDS]; a daemon must run\n");
+		(void)fprintf(stderr,
+			      "usage: attach MODEL.safetensors [ROUNDS]; a daemon must run\n");
 		return 2;
 	}
 	if (distorch_load(c, argv[1], NULL, NULL, NULL) < 0) {

@@ -441,3 +441,452 @@ const char *reference_before(struct reference *r, const struct core_event *event
 	}
 	return NULL;
 }
+
+/* ---- what the core does about it ---- */
+
+static const char *act_fill(struct reference *r, const struct core_action *action)
+{
+	struct reference_model *model = find_model(r, action->model);
+	struct reference_job *job = find_job(r, action->job);
+
+	if (model == NULL || job == NULL) {
+		return "a fill belongs to a model and a job that is known";
+	}
+	if (r->is_lost[action->device]) {
+		return "I11 nothing is filled on a lost device";
+	}
+	if (charged(r, action->device) + action->fill.bytes > r->budget[action->device]) {
+		return "I3 what is admitted fits the budget";
+	}
+	if (action->fill.generation < model->last_generation ||
+	    (job->is_waiting && action->fill.generation == model->last_generation)) {
+		return "I6 generations only grow";
+	}
+	job->is_waiting = false;
+	model->last_generation = action->fill.generation;
+	EACH (r->copies, copy) {
+		if (copy->segment == 0) {
+			*copy = (struct reference_copy){.segment = action->segment,
+							.model = action->model,
+							.job = action->job,
+							.generation = action->fill.generation,
+							.bytes = action->fill.bytes,
+							.device = action->device,
+							.state = SEGMENT_FILLING};
+			return NULL;
+		}
+	}
+	return "the reference is full of copies";
+}
+
+static const char *act_drop(struct reference *r, const struct core_action *action)
+{
+	struct reference_copy *copy = find_copy(r, action->segment);
+	const struct reference_model *model;
+
+	if (copy == NULL || (copy->state != SEGMENT_FILLING && copy->state != SEGMENT_READY)) {
+		return "only a copy that is there is dropped";
+	}
+	model = find_model(r, copy->model);
+	if (copy->state == SEGMENT_FILLING &&
+	    (r->event.type != EV_FILLED || r->event.filled.segment != copy->segment)) {
+		return "what is being filled is dropped when its fill has ended";
+	}
+	if (copy->is_verifying) {
+		return "what is being hashed is not dropped";
+	}
+	if (count_leases(r, copy->model, copy->generation, true, false) > 0) {
+		return "I2 nothing leased is dropped";
+	}
+	if (copy->state == SEGMENT_READY && copy->generation == model->generation &&
+	    !copy->is_bad && is_wished(r, copy->model, true)) {
+		return "I2 nothing pinned is dropped";
+	}
+	copy->state = SEGMENT_DROPPING;
+	return NULL;
+}
+
+static const char *act_publish(struct reference *r, const struct core_action *action)
+{
+	struct reference_model *model = find_model(r, action->model);
+	const struct reference_job *job = find_job(r, action->job);
+	uint32_t n_ready = 0;
+
+	if (model == NULL || job == NULL || action->fill.generation <= model->generation) {
+		return "I6 a later generation of a known model is published";
+	}
+	EACH (r->copies, copy) {
+		n_ready += copy->segment != 0 && copy->model == model->id &&
+					   copy->generation == action->fill.generation &&
+					   copy->state == SEGMENT_READY
+				   ? 1
+				   : 0;
+	}
+	if (n_ready != job->n_needs) {
+		return "I7 a generation is published when all its copies are ready";
+	}
+	if (job->key.mtime_ns < model->content) {
+		return "I6 an older content follows a newer one";
+	}
+	model->generation = action->fill.generation;
+	model->n_copies = n_ready;
+	model->key = job->key;
+	model->content = job->key.mtime_ns;
+	return NULL;
+}
+
+static const char *act_lease(struct reference *r, const struct core_action *action)
+{
+	const struct reference_model *model = find_model(r, action->model);
+
+	if (model == NULL || !is_resident(r, model) ||
+	    action->reply.generation != model->generation) {
+		return "I5 a lease is given on the published generation of a resident model";
+	}
+	if (!may(r, action->client, action->model)) {
+		return "I10 a lease is given to a uid that has the right";
+	}
+	EACH (r->leases, lease) {
+		if (lease->id == 0) {
+			*lease = (struct reference_lease){.id = action->reply.lease,
+							  .client = action->client,
+							  .model = action->model,
+							  .generation = model->generation,
+							  .is_mapped = action->reply.map};
+			return NULL;
+		}
+	}
+	return "the reference is full of leases";
+}
+
+/* A refused load: do the numbers say why? */
+static const char *act_shortage(const struct reference *r, const struct core_action *action)
+{
+	const struct core_shortage *shortage = &action->shortage;
+	uint64_t held = 0;
+
+	EACH (r->copies, copy) {
+		held += copy->segment != 0 && copy->device == action->device &&
+					copy->state == SEGMENT_HELD
+				? copy->bytes
+				: 0;
+	}
+	if (shortage->held != held || shortage->budget != r->budget[action->device]) {
+		return "no-memory names the held bytes and the budget";
+	}
+	if (shortage->need <= shortage->free + shortage->evictable &&
+	    !r->is_lost[action->device]) {
+		return "no-memory is answered only where freeing could not help";
+	}
+	return NULL;
+}
+
+static const char *act_reply(struct reference *r, const struct core_action *action)
+{
+	bool is_now = action->client == r->event.client && action->request == r->event.request;
+
+	if (is_now && r->expected >= 0 && action->code != r->expected) {
+		return "the answer is the expected one";
+	}
+	if (is_now && r->event.type == EV_CANCEL) {
+		return NULL; /* its lease field says only whether there was something */
+	}
+	if (action->code == WIRE_NO_MEMORY) {
+		return act_shortage(r, action);
+	}
+	return action->code == 0 && action->reply.lease != 0 ? act_lease(r, action) : NULL;
+}
+
+static void forget_model(struct reference *r, uint64_t id)
+{
+	EACH (r->wishes, wish) {
+		if (wish->model == id) {
+			wish->model = 0;
+		}
+	}
+	if (find_model(r, id) != NULL) {
+		find_model(r, id)->id = 0;
+	}
+}
+
+static const char *act_forget(struct reference *r, const struct core_action *action)
+{
+	struct reference_client *client = find_client(r, action->client);
+
+	if (action->type == ACT_FORGET_MODEL) {
+		if (has_copies(r, action->model) || has_job(r, action->model) ||
+		    count_leases(r, action->model, 0, false, false) > 0) {
+			return "a model that holds something is not forgotten";
+		}
+		forget_model(r, action->model);
+		return NULL;
+	}
+	if (client == NULL || client->is_connected) {
+		return "a client is forgotten once, when it has gone";
+	}
+	EACH (r->leases, lease) {
+		if (lease->id != 0 && lease->client == client->id) {
+			return "I14 a client is forgotten when it holds nothing";
+		}
+	}
+	client->id = 0;
+	return NULL;
+}
+
+static const char *act_note(struct reference *r, const struct core_action *action)
+{
+	if (action->note.note == CORE_NOTE_EVICTED && action->note.why == CORE_WHY_ROOM) {
+		r->evicted_for = action->note.for_model;
+	}
+	if (action->note.note == CORE_NOTE_REFUSED) {
+		r->refused = action->model;
+	}
+	if (r->refused != 0 && r->refused == r->evicted_for) {
+		return "nothing is evicted for a load that is refused";
+	}
+	return NULL;
+}
+
+const char *reference_action(struct reference *r, const struct core_action *action)
+{
+	struct reference_copy *copy = find_copy(r, action->segment);
+	const struct reference_lease *lease = find_lease(r, action->lost.lease);
+
+	switch ((int)action->type) {
+	case ACT_FILL:
+		return act_fill(r, action);
+	case ACT_DROP:
+		return act_drop(r, action);
+	case ACT_PUBLISH:
+		return act_publish(r, action);
+	case ACT_REPLY:
+		return act_reply(r, action);
+	case ACT_NOTE:
+		return act_note(r, action);
+	case ACT_FORGET_MODEL:
+	case ACT_FORGET_CLIENT:
+		return act_forget(r, action);
+	case ACT_VERIFY:
+		if (copy == NULL || copy->state != SEGMENT_READY) {
+			return "what is verified is there";
+		}
+		copy->is_verifying = true;
+		return NULL;
+	case ACT_LOST:
+		return lease != NULL && !lease->is_ghost && lease->client == action->client
+			       ? NULL
+			       : "lost is told to the holder of a living lease";
+	default:
+		return NULL;
+	}
+}
+
+/* ---- do both agree? ---- */
+
+static const char *compare_copies(struct reference *r)
+{
+	struct core_segment_view view;
+	uint32_t cursor = 0;
+	uint32_t n_seen = 0;
+
+	EACH (r->copies, copy) {
+		if (copy->segment != 0 && copy->state == SEGMENT_HELD &&
+		    count_leases(r, copy->model, copy->generation, false, true) == 0) {
+			copy->segment = 0; /* the last one that mapped it has gone */
+		}
+		n_seen += copy->segment != 0 ? 1 : 0;
+	}
+	while (core_segment_next(r->core, 0, &cursor, &view)) {
+		const struct reference_copy *copy = find_copy(r, view.id);
+
+		if (copy == NULL || copy->state != view.state || copy->bytes != view.bytes ||
+		    copy->device != view.device || copy->generation != view.generation ||
+		    copy->model != view.model) {
+			return "the copies are the expected ones";
+		}
+		n_seen--;
+	}
+	return n_seen == 0 ? NULL : "no copy is missing";
+}
+
+static const char *compare_leases(struct reference *r)
+{
+	struct core_lease_view view;
+	uint32_t cursor = 0;
+	uint32_t n_seen = 0;
+
+	EACH (r->leases, lease) {
+		n_seen += lease->id != 0 ? 1 : 0;
+	}
+	while (core_lease_next(r->core, &cursor, &view)) {
+		const struct reference_lease *lease = find_lease(r, view.id);
+
+		if (lease == NULL || lease->client != view.client || lease->model != view.model ||
+		    lease->generation != view.generation || lease->is_mapped != view.is_mapped ||
+		    lease->is_ghost != view.is_ghost) {
+			return "the leases are the expected ones";
+		}
+		n_seen--;
+	}
+	return n_seen == 0 ? NULL : "no lease is missing";
+}
+
+static const char *compare_wishes(struct reference *r, uint64_t model)
+{
+	struct core_wish_view view;
+	uint32_t cursor = 0;
+	uint32_t n_seen = 0;
+
+	EACH (r->wishes, wish) {
+		n_seen += wish->model == model ? 1 : 0;
+		wish->pin = wish->pin && wish->pin_until_ns > r->now_ns;
+		wish->keep = wish->keep && wish->keep_until_ns > r->now_ns;
+	}
+	while (core_wish_next(r->core, model, &cursor, &view)) {
+		const struct reference_wish *wish = find_wish(r, model, view.uid);
+
+		if (wish == NULL || wish->pin != view.pin || wish->keep != view.keep ||
+		    wish->priority != view.priority || wish->ttl_ns != view.ttl_ns) {
+			return "wishes are per uid, and as they were said";
+		}
+		n_seen--;
+	}
+	return n_seen == 0 ? NULL : "no wish is missing";
+}
+
+static void know_model(struct reference *r, const struct core_model_view *view)
+{
+	if (find_model(r, view->id) == NULL) {
+		EACH (r->models, model) {
+			if (model->id == 0) {
+				*model = (struct reference_model){.id = view->id, .key = view->key};
+				break;
+			}
+		}
+	}
+	if (view->job != 0 && find_job(r, view->job) == NULL && r->n_jobs < REFERENCE_JOBS) {
+		r->jobs[r->n_jobs++] =
+			(struct reference_job){.id = view->job, .model = view->id};
+	}
+}
+
+static const char *compare_models(struct reference *r)
+{
+	struct core_model_view view;
+	uint32_t cursor = 0;
+
+	while (core_model_next(r->core, &cursor, &view)) {
+		struct reference_model *model = find_model(r, view.id);
+		const char *broken = compare_wishes(r, view.id);
+
+		if (broken != NULL) {
+			return broken;
+		}
+		if (view.n_leases != count_leases(r, view.id, 0, true, false) ||
+		    view.is_pinned != is_wished(r, view.id, true) ||
+		    view.is_kept != is_wished(r, view.id, false)) {
+			return "leases, pin and keep of a model are the expected ones";
+		}
+		if (is_resident(r, model) != (view.state == CORE_MODEL_RESIDENT) ||
+		    (is_resident(r, model) && view.generation != model->generation)) {
+			return "what is resident is the expected generation, whole";
+		}
+		if (view.generation != 0 && view.generation != model->generation) {
+			return "I6 a published generation stays until the next one";
+		}
+		model->key = view.generation != 0 ? view.key : model->key;
+	}
+	return NULL;
+}
+
+static const char *compare_accounts(const struct reference *r)
+{
+	for (uint32_t device = 0; device < r->config.n_devices; device++) {
+		uint64_t sums[SEGMENT_N_STATES] = {0};
+		struct core_account_view view;
+
+		core_account_get(r->core, device, &view);
+		EACH (r->copies, copy) {
+			sums[copy->state] += copy->segment != 0 && copy->device == device
+						     ? copy->bytes
+						     : 0;
+		}
+		if (view.resident != sums[SEGMENT_READY] || view.held != sums[SEGMENT_HELD] ||
+		    view.loading != sums[SEGMENT_FILLING] ||
+		    view.dropping != sums[SEGMENT_DROPPING] ||
+		    view.budget != r->budget[device]) {
+			return "I4 every byte is in one account";
+		}
+	}
+	return NULL;
+}
+
+/* Jobs that have ended go; one that was let in leaves the older ones what they wait for. */
+static const char *compare_jobs(struct reference *r, const bool *was_waiting)
+{
+	uint32_t n_left = 0;
+
+	for (uint32_t i = 0; i < r->n_jobs; i++) {
+		struct reference_job *job = &r->jobs[i];
+		struct core_model_view view;
+		bool is_over = !core_model_get(r->core, job->model, &view) || view.job != job->id;
+
+		for (uint32_t k = 0; !is_over && job->is_waiting && k < r->n_jobs; k++) {
+			const struct reference_job *other = &r->jobs[k];
+			bool is_admitted = k > i && was_waiting[k] && !other->is_waiting;
+
+			for (uint32_t d = 0; is_admitted && d < r->config.n_devices; d++) {
+				if (other->need[d] > 0 && job->need[d] > 0 &&
+				    charged(r, d) + job->need[d] > r->budget[d]) {
+					return "I12 a younger load leaves what an older one needs";
+				}
+			}
+		}
+		if (is_over) {
+			job->id = 0;
+		}
+	}
+	for (uint32_t i = 0; i < r->n_jobs; i++) {
+		if (r->jobs[i].id != 0) {
+			r->jobs[n_left++] = r->jobs[i];
+		}
+	}
+	r->n_jobs = n_left;
+	return NULL;
+}
+
+static void take_request(struct reference *r, const struct core_event *event)
+{
+	const struct reference_client *client = find_client(r, event->client);
+	uint64_t id;
+
+	if (event->type != EV_LOAD || client == NULL || !client->is_connected || r->is_shut) {
+		return;
+	}
+	id = core_model_find(r->core, r->key.dev, r->key.ino);
+	if (find_wish(r, id, client->uid) == NULL &&
+	    core_uid_has_wish(r->core, client->uid, id)) {
+		(void)grant(r, id, client->uid, &r->policy);
+	}
+}
+
+const char *reference_after(struct reference *r, const struct core_event *event)
+{
+	bool was_waiting[REFERENCE_JOBS] = {false};
+	struct core_model_view view;
+	uint32_t cursor = 0;
+	const char *broken;
+
+	for (uint32_t i = 0; i < r->n_jobs; i++) {
+		was_waiting[i] = r->jobs[i].n_needs > 0;
+	}
+	take_request(r, event);
+	while (core_model_next(r->core, &cursor, &view)) {
+		know_model(r, &view);
+	}
+	broken = compare_copies(r);
+	broken = broken != NULL ? broken : compare_leases(r);
+	broken = broken != NULL ? broken : compare_models(r);
+	broken = broken != NULL ? broken : compare_accounts(r);
+	return broken != NULL ? broken : compare_jobs(r, was_waiting);
+}

@@ -28,6 +28,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("DISTORCH_BUILD", ROOT / "build")).resolve()
+os.environ.setdefault("LSAN_OPTIONS", "print_suppressions=0:suppressions="
+                      + str(ROOT / "tests" / "support" / "lsan.supp"))
 PACKET_BYTES = 65536
 TEST_SECONDS = 60
 LIBC = ctypes.CDLL(None, use_errno=True)
