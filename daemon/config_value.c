@@ -277,6 +277,10 @@ int config_apply(struct config *config, const struct config_row *row, const char
 		(void)err_wrap(err, "%s: %s.%s", origin->where, row->section, row->key);
 		return code;
 	}
+	if (config->n_settings == CONFIG_MAX_SETTINGS) {
+		return err_set(err, WIRE_BAD_ARGUMENT, "%s: more than 256 values are set",
+			       origin->where);
+	}
 	if (store_value(config, row, device, value, origin) < 0) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory for the configuration");
 	}

@@ -8,6 +8,7 @@
 #include "daemon/config.h"
 
 #define CONFIG_MAX_KEY_SIZE 128 /* "section.key.device" and its NUL */
+#define CONFIG_MAX_SETTINGS 256 /* as many as the wire lists */
 
 struct config_row;
 

@@ -68,6 +68,15 @@ void conn_open(struct server *server, int fd);
 /* Queue a goodbye with its reason, flush, close. */
 void conn_say_goodbye(struct conn *conn, enum wire_code code, const char *reason);
 void conn_close(struct conn *conn);
+
+/* conn_out.c */
+#define RESERVE_BYTES 512                /* of the packet prepared for an answer without memory */
+void conn_mark_dirty(struct conn *conn); /* server_flush will look at it */
+void conn_arm_deadline(struct conn *conn, uint64_t ms);
+void conn_arm_retry(struct conn *conn, uint64_t ms);
+/* Send what goes; false when the connection has ended over it. */
+bool conn_flush(struct conn *conn);
+
 /* The last handle of something is closed: free the server if that is what it waits for. */
 void server_release(struct server *server);
 

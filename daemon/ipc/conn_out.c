@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What goes out of a connection: answers and events, their queue and its deadline. */
+#include "base/os/fdpass.h"
+#include "base/os/log.h"
+#include "base/os/memfd.h"
+#include "base/os/sys.h"
+#include "base/require.h"
+
+#include <errno.h>
+#include <linux/sockios.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "daemon/ipc/conn.h"
+#include "daemon/ipc/internal.h"
+
+#define RETRY_MS 5
+#define FLUSH_MS 1000
+
+void conn_mark_dirty(struct conn *conn)
+{
+	if (conn->state != CONN_CLOSED && list_is_empty(&conn->by_dirty)) {
+		list_append(&conn->server->dirty, &conn->by_dirty);
+	}
+}
+
+static void on_deadline(uv_timer_t *timer)
+{
+	struct conn *conn = timer->data;
+	char reason[96];
+
+	if (conn->state == CONN_NEW) {
+		(void)snprintf(reason, sizeof reason, "no hello within %u ms",
+			       conn->server->options.hello_ms);
+		conn_say_goodbye(conn, WIRE_TIMEOUT, reason);
+	} else if (conn->state == CONN_READY) {
+		conn->server->counters.n_slow++;
+		log_info("pid %d (%s) took nothing for %u ms: closing its connection",
+			 (int)conn->peer.pid, conn->peer.comm, conn->server->options.drain_ms);
+		(void)snprintf(reason, sizeof reason, "nothing was taken for %u ms",
+			       conn->server->options.drain_ms);
+		conn_say_goodbye(conn, WIRE_TIMEOUT, reason);
+	} else {
+		conn_close(conn);
+	}
+	server_flush(conn->server);
+}
+
+void conn_arm_deadline(struct conn *conn, uint64_t ms)
+{
+	/* Fails only on a handle that is closing. */
+	(void)uv_timer_start(&conn->deadline, on_deadline, ms, 0);
+}
+
+/* May this packet go out now? Descriptors wait until the peer has taken the last ones. */
+static bool may_send(struct conn *conn, const struct packet *packet)
+{
+	int n_bytes = 0;
+
+	if (packet->n_fds == 0 || !conn->fds_outstanding) {
+		return true;
+	}
+	if (ioctl(conn->fd, SIOCOUTQ, &n_bytes) < 0 || n_bytes == 0) {
+		conn->fds_outstanding = false;
+		return true;
+	}
+	return false;
+}
+
+static void pop_packet(struct conn *conn)
+{
+	struct packet *packet = conn->out_first;
+
+	conn->out_first = packet->next;
+	if (conn->out_first == NULL) {
+		conn->out_last = NULL;
+	}
+	conn->out_bytes -= packet->size;
+	conn->n_unsent -= packet->is_response ? 1 : 0;
+	conn->fds_outstanding = conn->fds_outstanding || packet->n_fds > 0;
+	packet_free(packet);
+}
+
+static void on_retry(uv_timer_t *timer)
+{
+	struct conn *conn = timer->data;
+
+	conn_mark_dirty(conn);
+	server_flush(conn->server);
+}
+
+void conn_arm_retry(struct conn *conn, uint64_t ms)
+{
+	/* Fails only on a handle that is closing. */
+	(void)uv_timer_start(&conn->retry, on_retry, ms, 0);
+}
+
+/* Send what goes; false when the connection has ended over it. */
+bool conn_flush(struct conn *conn)
+{
+	bool has_sent = false;
+
+	conn->wants_write = false;
+	while (conn->out_first != NULL) {
+		struct packet *packet = conn->out_first;
+		enum fdpass_status status;
+		int error = 0;
+
+		if (!may_send(conn, packet)) {
+			conn_arm_retry(conn, RETRY_MS);
+			break;
+		}
+		status = fdpass_send(conn->fd, packet->bytes, packet->size, packet->fds,
+				     packet->n_fds, &error);
+		if (status == FDPASS_AGAIN) {
+			conn->wants_write = error == EAGAIN;
+			if (!conn->wants_write) { /* writable, but the kernel has no room */
+				conn_arm_retry(conn, RETRY_MS);
+			}
+			break;
+		}
+		if (status != FDPASS_OK) {
+			conn_close(conn);
+			return false;
+		}
+		pop_packet(conn);
+		has_sent = true;
+	}
+	if (has_sent && conn->state == CONN_READY) {
+		if (conn->out_first == NULL) {
+			(void)uv_timer_stop(&conn->deadline);
+		} else {
+			conn_arm_deadline(conn, conn->server->options.drain_ms);
+		}
+	}
+	return true;
+}
+
+static void queue_packet(struct conn *conn, struct packet *packet)
+{
+	if (conn->state == CONN_CLOSED) {
+		packet_free(packet);
+		return;
+	}
+	if (conn->out_first == NULL) {
+		conn->out_first = packet;
+		if (conn->state == CONN_READY) {
+			conn_arm_deadline(conn, conn->server->options.drain_ms);
+		}
+	} else {
+		conn->out_last->next = packet;
+	}
+	conn->out_last = packet;
+	conn->out_bytes += packet->size;
+	conn->n_unsent += packet->is_response ? 1 : 0;
+	if (conn->out_bytes > conn->server->options.output_bytes && conn->state == CONN_READY) {
+		conn->server->counters.n_slow++;
+		conn_say_goodbye(conn, WIRE_TOO_MANY, "more is queued for you than the limit");
+		return;
+	}
+	conn_mark_dirty(conn);
+}
+
+static void forget_in_flight(struct conn *conn, uint32_t request)
+{
+	for (uint32_t i = 0; i < conn->n_in_flight; i++) {
+		if (conn->in_flight[i] == request) {
+			conn->n_in_flight--;
+			conn->in_flight[i] = conn->in_flight[conn->n_in_flight];
+			return;
+		}
+	}
+}
+
+void conn_respond_no_memory(struct conn *conn, uint32_t request)
+{
+	static const struct wire_error error = {
+		.code = {"no-memory", 9},
+		.message = {"the daemon has no memory for this answer", 40},
+		.retryable = true,
+	};
+	struct packet *packet = conn->reserve;
+	struct wire_buffer buffer = {.capacity = RESERVE_BYTES};
+
+	conn->reserve = NULL;
+	forget_in_flight(conn, request);
+	if (packet == NULL) {
+		conn_close_after_flush(conn); /* not even the prepared answer is left */
+		return;
+	}
+	buffer.bytes = packet->bytes;
+	REQUIRE(wire_encode_error(&buffer, request, &error));
+	packet->size = buffer.size;
+	packet->is_response = true;
+	queue_packet(conn, packet);
+}
+
+/* A result too long for a packet: into a memfd, which rides first. NULL: no memory. */
+static struct packet *make_spill(uint32_t request, const struct wire_message *message,
+				 const void *response, uint32_t n_fds)
+{
+	struct wire_buffer body = {0};
+	struct wire_buffer envelope = {.capacity = 64};
+	struct packet *packet = packet_new(64);
+	uint8_t *bytes = NULL;
+	int fd = -1;
+
+	(void)wire_encode_body(&body, message->response, response); /* counts only */
+	bytes = sys_malloc(body.size);
+	if (packet == NULL || bytes == NULL) {
+		free(bytes);
+		packet_free(packet);
+		return NULL;
+	}
+	body = (struct wire_buffer){.bytes = bytes, .capacity = body.size};
+	REQUIRE(wire_encode_body(&body, message->response, response));
+	if (memfd_from_bytes("distorch-result", bytes, body.size, &fd, NULL) < 0) {
+		free(bytes);
+		packet_free(packet);
+		return NULL;
+	}
+	free(bytes);
+	envelope.bytes = packet->bytes;
+	REQUIRE(wire_encode_spill(&envelope, request, body.size, n_fds + 1));
+	packet->size = envelope.size;
+	packet->fds[packet->n_fds++] = fd;
+	return packet;
+}
+
+static struct packet *make_response(uint32_t request, const struct wire_message *message,
+				    const void *response, uint32_t n_fds)
+{
+	struct wire_buffer buffer = {0};
+	struct packet *packet;
+
+	(void)wire_encode_response(&buffer, request, (enum wire_method)message->number, response,
+				   n_fds); /* counts only */
+	if (buffer.size > WIRE_PACKET_BYTES) {
+		return make_spill(request, message, response, n_fds);
+	}
+	packet = packet_new(buffer.size);
+	if (packet != NULL) {
+		buffer = (struct wire_buffer){.bytes = packet->bytes, .capacity = buffer.size};
+		REQUIRE(wire_encode_response(&buffer, request, (enum wire_method)message->number,
+					     response, n_fds));
+	}
+	return packet;
+}
+
+void conn_respond_ok(struct conn *conn, uint32_t request, const struct wire_message *message,
+		     const void *response, int *fds, uint32_t n_fds)
+{
+	struct packet *packet = conn->state == CONN_CLOSED
+					? NULL
+					: make_response(request, message, response, n_fds);
+
+	REQUIRE(n_fds < FDPASS_MAX_FDS);
+	if (packet == NULL) {
+		fdpass_close_all(fds, n_fds);
+		conn_respond_no_memory(conn, request);
+		return;
+	}
+	for (uint32_t i = 0; i < n_fds; i++) {
+		packet->fds[packet->n_fds++] = fds[i];
+		fds[i] = -1;
+	}
+	packet->is_response = true;
+	forget_in_flight(conn, request);
+	queue_packet(conn, packet);
+}
+
+void conn_respond_error(struct conn *conn, uint32_t request, const struct wire_error *error)
+{
+	struct wire_buffer buffer = {0};
+	struct packet *packet;
+
+	(void)wire_encode_error(&buffer, request, error); /* counts only */
+	packet = packet_new(buffer.size);
+	if (packet == NULL) {
+		conn_respond_no_memory(conn, request);
+		return;
+	}
+	buffer = (struct wire_buffer){.bytes = packet->bytes, .capacity = buffer.size};
+	REQUIRE(wire_encode_error(&buffer, request, error));
+	packet->is_response = true;
+	forget_in_flight(conn, request);
+	queue_packet(conn, packet);
+}
+
+bool conn_send_event(struct conn *conn, enum wire_event event, const void *fields)
+{
+	struct wire_buffer buffer = {0};
+	struct packet *packet;
+	bool is_owned = wire_events[event].is_owned;
+
+	if (conn->state != CONN_READY ||
+	    (!is_owned && conn->out_bytes > conn->server->options.output_bytes / 2)) {
+		return false;
+	}
+	(void)wire_encode_event(&buffer, event, fields, 0); /* counts only */
+	packet = packet_new(buffer.size);
+	if (packet == NULL) {
+		return false;
+	}
+	buffer = (struct wire_buffer){.bytes = packet->bytes, .capacity = buffer.size};
+	REQUIRE(wire_encode_event(&buffer, event, fields, 0));
+	queue_packet(conn, packet);
+	return true;
+}
+
+void conn_close_after_flush(struct conn *conn)
+{
+	if (conn->state == CONN_NEW || conn->state == CONN_READY) {
+		conn->state = CONN_FLUSHING;
+		conn_arm_deadline(conn, FLUSH_MS);
+		conn_mark_dirty(conn);
+	}
+}
+
+void conn_say_goodbye(struct conn *conn, enum wire_code code, const char *reason)
+{
+	uint8_t bytes[512];
+	struct wire_buffer buffer = {.bytes = bytes, .capacity = sizeof bytes};
+	const struct wire_goodbye_event goodbye = {.code = wire_str(wire_code_info(code)->word),
+						   .reason = wire_str(reason)};
+	struct packet *packet = NULL;
+
+	if (conn->state != CONN_NEW && conn->state != CONN_READY) {
+		return;
+	}
+	conn->state = CONN_FLUSHING;
+	conn_arm_deadline(conn, FLUSH_MS);
+	if (wire_encode_event(&buffer, WIRE_EVENT_GOODBYE, &goodbye, 0)) {
+		packet = packet_new(buffer.size);
+	}
+	if (packet != NULL) {
+		memcpy(packet->bytes, bytes, buffer.size);
+		queue_packet(conn, packet);
+	}
+	conn_mark_dirty(conn);
+}
