@@ -166,3 +166,17 @@ set_target_properties(test_daemon_config PROPERTIES
 add_test(NAME daemon/config COMMAND test_daemon_config)
 set_tests_properties(daemon/config PROPERTIES LABELS "unit;fast" TIMEOUT 120)
 fuzz_target(config config)
+
+# ---- core ----
+add_library(core_driver STATIC tests/core/driver.c tests/core/reference.c)
+house_flags(core_driver)
+target_link_libraries(core_driver PUBLIC room_daemon_core)
+add_executable(test_core_histories tests/core/test_histories.c)
+house_flags(test_core_histories)
+target_link_libraries(test_core_histories PRIVATE core_driver PkgConfig::CMOCKA)
+set_target_properties(test_core_histories PROPERTIES
+	RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+add_test(NAME core/histories COMMAND test_core_histories)
+set_tests_properties(core/histories PROPERTIES LABELS "core;fast" TIMEOUT 120)
+fuzz_target(core daemon/core)
+target_link_libraries(fuzz_core PRIVATE core_driver)

@@ -27,6 +27,7 @@
 #include "daemon/load/file.h"
 #include "daemon/load/loader.h"
 #include "daemon/load/memory.h"
+#include "daemon/testing.h"
 
 #define NS_PER_MS      1000000U
 #define RESULTS_A_TURN 64 /* then requests get their turn again */
@@ -375,8 +376,8 @@ static int init_server(struct daemon *daemon, const struct daemon_options *optio
 		.connections = config->limits_connections,
 		.connections_per_uid = config->limits_connections_per_user,
 		.output_bytes = (uint32_t)config->limits_pending_output, /* at most 1G */
-		.hello_ms = WIRE_HELLO_MS,
-		.drain_ms = WIRE_DRAIN_MS,
+		.hello_ms = testing_ms("DISTORCHD_TEST_HELLO_MS", WIRE_HELLO_MS),
+		.drain_ms = testing_ms("DISTORCHD_TEST_DRAIN_MS", WIRE_DRAIN_MS),
 		.mode = options->is_user ? 0600 : 0660,
 		.gid = find_group(options),
 		.admin_uid = find_administrator(config),
@@ -452,6 +453,7 @@ void daemon_stop(struct daemon *daemon)
 int daemon_run(struct daemon *daemon)
 {
 	log_notice("ready: distorchd " DISTORCH_VERSION " on %s", server_path(daemon->server));
+	testing_start(daemon);
 	(void)uv_run(&daemon->loop, UV_RUN_DEFAULT);
 	return daemon->exit_code;
 }

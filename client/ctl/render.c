@@ -309,6 +309,17 @@ cJSON *json_of_device(cJSON *object, const struct distorch_device *device)
 	return object;
 }
 
+int json_print_devices(struct ctl *ctl, const struct distorch_devices *devices)
+{
+	cJSON *object = json_new();
+	cJSON *array = json_add_array(object, "devices");
+
+	for (size_t i = 0; i < devices->n_devices; i++) {
+		(void)json_of_device(json_add_item(array), devices->devices[i]);
+	}
+	return json_print(ctl, object);
+}
+
 static void add_error_numbers(cJSON *detail, const struct distorch_error *error)
 {
 	const struct {

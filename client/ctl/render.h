@@ -50,6 +50,7 @@ cJSON *json_of_model(cJSON *object, const struct distorch_model *model);
 cJSON *json_of_outcome(cJSON *object, const struct distorch_outcome *outcome);
 cJSON *json_of_record(cJSON *object, const struct distorch_record *record);
 cJSON *json_of_device(cJSON *object, const struct distorch_device *device);
+int json_print_devices(struct ctl *ctl, const struct distorch_devices *devices);
 cJSON *json_of_holder(cJSON *object, const struct distorch_holder *holder);
 cJSON *json_of_error(cJSON *object, const struct distorch_error *error);
 

@@ -149,13 +149,7 @@ static int run_devices(struct ctl *ctl)
 		return ctl_fail(ctl);
 	}
 	if (is_json(ctl)) {
-		cJSON *object = json_new();
-		cJSON *array = json_add_array(object, "devices");
-
-		for (size_t i = 0; i < devices->n_devices; i++) {
-			(void)json_of_device(json_add_item(array), devices->devices[i]);
-		}
-		status = json_print(ctl, object);
+		status = json_print_devices(ctl, devices);
 	} else {
 		for (size_t i = 0; i < devices->n_devices; i++) {
 			print_device(ctl, devices->devices[i], 0);

@@ -140,23 +140,41 @@ static int host_alloc(struct device *device, const struct device_alloc *request,
 	return 0;
 }
 
-/*
- * One 2 MiB page: its first 4 KiB, then MADV_COLLAPSE (which needs something to collapse, and
- * gives huge pages to every user whatever shmem_enabled says, short of deny). By madvise and
- * not by touching, so that no memory is an errno and not a signal. What is refused comes in
- * 4 KiB pages.
- */
-static void take_huge_page(struct host_extent *extent, uint8_t *at)
+/* One page that was refused as part of many: alone, and if that fails too, in small pages. */
+static void take_page_alone(struct host_extent *extent, uint8_t *at)
 {
 	int refusal;
 
-	if (sys_madvise(at, (size_t)sysconf(_SC_PAGESIZE), MADV_POPULATE_WRITE) == 0 &&
-	    sys_madvise(at, MEMFD_HUGE_BYTES, MADV_COLLAPSE) == 0) {
+	if (sys_madvise(at, MEMFD_HUGE_BYTES, MADV_COLLAPSE) == 0) {
 		return;
 	}
 	refusal = errno;
 	__atomic_store_n(&extent->refusal, refusal, __ATOMIC_RELAXED);
 	(void)sys_madvise(at, MEMFD_HUGE_BYTES, MADV_POPULATE_WRITE); /* the read would do it too */
+}
+
+/*
+ * Whole 2 MiB pages: the first 4 KiB of each, then MADV_COLLAPSE (which needs something to
+ * collapse, and gives huge pages to every user whatever shmem_enabled says, short of deny).
+ * By madvise and not by touching, so that no memory is an errno and not a signal. All at once:
+ * every call of MADV_COLLAPSE waits for every CPU.
+ */
+static void take_huge_pages(struct host_extent *extent, uint64_t offset, uint64_t end)
+{
+	uint8_t *memory = extent->memory;
+
+	if (offset >= end) {
+		return;
+	}
+	for (uint64_t at = offset; at < end; at += MEMFD_HUGE_BYTES) {
+		(void)sys_madvise(memory + at, (size_t)sysconf(_SC_PAGESIZE), MADV_POPULATE_WRITE);
+	}
+	if (sys_madvise(memory + offset, end - offset, MADV_COLLAPSE) == 0) {
+		return;
+	}
+	for (uint64_t at = offset; at < end; at += MEMFD_HUGE_BYTES) {
+		take_page_alone(extent, memory + at);
+	}
 }
 
 static void host_prepare(struct extent *base, uint64_t offset, uint64_t n_bytes)
@@ -168,13 +186,14 @@ static void host_prepare(struct extent *base, uint64_t offset, uint64_t n_bytes)
 		return;
 	}
 	if (extent->wants_huge) {
-		uint64_t whole_end = base->bytes / MEMFD_HUGE_BYTES * MEMFD_HUGE_BYTES;
+		const uint64_t whole = base->bytes / MEMFD_HUGE_BYTES * MEMFD_HUGE_BYTES;
+		const uint64_t whole_end = end < whole ? end / MEMFD_HUGE_BYTES * MEMFD_HUGE_BYTES
+						       : whole;
 
-		/* Ranges that begin inside a page leave that page to whoever began it. */
+		/* Pages that a range holds only a part of are left to the reads. */
 		offset = (offset + MEMFD_HUGE_BYTES - 1) / MEMFD_HUGE_BYTES * MEMFD_HUGE_BYTES;
-		for (; offset < end && offset < whole_end; offset += MEMFD_HUGE_BYTES) {
-			take_huge_page(extent, extent->memory + offset);
-		}
+		take_huge_pages(extent, offset, whole_end);
+		offset = offset > whole ? offset : whole;
 	}
 	if (offset < end) {
 		uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);

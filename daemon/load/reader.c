@@ -22,9 +22,10 @@
 #include "daemon/load/thread.h"
 #include "proto/gen/wire_code.h"
 
-#define DIRECT_WINDOW   (8ULL << 20) /* large enough to keep a disk busy with few threads */
-#define BUFFERED_WINDOW (2ULL << 20) /* small enough to be hashed out of the CPU's cache */
-#define ALIGNMENT       4096ULL      /* of direct reads; no disk wants more */
+#define DIRECT_WINDOW   (8ULL << 20)  /* large enough to keep a disk busy with few threads */
+#define BUFFERED_WINDOW (2ULL << 20)  /* small enough to be hashed out of the CPU's cache */
+#define PREPARED_AHEAD  (16ULL << 20) /* of an extent at once; the other threads read meanwhile */
+#define ALIGNMENT       4096ULL       /* of direct reads; no disk wants more */
 
 #ifndef SYS_cachestat
 #	define SYS_cachestat 451
@@ -228,8 +229,11 @@ static int read_range(const struct lane *lane, uint64_t range)
 		const uint64_t n_bytes = size - done < window ? size - done : window;
 		int code;
 
-		if (reader->extent != NULL) {
-			device_prepare(reader->extent, offset, n_bytes);
+		if (reader->extent != NULL && done % PREPARED_AHEAD == 0) {
+			const uint64_t ahead = size - done;
+
+			device_prepare(reader->extent, offset,
+				       ahead < PREPARED_AHEAD ? ahead : PREPARED_AHEAD);
 		}
 		code = read_window(lane, offset, n_bytes, place_of(lane, offset), is_direct);
 		if (code < 0) {

@@ -9,20 +9,21 @@
 #ifndef TESTS_CORE_DRIVER_H
 #define TESTS_CORE_DRIVER_H
 
+#include "tests/core/reference.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "daemon/core/core.h"
-#include "tests/core/reference.h"
 
-#define DRIVER_CLIENTS	6  /* places for connections; each is opened again after its end */
-#define DRIVER_INODES	7
-#define DRIVER_DEVICES	3
-#define DRIVER_PENDING	64
-#define DRIVER_BAG	96
-#define DRIVER_FILES	8192
-#define DRIVER_KNOWN	32
+#define DRIVER_CLIENTS 6 /* places for connections; each is opened again after its end */
+#define DRIVER_INODES  7
+#define DRIVER_DEVICES 3
+#define DRIVER_PENDING 64
+#define DRIVER_BAG     96
+#define DRIVER_FILES   8192
+#define DRIVER_KNOWN   32
 
 struct driver_client {
 	uint64_t id; /* 0: the place is free */
@@ -42,8 +43,8 @@ struct driver_pending {
 	uint64_t client;
 	uint32_t request;
 	enum core_event_type kind;
-	uint32_t inode;	      /* index, of a load and an attach by file */
-	int64_t presented;    /* mtime, which counts the contents */
+	uint32_t inode;    /* index, of a load and an attach by file */
+	int64_t presented; /* mtime, which counts the contents */
 };
 
 struct driver {
@@ -69,7 +70,7 @@ struct driver {
 	uint32_t n_leases, n_models;
 	uint32_t last_request;
 	uint64_t counts[EV_N_VALUES]; /* events sent, so that a test can see what was reached */
-	uint64_t replies[32];	      /* by code */
+	uint64_t replies[32];         /* by code */
 	uint64_t notes[CORE_NOTE_N_VALUES];
 	bool is_shut;
 };

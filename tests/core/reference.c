@@ -6,8 +6,9 @@
 
 #include "proto/gen/wire_code.h"
 
-#define EACH(array, item) \
-	for (__typeof__(&(array)[0]) item = (array); item < (array) + sizeof(array) / sizeof((array)[0]); item++)
+#define EACH(array, item)                            \
+	for (__typeof__(&(array)[0]) item = (array); \
+	     item < (array) + sizeof(array) / sizeof((array)[0]); item++)
 
 void reference_init(struct reference *reference, const struct core *core,
 		    const struct core_config *config)
@@ -21,7 +22,8 @@ void reference_init(struct reference *reference, const struct core *core,
 
 static struct reference_model *find_model(struct reference *r, uint64_t id)
 {
-	EACH (r->models, model) {
+	EACH(r->models, model)
+	{
 		if (id != 0 && model->id == id) {
 			return model;
 		}
@@ -31,7 +33,8 @@ static struct reference_model *find_model(struct reference *r, uint64_t id)
 
 static struct reference_wish *find_wish(struct reference *r, uint64_t model, uint32_t uid)
 {
-	EACH (r->wishes, wish) {
+	EACH(r->wishes, wish)
+	{
 		if (model != 0 && wish->model == model && wish->uid == uid) {
 			return wish;
 		}
@@ -41,7 +44,8 @@ static struct reference_wish *find_wish(struct reference *r, uint64_t model, uin
 
 static struct reference_client *find_client(struct reference *r, uint64_t id)
 {
-	EACH (r->clients, client) {
+	EACH(r->clients, client)
+	{
 		if (id != 0 && client->id == id) {
 			return client;
 		}
@@ -51,7 +55,8 @@ static struct reference_client *find_client(struct reference *r, uint64_t id)
 
 static struct reference_lease *find_lease(struct reference *r, uint64_t id)
 {
-	EACH (r->leases, lease) {
+	EACH(r->leases, lease)
+	{
 		if (id != 0 && lease->id == id) {
 			return lease;
 		}
@@ -61,7 +66,8 @@ static struct reference_lease *find_lease(struct reference *r, uint64_t id)
 
 static struct reference_copy *find_copy(struct reference *r, uint64_t segment)
 {
-	EACH (r->copies, copy) {
+	EACH(r->copies, copy)
+	{
 		if (segment != 0 && copy->segment == segment) {
 			return copy;
 		}
@@ -79,6 +85,25 @@ static struct reference_job *find_job(struct reference *r, uint64_t id)
 	return NULL;
 }
 
+const struct reference_job *reference_job_of(struct reference *r, uint64_t id)
+{
+	return find_job(r, id);
+}
+
+void reference_open(struct reference *r, uint64_t client, uint32_t uid, bool is_admin)
+{
+	EACH(r->clients, place)
+	{
+		if (place->id == 0) {
+			*place = (struct reference_client){.id = client,
+							   .uid = uid,
+							   .is_admin = is_admin,
+							   .is_connected = true};
+			return;
+		}
+	}
+}
+
 static bool has_job(const struct reference *r, uint64_t model)
 {
 	for (uint32_t i = 0; i < r->n_jobs; i++) {
@@ -94,7 +119,8 @@ static uint32_t count_leases(const struct reference *r, uint64_t model, uint64_t
 {
 	uint32_t n_leases = 0;
 
-	EACH (r->leases, lease) {
+	EACH(r->leases, lease)
+	{
 		if (lease->id != 0 && lease->model == model &&
 		    (generation == 0 || lease->generation == generation) &&
 		    (!live || !lease->is_ghost) && (!mapped || lease->is_mapped)) {
@@ -108,7 +134,8 @@ static uint32_t count_wishes(const struct reference *r)
 {
 	uint32_t n_wishes = 0;
 
-	EACH (r->wishes, wish) {
+	EACH(r->wishes, wish)
+	{
 		n_wishes += wish->model != 0 ? 1 : 0;
 	}
 	return n_wishes;
@@ -116,7 +143,8 @@ static uint32_t count_wishes(const struct reference *r)
 
 static bool is_wished(const struct reference *r, uint64_t model, bool pin)
 {
-	EACH (r->wishes, wish) {
+	EACH(r->wishes, wish)
+	{
 		if (wish->model == model && model != 0 &&
 		    (pin ? wish->pin && wish->pin_until_ns > r->now_ns
 			 : wish->keep && wish->keep_until_ns > r->now_ns)) {
@@ -130,7 +158,8 @@ static bool is_resident(const struct reference *r, const struct reference_model 
 {
 	uint32_t n_good = 0;
 
-	EACH (r->copies, copy) {
+	EACH(r->copies, copy)
+	{
 		if (copy->segment != 0 && copy->model == model->id &&
 		    copy->generation == model->generation && copy->state == SEGMENT_READY &&
 		    !copy->is_bad) {
@@ -142,7 +171,8 @@ static bool is_resident(const struct reference *r, const struct reference_model 
 
 static bool has_copies(const struct reference *r, uint64_t model)
 {
-	EACH (r->copies, copy) {
+	EACH(r->copies, copy)
+	{
 		if (copy->segment != 0 && copy->model == model) {
 			return true;
 		}
@@ -154,7 +184,8 @@ static uint64_t charged(const struct reference *r, uint32_t device)
 {
 	uint64_t bytes = 0;
 
-	EACH (r->copies, copy) {
+	EACH(r->copies, copy)
+	{
 		bytes += copy->segment != 0 && copy->device == device ? copy->bytes : 0;
 	}
 	return bytes;
@@ -164,8 +195,7 @@ static bool may(struct reference *r, uint64_t client_id, uint64_t model)
 {
 	const struct reference_client *client = find_client(r, client_id);
 
-	return client != NULL &&
-	       (client->is_admin || find_wish(r, model, client->uid) != NULL);
+	return client != NULL && (client->is_admin || find_wish(r, model, client->uid) != NULL);
 }
 
 /* ---- what an event does by itself ---- */
@@ -204,7 +234,8 @@ static bool grant(struct reference *r, uint64_t model, uint32_t uid,
 		return false;
 	}
 	if (wish == NULL && count_wishes(r) < r->config.max_wishes) {
-		EACH (r->wishes, free_one) {
+		EACH(r->wishes, free_one)
+		{
 			if (free_one->model == 0) {
 				*free_one = (struct reference_wish){.model = model, .uid = uid};
 				wish = free_one;
@@ -249,7 +280,8 @@ static int expect_attach(struct reference *r, const struct core_event *event)
 	if (by_file && r->key.ctime_ns != model->key.ctime_ns) {
 		return -1; /* its bytes are looked at first */
 	}
-	EACH (r->leases, lease) {
+	EACH(r->leases, lease)
+	{
 		if (lease->id == 0 && lease < r->leases + r->config.max_leases) {
 			return 0;
 		}
@@ -281,7 +313,8 @@ static void close_client(struct reference *r, const struct core_event *event)
 	}
 	client->is_process_gone |= event->type == EV_PROCESS_GONE;
 	client->is_connected &= event->type != EV_CLIENT_CLOSED;
-	EACH (r->leases, lease) {
+	EACH(r->leases, lease)
+	{
 		if (lease->id == 0 || lease->client != client->id || client->is_connected) {
 			continue;
 		}
@@ -295,8 +328,8 @@ static void close_client(struct reference *r, const struct core_event *event)
 
 static void withdraw(struct reference *r, const struct core_event *event)
 {
-	const struct core_policy nothing = {.said = CORE_SAID_PIN | CORE_SAID_KEEP |
-						    CORE_SAID_TTL | CORE_SAID_PRIORITY};
+	const struct core_policy nothing = {.said = CORE_SAID_PIN | CORE_SAID_KEEP | CORE_SAID_TTL |
+						    CORE_SAID_PRIORITY};
 	const struct reference_client *client = find_client(r, event->client);
 
 	for (uint32_t i = 0; event->unload.by_name && i < event->unload.n_models; i++) {
@@ -306,8 +339,10 @@ static void withdraw(struct reference *r, const struct core_event *event)
 		    (event->unload.mine && find_wish(r, model, client->uid) == NULL)) {
 			continue;
 		}
-		EACH (r->wishes, wish) {
-			if (wish->model == model && (client->is_admin || wish->uid == client->uid)) {
+		EACH(r->wishes, wish)
+		{
+			if (wish->model == model &&
+			    (client->is_admin || wish->uid == client->uid)) {
 				apply(r, wish, &nothing);
 			}
 		}
@@ -356,11 +391,22 @@ static void take_device(struct reference *r, const struct core_event *event)
 		return;
 	}
 	r->is_lost[event->device.device] = true;
-	EACH (r->copies, copy) {
+	EACH(r->copies, copy)
+	{
 		if (copy->device == event->device.device) {
 			copy->segment = 0;
 		}
 	}
+}
+
+/* Nothing of the model is open any more, and the file is not the one it was. */
+static bool is_replaced(struct reference *r, uint64_t id)
+{
+	const struct reference_model *model = find_model(r, id);
+
+	return model != NULL && !has_copies(r, id) && !has_job(r, id) &&
+	       count_leases(r, id, 0, false, false) == 0 &&
+	       (!is_same_content(&r->key, &model->key) || r->key.ctime_ns != model->key.ctime_ns);
 }
 
 static const char *before_request(struct reference *r, const struct core_event *event)
@@ -377,7 +423,9 @@ static const char *before_request(struct reference *r, const struct core_event *
 		r->policy = *event->load.policy;
 		r->expected = r->is_shut ? WIRE_SHUTTING_DOWN : -1;
 		id = core_model_find(r->core, r->key.dev, r->key.ino);
-		if (!r->is_shut && id != 0 && find_wish(r, id, client->uid) != NULL) {
+		if (!r->is_shut && is_replaced(r, id)) {
+			r->replaced = id;
+		} else if (!r->is_shut && find_wish(r, id, client->uid) != NULL) {
 			(void)grant(r, id, client->uid, &r->policy);
 		}
 		break;
@@ -414,7 +462,7 @@ const char *reference_before(struct reference *r, const struct core_event *event
 {
 	r->event = *event;
 	r->expected = -1;
-	r->evicted_for = r->refused = 0;
+	r->evicted_for = r->refused = r->replaced = 0;
 	r->now_ns = event->now_ns > r->now_ns ? event->now_ns : r->now_ns;
 	switch ((int)event->type) {
 	case EV_CLIENT_CLOSED:
@@ -463,8 +511,10 @@ static const char *act_fill(struct reference *r, const struct core_action *actio
 		return "I6 generations only grow";
 	}
 	job->is_waiting = false;
+	job->is_admitted = true;
 	model->last_generation = action->fill.generation;
-	EACH (r->copies, copy) {
+	EACH(r->copies, copy)
+	{
 		if (copy->segment == 0) {
 			*copy = (struct reference_copy){.segment = action->segment,
 							.model = action->model,
@@ -515,7 +565,8 @@ static const char *act_publish(struct reference *r, const struct core_action *ac
 	if (model == NULL || job == NULL || action->fill.generation <= model->generation) {
 		return "I6 a later generation of a known model is published";
 	}
-	EACH (r->copies, copy) {
+	EACH(r->copies, copy)
+	{
 		n_ready += copy->segment != 0 && copy->model == model->id &&
 					   copy->generation == action->fill.generation &&
 					   copy->state == SEGMENT_READY
@@ -546,7 +597,8 @@ static const char *act_lease(struct reference *r, const struct core_action *acti
 	if (!may(r, action->client, action->model)) {
 		return "I10 a lease is given to a uid that has the right";
 	}
-	EACH (r->leases, lease) {
+	EACH(r->leases, lease)
+	{
 		if (lease->id == 0) {
 			*lease = (struct reference_lease){.id = action->reply.lease,
 							  .client = action->client,
@@ -565,7 +617,8 @@ static const char *act_shortage(const struct reference *r, const struct core_act
 	const struct core_shortage *shortage = &action->shortage;
 	uint64_t held = 0;
 
-	EACH (r->copies, copy) {
+	EACH(r->copies, copy)
+	{
 		held += copy->segment != 0 && copy->device == action->device &&
 					copy->state == SEGMENT_HELD
 				? copy->bytes
@@ -574,8 +627,7 @@ static const char *act_shortage(const struct reference *r, const struct core_act
 	if (shortage->held != held || shortage->budget != r->budget[action->device]) {
 		return "no-memory names the held bytes and the budget";
 	}
-	if (shortage->need <= shortage->free + shortage->evictable &&
-	    !r->is_lost[action->device]) {
+	if (shortage->need <= shortage->free + shortage->evictable && !r->is_lost[action->device]) {
 		return "no-memory is answered only where freeing could not help";
 	}
 	return NULL;
@@ -599,7 +651,8 @@ static const char *act_reply(struct reference *r, const struct core_action *acti
 
 static void forget_model(struct reference *r, uint64_t id)
 {
-	EACH (r->wishes, wish) {
+	EACH(r->wishes, wish)
+	{
 		if (wish->model == id) {
 			wish->model = 0;
 		}
@@ -624,7 +677,8 @@ static const char *act_forget(struct reference *r, const struct core_action *act
 	if (client == NULL || client->is_connected) {
 		return "a client is forgotten once, when it has gone";
 	}
-	EACH (r->leases, lease) {
+	EACH(r->leases, lease)
+	{
 		if (lease->id != 0 && lease->client == client->id) {
 			return "I14 a client is forgotten when it holds nothing";
 		}
@@ -689,7 +743,8 @@ static const char *compare_copies(struct reference *r)
 	uint32_t cursor = 0;
 	uint32_t n_seen = 0;
 
-	EACH (r->copies, copy) {
+	EACH(r->copies, copy)
+	{
 		if (copy->segment != 0 && copy->state == SEGMENT_HELD &&
 		    count_leases(r, copy->model, copy->generation, false, true) == 0) {
 			copy->segment = 0; /* the last one that mapped it has gone */
@@ -715,7 +770,8 @@ static const char *compare_leases(struct reference *r)
 	uint32_t cursor = 0;
 	uint32_t n_seen = 0;
 
-	EACH (r->leases, lease) {
+	EACH(r->leases, lease)
+	{
 		n_seen += lease->id != 0 ? 1 : 0;
 	}
 	while (core_lease_next(r->core, &cursor, &view)) {
@@ -737,7 +793,8 @@ static const char *compare_wishes(struct reference *r, uint64_t model)
 	uint32_t cursor = 0;
 	uint32_t n_seen = 0;
 
-	EACH (r->wishes, wish) {
+	EACH(r->wishes, wish)
+	{
 		n_seen += wish->model == model ? 1 : 0;
 		wish->pin = wish->pin && wish->pin_until_ns > r->now_ns;
 		wish->keep = wish->keep && wish->keep_until_ns > r->now_ns;
@@ -757,7 +814,8 @@ static const char *compare_wishes(struct reference *r, uint64_t model)
 static void know_model(struct reference *r, const struct core_model_view *view)
 {
 	if (find_model(r, view->id) == NULL) {
-		EACH (r->models, model) {
+		EACH(r->models, model)
+		{
 			if (model->id == 0) {
 				*model = (struct reference_model){.id = view->id, .key = view->key};
 				break;
@@ -765,8 +823,7 @@ static void know_model(struct reference *r, const struct core_model_view *view)
 		}
 	}
 	if (view->job != 0 && find_job(r, view->job) == NULL && r->n_jobs < REFERENCE_JOBS) {
-		r->jobs[r->n_jobs++] =
-			(struct reference_job){.id = view->job, .model = view->id};
+		r->jobs[r->n_jobs++] = (struct reference_job){.id = view->job, .model = view->id};
 	}
 }
 
@@ -806,15 +863,14 @@ static const char *compare_accounts(const struct reference *r)
 		struct core_account_view view;
 
 		core_account_get(r->core, device, &view);
-		EACH (r->copies, copy) {
-			sums[copy->state] += copy->segment != 0 && copy->device == device
-						     ? copy->bytes
-						     : 0;
+		EACH(r->copies, copy)
+		{
+			sums[copy->state] +=
+				copy->segment != 0 && copy->device == device ? copy->bytes : 0;
 		}
 		if (view.resident != sums[SEGMENT_READY] || view.held != sums[SEGMENT_HELD] ||
 		    view.loading != sums[SEGMENT_FILLING] ||
-		    view.dropping != sums[SEGMENT_DROPPING] ||
-		    view.budget != r->budget[device]) {
+		    view.dropping != sums[SEGMENT_DROPPING] || view.budget != r->budget[device]) {
 			return "I4 every byte is in one account";
 		}
 	}
@@ -822,7 +878,7 @@ static const char *compare_accounts(const struct reference *r)
 }
 
 /* Jobs that have ended go; one that was let in leaves the older ones what they wait for. */
-static const char *compare_jobs(struct reference *r, const bool *was_waiting)
+static const char *compare_jobs(struct reference *r)
 {
 	uint32_t n_left = 0;
 
@@ -833,7 +889,7 @@ static const char *compare_jobs(struct reference *r, const bool *was_waiting)
 
 		for (uint32_t k = 0; !is_over && job->is_waiting && k < r->n_jobs; k++) {
 			const struct reference_job *other = &r->jobs[k];
-			bool is_admitted = k > i && was_waiting[k] && !other->is_waiting;
+			bool is_admitted = k > i && other->is_admitted;
 
 			for (uint32_t d = 0; is_admitted && d < r->config.n_devices; d++) {
 				if (other->need[d] > 0 && job->need[d] > 0 &&
@@ -848,6 +904,7 @@ static const char *compare_jobs(struct reference *r, const bool *was_waiting)
 	}
 	for (uint32_t i = 0; i < r->n_jobs; i++) {
 		if (r->jobs[i].id != 0) {
+			r->jobs[i].is_admitted = false;
 			r->jobs[n_left++] = r->jobs[i];
 		}
 	}
@@ -864,21 +921,19 @@ static void take_request(struct reference *r, const struct core_event *event)
 		return;
 	}
 	id = core_model_find(r->core, r->key.dev, r->key.ino);
-	if (find_wish(r, id, client->uid) == NULL &&
-	    core_uid_has_wish(r->core, client->uid, id)) {
+	if (find_wish(r, id, client->uid) == NULL && core_uid_has_wish(r->core, client->uid, id)) {
 		(void)grant(r, id, client->uid, &r->policy);
 	}
 }
 
 const char *reference_after(struct reference *r, const struct core_event *event)
 {
-	bool was_waiting[REFERENCE_JOBS] = {false};
 	struct core_model_view view;
 	uint32_t cursor = 0;
 	const char *broken;
 
-	for (uint32_t i = 0; i < r->n_jobs; i++) {
-		was_waiting[i] = r->jobs[i].n_needs > 0;
+	if (r->replaced != 0 && core_model_find(r->core, r->key.dev, r->key.ino) == r->replaced) {
+		return "a reused inode inherits nobody's rights";
 	}
 	take_request(r, event);
 	while (core_model_next(r->core, &cursor, &view)) {
@@ -888,5 +943,5 @@ const char *reference_after(struct reference *r, const struct core_event *event)
 	broken = broken != NULL ? broken : compare_leases(r);
 	broken = broken != NULL ? broken : compare_models(r);
 	broken = broken != NULL ? broken : compare_accounts(r);
-	return broken != NULL ? broken : compare_jobs(r, was_waiting);
+	return broken != NULL ? broken : compare_jobs(r);
 }

@@ -15,7 +15,7 @@
 #define REFERENCE_LEASES  64
 #define REFERENCE_MODELS  16
 #define REFERENCE_WISHES  64
-#define REFERENCE_JOBS	  32
+#define REFERENCE_JOBS    32
 #define REFERENCE_CLIENTS 16
 
 struct reference_copy {
@@ -54,7 +54,8 @@ struct reference_job {
 	struct core_file_key key;
 	uint64_t need[CORE_MAX_DEVICES];
 	uint32_t n_needs;
-	bool is_waiting; /* for room */
+	bool is_waiting;  /* for room */
+	bool is_admitted; /* in this step */
 };
 
 struct reference_client {
@@ -76,16 +77,20 @@ struct reference {
 	struct reference_job jobs[REFERENCE_JOBS]; /* in the order of their arrival */
 	uint32_t n_jobs;
 	struct reference_client clients[REFERENCE_CLIENTS];
-	struct core_event event;     /* of this step */
-	struct core_policy policy;   /* its policy, and its other borrowed parts */
+	struct core_event event;   /* of this step */
+	struct core_policy policy; /* its policy, and its other borrowed parts */
 	struct core_file_key key;
-	int expected;		     /* code of the answer in this step; -1: any */
+	int expected;                  /* code of the answer in this step; -1: any */
 	uint64_t evicted_for, refused; /* models, in this step */
+	uint64_t replaced;             /* model whose inode is another file by now */
 	bool is_shut;
 };
 
 void reference_init(struct reference *reference, const struct core *core,
 		    const struct core_config *config);
+void reference_open(struct reference *reference, uint64_t client, uint32_t uid, bool is_admin);
+/* NULL when it is over, or not yet known. */
+const struct reference_job *reference_job_of(struct reference *reference, uint64_t id);
 /* Each returns NULL, or what is wrong. */
 const char *reference_before(struct reference *reference, const struct core_event *event);
 const char *reference_action(struct reference *reference, const struct core_action *action);

@@ -264,6 +264,7 @@ class Daemon:
     def start(self):
         environment = {key: value for key, value in os.environ.items()
                        if not key.startswith(("DISTORCHD_", "NOTIFY_", "LISTEN_"))}
+        environment["DISTORCHD_TEST_FILE"] = str(self.folder / "order")
         environment.update(self.environment)
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
@@ -302,6 +303,17 @@ class Daemon:
             return self.log_path.read_text(errors="replace")[-20000:]
         except OSError:
             return ""
+
+    def tell(self, line):
+        """Have a test hook carried out (daemon/testing.h); returns its answer."""
+        order = self.folder / "order"
+        (self.folder / "order.new").write_text(line + "\n")
+        os.rename(self.folder / "order.new", order)
+        self.process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: not order.exists(), 10.0, f"the hook {line!r}")
+        answer = (self.folder / "order.done").read_text().strip()
+        assert answer != "refused", f"the daemon refused the hook {line!r}"
+        return answer
 
     def log_events(self):
         """The JSON lines of a daemon started with log.format=json."""

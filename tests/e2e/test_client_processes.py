@@ -77,9 +77,9 @@ d.load(sys.argv[2], progress=lambda p: getattr(begun, 'said', False) or begun(p)
 
 
 @pytest.mark.fault("C01")
-@pytest.mark.daemon("memory.ram=3G")
 def test_a_load_goes_on_for_others_when_its_client_is_killed(daemon, tmp_path, child):
-    path = make_sparse_model(tmp_path / "slow.safetensors", 1 << 30)
+    path = make_sparse_model(tmp_path / "slow.safetensors", 256 << 20)
+    daemon.tell("fault pread:2:delay=200:ever")
     victim = child(LOADING, daemon.socket, path)
     with daemon.raw(timeout=50) as raw, open(path, "rb") as file:
         number = raw.request("load", {}, [file.fileno()])
@@ -90,9 +90,9 @@ def test_a_load_goes_on_for_others_when_its_client_is_killed(daemon, tmp_path, c
 
 
 @pytest.mark.fault("C01")
-@pytest.mark.daemon("memory.ram=3G")
 def test_a_load_that_nobody_waits_for_is_cancelled(daemon, tmp_path, child):
-    path = make_sparse_model(tmp_path / "slow.safetensors", 1 << 30)
+    path = make_sparse_model(tmp_path / "slow.safetensors", 256 << 20)
+    daemon.tell("fault pread:2:delay=200:ever")
     victim = child(LOADING, daemon.socket, path)
     victim.signal(signal.SIGKILL)
     wait_until(lambda: daemon.status()["loading"] == 0, what="the load's end")

@@ -109,22 +109,31 @@ def test_writing_changes_nobody_elses_weights(connect, make_model):
     second.close()
 
 
-def test_arrays_outlive_the_weights_and_the_connection(connect, daemon, make_model, distorch):
-    path = make_model(seed=3)
-    with distorch.connect(str(daemon.socket)) as d:
-        with d.open(path) as weights:
-            view = weights["t.1"].buffer
-            expected = bytes(view)
-        with pytest.raises(ValueError):
-            weights["t.1"]
-    gc.collect()
-    assert bytes(view) == expected
-    with open("/proc/self/maps") as maps:
-        mapped = maps.read().count("memfd:")
-    assert mapped == 1
-    del view
-    with open("/proc/self/maps") as maps:  # no collector is needed
-        assert maps.read().count("memfd:") == 0
+OUTLIVES = """
+import gc, sys, distorch
+def count():
+    with open('/proc/self/maps') as maps:
+        return maps.read().count('memfd:')
+with distorch.connect(sys.argv[1]) as d:
+    with d.open(sys.argv[2]) as weights:
+        view = weights['t.1'].buffer
+        expected = bytes(view)
+    try:
+        weights['t.1']
+        print('no ValueError')
+    except ValueError:
+        pass
+gc.collect()
+print(bytes(view) == expected, count())
+del view
+print(count())  # no collector is needed
+"""
+
+
+def test_arrays_outlive_the_weights_and_the_connection(daemon, make_model):
+    # In a process of its own: what it maps after its connection stays held until it ends.
+    out = run_python(OUTLIVES, daemon.socket, make_model(seed=3))
+    assert out.split() == ["True", "1", "0"]
 
 
 def test_the_lease_ends_with_the_last_array(connect, daemon, make_model):
@@ -177,7 +186,8 @@ def test_load_returns_a_model_and_joins_what_is_there(connect, make_model):
     model = d.load(path)
     assert model.state == "resident" and model.source == "disk"
     assert model.name == "model.safetensors" and model.bytes == os.path.getsize(path)
-    assert [(place.device, place.bytes) for place in model.where] == [("cpu", model.bytes)]
+    assert [place.device for place in model.where] == ["cpu"]
+    assert model.bytes <= model.where[0].bytes < model.bytes + (2 << 20)  # in whole pages
     assert model.tensors == 4
     assert d.load(path).source == "ram"
     assert d.load(path).id == model.id
@@ -210,7 +220,7 @@ def test_wishes_and_selective_unload(connect, make_model):
     report = d.unload(not_kept=True)
     assert {o.id for o in report.kept} >= {kept.id, pinned.id}
     assert [o.id for o in report.unloaded] == [plain.id]
-    assert report.held == [] and report.total_bytes == plain.bytes
+    assert report.held == [] and report.total_bytes == plain.where[0].bytes
     assert all(o.reason for o in report.kept)
     assert d.unkeep(kept.id).keep is False
     assert d.unpin(pinned.id).pinned is False

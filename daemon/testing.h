@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Hooks of testing builds; in others there is nothing of them. Loop only.
+ *
+ * Environment: DISTORCHD_FAULT (sys_fault_parse, set when the daemon is ready),
+ * DISTORCHD_TEST_HELLO_MS and DISTORCHD_TEST_DRAIN_MS (instead of the protocol's),
+ * DISTORCHD_TEST_FILE: on SIGUSR2 its one line is carried out, the file is removed, and what
+ * came of it stands in the file of the same name with ".done" behind it:
+ *   fault SPEC   as DISTORCHD_FAULT      hits CALL   how often a fault struck it
+ *   clear        no faults any more      corrupt OFFSET   flip a byte of the oldest image
+ */
+#ifndef DAEMON_TESTING_H
+#define DAEMON_TESTING_H
+
+#include <stdint.h>
+
+struct daemon;
+
+#ifdef DISTORCH_TESTING
+void testing_start(struct daemon *daemon);
+/* The milliseconds that the variable says, else 'usual'. */
+uint32_t testing_ms(const char *name, uint32_t usual);
+#else
+static inline void testing_start(struct daemon *daemon)
+{
+	(void)daemon;
+}
+static inline uint32_t testing_ms(const char *name, uint32_t usual)
+{
+	(void)name;
+	return usual;
+}
+#endif
+
+#endif

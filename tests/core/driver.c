@@ -1,0 +1,679 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* See driver.h. Every choice is a byte of the history; when it ends, zeros follow. */
+#include "tests/core/driver.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/gen/wire_code.h"
+
+#define FAILED_BYTES 24U
+
+static void fail(const struct driver *driver, const char *what)
+{
+	(void)fprintf(stderr, "core history %s, seed %llu, step %llu: %s\n", driver->label,
+		      (unsigned long long)driver->seed, (unsigned long long)driver->n_steps, what);
+	abort();
+}
+
+static void check(const struct driver *driver, bool is_true, const char *what)
+{
+	if (!is_true) {
+		fail(driver, what);
+	}
+}
+
+static uint32_t next(struct driver *driver)
+{
+	return driver->at < driver->size ? driver->bytes[driver->at++] : 0;
+}
+
+static uint32_t pick(struct driver *driver, uint32_t n)
+{
+	return n == 0 ? 0 : next(driver) % n;
+}
+
+/* ---- books ---- */
+
+static uint64_t open_file(struct driver *driver, uint32_t inode)
+{
+	check(driver, driver->n_files + 1 < DRIVER_FILES, "the driver has file ids left");
+	driver->files[++driver->n_files] = (uint8_t)(inode + 1);
+	return driver->n_files;
+}
+
+static uint32_t inode_of(const struct driver *driver, uint64_t file)
+{
+	check(driver, file != 0 && file <= driver->n_files && driver->files[file] != 0,
+	      "I9 a file that is used is open");
+	return driver->files[file] - 1U;
+}
+
+static bool is_open(const struct driver *driver, uint32_t inode)
+{
+	for (uint32_t file = 1; file <= driver->n_files; file++) {
+		if (driver->files[file] == inode + 1) {
+			return true;
+		}
+	}
+	return false;
+}
+
+static struct driver_client *client_with(struct driver *driver, uint64_t id)
+{
+	for (uint32_t i = 0; i < DRIVER_CLIENTS; i++) {
+		if (id != 0 && driver->clients[i].id == id) {
+			return &driver->clients[i];
+		}
+	}
+	return NULL;
+}
+
+static struct driver_pending *find_pending(struct driver *driver, uint64_t client, uint32_t request)
+{
+	for (uint32_t i = 0; i < driver->n_pending; i++) {
+		if (driver->pending[i].client == client && driver->pending[i].request == request) {
+			return &driver->pending[i];
+		}
+	}
+	return NULL;
+}
+
+static void remember(uint64_t *ids, uint32_t *n_ids, uint64_t id)
+{
+	ids[(*n_ids)++ % DRIVER_KNOWN] = id;
+}
+
+static uint64_t recall(struct driver *driver, const uint64_t *ids, uint32_t n_ids)
+{
+	uint32_t byte = next(driver);
+
+	if (byte == 255 || n_ids == 0) {
+		return (uint64_t)byte << 32 | 3; /* invented */
+	}
+	return ids[byte % (n_ids < DRIVER_KNOWN ? n_ids : DRIVER_KNOWN)];
+}
+
+/* ---- actions ---- */
+
+static void owe(struct driver *driver, const struct core_action *action, uint32_t inode)
+{
+	check(driver, driver->n_bag < DRIVER_BAG, "the driver's bag is large enough");
+	driver->bag[driver->n_bag++] = (struct driver_result){.type = action->type,
+							      .job = action->job,
+							      .segment = action->segment,
+							      .model = action->model,
+							      .inode = inode,
+							      .seen = driver->keys[inode]};
+}
+
+static void take_reply(struct driver *driver, const struct core_action *action)
+{
+	struct driver_pending *pending = find_pending(driver, action->client, action->request);
+	struct core_model_view view;
+
+	check(driver, pending != NULL, "I8 a request is answered once, while its client is there");
+	check(driver, action->code >= 0 && action->code < WIRE_N_CODES, "a code is a known one");
+	driver->replies[action->code]++;
+	if (action->code == 0 && (pending->kind == EV_LOAD || pending->kind == EV_ATTACH) &&
+	    action->reply.source != CORE_SOURCE_BEGUN) {
+		check(driver,
+		      core_model_get(driver->core, action->model, &view) &&
+			      view.key.mtime_ns >= pending->presented,
+		      "who presents a file gets its content, not an older one");
+	}
+	if (action->code == 0 && action->reply.lease != 0 && pending->kind != EV_CANCEL) {
+		remember(driver->leases, &driver->n_leases, action->reply.lease);
+	}
+	*pending = driver->pending[--driver->n_pending];
+}
+
+static void take_action(struct driver *driver, const struct core_action *action)
+{
+	struct driver_client *client;
+
+	switch ((int)action->type) {
+	case ACT_READ_HEADER:
+	case ACT_RECHECK:
+	case ACT_FILL:
+		owe(driver, action, inode_of(driver, action->fill.file));
+		break;
+	case ACT_VERIFY:
+	case ACT_DROP:
+		owe(driver, action, 0);
+		break;
+	case ACT_CLOSE_FILE:
+		(void)inode_of(driver, action->fill.file);
+		driver->files[action->fill.file] = 0;
+		break;
+	case ACT_FORGET_CLIENT:
+		client = client_with(driver, action->client);
+		check(driver, client != NULL && !client->is_connected,
+		      "a client is forgotten once, when it has gone");
+		*client = (struct driver_client){0};
+		break;
+	case ACT_REPLY:
+		take_reply(driver, action);
+		break;
+	case ACT_UNLOAD_ITEM:
+	case ACT_PROGRESS:
+		check(driver, find_pending(driver, action->client, action->request) != NULL,
+		      "I8 only who waits is told of progress and lines");
+		break;
+	case ACT_NOTE:
+		driver->notes[action->note.note]++;
+		break;
+	default:
+		break;
+	}
+}
+
+static bool is_at_once(enum core_event_type kind)
+{
+	return kind != EV_LOAD && kind != EV_ATTACH && kind != EV_VERIFY;
+}
+
+static void check_step(struct driver *driver)
+{
+	const char *broken = core_check(driver->core);
+
+	check(driver, broken == NULL, broken);
+	for (uint32_t i = 0; i < driver->n_pending; i++) {
+		check(driver, !is_at_once(driver->pending[i].kind),
+		      "what needs nothing from outside is answered in the same step");
+	}
+	check(driver, driver->n_bag > 0 || driver->n_pending == 0,
+	      "I12 nobody waits when nothing is under way");
+}
+
+static uint64_t step(struct driver *driver, struct core_event *event)
+{
+	struct core_update update;
+	uint64_t ret_id = 0;
+	const char *broken;
+
+	driver->n_steps++;
+	driver->counts[event->type]++;
+	event->now_ns = driver->now_ns;
+	broken = reference_before(&driver->reference, event);
+	check(driver, broken == NULL, broken);
+	do {
+		core_step(driver->core, event, &update);
+		check(driver, update.n_actions <= CORE_MAX_ACTIONS, "an update has its bound");
+		ret_id = event->type == EV_CONTINUE ? ret_id : update.ret_id;
+		for (uint32_t i = 0; i < update.n_actions; i++) {
+			broken = reference_action(&driver->reference, &update.actions[i]);
+			check(driver, broken == NULL, broken);
+			take_action(driver, &update.actions[i]);
+		}
+		event->type = update.again ? EV_CONTINUE : event->type;
+	} while (update.again);
+	*event = driver->reference.event;
+	broken = reference_after(&driver->reference, event);
+	check(driver, broken == NULL, broken);
+	check_step(driver);
+	return ret_id;
+}
+
+/* ---- what happens ---- */
+
+static void open_client(struct driver *driver, uint32_t place)
+{
+	static const uint32_t uids[] = {1000, 1001, 0, 1000, 1001, 1002};
+	struct driver_client *client = &driver->clients[place];
+	struct core_event event = {.type = EV_CLIENT_OPENED};
+
+	event.opened.uid = uids[place];
+	event.opened.is_admin = uids[place] == 0;
+	client->id = step(driver, &event);
+	client->uid = event.opened.uid;
+	client->is_admin = event.opened.is_admin;
+	client->is_connected = client->is_alive = client->id != 0;
+	if (client->id != 0) {
+		reference_open(&driver->reference, client->id, client->uid, client->is_admin);
+	}
+}
+
+static void close_client(struct driver *driver, struct driver_client *client)
+{
+	struct core_event event = {.type = EV_CLIENT_CLOSED, .client = client->id};
+
+	client->is_connected = false;
+	for (uint32_t i = driver->n_pending; i > 0; i--) {
+		if (driver->pending[i - 1].client == client->id) {
+			driver->pending[i - 1] = driver->pending[--driver->n_pending];
+		}
+	}
+	(void)step(driver, &event);
+}
+
+static void end_process(struct driver *driver, struct driver_client *client)
+{
+	struct core_event event = {.type = EV_PROCESS_GONE, .client = client->id};
+
+	client->is_alive = false;
+	(void)step(driver, &event);
+}
+
+static struct core_policy make_policy(struct driver *driver)
+{
+	uint32_t byte = next(driver);
+	struct core_policy policy = {.said = byte < 128 ? 0 : byte & 15};
+
+	if (policy.said != 0) {
+		byte = next(driver);
+		policy.pin = byte % 5 == 0;
+		policy.keep = (byte & 2) != 0;
+		policy.priority = (int16_t)(byte % 3);
+		policy.ttl_ns = (byte & 8) != 0 ? byte * 10ULL : 0;
+		policy.for_ns = (byte & 16) != 0 ? byte * 5ULL : 0;
+	}
+	return policy;
+}
+
+static uint32_t expect(struct driver *driver, const struct driver_client *client,
+		       enum core_event_type kind)
+{
+	driver->pending[driver->n_pending++] =
+		(struct driver_pending){.client = client->id,
+					.request = ++driver->last_request,
+					.kind = kind};
+	return driver->last_request;
+}
+
+static void send_load(struct driver *driver, const struct driver_client *client)
+{
+	static uint8_t fresh_id[16];
+	uint32_t inode = pick(driver, DRIVER_INODES);
+	uint32_t flags = next(driver);
+	struct core_policy policy = make_policy(driver);
+	struct core_file_key key = driver->keys[inode];
+	struct core_event event = {.type = EV_LOAD, .client = client->id};
+
+	event.request = expect(driver, client, EV_LOAD);
+	driver->pending[driver->n_pending - 1].presented = key.mtime_ns;
+	event.load.file = open_file(driver, inode);
+	event.load.key = &key;
+	event.load.fresh_id = fresh_id;
+	event.load.policy = &policy;
+	event.load.no_wait = (flags & 7) == 7;
+	event.load.attach = (flags & 8) != 0;
+	event.load.map = event.load.attach && (flags & 16) != 0;
+	(void)step(driver, &event);
+	remember(driver->models, &driver->n_models,
+		 core_model_find(driver->core, key.dev, key.ino));
+}
+
+static void send_attach(struct driver *driver, const struct driver_client *client)
+{
+	uint32_t flags = next(driver);
+	uint32_t inode = pick(driver, DRIVER_INODES);
+	struct core_file_key key = driver->keys[inode];
+	struct core_event event = {.type = EV_ATTACH, .client = client->id};
+
+	event.request = expect(driver, client, EV_ATTACH);
+	event.attach.map = (flags & 1) != 0;
+	if ((flags & 2) != 0) {
+		event.attach.file = open_file(driver, inode);
+		event.attach.key = &key;
+		driver->pending[driver->n_pending - 1].presented = key.mtime_ns;
+	} else {
+		event.attach.model = recall(driver, driver->models, driver->n_models);
+	}
+	(void)step(driver, &event);
+}
+
+static void send_lease(struct driver *driver, const struct driver_client *client, uint32_t what)
+{
+	static const enum core_event_type types[] = {EV_DETACH, EV_UNMAPPED, EV_MAPPED};
+	struct core_event event = {.type = types[what % 3], .client = client->id};
+
+	event.lease.lease = recall(driver, driver->leases, driver->n_leases);
+	if (event.type != EV_MAPPED) {
+		event.request = expect(driver, client, event.type);
+	}
+	(void)step(driver, &event);
+}
+
+static void send_unload(struct driver *driver, const struct driver_client *client)
+{
+	uint32_t flags = next(driver);
+	uint64_t models[2] = {recall(driver, driver->models, driver->n_models),
+			      recall(driver, driver->models, driver->n_models)};
+	struct core_event event = {.type = EV_UNLOAD, .client = client->id};
+
+	event.request = expect(driver, client, EV_UNLOAD);
+	if ((flags & 1) != 0) {
+		event.unload.models = models;
+		event.unload.n_models = 2;
+		event.unload.by_name = (flags & 2) != 0;
+	}
+	event.unload.not_kept = (flags & 4) != 0;
+	event.unload.mine = (flags & 8) != 0;
+	if (!event.unload.by_name) {
+		event.unload.has_device = (flags & 0x30) == 0x30;
+		event.unload.device = flags % driver->config.n_devices;
+		event.unload.idle_ns = (flags & 0xc0) == 0xc0 ? 100 : 0;
+	}
+	(void)step(driver, &event);
+}
+
+static void send_model(struct driver *driver, const struct driver_client *client,
+		       enum core_event_type type)
+{
+	struct core_policy policy = make_policy(driver);
+	struct core_event event = {.type = type, .client = client->id};
+	uint64_t model = recall(driver, driver->models, driver->n_models);
+
+	event.request = expect(driver, client, type);
+	if (type == EV_SET) {
+		event.set.model = model;
+		event.set.policy = &policy;
+	} else {
+		event.verify.model = model;
+	}
+	(void)step(driver, &event);
+}
+
+static void send_cancel(struct driver *driver, const struct driver_client *client)
+{
+	struct core_event event = {.type = EV_CANCEL, .client = client->id};
+
+	event.request = expect(driver, client, EV_CANCEL);
+	event.cancel.request = driver->pending[pick(driver, driver->n_pending)].request;
+	(void)step(driver, &event);
+}
+
+static void request(struct driver *driver, uint32_t place)
+{
+	struct driver_client *client = &driver->clients[place];
+	uint32_t what = next(driver);
+
+	if (client->id == 0) {
+		open_client(driver, place);
+	} else if (client->is_connected && driver->n_pending < DRIVER_PENDING - 1) {
+		if (what < 110) {
+			send_load(driver, client);
+		} else if (what < 150) {
+			send_attach(driver, client);
+		} else if (what < 190) {
+			send_lease(driver, client, what);
+		} else if (what < 206) {
+			send_unload(driver, client);
+		} else if (what < 220) {
+			send_model(driver, client, EV_SET);
+		} else if (what < 230) {
+			send_model(driver, client, EV_VERIFY);
+		} else if (what < 240) {
+			send_cancel(driver, client);
+		} else if (what < 248 && client->is_alive) {
+			end_process(driver, client);
+		} else {
+			close_client(driver, client);
+		}
+	} else if (client->is_alive) {
+		end_process(driver, client);
+	}
+}
+
+static uint64_t rounded(uint32_t bytes)
+{
+	return (bytes / 4U + 1U) * 4U;
+}
+
+static void give_header(struct driver *driver, const struct driver_result *result, uint32_t luck)
+{
+	struct core_need needs[3];
+	uint64_t available[CORE_MAX_DEVICES] = {0};
+	struct core_file_key key = (luck & 1) != 0 ? result->seen : driver->keys[result->inode];
+	struct core_event event = {.type = EV_HEADER_READ, .header = {.job = result->job}};
+
+	event.header.code = luck >= 248 ? WIRE_BAD_FILE : 0;
+	event.header.key = &key;
+	event.header.needs = needs;
+	event.header.n_needs = 1 + (luck >> 1) % 3;
+	for (uint32_t i = 0; i < 3; i++) {
+		needs[i].device = (i + luck) % driver->config.n_devices;
+		needs[i].bytes = rounded(next(driver) % 48);
+	}
+	for (uint32_t i = 0; i < CORE_MAX_DEVICES; i++) {
+		available[i] = (luck & 0x30) == 0x30 ? next(driver) : UINT64_MAX;
+	}
+	event.header.available = (luck & 8) != 0 ? available : NULL;
+	(void)step(driver, &event);
+}
+
+static void give_filled(struct driver *driver, const struct driver_result *result, uint32_t luck)
+{
+	const struct reference_job *job = reference_job_of(&driver->reference, result->job);
+	struct core_file_key now = (luck & 1) != 0 ? result->seen : driver->keys[result->inode];
+	struct core_event event = {.type = EV_FILLED, .filled = {.segment = result->segment}};
+
+	event.filled.duration_ns = luck;
+	event.filled.code = luck >= 250   ? WIRE_IO
+			    : luck >= 246 ? WIRE_CANCELLED
+			    : job != NULL && job->key.mtime_ns != now.mtime_ns
+				    ? WIRE_CHANGED_WHILE_READING
+				    : 0;
+	(void)step(driver, &event);
+}
+
+static void give(struct driver *driver, uint32_t luck)
+{
+	uint32_t index = pick(driver, driver->n_bag);
+	struct driver_result result = driver->bag[index];
+	struct core_event event = {0};
+
+	driver->bag[index] = driver->bag[--driver->n_bag];
+	switch ((int)result.type) {
+	case ACT_READ_HEADER:
+		give_header(driver, &result, luck);
+		return;
+	case ACT_FILL:
+		give_filled(driver, &result, luck);
+		return;
+	case ACT_RECHECK:
+		event.type = EV_RECHECKED;
+		event.rechecked.job = result.job;
+		event.rechecked.code = luck >= 248 ? WIRE_IO : 0;
+		event.rechecked.is_equal =
+			luck < 200 && result.seen.mtime_ns == driver->keys[result.inode].mtime_ns;
+		break;
+	case ACT_VERIFY:
+		event.type = EV_VERIFIED;
+		event.verified.segment = result.segment;
+		event.verified.code = luck >= 240 ? WIRE_IO : 0;
+		event.verified.is_equal = luck < 160;
+		break;
+	default:
+		event.type = EV_DROPPED;
+		event.dropped.segment = result.segment;
+		break;
+	}
+	(void)step(driver, &event);
+}
+
+static void set_budget(struct driver *driver, uint32_t device, uint64_t bytes)
+{
+	struct core_event event = {.type = EV_BUDGET, .budget = {.device = device, .bytes = bytes}};
+
+	(void)step(driver, &event);
+}
+
+/* A file gets another time of change, another content, or its inode another file. */
+static void change_file(struct driver *driver)
+{
+	uint32_t inode = pick(driver, DRIVER_INODES);
+	uint32_t how = next(driver);
+	struct core_file_key *key = &driver->keys[inode];
+
+	key->ctime_ns++;
+	if (how >= 100 && (how < 200 || !is_open(driver, inode))) {
+		key->mtime_ns++;
+		key->size = 1 + how;
+	}
+}
+
+static void pass_time(struct driver *driver, uint32_t byte)
+{
+	struct core_event event = {.type = EV_TICK};
+	uint64_t before = driver->now_ns;
+
+	if (byte == 255) {
+		driver->now_ns /= 2; /* a clock that goes back is taken for one that stands */
+		(void)step(driver, &event);
+		driver->now_ns = before;
+	} else {
+		driver->now_ns += (uint64_t)byte * byte;
+		(void)step(driver, &event);
+	}
+}
+
+static void happen(struct driver *driver)
+{
+	uint32_t what = next(driver);
+	struct core_event event = {.type = EV_N_VALUES};
+	struct driver_result *result;
+
+	if (what < 110) {
+		request(driver, what % DRIVER_CLIENTS);
+	} else if (what < 215) {
+		if (driver->n_bag > 0) {
+			give(driver, next(driver));
+		}
+	} else if (what < 225) {
+		change_file(driver);
+	} else if (what < 240) {
+		pass_time(driver, next(driver));
+	} else if (what < 247) {
+		set_budget(driver, what % driver->config.n_devices, next(driver));
+	} else if (what < 253 && driver->n_bag > 0) {
+		result = &driver->bag[pick(driver, driver->n_bag)];
+		event.type = EV_FILL_PROGRESS;
+		event.progress.job = result->job;
+		event.progress.bytes = FAILED_BYTES;
+		(void)step(driver, &event);
+	} else if (what == 254 && next(driver) < 20) {
+		event.type = EV_DEVICE_LOST;
+		event.device.device = 1 + pick(driver, driver->config.n_devices - 1);
+		(void)step(driver, &event);
+	} else if (what == 255 && next(driver) == 255) {
+		event.type = EV_SHUTDOWN;
+		(void)step(driver, &event);
+	}
+	driver->now_ns++;
+}
+
+/* ---- the end ---- */
+
+static void give_all(struct driver *driver)
+{
+	while (driver->n_bag > 0) {
+		give(driver, next(driver));
+	}
+}
+
+/* I14: nothing is held, nothing waits, and every byte that is charged serves a model. */
+static void check_rest(struct driver *driver)
+{
+	struct core_account_view account;
+	struct core_model_view model;
+	struct core_client_view client;
+	uint32_t cursor = 0;
+	uint32_t n_open = 0;
+
+	for (uint32_t device = 0; device < driver->config.n_devices; device++) {
+		core_account_get(driver->core, device, &account);
+		check(driver, account.held == 0 && account.loading == 0 && account.dropping == 0,
+		      "I14 at rest all bytes are resident");
+	}
+	check(driver, !core_client_next(driver->core, &cursor, &client),
+	      "I14 at rest every client is forgotten");
+	for (uint32_t file = 1; file <= driver->n_files; file++) {
+		n_open += driver->files[file] != 0 ? 1 : 0;
+	}
+	cursor = 0;
+	while (core_model_next(driver->core, &cursor, &model)) {
+		check(driver, model.job == 0 && model.n_leases == 0, "I14 at rest no job runs");
+		if (model.file != 0) {
+			(void)inode_of(driver, model.file);
+			n_open--;
+		}
+	}
+	check(driver, n_open == 0, "I9 at rest only resident models have an open file");
+	check(driver, driver->n_pending == 0, "I8 at rest nobody is owed an answer");
+}
+
+static void finish(struct driver *driver)
+{
+	struct core_event event = {.type = EV_SHUTDOWN};
+
+	for (uint32_t i = 0; i < DRIVER_CLIENTS; i++) {
+		struct driver_client *client = &driver->clients[i];
+		bool is_closed_first = (next(driver) & 1) != 0;
+
+		if (client->id != 0 && client->is_alive && !is_closed_first) {
+			end_process(driver, client);
+		}
+		if (client->id != 0 && client->is_connected) {
+			close_client(driver, client);
+		}
+		if (client->id != 0 && client->is_alive) {
+			end_process(driver, client);
+		}
+	}
+	give_all(driver);
+	check_rest(driver);
+	(void)step(driver, &event);
+	give_all(driver);
+	check_rest(driver);
+}
+
+static void begin(struct driver *driver)
+{
+	bool is_small = (next(driver) & 1) != 0;
+
+	driver->config = (struct core_config){
+		.max_clients = is_small ? 4 : 12,
+		.max_models = is_small ? 4 : 9,
+		.max_segments = is_small ? 10 : 50,
+		.max_leases = is_small ? 5 : 40,
+		.max_waiters = is_small ? 4 : 40,
+		.max_wishes = is_small ? 7 : 40,
+		.n_devices = DRIVER_DEVICES,
+		.loads_per_uid = 1 + pick(driver, 3),
+		.age_limit_ns = 1000,
+	};
+	driver->memory = calloc(1, core_size(&driver->config));
+	check(driver, driver->memory != NULL, "there is memory for a core");
+	driver->core = core_init(driver->memory, &driver->config);
+	reference_init(&driver->reference, driver->core, &driver->config);
+	for (uint32_t i = 0; i < DRIVER_INODES; i++) {
+		driver->keys[i] = (struct core_file_key){.dev = 1 + i / 4,
+							 .ino = 10 + i,
+							 .size = 100,
+							 .mtime_ns = 1,
+							 .ctime_ns = 1};
+	}
+	for (uint32_t i = 0; i < DRIVER_DEVICES; i++) {
+		set_budget(driver, i, 60 + 40U * i);
+	}
+}
+
+void driver_run(struct driver *driver, const char *label, uint64_t seed, const uint8_t *bytes,
+		size_t size)
+{
+	driver->label = label;
+	driver->seed = seed;
+	driver->bytes = bytes;
+	driver->size = size;
+	driver->now_ns = 1000;
+	begin(driver);
+	while (driver->at < driver->size && driver->n_files + 64 < DRIVER_FILES) {
+		happen(driver);
+	}
+	finish(driver);
+	free(driver->memory);
+	driver->memory = NULL;
+}
