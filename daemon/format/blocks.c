@@ -277,6 +277,7 @@ static void *take_work(struct work *work)
 	void *memory = malloc(size);
 
 	if (memory != NULL) {
+		memset(memory, 0, size);
 		work->places = memory;
 		work->stems = (void *)&work->places[count];
 		work->sorted = (void *)&work->stems[count];
