@@ -66,6 +66,10 @@ unit_test(proto table)
 unit_test(proto gen)
 target_compile_definitions(test_proto_vectors PRIVATE
 	VECTORS_FILE="${CMAKE_SOURCE_DIR}/tests/unit/proto/vectors.txt")
+# The virtual environment of scripts/bootstrap where there is one: it has msgpack.
+if(EXISTS ${CMAKE_SOURCE_DIR}/build/venv/bin/python)
+	set(Python3_EXECUTABLE ${CMAKE_SOURCE_DIR}/build/venv/bin/python)
+endif()
 find_package(Python3 COMPONENTS Interpreter)
 if(Python3_FOUND)
 	add_test(NAME proto/wiregen

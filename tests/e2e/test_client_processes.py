@@ -97,7 +97,7 @@ def test_a_load_that_nobody_waits_for_is_cancelled(daemon, tmp_path, child):
     victim.signal(signal.SIGKILL)
     wait_until(lambda: daemon.status()["loading"] == 0, what="the load's end")
     assert all(not model["where"] for model in daemon.models(everything=True))
-    wait_until(lambda: daemon.status()["devices"][0]["used"] == 0, what="the room")
+    wait_until(lambda: daemon.status()["devices"][0]["used"] == 0, 30, what="the room")
 
 
 @pytest.mark.fault("C02")
