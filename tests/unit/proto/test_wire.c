@@ -127,6 +127,7 @@ static void unknown_methods_and_events_keep_their_name(void **state)
 	assert_true(wire_str_is(packet.name, "los"));
 }
 
+/* fault: P03 P08 */
 static void bent_envelopes_are_bad_frames(void **state)
 {
 	(void)state;
@@ -167,6 +168,7 @@ static void long_forms_of_small_numbers_are_accepted(void **state)
 		BYTES(0xdd, 0, 0, 0, 4, 0xd0, 0, 0xd1, 0, 1, 0xda, 0, 1, 'x', 0xdf, 0, 0, 0, 0));
 }
 
+/* fault: P03 */
 static void packets_are_64_kib_at_most(void **state)
 {
 	uint8_t *packet = malloc(WIRE_PACKET_BYTES + 1);
@@ -190,6 +192,7 @@ static void packets_are_64_kib_at_most(void **state)
 	free(packet);
 }
 
+/* fault: P06 */
 static void counts_over_the_bytes_left_are_refused(void **state)
 {
 	static const uint8_t marks[] = {0xd9, 0xda, 0xdb, 0xc4, 0xc5, 0xc6, 0xdc,
@@ -207,6 +210,7 @@ static void counts_over_the_bytes_left_are_refused(void **state)
 	assert_params(BYTES(0x81, 0xa1, 'x', 0xa1, 'y'), true);
 }
 
+/* fault: P06 */
 static void a_head_is_refused_before_its_items_are_looked_for(void **state)
 {
 	static const uint8_t array[] = {0xdd, 0, 0, 0, 3, 1, 2};
@@ -232,6 +236,7 @@ static void every_type_is_skipped_where_nothing_is_known(void **state)
 		      true);
 }
 
+/* fault: P08 */
 static void ext_types_and_0xc1_are_refused(void **state)
 {
 	(void)state;
@@ -259,6 +264,7 @@ static void assert_nested(size_t n, bool is_good)
 	assert_params(params, 3 + n, is_good);
 }
 
+/* fault: P09 */
 static void eight_containers_in_each_other_are_the_most(void **state)
 {
 	(void)state;
@@ -268,6 +274,7 @@ static void eight_containers_in_each_other_are_the_most(void **state)
 	assert_nested(60000, false);
 }
 
+/* fault: P09 */
 static void maps_count_as_depth_too(void **state)
 {
 	uint8_t params[3 * (WIRE_DEPTH - 1) + 1];
@@ -295,6 +302,7 @@ static void assert_nodes(uint32_t nodes, bool is_good)
 	assert_params(params, 6 + items, is_good);
 }
 
+/* fault: P07 */
 static void a_packet_holds_4096_values_at_most(void **state)
 {
 	(void)state;
@@ -303,6 +311,7 @@ static void a_packet_holds_4096_values_at_most(void **state)
 	assert_nodes(65000, false);
 }
 
+/* fault: P10 */
 static void the_same_key_twice_is_a_bad_frame(void **state)
 {
 	(void)state;
@@ -351,6 +360,7 @@ static size_t put_many_keys(uint8_t *params, uint32_t n, uint32_t twin)
 	return size;
 }
 
+/* fault: P10 */
 static void duplicates_are_found_among_very_many_keys(void **state)
 {
 	static uint8_t params[WIRE_PACKET_BYTES];
@@ -374,6 +384,7 @@ static void open_maps_hold_1024_keys_at_most(void **state)
 	assert_params(params, put_many_keys(params, 2000, UINT32_MAX), false);
 }
 
+/* fault: P12 */
 static void strings_are_utf8_without_nul(void **state)
 {
 	static const struct {

@@ -270,6 +270,7 @@ static void for_each_field(void (*check)(const struct wire_type *type, uint16_t 
 	}
 }
 
+/* fault: P08 */
 static void each_field_takes_its_max_and_its_type_and_nothing_else(void **state)
 {
 	static const struct wire_type *const nested[] = {
@@ -287,6 +288,7 @@ static void each_field_takes_its_max_and_its_type_and_nothing_else(void **state)
 	}
 }
 
+/* fault: P10 */
 static void each_required_field_is_missed_by_name(void **state)
 {
 	(void)state;
@@ -299,6 +301,7 @@ static void each_required_field_is_missed_by_name(void **state)
 		__VA_ARGS__                                     \
 	}
 
+/* fault: P10 */
 static void an_unknown_field_fails_a_request_by_name(void **state)
 {
 	struct wire_ping_request request;

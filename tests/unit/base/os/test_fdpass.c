@@ -134,6 +134,7 @@ static void packets_without_descriptors_keep_their_edges(void **state)
 	assert_int_equal(packet.n_fds, 0);
 }
 
+/* fault: D01 */
 static void d01_up_to_32_descriptors_are_handed_over(void **state)
 {
 	struct pair *pair = *state;
@@ -145,6 +146,7 @@ static void d01_up_to_32_descriptors_are_handed_over(void **state)
 	fdpass_close_all(packet.fds, packet.n_fds);
 }
 
+/* fault: D01 */
 static void d01_more_than_32_are_all_closed(void **state)
 {
 	struct pair *pair = *state;
@@ -165,6 +167,7 @@ static void d01_more_than_32_are_all_closed(void **state)
 	fdpass_close_all(packet.fds, packet.n_fds);
 }
 
+/* fault: D02 */
 static void d02_a_flood_of_descriptors_leaves_none(void **state)
 {
 	struct pair *pair = *state;
@@ -177,6 +180,7 @@ static void d02_a_flood_of_descriptors_leaves_none(void **state)
 	assert_int_equal(baseline_n_fds(), pair->before.n_fds + 3);
 }
 
+/* fault: D03 */
 static void d03_several_headers_count_together(void **state)
 {
 	struct pair *pair = *state;
@@ -191,6 +195,7 @@ static void d03_several_headers_count_together(void **state)
 	assert_int_equal(baseline_n_fds(), pair->before.n_fds + 3);
 }
 
+/* fault: D03 */
 static void d03_credentials_beside_descriptors_are_skipped(void **state)
 {
 	struct pair *pair = *state;
@@ -207,6 +212,7 @@ static void d03_credentials_beside_descriptors_are_skipped(void **state)
 	fdpass_close_all(packet.fds, packet.n_fds);
 }
 
+/* fault: D05 */
 static void d05_descriptors_cut_by_our_own_limit_are_closed(void **state)
 {
 	struct pair *pair = *state;
@@ -230,6 +236,7 @@ static void d05_descriptors_cut_by_our_own_limit_are_closed(void **state)
 }
 
 /* Each socket waits in the next one's queue; closing the outermost releases the chain. */
+/* fault: D11 */
 static void d11_sockets_within_sockets_are_closed_with_their_packet(void **state)
 {
 	struct pair *pair = *state;
@@ -278,6 +285,7 @@ static void a_packet_larger_than_the_buffer_is_refused_whole(void **state)
 	assert_int_equal(packet.size, 64);
 }
 
+/* fault: P02 */
 static void an_empty_packet_and_a_closed_peer_are_the_end(void **state)
 {
 	struct pair *pair = *state;
@@ -424,6 +432,7 @@ static size_t put_header(unsigned char *at, int level, int type, size_t length, 
 	return CMSG_SPACE(n_fds * sizeof(int));
 }
 
+/* fault: D03 */
 static void d03_raw_control_bytes_are_never_read_past_their_end(void **state)
 {
 	_Alignas(struct cmsghdr) unsigned char control[256];
