@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Bytes per device: what is charged, and what may still be taken. */
 #include "base/require.h"
+
 #include "daemon/core/state.h"
 
 uint64_t account_charged(const struct account *account)

@@ -11,29 +11,35 @@
 #include <stdint.h>
 
 enum core_action_type {
-	ACT_READ_HEADER,     /* -> EV_HEADER_READ */
-	ACT_FILL,	     /* -> EV_FILL_PROGRESS*, EV_FILLED */
-	ACT_RECHECK,	     /* hash the file, compare with the model's sums -> EV_RECHECKED */
-	ACT_VERIFY,	     /* hash the copy, compare with the model's sums -> EV_VERIFIED */
-	ACT_DROP,	     /* close the copy for good -> EV_DROPPED */
-	ACT_CANCEL,	     /* hurry up: the job's outstanding results are no longer wanted */
-	ACT_PUBLISH,	     /* the generation is complete: its table is the current one now */
-	ACT_RETIRE,	     /* the published generation is gone: its table is of no use */
-	ACT_CLOSE_FILE,	     /* the core has given the file up */
-	ACT_FORGET_JOB,	     /* nothing refers to the job any more */
-	ACT_FORGET_MODEL,    /* its id means nothing any more */
-	ACT_FORGET_CLIENT,   /* likewise */
-	ACT_REPLY,	     /* the one answer of a request */
-	ACT_UNLOAD_ITEM,     /* one line of an unload's answer; ACT_REPLY follows */
-	ACT_PROGRESS,	     /* tell one waiter how far its load is */
-	ACT_LOST,	     /* tell the holder that its lease's bytes cannot be trusted */
-	ACT_NOTE,	     /* history, log line and event */
+	ACT_READ_HEADER,   /* -> EV_HEADER_READ */
+	ACT_FILL,          /* -> EV_FILL_PROGRESS*, EV_FILLED */
+	ACT_RECHECK,       /* hash the file, compare with the model's sums -> EV_RECHECKED */
+	ACT_VERIFY,        /* hash the copy, compare with the model's sums -> EV_VERIFIED */
+	ACT_DROP,          /* close the copy for good -> EV_DROPPED */
+	ACT_CANCEL,        /* hurry up: the job's outstanding results are no longer wanted */
+	ACT_PUBLISH,       /* the generation is complete: its table is the current one now */
+	ACT_RETIRE,        /* the published generation is gone: its table is of no use */
+	ACT_CLOSE_FILE,    /* the core has given the file up */
+	ACT_FORGET_JOB,    /* nothing refers to the job any more */
+	ACT_FORGET_MODEL,  /* its id means nothing any more */
+	ACT_FORGET_CLIENT, /* likewise */
+	ACT_REPLY,         /* the one answer of a request */
+	ACT_UNLOAD_ITEM,   /* one line of an unload's answer; ACT_REPLY follows */
+	ACT_PROGRESS,      /* tell one waiter how far its load is */
+	ACT_LOST,          /* tell the holder that its lease's bytes cannot be trusted */
+	ACT_NOTE,          /* history, log line and event */
 	ACT_N_VALUES,
 };
 
 enum core_source { CORE_SOURCE_BEGUN, CORE_SOURCE_DISK, CORE_SOURCE_RAM, CORE_SOURCE_JOINED };
-enum core_phase { CORE_PHASE_QUEUED, CORE_PHASE_HEADER, CORE_PHASE_ROOM, CORE_PHASE_READING,
-		  CORE_PHASE_CHECKING, CORE_PHASE_STALLED };
+enum core_phase {
+	CORE_PHASE_QUEUED,
+	CORE_PHASE_HEADER,
+	CORE_PHASE_ROOM,
+	CORE_PHASE_READING,
+	CORE_PHASE_CHECKING,
+	CORE_PHASE_STALLED
+};
 enum core_outcome { CORE_OUTCOME_KEPT, CORE_OUTCOME_UNLOADED, CORE_OUTCOME_HELD };
 
 enum core_note_type {
@@ -49,30 +55,30 @@ enum core_note_type {
 	CORE_NOTE_KEPT,
 	CORE_NOTE_UNKEPT,
 	CORE_NOTE_QUARANTINED,
-	CORE_NOTE_STALE,    /* an older generation's bytes drain */
-	CORE_NOTE_HELD,	    /* dropped but still mapped by a client */
-	CORE_NOTE_FREED,    /* held bytes came back */
+	CORE_NOTE_STALE, /* an older generation's bytes drain */
+	CORE_NOTE_HELD,  /* dropped but still mapped by a client */
+	CORE_NOTE_FREED, /* held bytes came back */
 	CORE_NOTE_N_VALUES,
 };
 
 /* Why: of notes and of an unload's lines. */
 enum core_why {
 	CORE_WHY_NONE,
-	CORE_WHY_ROOM,	    /* another model needed the bytes ('for_model') */
-	CORE_WHY_IDLE,	    /* ttl ran out */
-	CORE_WHY_ASKED,	    /* unload */
-	CORE_WHY_IN_USE,    /* leased */
+	CORE_WHY_ROOM,   /* another model needed the bytes ('for_model') */
+	CORE_WHY_IDLE,   /* ttl ran out */
+	CORE_WHY_ASKED,  /* unload */
+	CORE_WHY_IN_USE, /* leased */
 	CORE_WHY_PINNED,
 	CORE_WHY_KEPT,
-	CORE_WHY_WANTED,    /* another uid still has a wish */
-	CORE_WHY_MAPPED,    /* lease ended, process still maps it */
+	CORE_WHY_WANTED, /* another uid still has a wish */
+	CORE_WHY_MAPPED, /* lease ended, process still maps it */
 	CORE_WHY_LOADING,
-	CORE_WHY_CHANGED,   /* a newer generation */
+	CORE_WHY_CHANGED, /* a newer generation */
 	CORE_WHY_BAD_SUM,
-	CORE_WHY_FAILED,    /* 'code' says how */
+	CORE_WHY_FAILED, /* 'code' says how */
 	CORE_WHY_CANCELLED,
-	CORE_WHY_BUDGET,    /* the budget was lowered */
-	CORE_WHY_LOST,	    /* device gone */
+	CORE_WHY_BUDGET, /* the budget was lowered */
+	CORE_WHY_LOST,   /* device gone */
 	CORE_WHY_N_VALUES,
 };
 
@@ -83,7 +89,7 @@ struct core_shortage {
 
 struct core_action {
 	enum core_action_type type;
-	int code;	  /* replies, notes: 0 or enum wire_code */
+	int code; /* replies, notes: 0 or enum wire_code */
 	uint32_t request;
 	uint32_t device;
 	uint64_t client;
@@ -93,16 +99,16 @@ struct core_action {
 	union {
 		struct {
 			uint64_t file;
-			uint64_t bytes;	     /* charged */
+			uint64_t bytes; /* charged */
 			uint64_t generation;
-			uint32_t index;	     /* of the segment in its model */
+			uint32_t index; /* of the segment in its model */
 		} fill; /* ACT_READ_HEADER, ACT_RECHECK, ACT_FILL, ACT_CLOSE_FILE, ACT_PUBLISH */
 		struct {
-			uint64_t lease;	     /* 0: none */
+			uint64_t lease; /* 0: none */
 			uint64_t generation;
 			enum core_source source;
-			bool map;	     /* send the image descriptors */
-			uint64_t current;    /* stale: the current generation */
+			bool map;         /* send the image descriptors */
+			uint64_t current; /* stale: the current generation */
 		} reply;
 		struct core_shortage shortage; /* ACT_REPLY with no-memory */
 		struct {
@@ -110,7 +116,7 @@ struct core_action {
 			enum core_why why;
 			uint64_t bytes;
 			uint64_t holder; /* client, where one is in the way; 0: none */
-			uint32_t uid;	 /* whose wish, where one is in the way */
+			uint32_t uid;    /* whose wish, where one is in the way */
 		} unload;
 		struct {
 			enum core_phase phase;
@@ -126,7 +132,7 @@ struct core_action {
 			uint64_t bytes;
 			uint64_t duration_ns;
 			uint64_t for_model; /* 0: nobody's sake */
-			uint32_t uid;	    /* whose word */
+			uint32_t uid;       /* whose word */
 		} note;
 	};
 };

@@ -6,6 +6,7 @@
  */
 #include "base/checked.h"
 #include "base/require.h"
+
 #include "daemon/core/state.h"
 
 static uint64_t need_on(const struct job *job, uint32_t device)

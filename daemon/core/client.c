@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Who is connected, what they are owed, and what they still map after they have gone. */
 #include "base/require.h"
+
 #include "daemon/core/state.h"
 
 struct client *client_of(const struct core *core, uint64_t id)

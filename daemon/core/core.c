@@ -2,10 +2,11 @@
 /* Memory, the step, and the queue of actions. See core.h. */
 #include "daemon/core/core.h"
 
-#include <string.h>
-
 #include "base/checked.h"
 #include "base/require.h"
+
+#include <string.h>
+
 #include "daemon/core/state.h"
 
 #define ALIGNMENT 16U

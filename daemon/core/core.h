@@ -27,13 +27,13 @@
 struct core;
 
 struct core_config {
-	uint32_t max_clients;  /* ghosts (closed, still mapping) included */
+	uint32_t max_clients; /* ghosts (closed, still mapping) included */
 	uint32_t max_models;
 	uint32_t max_segments;
 	uint32_t max_leases;
-	uint32_t max_waiters;  /* requests owed an answer */
-	uint32_t max_wishes;   /* (uid, model) pairs */
-	uint32_t n_devices;    /* at most CORE_MAX_DEVICES */
+	uint32_t max_waiters; /* requests owed an answer */
+	uint32_t max_wishes;  /* (uid, model) pairs */
+	uint32_t n_devices;   /* at most CORE_MAX_DEVICES */
 	uint32_t loads_per_uid;
 	uint64_t age_limit_ns; /* a waiter older than this goes before every younger one */
 };
@@ -45,7 +45,7 @@ struct core_config {
 struct core_update {
 	const struct core_action *actions;
 	uint32_t n_actions;
-	bool again;	      /* more to come: step with EV_CONTINUE before any other event */
+	bool again;           /* more to come: step with EV_CONTINUE before any other event */
 	uint64_t ret_id;      /* EV_CLIENT_OPENED: the client's id, 0 when the table is full */
 	uint64_t deadline_ns; /* when the core wants EV_TICK; UINT64_MAX: never */
 };
@@ -96,10 +96,10 @@ struct core_model_view {
 	int fail_code; /* CORE_MODEL_FAILED */
 	uint32_t format;
 	uint32_t owner_uid;
-	uint64_t generation;	 /* published one, 0: none */
-	uint64_t file;		 /* corridor's id of the open source, 0: none */
+	uint64_t generation;     /* published one, 0: none */
+	uint64_t file;           /* corridor's id of the open source, 0: none */
 	uint64_t progress_bytes; /* of a running load */
-	uint64_t job;		 /* the running one, 0: none */
+	uint64_t job;            /* the running one, 0: none */
 	uint32_t n_leases;
 	bool is_pinned, is_kept;
 	int16_t priority;
@@ -118,7 +118,7 @@ struct core_segment_view {
 struct core_lease_view {
 	uint64_t id, client, model, generation, bytes;
 	bool is_mapped; /* its descriptors went out and it has not said unmapped */
-	bool is_ghost;	/* connection closed, process still maps it */
+	bool is_ghost;  /* connection closed, process still maps it */
 };
 
 struct core_client_view {

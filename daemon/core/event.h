@@ -37,51 +37,51 @@ struct core_policy {
 /* Bytes that one segment of a model needs on one device. */
 struct core_need {
 	uint32_t device; /* index of the device */
-	uint64_t bytes;	 /* charged: rounded to what the device really takes */
+	uint64_t bytes;  /* charged: rounded to what the device really takes */
 };
 
 enum core_event_type {
-	EV_CONTINUE,	   /* give me the next page of actions */
-	EV_TICK,	   /* the deadline that core_update named has come */
-	EV_CLIENT_OPENED,  /* -> update->ret_id is the client's id */
-	EV_CLIENT_CLOSED,  /* its connection is gone; what it mapped may still be mapped */
-	EV_PROCESS_GONE,   /* its process is gone: nothing of it is mapped any more */
+	EV_CONTINUE,      /* give me the next page of actions */
+	EV_TICK,          /* the deadline that core_update named has come */
+	EV_CLIENT_OPENED, /* -> update->ret_id is the client's id */
+	EV_CLIENT_CLOSED, /* its connection is gone; what it mapped may still be mapped */
+	EV_PROCESS_GONE,  /* its process is gone: nothing of it is mapped any more */
 	EV_LOAD,
 	EV_ATTACH,
-	EV_MAPPED,	   /* the lease's descriptors went out after the attach */
-	EV_UNMAPPED,	   /* client's word: the lease's bytes are no longer mapped */
+	EV_MAPPED,   /* the lease's descriptors went out after the attach */
+	EV_UNMAPPED, /* client's word: the lease's bytes are no longer mapped */
 	EV_DETACH,
 	EV_UNLOAD,
 	EV_SET,
 	EV_CANCEL,
-	EV_VERIFY,	   /* hash a resident model's copies again */
-	EV_HEADER_READ,	   /* result of ACT_READ_HEADER */
+	EV_VERIFY,      /* hash a resident model's copies again */
+	EV_HEADER_READ, /* result of ACT_READ_HEADER */
 	EV_FILL_PROGRESS,
-	EV_FILLED,	   /* result of ACT_FILL */
-	EV_RECHECKED,	   /* result of ACT_RECHECK */
-	EV_DROPPED,	   /* result of ACT_DROP */
-	EV_VERIFIED,	   /* result of ACT_VERIFY */
-	EV_BUDGET,	   /* a device's budget was set */
+	EV_FILLED,    /* result of ACT_FILL */
+	EV_RECHECKED, /* result of ACT_RECHECK */
+	EV_DROPPED,   /* result of ACT_DROP */
+	EV_VERIFIED,  /* result of ACT_VERIFY */
+	EV_BUDGET,    /* a device's budget was set */
 	EV_DEVICE_LOST,
-	EV_SHUTDOWN,	   /* refuse new requests, abandon loads */
+	EV_SHUTDOWN, /* refuse new requests, abandon loads */
 	EV_N_VALUES,
 };
 
 struct core_event {
 	enum core_event_type type;
-	uint32_t request;  /* the client's request id, where one is to be answered */
-	uint64_t now_ns;   /* monotonic */
-	uint64_t client;   /* core id of the client */
+	uint32_t request; /* the client's request id, where one is to be answered */
+	uint64_t now_ns;  /* monotonic */
+	uint64_t client;  /* core id of the client */
 	union {
 		struct {
 			uint32_t uid;
 			bool is_admin;
 		} opened;
 		struct {
-			uint64_t file;		       /* corridor's id; the core owns it now and
+			uint64_t file; /* corridor's id; the core owns it now and
 							* gives it back by ACT_CLOSE_FILE, once */
 			const struct core_file_key *key;
-			const uint8_t *fresh_id;       /* 16 random bytes, used if it is new */
+			const uint8_t *fresh_id; /* 16 random bytes, used if it is new */
 			const struct core_policy *policy;
 			uint32_t format;
 			bool no_wait;
@@ -90,7 +90,7 @@ struct core_event {
 		} load;
 		struct {
 			uint64_t model; /* core id; 0 when a file is presented */
-			uint64_t file;	/* 0, or as in load */
+			uint64_t file;  /* 0, or as in load */
 			const struct core_file_key *key;
 			bool map;
 		} attach;
@@ -100,7 +100,7 @@ struct core_event {
 		struct {
 			const uint64_t *models; /* named ones; NULL: all that match */
 			uint32_t n_models;
-			bool by_name;  /* models were named outright: own wishes are withdrawn */
+			bool by_name; /* models were named outright: own wishes are withdrawn */
 			bool not_kept;
 			bool mine;
 			bool has_device;
@@ -119,9 +119,9 @@ struct core_event {
 		} verify;
 		struct {
 			uint64_t job;
-			int code; /* 0 or enum wire_code */
+			int code;                        /* 0 or enum wire_code */
 			const struct core_file_key *key; /* as found by fstat before the header */
-			const struct core_need *needs;	 /* one a segment */
+			const struct core_need *needs;   /* one a segment */
 			uint32_t n_needs;
 			const uint64_t *available; /* per device: what may really be taken now
 						    * beyond the budget's word; UINT64_MAX: no

@@ -5,6 +5,7 @@
  * that turn out not to be needed are spared.
  */
 #include "base/require.h"
+
 #include "daemon/core/state.h"
 
 __extension__ typedef unsigned __int128 wide; /* products of two 64-bit numbers */

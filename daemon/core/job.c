@@ -5,6 +5,7 @@
  * stays only as long as the loader owes results.
  */
 #include "base/require.h"
+
 #include "daemon/core/state.h"
 
 struct job *job_of(const struct core *core, uint64_t id)
@@ -283,8 +284,7 @@ static void answer_grants(struct core *core, struct job *job, struct model *mode
 {
 	LIST_FOR_EACH_SAFE (link, &job->waiters) {
 		struct waiter *waiter = OF(link, struct waiter, by_owner);
-		enum core_source source =
-			waiter->is_first ? CORE_SOURCE_DISK : CORE_SOURCE_JOINED;
+		enum core_source source = waiter->is_first ? CORE_SOURCE_DISK : CORE_SOURCE_JOINED;
 
 		if (job->kind == JOB_RECHECK) {
 			source = CORE_SOURCE_RAM;
@@ -305,6 +305,7 @@ static void publish(struct core *core, struct job *job)
 	job->file = 0;
 	model->key = job->key;
 	model->generation = job->generation;
+	model->n_copies = job->n_needs;
 	model->load_ns = core->now_ns - job->begun_ns;
 	model->last_used_ns = core->now_ns;
 	model->is_doomed = false;

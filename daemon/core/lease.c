@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Leases: "in use", one generation for life. */
 #include "base/require.h"
+
 #include "daemon/core/state.h"
 
 struct lease *lease_add(struct core *core, struct model *model, struct client *client, bool map)
@@ -121,9 +122,9 @@ void lease_on_attach(struct core *core, const struct core_event *event)
 {
 	struct client *client = client_of(core, event->client);
 	uint64_t file = event->attach.file;
-	struct model *model = file != 0 ? model_find(core, event->attach.key->dev,
-						     event->attach.key->ino)
-					: idtab_find(&core->models, event->attach.model);
+	struct model *model =
+		file != 0 ? model_find(core, event->attach.key->dev, event->attach.key->ino)
+			  : idtab_find(&core->models, event->attach.model);
 	int code = 0;
 
 	if (client == NULL) {
@@ -132,8 +133,8 @@ void lease_on_attach(struct core *core, const struct core_event *event)
 	}
 	if (core->is_shutting_down) {
 		code = WIRE_SHUTTING_DOWN;
-	} else if (model == NULL || (file == 0 && !core_client_may(core, event->client,
-								   event->attach.model))) {
+	} else if (model == NULL ||
+		   (file == 0 && !core_client_may(core, event->client, event->attach.model))) {
 		/* A presented file that nobody loaded is known as little as a foreign id. */
 		code = file != 0 ? WIRE_NOT_RESIDENT : WIRE_NOT_FOUND;
 		model = NULL;

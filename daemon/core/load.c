@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A load arrives: known or not, resident or not, the same content or not. */
 #include "base/require.h"
+
 #include "daemon/core/state.h"
 
 static void refuse(struct core *core, const struct core_event *event, const struct client *client,
@@ -85,8 +86,7 @@ static bool wait_for(struct core *core, const struct core_event *event, struct c
 static void begin(struct core *core, const struct core_event *event, struct client *client,
 		  struct model *model)
 {
-	bool is_recheck = model_is_resident(model) &&
-			  is_same_content(event->load.key, &model->key);
+	bool is_recheck = model_is_resident(model) && is_same_content(event->load.key, &model->key);
 	struct job *job = job_begin(core, model, is_recheck ? JOB_RECHECK : JOB_LOAD,
 				    event->load.key, event->load.file, client->uid);
 

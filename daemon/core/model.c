@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The catalogue of models, and what is derived from their parts. */
+#include "base/require.h"
+
 #include <string.h>
 
-#include "base/require.h"
 #include "daemon/core/state.h"
 
 static uint32_t hash_of(const struct core *core, uint64_t dev, uint64_t ino)
@@ -132,20 +133,17 @@ void model_settle(struct core *core, struct model *model)
 /* All copies of the published generation are there and good. */
 bool model_is_resident(const struct model *model)
 {
-	bool has_copy = false;
+	uint32_t n_good = 0;
 
 	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		if (segment->generation != model->generation) {
-			continue;
-		}
-		if (segment->state != SEGMENT_READY || segment->is_bad) {
-			return false;
-		}
-		has_copy = true;
+		n_good += segment->generation == model->generation &&
+					  segment->state == SEGMENT_READY && !segment->is_bad
+				  ? 1
+				  : 0;
 	}
-	return has_copy && model->generation != 0;
+	return model->generation != 0 && n_good == model->n_copies;
 }
 
 bool model_is_idle(const struct model *model)

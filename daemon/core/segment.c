@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Copies and their states. Every change of state moves the bytes between buckets. */
 #include "base/require.h"
+
 #include "daemon/core/state.h"
 
 struct segment *segment_add(struct core *core, struct job *job, uint32_t index)
@@ -167,8 +168,8 @@ static void quarantine(struct core *core, struct segment *segment)
 	}
 	model_drain(core, model);
 	if (model->job == NULL && file != 0 && !core->is_shutting_down) {
-		struct job *job = job_begin(core, model, JOB_LOAD, &model->key, file,
-					    model->owner_uid);
+		struct job *job =
+			job_begin(core, model, JOB_LOAD, &model->key, file, model->owner_uid);
 
 		if (job != NULL) {
 			model->file = 0; /* the job's until it ends */

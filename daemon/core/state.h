@@ -11,13 +11,14 @@
 
 #include "base/idtab.h"
 #include "base/list.h"
+
 #include "daemon/core/core.h"
 #include "proto/gen/wire_code.h"
 
-#define JOB_MAX_NEEDS  16
-#define NEVER	       UINT64_MAX
-#define DEFAULT_NS_PER_BYTE 2 /* 500 MB a second, until a load was measured */
-#define COUNT_MAX      1000000U	  /* leases of one model: refused above, never wraps */
+#define JOB_MAX_NEEDS       16
+#define NEVER               UINT64_MAX
+#define DEFAULT_NS_PER_BYTE 2        /* 500 MB a second, until a load was measured */
+#define COUNT_MAX           1000000U /* leases of one model: refused above, never wraps */
 
 struct model {
 	struct idtab_slot slot;
@@ -27,17 +28,18 @@ struct model {
 	uint32_t n_leases; /* of live connections */
 	uint8_t uuid[16];
 	struct core_file_key key; /* of the published generation, else of the last load */
-	uint64_t generation;	  /* published; 0: none */
+	uint64_t generation;      /* published; 0: none */
 	uint64_t last_generation; /* numbers only grow */
-	uint64_t file;		  /* open source; 0: none */
-	struct job *job;	  /* running one; NULL: none */
-	struct list segments;	  /* segment::by_model */
-	struct list wishes;	  /* wish::by_model */
-	struct list leases;	  /* lease::by_model */
+	uint32_t n_copies;        /* of the published generation when it was whole */
+	uint64_t file;            /* open source; 0: none */
+	struct job *job;          /* running one; NULL: none */
+	struct list segments;     /* segment::by_model */
+	struct list wishes;       /* wish::by_model */
+	struct list leases;       /* lease::by_model */
 	uint64_t last_used_ns;
 	uint64_t load_ns;
-	int fail_code;	 /* of the last load, until the next one */
-	bool is_doomed;	 /* unload when the last lease ends */
+	int fail_code;  /* of the last load, until the next one */
+	bool is_doomed; /* unload when the last lease ends */
 };
 
 struct segment {
@@ -52,7 +54,7 @@ struct segment {
 	uint8_t state; /* enum segment_state */
 	uint8_t why;   /* enum core_why it is dropped for */
 	bool is_verifying;
-	bool is_bad; /* failed its checksum */
+	bool is_bad;           /* failed its checksum */
 	uint32_t victim_order; /* while victims are chosen; 0: none */
 };
 
@@ -146,7 +148,7 @@ struct core {
 	struct idtab models, segments, leases, wishes, clients, waiters, job_table;
 	struct list jobs;      /* job::by_age */
 	struct list verifiers; /* waiter::by_owner */
-	uint32_t *hash;	       /* heads of chains: index + 1 of a model */
+	uint32_t *hash;        /* heads of chains: index + 1 of a model */
 	uint32_t n_hash;       /* a power of two */
 	struct account accounts[CORE_MAX_DEVICES];
 	struct core_action *actions;

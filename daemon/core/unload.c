@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Selective unload, and the request to verify: categorise, act, report. */
 #include "base/require.h"
+
 #include "daemon/core/state.h"
 
 static void report(struct core *core, const struct core_event *event, const struct model *model,

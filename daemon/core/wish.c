@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What a uid said about a model, and by having presented it, that it may use it. */
 #include "base/require.h"
+
 #include "daemon/core/state.h"
 
 struct wish *wish_find(const struct model *model, uint32_t uid)
@@ -78,8 +79,8 @@ void wish_apply(struct core *core, struct wish *wish, const struct core_policy *
 
 void wish_withdraw(struct core *core, struct wish *wish)
 {
-	const struct core_policy nothing = {.said = CORE_SAID_PIN | CORE_SAID_KEEP |
-						    CORE_SAID_TTL | CORE_SAID_PRIORITY};
+	const struct core_policy nothing = {.said = CORE_SAID_PIN | CORE_SAID_KEEP | CORE_SAID_TTL |
+						    CORE_SAID_PRIORITY};
 
 	wish_apply(core, wish, &nothing);
 }

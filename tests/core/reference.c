@@ -458,7 +458,19 @@ static const char *before_request(struct reference *r, const struct core_event *
 	return NULL;
 }
 
-const char *reference_before(struct reference *r, const struct core_event *event)
+/* What was dropped comes free when the last one that mapped it has gone. */
+static void release_held(struct reference *r)
+{
+	EACH(r->copies, copy)
+	{
+		if (copy->segment != 0 && copy->state == SEGMENT_HELD &&
+		    count_leases(r, copy->model, copy->generation, false, true) == 0) {
+			copy->segment = 0;
+		}
+	}
+}
+
+static const char *take_event(struct reference *r, const struct core_event *event)
 {
 	r->event = *event;
 	r->expected = -1;
@@ -488,6 +500,14 @@ const char *reference_before(struct reference *r, const struct core_event *event
 		return before_request(r, event);
 	}
 	return NULL;
+}
+
+const char *reference_before(struct reference *r, const struct core_event *event)
+{
+	const char *broken = take_event(r, event);
+
+	release_held(r);
+	return broken;
 }
 
 /* ---- what the core does about it ---- */
@@ -743,12 +763,9 @@ static const char *compare_copies(struct reference *r)
 	uint32_t cursor = 0;
 	uint32_t n_seen = 0;
 
+	release_held(r);
 	EACH(r->copies, copy)
 	{
-		if (copy->segment != 0 && copy->state == SEGMENT_HELD &&
-		    count_leases(r, copy->model, copy->generation, false, true) == 0) {
-			copy->segment = 0; /* the last one that mapped it has gone */
-		}
 		n_seen += copy->segment != 0 ? 1 : 0;
 	}
 	while (core_segment_next(r->core, 0, &cursor, &view)) {
