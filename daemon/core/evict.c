@@ -15,9 +15,8 @@ static bool may_go(const struct core *core, const struct segment *segment,
 {
 	const struct model *model = segment->model;
 
-	return segment->state == SEGMENT_READY && !segment->is_verifying && model != spare &&
-	       model_is_idle(model) && !model_is_pinned(core, model) &&
-	       segment_n_mappers(segment) == 0;
+	return segment_is_droppable(segment) && model != spare && model_is_idle(model) &&
+	       !model_is_pinned(core, model) && segment_n_mappers(segment) == 0;
 }
 
 uint64_t evict_evictable(const struct core *core, uint32_t device, const struct model *spare)

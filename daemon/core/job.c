@@ -150,7 +150,11 @@ void job_fail(struct core *core, struct job *job, int code)
 		model->fail_code = code == WIRE_CANCELLED ? 0 : code;
 	}
 	answer_all(core, job, code);
-	core_close_file(core, job->file);
+	if (model->file == 0) {
+		model->file = job->file; /* its inode is not reused while anything is left */
+	} else {
+		core_close_file(core, job->file);
+	}
 	job->file = 0;
 	job->state = JOB_ENDING;
 	job->model = NULL;
@@ -309,6 +313,11 @@ static void publish(struct core *core, struct job *job)
 	model->load_ns = core->now_ns - job->begun_ns;
 	model->last_used_ns = core->now_ns;
 	model->is_doomed = false;
+	LIST_FOR_EACH (link, &model->segments) {
+		struct segment *segment = OF(link, struct segment, by_model);
+
+		segment->job = segment->generation == model->generation ? 0 : segment->job;
+	}
 	core->counters.misses++;
 	action = core_act(core, ACT_PUBLISH);
 	action->job = idtab_id(&core->job_table, job);

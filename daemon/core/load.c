@@ -31,7 +31,7 @@ static struct model *find_model(struct core *core, const struct core_event *even
 
 	if (model != NULL && model->file == 0 && model->job == NULL &&
 	    list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
-	    !is_same_content(key, &model->key)) {
+	    !is_same_key(key, &model->key)) {
 		model_forget(core, model);
 		model = NULL;
 	}

@@ -244,7 +244,7 @@ uint64_t model_drop(struct core *core, struct model *model, enum core_note_type 
 	LIST_FOR_EACH_SAFE (link, &model->segments) {
 		struct segment *segment = OF(link, struct segment, by_model);
 
-		if (segment->state == SEGMENT_READY) {
+		if (segment_is_droppable(segment)) {
 			bytes += segment->bytes;
 			segment_drop(core, segment, why);
 		}
@@ -273,7 +273,7 @@ void model_drain(struct core *core, struct model *model)
 	LIST_FOR_EACH_SAFE (link, &model->segments) {
 		struct segment *segment = OF(link, struct segment, by_model);
 
-		if (segment->state == SEGMENT_READY && !segment->is_verifying &&
+		if (segment_is_droppable(segment) &&
 		    (segment->generation != model->generation || segment->is_bad) &&
 		    !is_leased(model, segment->generation)) {
 			core_note(core, CORE_NOTE_STALE,

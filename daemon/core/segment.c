@@ -62,6 +62,7 @@ void segment_drop(struct core *core, struct segment *segment, enum core_why why)
 
 	REQUIRE(!segment->is_verifying);
 	segment->why = (uint8_t)why;
+	segment->job = 0;
 	segment_set_state(core, segment, SEGMENT_DROPPING);
 	action = core_act(core, ACT_DROP);
 	action->segment = idtab_id(&core->segments, segment);
@@ -77,6 +78,11 @@ void segment_remove(struct core *core, struct segment *segment)
 	account->bucket[segment->state] -= segment->bytes;
 	list_remove(&segment->by_model);
 	idtab_remove(&core->segments, segment);
+}
+
+bool segment_is_droppable(const struct segment *segment)
+{
+	return segment->state == SEGMENT_READY && segment->job == 0 && !segment->is_verifying;
 }
 
 uint32_t segment_n_mappers(const struct segment *segment)
@@ -102,7 +108,6 @@ void segment_on_filled(struct core *core, const struct core_event *event)
 	}
 	job = job_of(core, segment->job);
 	REQUIRE(job != NULL && job->n_outstanding > 0);
-	segment->job = 0;
 	if (code == 0 && job->state == JOB_ENDING) {
 		code = job->code; /* good, but nobody wants it any more */
 	}
@@ -231,6 +236,7 @@ void segment_on_device_lost(struct core *core, const struct core_event *event)
 	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
 		struct model *model = segment->model;
 		struct job *job = job_of(core, segment->job);
+		bool is_filling = segment->state == SEGMENT_FILLING;
 
 		if (segment->device != device) {
 			continue;
@@ -240,8 +246,10 @@ void segment_on_device_lost(struct core *core, const struct core_event *event)
 			answer_verifiers(core, model, WIRE_DEVICE_LOST);
 		}
 		segment_remove(core, segment);
-		if (job != NULL) {
+		if (is_filling) {
 			job_result(core, job, WIRE_DEVICE_LOST);
+		} else if (job != NULL) {
+			job_fail(core, job, WIRE_DEVICE_LOST);
 		}
 		model_settle(core, model);
 	}

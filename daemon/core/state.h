@@ -48,7 +48,7 @@ struct segment {
 	struct model *model;
 	uint64_t generation;
 	uint64_t bytes;
-	uint64_t job; /* that fills it; 0: none */
+	uint64_t job; /* that brings it, until it is published; 0: none */
 	uint16_t device;
 	uint16_t index;
 	uint8_t state; /* enum segment_state */
@@ -187,6 +187,7 @@ struct segment *segment_add(struct core *core, struct job *job, uint32_t index);
 void segment_set_state(struct core *core, struct segment *segment, enum segment_state state);
 void segment_drop(struct core *core, struct segment *segment, enum core_why why);
 void segment_remove(struct core *core, struct segment *segment);
+bool segment_is_droppable(const struct segment *segment); /* whole, and no job counts on it */
 uint32_t segment_n_mappers(const struct segment *segment);
 void segment_on_filled(struct core *core, const struct core_event *event);
 void segment_on_dropped(struct core *core, const struct core_event *event);

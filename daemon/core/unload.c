@@ -28,7 +28,7 @@ static uint64_t ready_bytes(const struct model *model)
 	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		bytes += segment->state == SEGMENT_READY ? segment->bytes : 0;
+		bytes += segment->state == SEGMENT_READY && segment->job == 0 ? segment->bytes : 0;
 	}
 	return bytes;
 }
@@ -56,7 +56,7 @@ static bool is_named(const struct core *core, const struct core_event *event,
 	return event->unload.models == NULL;
 }
 
-/* Do all conditions hold for this model? */
+/* Do all conditions hold for this model? A name also means wishes about what is not there. */
 static bool is_selected(const struct core *core, const struct core_event *event,
 			const struct client *client, const struct model *model)
 {
@@ -69,7 +69,7 @@ static bool is_selected(const struct core *core, const struct core_event *event,
 	       (event->unload.idle_ns == 0 ||
 		(model_is_idle(model) &&
 		 core->now_ns - model->last_used_ns >= event->unload.idle_ns)) &&
-	       (model->job != NULL || !list_is_empty(&model->segments));
+	       (event->unload.by_name || model->job != NULL || !list_is_empty(&model->segments));
 }
 
 /* A wish that stands in the way: kept by not_kept, pinned always, others' for a plain user. */

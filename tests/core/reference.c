@@ -425,7 +425,7 @@ static const char *before_request(struct reference *r, const struct core_event *
 		id = core_model_find(r->core, r->key.dev, r->key.ino);
 		if (!r->is_shut && is_replaced(r, id)) {
 			r->replaced = id;
-		} else if (!r->is_shut && find_wish(r, id, client->uid) != NULL) {
+		} else if (!r->is_shut) {
 			(void)grant(r, id, client->uid, &r->policy);
 		}
 		break;
