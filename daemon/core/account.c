@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Bytes per device: what is charged, and what may still be taken. */
-#include "base/require.h"
+#include "base/checked.h"
 
 #include "daemon/core/state.h"
 
@@ -14,18 +14,42 @@ uint64_t account_charged(const struct account *account)
 	return charged;
 }
 
-/* The budget's word, and what the outside really has beside what is being filled already. */
-uint64_t account_room(const struct account *account)
+uint64_t account_add(uint64_t a, uint64_t b)
 {
-	uint64_t charged = account_charged(account);
+	uint64_t sum;
+
+	return checked_add(a, b, &sum) ? sum : NEVER;
+}
+
+uint64_t account_left(uint64_t of, uint64_t taken)
+{
+	return of > taken ? of - taken : 0;
+}
+
+/* The budget's word, and what the outside really has beside what is being filled already. */
+uint64_t account_room(const struct account *account, uint64_t coming)
+{
+	uint64_t charged = account_left(account_charged(account), coming);
 	uint64_t filling = account->bucket[SEGMENT_RESERVED] + account->bucket[SEGMENT_FILLING];
-	uint64_t by_budget = account->budget > charged ? account->budget - charged : 0;
-	uint64_t by_machine = account->available > filling ? account->available - filling : 0;
+	uint64_t by_budget = account_left(account->budget, charged);
+	uint64_t by_machine = account_left(account_add(account->available, coming), filling);
 
 	if (account->is_lost) {
 		return 0;
 	}
 	return account->available == NEVER || by_budget < by_machine ? by_budget : by_machine;
+}
+
+/* How much beside 'coming' must come free before 'wanted' bytes have room. */
+uint64_t account_lacking(const struct account *account, uint64_t coming, uint64_t wanted)
+{
+	uint64_t charged = account_left(account_charged(account), coming);
+	uint64_t filling = account->bucket[SEGMENT_RESERVED] + account->bucket[SEGMENT_FILLING];
+	uint64_t by_budget = account_left(account_add(charged, wanted), account->budget);
+	uint64_t by_machine =
+		account_left(account_add(filling, wanted), account_add(account->available, coming));
+
+	return by_budget > by_machine ? by_budget : by_machine;
 }
 
 /* What comes back without anybody's help: copies being dropped that nobody maps. */
@@ -54,24 +78,21 @@ void account_set_available(struct core *core, const uint64_t *available)
 void account_on_budget(struct core *core, const struct core_event *event)
 {
 	struct account *account;
-	uint64_t charged;
+	uint64_t over;
+	uint64_t evictable;
 
 	if (event->budget.device >= core->config.n_devices) {
 		return;
 	}
 	account = &core->accounts[event->budget.device];
 	account->budget = event->budget.bytes;
-	charged = account_charged(account);
-	if (charged > account->budget) {
-		uint64_t over = charged - account->budget;
-		uint64_t dropping = account_dropping(core, event->budget.device);
-		uint64_t evictable = evict_evictable(core, event->budget.device, NULL);
-
-		over = over > dropping ? over - dropping : 0;
-		/* What is in use stays; the rest goes as far as it reaches. */
-		over = over > evictable ? evictable : over;
-		if (over > 0) {
-			(void)evict_make_room(core, event->budget.device, over, NULL);
-		}
+	over = account_left(account_charged(account),
+			    account_add(account->budget,
+					account_dropping(core, event->budget.device)));
+	evictable = evict_evictable(core, event->budget.device, NULL);
+	/* What is in use stays; the rest goes as far as it reaches. */
+	over = over > evictable ? evictable : over;
+	if (over > 0) {
+		(void)evict_make_room(core, event->budget.device, over, NULL);
 	}
 }

@@ -22,33 +22,22 @@ static uint64_t need_on(const struct job *job, uint32_t device)
 	return need;
 }
 
-static uint64_t add_up(uint64_t a, uint64_t b)
-{
-	uint64_t sum;
-
-	return checked_add(a, b, &sum) ? sum : NEVER;
-}
-
-static uint64_t left(uint64_t of, uint64_t taken)
-{
-	return of > taken ? of - taken : 0;
-}
-
 static void set_shortage(const struct core *core, struct job *job, uint32_t device,
-			 uint64_t evictable)
+			 uint64_t reachable)
 {
 	const struct account *account = &core->accounts[device];
-	uint64_t by_budget = left(account->budget, account_charged(account));
+	uint64_t room = account_room(account, 0);
 
 	job->has_shortage = true;
 	job->short_device = device;
 	job->shortage = (struct core_shortage){
 		.need = need_on(job, device),
 		.budget = account->budget,
-		.free = account_room(account),
-		.evictable = evictable,
+		.free = room,
+		.evictable = account_left(reachable, room),
 		.held = account->bucket[SEGMENT_HELD],
-		.foreign = left(by_budget, account_room(account)),
+		.foreign =
+			account_left(account_left(account->budget, account_charged(account)), room),
 	};
 }
 
@@ -57,17 +46,16 @@ static bool is_possible(const struct core *core, struct job *job)
 {
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {
 		uint64_t need = need_on(job, device);
-		uint64_t evictable;
 		uint64_t reachable;
 
 		if (need == 0) {
 			continue;
 		}
-		evictable = evict_evictable(core, device, job->model);
-		reachable = add_up(account_room(&core->accounts[device]),
-				   add_up(evictable, account_dropping(core, device)));
+		reachable = account_room(&core->accounts[device],
+					 account_add(evict_evictable(core, device, job->model),
+						     account_dropping(core, device)));
 		if (core->accounts[device].is_lost || need > reachable) {
-			set_shortage(core, job, device, evictable);
+			set_shortage(core, job, device, reachable);
 			return false;
 		}
 	}
@@ -80,7 +68,7 @@ static bool has_room(const struct core *core, const struct job *job, const uint6
 		uint64_t need = need_on(job, device);
 
 		if (need > 0 &&
-		    add_up(need, older[device]) > account_room(&core->accounts[device])) {
+		    account_add(need, older[device]) > account_room(&core->accounts[device], 0)) {
 			return false;
 		}
 	}
@@ -92,9 +80,10 @@ static void make_room(struct core *core, const struct job *job, const uint64_t *
 {
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {
 		uint64_t need = need_on(job, device);
-		uint64_t coming = add_up(account_room(&core->accounts[device]),
-					 account_dropping(core, device));
-		uint64_t lacking = need == 0 ? 0 : left(add_up(need, older[device]), coming);
+		uint64_t lacking = need == 0 ? 0
+					     : account_lacking(&core->accounts[device],
+							       account_dropping(core, device),
+							       account_add(need, older[device]));
 
 		if (lacking > 0) {
 			/* None or not all: the older jobs go first, then it is tried again. */
@@ -123,7 +112,7 @@ void admit_run(struct core *core)
 		}
 		make_room(core, job, older);
 		for (uint32_t device = 0; device < core->config.n_devices; device++) {
-			older[device] = add_up(older[device], need_on(job, device));
+			older[device] = account_add(older[device], need_on(job, device));
 		}
 	}
 }

@@ -44,6 +44,19 @@ struct job *job_begin(struct core *core, struct model *model, enum job_kind kind
 	return job;
 }
 
+void job_join(struct job *job, const struct core_file_key *key)
+{
+	if (!model_is_same_content(key, &job->key)) {
+		job->joined = *key;
+		job->has_joined = true;
+	}
+}
+
+static bool is_outdated(const struct job *job)
+{
+	return job->has_joined && !model_is_same_content(&job->joined, &job->key);
+}
+
 /* Jobs of this uid that keep a reader busy or hold room. */
 static uint32_t count_running(const struct core *core, uint32_t uid)
 {
@@ -69,6 +82,7 @@ static void start(struct core *core, struct job *job)
 	action->model = idtab_id(&core->models, job->model);
 	action->fill.file = job->file;
 	job->state = is_load ? JOB_HEADER : JOB_CHECKING;
+	job->has_joined = false; /* what is read from now on is as new as what they saw */
 	job->n_outstanding++;
 	if (is_load && job->n_restarts == 0) {
 		core_note(core, CORE_NOTE_LOAD_BEGUN, CORE_WHY_NONE, job->model, job->key.size);
@@ -226,6 +240,10 @@ void job_on_header(struct core *core, const struct core_event *event)
 		return;
 	}
 	job->key = *event->header.key;
+	if (is_outdated(job)) {
+		fail_or_restart(core, job, WIRE_CHANGED_WHILE_READING);
+		return;
+	}
 	job->n_needs = event->header.n_needs;
 	for (uint32_t i = 0; i < job->n_needs; i++) {
 		job->needs[i] = event->header.needs[i];
@@ -344,8 +362,8 @@ void job_result(struct core *core, struct job *job, int code)
 		job_fail(core, job, job->code); /* the others are told to hurry up */
 	} else if (job->n_outstanding > 0) {
 		return;
-	} else if (job->code != 0) {
-		code = job->code;
+	} else if (job->code != 0 || is_outdated(job)) {
+		code = WIRE_CHANGED_WHILE_READING;
 		job->code = 0;
 		fail_or_restart(core, job, code);
 	} else {
@@ -365,7 +383,7 @@ void job_on_rechecked(struct core *core, const struct core_event *event)
 	model = job->model;
 	if (event->rechecked.code != 0) {
 		job_fail(core, job, event->rechecked.code);
-	} else if (event->rechecked.is_equal && model_is_resident(model)) {
+	} else if (event->rechecked.is_equal && model_is_resident(model) && !is_outdated(job)) {
 		model->key = job->key;
 		model->last_used_ns = core->now_ns;
 		core_close_file(core, model->file);

@@ -76,11 +76,6 @@ static void count_hit(struct core *core, const struct model *model)
 	core->counters.bytes_saved += model->key.size;
 }
 
-static bool has_same_content(const struct core_file_key *a, const struct core_file_key *b)
-{
-	return a->size == b->size && a->mtime_ns == b->mtime_ns;
-}
-
 /* The file was presented: is it what we hold? Decides the answer. */
 static void attach_presented(struct core *core, const struct core_event *event,
 			     struct client *client, struct model *model)
@@ -89,7 +84,7 @@ static void attach_presented(struct core *core, const struct core_event *event,
 	struct waiter *waiter;
 	struct job *job;
 
-	if (!has_same_content(key, &model->key)) {
+	if (!model_is_same_content(key, &model->key)) {
 		core_close_file(core, event->attach.file);
 		core_reply(core, client, event->request, WIRE_STALE, model);
 		core->actions[core->n_actions - 1].reply.current = model->generation;
@@ -100,6 +95,7 @@ static void attach_presented(struct core *core, const struct core_event *event,
 	if (job == NULL) {
 		job = job_begin(core, model, JOB_RECHECK, key, event->attach.file, client->uid);
 	} else {
+		job_join(job, key);
 		core_close_file(core, event->attach.file);
 	}
 	waiter = job == NULL ? NULL : waiter_add(core, client, event->request, &job->waiters);
@@ -148,7 +144,7 @@ void lease_on_attach(struct core *core, const struct core_event *event)
 		core_reply(core, client, event->request, code, model);
 		return;
 	}
-	if (file != 0 && (!has_same_content(event->attach.key, &model->key) ||
+	if (file != 0 && (!model_is_same_content(event->attach.key, &model->key) ||
 			  event->attach.key->ctime_ns != model->key.ctime_ns)) {
 		attach_presented(core, event, client, model);
 		return;

@@ -11,14 +11,9 @@ static void refuse(struct core *core, const struct core_event *event, const stru
 	core_reply(core, client, event->request, code, model);
 }
 
-static bool is_same_content(const struct core_file_key *a, const struct core_file_key *b)
-{
-	return a->size == b->size && a->mtime_ns == b->mtime_ns;
-}
-
 static bool is_same_key(const struct core_file_key *a, const struct core_file_key *b)
 {
-	return is_same_content(a, b) && a->ctime_ns == b->ctime_ns;
+	return model_is_same_content(a, b) && a->ctime_ns == b->ctime_ns;
 }
 
 /* The model behind the file. One that has no open source may be another file under a reused
@@ -86,7 +81,8 @@ static bool wait_for(struct core *core, const struct core_event *event, struct c
 static void begin(struct core *core, const struct core_event *event, struct client *client,
 		  struct model *model)
 {
-	bool is_recheck = model_is_resident(model) && is_same_content(event->load.key, &model->key);
+	bool is_recheck = model_is_resident(model) &&
+			  model_is_same_content(event->load.key, &model->key);
 	struct job *job = job_begin(core, model, is_recheck ? JOB_RECHECK : JOB_LOAD,
 				    event->load.key, event->load.file, client->uid);
 
@@ -126,7 +122,7 @@ void load_on_load(struct core *core, const struct core_event *event)
 	}
 	wish_apply(core, wish, event->load.policy);
 	if (model->job != NULL) {
-		/* Also when the content differs by now: the running read will notice. */
+		job_join(model->job, event->load.key);
 		core_close_file(core, event->load.file);
 		(void)wait_for(core, event, client, model->job, false);
 	} else if (model_is_resident(model) && is_same_key(event->load.key, &model->key)) {

@@ -18,6 +18,11 @@ static struct model *model_at(const struct core *core, uint32_t index)
 	return (struct model *)core->models.slots + index;
 }
 
+bool model_is_same_content(const struct core_file_key *a, const struct core_file_key *b)
+{
+	return a->size == b->size && a->mtime_ns == b->mtime_ns;
+}
+
 struct model *model_find(const struct core *core, uint64_t dev, uint64_t ino)
 {
 	uint32_t next = core->hash[hash_of(core, dev, ino)];

@@ -131,8 +131,10 @@ struct job {
 	bool no_wait;
 	bool is_reload; /* after a bad checksum: nobody asked */
 	bool has_shortage;
+	bool has_joined; /* with 'joined', another content than the one being read */
 	uint32_t short_device;
 	struct core_shortage shortage;
+	struct core_file_key joined;
 };
 
 struct account {
@@ -166,6 +168,7 @@ void core_note(struct core *core, enum core_note_type note, enum core_why why,
 void core_close_file(struct core *core, uint64_t file);
 
 /* model.c */
+bool model_is_same_content(const struct core_file_key *a, const struct core_file_key *b);
 struct model *model_find(const struct core *core, uint64_t dev, uint64_t ino);
 struct model *model_add(struct core *core, const struct core_event *event, uint32_t uid);
 void model_settle(struct core *core, struct model *model); /* gives up what nothing needs */
@@ -197,7 +200,11 @@ void segment_release_held(struct core *core, struct model *model);
 
 /* account.c */
 uint64_t account_charged(const struct account *account);
-uint64_t account_room(const struct account *account);
+uint64_t account_add(uint64_t a, uint64_t b);       /* NEVER: more than there can be */
+uint64_t account_left(uint64_t of, uint64_t taken); /* at least 0 */
+/* What may still be taken once 'coming' of the charged bytes are free. */
+uint64_t account_room(const struct account *account, uint64_t coming);
+uint64_t account_lacking(const struct account *account, uint64_t coming, uint64_t wanted);
 uint64_t account_dropping(const struct core *core, uint32_t device);
 void account_set_available(struct core *core, const uint64_t *available);
 void account_on_budget(struct core *core, const struct core_event *event);
@@ -215,6 +222,8 @@ void admit_run(struct core *core); /* let waiting jobs go on that can */
 /* job.c */
 struct job *job_begin(struct core *core, struct model *model, enum job_kind kind,
 		      const struct core_file_key *key, uint64_t file, uint32_t uid);
+/* Somebody who presents the file joins: what he has seen must be what he gets. */
+void job_join(struct job *job, const struct core_file_key *key);
 void job_run(struct core *core); /* start queued ones */
 void job_on_header(struct core *core, const struct core_event *event);
 void job_on_progress(struct core *core, const struct core_event *event);

@@ -73,6 +73,9 @@ void wish_apply(struct core *core, struct wish *wish, const struct core_policy *
 	if ((policy->said & CORE_SAID_PRIORITY) != 0) {
 		wish->priority = policy->priority;
 	}
+	if ((wish->pin && !was_pinned) || (wish->keep && !was_kept)) {
+		wish->model->is_doomed = false; /* said after the unload that waits */
+	}
 	note_change(core, wish, was_pinned, wish->pin, CORE_NOTE_PINNED, CORE_NOTE_UNPINNED);
 	note_change(core, wish, was_kept, wish->keep, CORE_NOTE_KEPT, CORE_NOTE_UNKEPT);
 }

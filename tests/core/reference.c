@@ -725,8 +725,14 @@ const char *reference_action(struct reference *r, const struct core_action *acti
 {
 	struct reference_copy *copy = find_copy(r, action->segment);
 	const struct reference_lease *lease = find_lease(r, action->lost.lease);
+	struct reference_job *job = find_job(r, action->job);
 
 	switch ((int)action->type) {
+	case ACT_READ_HEADER:
+		if (job != NULL) {
+			job->is_waiting = false; /* once more from the beginning */
+		}
+		return NULL;
 	case ACT_FILL:
 		return act_fill(r, action);
 	case ACT_DROP:
