@@ -49,6 +49,7 @@ static inline void list_remove(struct list *link)
 #define container_of(pointer, type, member) \
 	((type *)(void *)((char *)(pointer)-offsetof(type, member)))
 
+/* NOLINTBEGIN(bugprone-macro-parentheses): 'link' is declared here */
 #define LIST_FOR_EACH(link, head) \
 	for (struct list *link = (head)->next; link != (head); link = link->next)
 
@@ -56,5 +57,6 @@ static inline void list_remove(struct list *link)
 #define LIST_FOR_EACH_SAFE(link, head)                                                    \
 	for (struct list *link = (head)->next, *link##_next = link->next; link != (head); \
 	     link = link##_next, link##_next = link->next)
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 #endif

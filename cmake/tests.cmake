@@ -17,6 +17,7 @@ endfunction()
 
 # fuzz_target(name rooms...): tests/fuzz/fuzz_<name>.c over tests/fuzz/corpus/<name>. With
 # DISTORCH_FUZZ a libFuzzer program, else an ordinary test that replays the corpus.
+add_custom_target(fuzz_targets)
 function(fuzz_target name)
 	set(target "fuzz_${name}")
 	add_executable(${target} tests/fuzz/fuzz_${name}.c)
@@ -29,6 +30,7 @@ function(fuzz_target name)
 		RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)
 	if(DISTORCH_FUZZ)
 		target_link_options(${target} PRIVATE -fsanitize=fuzzer)
+		add_dependencies(fuzz_targets ${target})
 		return()
 	endif()
 	target_sources(${target} PRIVATE tests/fuzz/replay.c)

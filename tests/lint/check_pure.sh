@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # The pure rooms call nothing but these: no file, clock, thread, or (format apart) memory.
-# Looks at the archives of a plain build: check_pure.sh [BUILD]
+# Looks at the archives of a build without sanitizers: check_pure.sh [BUILD]
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
-build=${1:-$root/build}
+build=${1:-$root/build/test}
 allowed='memcpy|memset|memcmp|memmove|memchr|strchr|strlen|strcmp|strncmp|snprintf|vsnprintf|abort'
 allowed="$allowed|__stack_chk_fail|__[a-z]*_chk|_GLOBAL_OFFSET_TABLE_"
 status=0
