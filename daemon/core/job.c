@@ -82,7 +82,7 @@ static void start(struct core *core, struct job *job)
 	action->model = idtab_id(&core->models, job->model);
 	action->fill.file = job->file;
 	job->state = is_load ? JOB_HEADER : JOB_CHECKING;
-	job->has_joined = false; /* what is read from now on is as new as what they saw */
+	job->has_joined = job->has_joined && !is_load; /* a header is read after they looked */
 	job->n_outstanding++;
 	if (is_load && job->n_restarts == 0) {
 		core_note(core, CORE_NOTE_LOAD_BEGUN, CORE_WHY_NONE, job->model, job->key.size);
