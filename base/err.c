@@ -8,12 +8,12 @@
 
 #include "proto/gen/wire_code.h"
 
-int err_set_at(struct err *err, const char *where, int code, int sys, const char *format, ...)
+void err_set_at(struct err *err, const char *where, int code, int sys, const char *format, ...)
 {
 	va_list arguments;
 
 	if (err == NULL) {
-		return -code;
+		return;
 	}
 	err->code = code;
 	err->sys = sys;
@@ -23,7 +23,6 @@ int err_set_at(struct err *err, const char *where, int code, int sys, const char
 	va_start(arguments, format);
 	(void)vsnprintf(err->text, sizeof err->text, format, arguments); /* cut where too long */
 	va_end(arguments);
-	return -code;
 }
 
 int err_wrap(struct err *err, const char *format, ...)

@@ -20,12 +20,19 @@ struct err {
 	char text[ERR_TEXT_SIZE]; /* one sentence for people: the thing and the number */
 };
 
-/* Fill 'err' (NULL is fine). Returns -code, so that a caller can return it directly. */
-int err_set_at(struct err *err, const char *where, int code, int sys, const char *format, ...)
+/* Fill 'err' (NULL is fine). */
+void err_set_at(struct err *err, const char *where, int code, int sys, const char *format, ...)
 	__attribute__((format(printf, 5, 6)));
 
-#define err_set(err, code, ...)          err_set_at((err), __func__, (code), 0, __VA_ARGS__)
-#define err_set_sys(err, code, sys, ...) err_set_at((err), __func__, (code), (sys), __VA_ARGS__)
+/* The same; -code, so that a caller can return it directly and analyzers see that it is not 0. */
+#define err_set(err, code, ...) err_set_sys((err), (code), 0, __VA_ARGS__)
+#define err_set_sys(err, code, sys, ...) \
+	(err_set_at((err), __func__, (code), (sys), __VA_ARGS__), err_result(code))
+
+static inline int err_result(int code)
+{
+	return -code;
+}
 
 /*
  * Put "prefix: " before the text; code and errno stay. Returns -err->code, so keep the

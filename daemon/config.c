@@ -188,7 +188,7 @@ static char *join(const char *base, const char *below)
 	char *path = sys_malloc(base_size + below_size);
 
 	if (path != NULL) {
-		memcpy(path, base, base_size);
+		memcpy(path, base, base_size); /* NOLINT(bugprone-not-null-terminated-result) */
 		memcpy(&path[base_size], below, below_size);
 	}
 	return path;

@@ -485,6 +485,7 @@ void daemon_fini(struct daemon *daemon)
 	uv_walk(&daemon->loop, close_handle, NULL);
 	DL_FOREACH_SAFE(daemon->clients, client, next)
 	{
+		/* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): it is in the list */
 		DL_DELETE(daemon->clients, client);
 		client_free(client);
 	}

@@ -86,7 +86,7 @@ uint64_t daemon_step(struct daemon *daemon, struct core_event *event);
 void daemon_present(struct daemon *daemon, const struct file *file);
 void daemon_present_name(struct daemon *daemon, struct wire_str name);
 /* What is known of a model; made from what was presented when the core has just made it. */
-struct model_info *daemon_know_model(struct daemon *daemon, uint64_t model);
+struct model_info *daemon_know_model(struct daemon *daemon, uint64_t id);
 
 /* What may be taken now beyond the budget's word: less the reserve of the configuration. */
 uint64_t daemon_available(const struct daemon *daemon, uint64_t host_available);

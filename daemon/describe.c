@@ -17,8 +17,8 @@
 
 const char *describe_id(const uint8_t *uuid, char buffer[33])
 {
-	for (unsigned i = 0; i < 16; i++) {
-		(void)snprintf(buffer + 2 * i, 3, "%02x", uuid[i]);
+	for (size_t i = 0; i < 16; i++) {
+		(void)snprintf(&buffer[2 * i], 3, "%02x", uuid[i]);
 	}
 	return buffer;
 }

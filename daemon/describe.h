@@ -48,7 +48,7 @@ void describe_record(const struct record *record, uint64_t now_ns, struct record
 void describe_device(const struct daemon *daemon, uint32_t device, struct device_description *ret);
 void describe_client(const struct daemon *daemon, const struct core_client_view *view,
 		     struct wire_client *ret);
-void describe_holder(const struct daemon *daemon, uint64_t client, uint64_t held_bytes,
+void describe_holder(const struct daemon *daemon, uint64_t id, uint64_t held_bytes,
 		     struct wire_holder *ret);
 
 /* Those who lease or still map the model (0: any model with bytes on 'device'); returns how

@@ -238,7 +238,7 @@ static uint32_t describe_last(const struct call *call, struct record_description
 			continue;
 		}
 		if (n_found == capacity) {
-			memmove(found, found + 1, (capacity - 1) * sizeof found[0]);
+			memmove(found, found + 1, (capacity - 1) * sizeof(void *));
 			n_found--;
 		}
 		found[n_found++] = record;
@@ -395,16 +395,17 @@ void dispatch_history(const struct call *call, const struct wire_events_history_
 
 static bool read_id(struct wire_str text, uint8_t ret[16])
 {
+	static const char digits[] = "0123456789abcdef";
 	char hex[33];
 
 	(void)wire_str_copy(text, hex, sizeof hex);
-	for (unsigned i = 0; i < 16; i++) {
-		unsigned value = 0;
+	if (strspn(hex, digits) != 32) {
+		return false;
+	}
+	for (unsigned i = 0; i < 32; i++) {
+		unsigned digit = (unsigned)(strchr(digits, hex[i]) - digits);
 
-		if (sscanf(hex + 2 * i, "%2x", &value) != 1) {
-			return false;
-		}
-		ret[i] = (uint8_t)value;
+		ret[i / 2] = (uint8_t)(i % 2 == 0 ? digit << 4 : ret[i / 2] | digit);
 	}
 	return true;
 }

@@ -145,7 +145,7 @@ extern const struct device_ops host_device_ops;
 
 #ifdef DISTORCH_TESTING
 /* Flip one byte of a sealed host extent, as a fault of ours or of the machine would. */
-int host_corrupt(struct extent *extent, uint64_t offset, struct err *err);
+int host_corrupt(struct extent *base, uint64_t offset, struct err *err);
 #endif
 
 #endif

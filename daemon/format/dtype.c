@@ -19,9 +19,9 @@ static const struct {
 
 uint16_t dtype_find(const char *name, size_t size)
 {
-	for (uint16_t i = 1; i < N_DTYPES; i++) {
+	for (size_t i = 1; i < N_DTYPES; i++) {
 		if (strlen(dtypes[i].name) == size && memcmp(dtypes[i].name, name, size) == 0) {
-			return i;
+			return (uint16_t)i;
 		}
 	}
 	return 0;

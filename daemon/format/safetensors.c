@@ -156,9 +156,12 @@ static int sort_into_file_order(struct tensor *tensors, uint32_t n_tensors, uint
 	struct tensor *unsorted;
 	size_t size = n_tensors * sizeof *tensors;
 
+	if (n_tensors == 0) {
+		return 0;
+	}
 	number_items(scratch, n_tensors);
 	order_sort(scratch, &scratch[n_tensors], n_tensors, is_placed_before, tensors);
-	unsorted = malloc(size == 0 ? 1 : size);
+	unsorted = malloc(size);
 	if (unsorted == NULL) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory to sort %u tensors", n_tensors);
 	}
@@ -281,7 +284,7 @@ static int take_shelf(struct tensor_map *map, const struct header_tally *tally,
 	    !checked_add(size, tally->name_bytes, &size)) {
 		return err_set(err, WIRE_BAD_FILE, "a header that is too large");
 	}
-	map->tensor_memory = malloc(size == 0 ? 1 : size);
+	map->tensor_memory = malloc(size);
 	if (map->tensor_memory == NULL) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory for the names of %u tensors",
 			       tally->n_tensors);

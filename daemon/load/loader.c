@@ -95,7 +95,7 @@ struct load_result *load_result_free(struct load_result *result)
 	if (result->is_spare) {
 		give_spare_back(result);
 	} else {
-		free(result);
+		free(result); /* NOLINT(clang-analyzer-unix.Malloc): no spare */
 	}
 	return NULL;
 }

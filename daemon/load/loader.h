@@ -86,8 +86,8 @@ struct loader *loader_new(const struct loader_options *options, struct device *d
  */
 struct loader *loader_free(struct loader *loader);
 
-/* -> LOAD_HEADER. Takes a reference of the file for itself. */
-void loader_read_header(struct loader *loader, uint64_t job, struct file *file, enum format wanted);
+/* 'id' is the job's. -> LOAD_HEADER. Takes a reference of the file for itself. */
+void loader_read_header(struct loader *loader, uint64_t id, struct file *file, enum format wanted);
 
 struct fill_request {
 	uint64_t job;
@@ -104,7 +104,7 @@ struct fill_request {
 void loader_fill(struct loader *loader, const struct fill_request *request);
 
 /* -> LOAD_RECHECKED: hash the file, compare with 'sums' (borrowed for the call). */
-void loader_recheck(struct loader *loader, uint64_t job, struct file *file, const uint64_t *sums,
+void loader_recheck(struct loader *loader, uint64_t id, struct file *file, const uint64_t *sums,
 		    uint32_t n_sums);
 
 /* -> LOAD_VERIFIED: hash the copy. The extent is borrowed until the result; a loader_drop of
@@ -119,6 +119,6 @@ void loader_drop(struct loader *loader, uint64_t segment, struct extent *extent)
 void loader_close_file(struct loader *loader, struct file *file);
 
 /* Hurry up: the job's results come soon, with WIRE_CANCELLED unless it was done already. */
-void loader_cancel(struct loader *loader, uint64_t job);
+void loader_cancel(struct loader *loader, uint64_t id);
 
 #endif
