@@ -138,29 +138,35 @@ bool conn_flush(struct conn *conn)
 	return true;
 }
 
-static void queue_packet(struct conn *conn, struct packet *packet)
+static void append_packet(struct conn *conn, struct packet *packet)
 {
-	if (conn->state == CONN_CLOSED) {
-		packet_free(packet);
-		return;
-	}
 	if (conn->out_first == NULL) {
 		conn->out_first = packet;
-		if (conn->state == CONN_READY) {
-			conn_arm_deadline(conn, conn->server->options.drain_ms);
-		}
 	} else {
 		conn->out_last->next = packet;
 	}
 	conn->out_last = packet;
 	conn->out_bytes += packet->size;
 	conn->n_unsent += packet->is_response ? 1 : 0;
+	conn_mark_dirty(conn);
+}
+
+static void queue_packet(struct conn *conn, struct packet *packet)
+{
+	bool is_first = conn->out_first == NULL;
+
+	if (conn->state != CONN_NEW && conn->state != CONN_READY) {
+		packet_free(packet); /* nothing follows a goodbye */
+		return;
+	}
+	append_packet(conn, packet);
+	if (is_first && conn->state == CONN_READY) {
+		conn_arm_deadline(conn, conn->server->options.drain_ms);
+	}
 	if (conn->out_bytes > conn->server->options.output_bytes && conn->state == CONN_READY) {
 		conn->server->counters.n_slow++;
 		conn_say_goodbye(conn, WIRE_TOO_MANY, "more is queued for you than the limit");
-		return;
 	}
-	conn_mark_dirty(conn);
 }
 
 static void forget_in_flight(struct conn *conn, uint32_t request)
@@ -337,7 +343,7 @@ void conn_say_goodbye(struct conn *conn, enum wire_code code, const char *reason
 	}
 	if (packet != NULL) {
 		memcpy(packet->bytes, bytes, buffer.size);
-		queue_packet(conn, packet);
+		append_packet(conn, packet);
 	}
 	conn_mark_dirty(conn);
 }
