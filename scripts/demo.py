@@ -8,6 +8,8 @@ import argparse
 import json
 import os
 import pathlib
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -222,10 +224,43 @@ def get_model(folder):
     return cached
 
 
+def shown(word):
+    """A word of a command as one would type it here."""
+    word = str(word)
+    here = os.path.join(os.getcwd(), "")
+    word = word[len(here):] if word.startswith(here) else word
+    return f"'{word}'" if " " in word else word
+
+
+def ctl_on_terminal(*words):
+    """The same as a terminal shows it, with the progress bar; some of its states, a line each."""
+    say("$ distorchctl " + " ".join(map(shown, words)))
+    master, slave = pty.openpty()
+    process = subprocess.Popen([BUILD / "bin" / "distorchctl", *map(str, words)],
+                               stdout=slave, stderr=slave)
+    os.close(slave)
+    output = b""
+    while True:
+        try:
+            output += os.read(master, 65536)
+        except OSError:  # nobody has the other end any more
+            break
+    os.close(master)
+    if process.wait() != 0:
+        raise SystemExit(f"demo: distorchctl {words[0]} failed: {output.decode()}")
+    text = re.sub("\x1b\\[[0-9;]*[A-Za-z]", "", output.decode())
+    lines = [line.rstrip() for line in re.split("[\r\n]+", text) if line.strip()]
+    bars = [line for line in lines if line.startswith("Loading")]
+    step = max(1, (len(bars) + 2) // 3)
+    for line in lines:
+        if line not in bars or (len(bars) - 1 - bars.index(line)) % step == 0:
+            say(line)
+
+
 def ctl(*words, expect=0, show=True):
     """Run distorchctl as a person would; show the command and what it prints."""
     if show:
-        say("$ distorchctl " + " ".join(str(w) if " " not in str(w) else f"'{w}'" for w in words))
+        say("$ distorchctl " + " ".join(map(shown, words)))
     done = subprocess.run([BUILD / "bin" / "distorchctl", *map(str, words)],
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if show:
@@ -262,7 +297,7 @@ def tell(paths, folder):
     daemon = start_daemon(folder, budget)
     readers = []
     try:
-        ctl("load", *paths)
+        ctl_on_terminal("load", *paths)
         say()
         ctl("ps")
         say()
