@@ -194,7 +194,7 @@ def test_requests_of_one_who_leaves_are_forgotten(daemon, make_model):
         with opened(path) as fd, contextlib.suppress(BlockingIOError):
             for number in range(1, 10_001):
                 if number % 3 == 0:
-                    raw.request("load", {"path": str(path)}, [fd])
+                    raw.request("load", {}, [fd])
                 else:
                     raw.request("list", {"all": True})
         raw.close()
@@ -349,7 +349,7 @@ def test_ids_and_cancels_are_defined(daemon, make_model):
         assert answers[0] == answers[1]
     daemon.tell("fault pread:1:delay=50:ever")
     with daemon.raw() as raw, opened(make_model(size=8 << 20)) as fd:
-        raw.send([0, 900, "load", {"path": "/m", "fds": 1}], [fd])
+        raw.send([0, 900, "load", {"fds": 1}], [fd])
         raw.send([0, 900, "ping", {}])
         assert goodbye(raw) == "bad-frame"
     daemon.tell("clear")
