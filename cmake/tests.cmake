@@ -186,3 +186,12 @@ add_test(NAME core/histories COMMAND test_core_histories)
 set_tests_properties(core/histories PROPERTIES LABELS "core;fast" TIMEOUT 120)
 fuzz_target(core daemon/core)
 target_link_libraries(fuzz_core PRIVATE core_driver)
+
+# ---- end to end ----
+if(NOT DISTORCH_SANITIZE) # a sanitizer's runtime has to be the first library
+	add_library(fd_guard SHARED tests/support/fd_guard.c)
+	house_flags(fd_guard)
+	target_link_libraries(fd_guard PRIVATE ${CMAKE_DL_LIBS})
+	set_target_properties(fd_guard PROPERTIES
+		LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+endif()

@@ -309,6 +309,7 @@ static void answer_verify(struct daemon *daemon, const struct client *client,
 	}
 	for (uint32_t i = 0; i < pending->n_lines; i++) {
 		const struct answer_line *done = &pending->lines[i];
+		const struct model_info *info = store_find_model(daemon->store, done->model);
 
 		checks[i] = (struct wire_check){
 			.id = wire_str(done->uuid),
@@ -316,6 +317,8 @@ static void answer_verify(struct daemon *daemon, const struct client *client,
 			.name = wire_str(done->name),
 			.ok = done->code == 0,
 			.bytes = done->bytes,
+			.has_offset = done->code == WIRE_BAD_FILE && info != NULL,
+			.offset = info == NULL ? 0 : info->bad_at,
 			.has_text = done->code != 0,
 			.text = wire_str(
 				done->code == WIRE_BAD_FILE

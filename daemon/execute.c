@@ -174,6 +174,21 @@ void execute(struct daemon *daemon, const struct core_action *action)
 }
 
 /* Keep a failure's words for those who wait and for `why`. */
+static void remember_difference(struct daemon *daemon, const struct load_result *result)
+{
+	struct core_segment_view view;
+	uint32_t cursor = 0;
+
+	while (result->err.code == 0 && !result->is_equal &&
+	       core_segment_next(daemon->core, 0, &cursor, &view)) {
+		struct model_info *model = store_find_model(daemon->store, view.model);
+
+		if (view.id == result->segment && model != NULL) {
+			model->bad_at = result->differs_at;
+		}
+	}
+}
+
 static void remember_failure(struct daemon *daemon, uint64_t job_id, const struct err *err)
 {
 	struct job_info *job = store_find_job(daemon->store, job_id);
@@ -297,6 +312,7 @@ void execute_result(struct daemon *daemon, struct load_result *result)
 		(void)daemon_step(daemon, &event);
 		break;
 	case LOAD_VERIFIED:
+		remember_difference(daemon, result);
 		event.type = EV_VERIFIED;
 		event.verified.segment = result->segment;
 		event.verified.code = result->err.code;

@@ -103,6 +103,33 @@ void failure_from_err(struct failure *failure, const char *name, const struct er
 	}
 }
 
+/* Users whose pins keep copies on the device. */
+static uint32_t find_pinners(const struct daemon *daemon, uint32_t device,
+			     uint64_t uids[FAILURE_MAX_HOLDERS])
+{
+	struct core_segment_view segment;
+	uint32_t cursor = 0;
+	uint32_t n_uids = 0;
+
+	while (core_segment_next(daemon->core, 0, &cursor, &segment)) {
+		struct core_wish_view wish;
+		uint32_t wish_cursor = 0;
+
+		while (segment.device == device && n_uids < FAILURE_MAX_HOLDERS &&
+		       core_wish_next(daemon->core, segment.model, &wish_cursor, &wish)) {
+			uint32_t i = 0;
+
+			while (i < n_uids && uids[i] != wish.uid) {
+				i++;
+			}
+			if (wish.pin && i == n_uids) {
+				uids[n_uids++] = wish.uid;
+			}
+		}
+	}
+	return n_uids;
+}
+
 static void failure_no_memory(struct failure *failure, const struct daemon *daemon,
 			      const struct core_action *action, const char *name)
 {
@@ -150,6 +177,9 @@ static void failure_no_memory(struct failure *failure, const struct daemon *daem
 	detail->has_holders = true;
 	detail->holders.items = failure->holders;
 	detail->holders.count = describe_holders(daemon, 0, failure->holders, FAILURE_MAX_HOLDERS);
+	detail->uids.items = failure->uids;
+	detail->uids.count = find_pinners(daemon, action->device, failure->uids);
+	detail->has_uids = detail->uids.count > 0;
 }
 
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,

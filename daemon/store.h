@@ -47,6 +47,7 @@ struct model_info {
 	char *label; /* NULL: none */
 	struct generation_info current;
 	struct err failure; /* of the last load, while the model is in state failed */
+	uint64_t bad_at;    /* start of the 64 MiB that a verification found to differ */
 	UT_hash_handle hh;  /* store::models, by id */
 	struct list by_age; /* store::models_by_age */
 };

@@ -30,6 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("DISTORCH_BUILD", ROOT / "build")).resolve()
 os.environ.setdefault("LSAN_OPTIONS", "print_suppressions=0:suppressions="
                       + str(ROOT / "tests" / "support" / "lsan.supp"))
+FD_GUARD = BUILD / "tests" / "libfd_guard.so"  # the daemon aborts when it closes twice
 PACKET_BYTES = 65536
 TEST_SECONDS = 60
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -265,6 +266,8 @@ class Daemon:
         environment = {key: value for key, value in os.environ.items()
                        if not key.startswith(("DISTORCHD_", "NOTIFY_", "LISTEN_"))}
         environment["DISTORCHD_TEST_FILE"] = str(self.folder / "order")
+        if FD_GUARD.exists():
+            environment["LD_PRELOAD"] = str(FD_GUARD)
         environment.update(self.environment)
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(

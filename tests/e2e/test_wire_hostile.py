@@ -15,10 +15,41 @@ import time
 
 import msgpack
 import pytest
-from conftest import (PACKET_BYTES, RawError, close_all, list_fds, opened, slowness,
+from conftest import (FD_GUARD, PACKET_BYTES, RawError, close_all, list_fds, opened, slowness,
                       wait_until)
 
 PING = msgpack.packb([0, 7, "ping", {}])
+
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+
+
+def in_a_process(work, uid=None):
+    """What work() returns (a text), done in a process of its own, which then ends."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if uid is not None:
+                os.setgroups([])
+                os.setgid(uid)
+                os.setuid(uid)
+            text = work()
+        except BaseException as failure:  # whatever it is, the parent shows it
+            text = repr(failure)
+        os.write(writing, str(text).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def as_nobody(daemon, work):
+    os.chmod(daemon.folder, 0o755)
+    os.chmod(daemon.socket, 0o666)
+    return in_a_process(work, 65534)
 
 
 def serves(daemon):
@@ -234,32 +265,6 @@ def test_an_answer_that_cannot_be_made_is_a_prepared_error(daemon):
     serves(daemon)
 
 
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
-
-
-def as_nobody(daemon, work):
-    """What work() returns (a text), done by another user in a process of its own."""
-    os.chmod(daemon.folder, 0o755)
-    os.chmod(daemon.socket, 0o666)
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            text = work()
-        except BaseException as failure:  # whatever it is, the parent shows it
-            text = repr(failure)
-        os.write(writing, str(text).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        text = answer.read()
-    os.waitpid(pid, 0)
-    return text
-
-
 @needs_root
 @pytest.mark.fault("P21")
 def test_who_is_not_in_the_group_is_refused_by_mode_and_by_credentials(start_daemon):
@@ -403,6 +408,29 @@ def test_who_never_takes_its_descriptors_harms_nobody(start_daemon, make_model, 
         deaf.end()  # it may have mapped what it was sent; its end proves that it has not
         wait_until(lambda: len(other.call("clients")["clients"]) == 1, 5.0, "its end")
         wait_until(lambda: other.call("status")["open_fds"] <= before, 5.0, "its descriptors")
+
+
+def load_and_attach(daemon, path):
+    with daemon.raw() as raw:
+        raw.load(path)
+        raw.attach(path)
+
+
+@pytest.mark.fault("D09")
+@pytest.mark.skipif(not FD_GUARD.exists(), reason="sanitizers have a guard of their own")
+def test_no_error_path_closes_twice(daemon, make_model):
+    """The guard is in every daemon of these tests; here are error paths it is made for."""
+    with open(f"/proc/{daemon.pid}/maps") as maps:
+        assert "libfd_guard" in maps.read()
+    path = make_model()
+    for call in ("recvmsg", "sendmsg", "accept", "memfd_create", "ftruncate", "mmap", "fcntl",
+                 "fstat", "statx", "pread", "malloc", "pthread_create"):
+        for nth in range(1, 12):
+            daemon.tell(f"fault {call}:{nth}:EIO:once")
+            in_a_process(lambda: load_and_attach(daemon, path))
+            daemon.tell("clear")
+            daemon.unload_all()
+    serves(daemon)
 
 
 @pytest.mark.fault("D12")

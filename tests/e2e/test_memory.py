@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Budgets, eviction and refusals with real memory, and what fails below them (M cases, F31-F33)."""
+
+import os
+import shutil
+import threading
+
+import pytest
+from conftest import (RawError, close_all, make_safetensors, opened, pattern, slowness,
+                      wait_until)
+
+MIB = 1 << 20
+
+
+def states(daemon):
+    return {m["name"]: m["state"] for m in daemon.models(True)}
+
+
+def image_of(raw, path):
+    """All bytes of the model's image; nothing of it is held afterwards."""
+    result, fds = raw.attach(path)
+    image = os.pread(fds[1], os.fstat(fds[1]).st_size, 0)
+    close_all(fds)
+    let_go(raw, result)
+    return image
+
+
+def let_go(raw, result):
+    raw.call("unmapped", {"lease": result["lease"]})
+    raw.call("detach", {"lease": result["lease"]})
+
+
+def refused(raw, path, **params):
+    with pytest.raises(RawError) as caught:
+        raw.load(path, **params)
+    return caught.value.error
+
+
+@pytest.mark.fault("M01")
+@pytest.mark.daemon("memory.ram=64M")
+def test_what_can_never_fit_is_refused_with_numbers_and_nothing_is_evicted(daemon, raw,
+                                                                          make_model):
+    raw.load(make_model("idle.safetensors", size=16 * MIB))
+    error = refused(raw, make_model("huge.safetensors", size=80 * MIB, seed=2))
+    detail = error["detail"]
+    assert error["code"] == "no-memory" and error["hint"]
+    assert detail["need"] >= 80 * MIB and detail["budget"] == 64 * MIB
+    assert detail["free"] <= 48 * MIB and detail["evictable"] >= 16 * MIB
+    assert detail["need"] > detail["free"] + detail["evictable"]
+    assert states(daemon)["idle.safetensors"] == "resident"
+    assert daemon.status()["evictions"] == 0 and daemon.status()["refusals"] == 1
+
+
+@pytest.mark.fault("M01")
+def test_what_the_machine_does_not_have_is_refused_whatever_the_budget(start_daemon, make_model):
+    daemon = start_daemon("memory.ram=1T", f"memory.reserve={total_memory()}")
+    with daemon.raw() as raw:
+        error = refused(raw, make_model(size=8 * MIB))
+        assert error["code"] == "no-memory" and error["detail"]["free"] < 8 * MIB
+        assert error["detail"]["foreign"] > 0
+
+
+def total_memory():
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.fault("M02")
+def test_a_full_budget_takes_no_page_more_without_a_victim(start_daemon, make_model):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0")
+    one = make_model("one.safetensors", size=16 * MIB, seed=1)
+    two = make_model("two.safetensors", size=16 * MIB, seed=2)
+    three = make_model("three.safetensors", size=4096, seed=3)
+    with daemon.raw() as raw:
+        raw.load(one)
+        raw.load(two)
+        used = daemon.status()["devices"][0]["used"]
+        raw.call("budget", {"device": "cpu", "bytes": used})  # exactly full
+        assert states(daemon) == {one.name: "resident", two.name: "resident"}
+        result = raw.load(three)
+        assert [o["name"] for o in result["evicted"]] == [one.name], "the longest idle goes"
+        assert result["evicted"][0]["reason"] == "to make room"
+        assert states(daemon)[two.name] == "resident"
+        records = raw.call("events.history", {"model": one.name})["records"]
+        assert records[-1]["type"] == "evicted" and records[-1]["for_whom"] == three.name
+
+
+@pytest.mark.fault("M03")
+@pytest.mark.daemon("memory.ram=64M")
+def test_when_everything_is_in_use_the_holders_are_named(daemon, raw, make_model):
+    leased = make_model("leased.safetensors", size=24 * MIB, seed=1)
+    pinned = make_model("pinned.safetensors", size=24 * MIB, seed=2)
+    raw.load(leased)
+    result, fds = raw.attach(leased)
+    close_all(fds)
+    raw.load(pinned, policy={"pin": True})
+    error = refused(raw, make_model("third.safetensors", size=24 * MIB, seed=3))
+    assert error["code"] == "no-memory" and error["detail"]["evictable"] == 0
+    assert os.getpid() in [h["pid"] for h in error["detail"]["holders"]]
+    assert os.getuid() in error["detail"]["uids"]
+    assert states(daemon)["leased.safetensors"] == states(daemon)["pinned.safetensors"]
+    let_go(raw, result)
+    assert raw.load(make_model("third.safetensors", size=24 * MIB, seed=3))["evicted"]
+
+
+@pytest.mark.fault("M07")
+def test_a_byte_that_goes_bad_is_found_and_the_model_loaded_again(daemon, raw, make_model):
+    path = make_model(size=8 * MIB)
+    raw.load(path)
+    before = raw.call("show", {"model": path.name})["model"]["generation"]
+    daemon.tell("corrupt 5000")
+    checks = raw.call("verify", {"models": [path.name]})["checks"]
+    assert [check["ok"] for check in checks] == [False] and "offset" in checks[0]
+    wait_until(lambda: states(daemon)[path.name] == "resident", what="the new copy")
+    shown = raw.call("show", {"model": path.name})["model"]
+    assert shown["generation"] > before
+    assert all(c["ok"] for c in raw.call("verify", {"models": [path.name]})["checks"])
+    types = [r["type"] for r in raw.call("events.history", {"model": path.name})["records"]]
+    assert "quarantined" in types
+
+
+@pytest.mark.fault("M08", "F32")
+@pytest.mark.parametrize("direct", ["auto", "off"])
+def test_files_cut_and_grown_while_they_are_read_harm_nobody(start_daemon, make_model, direct):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", f"load.direct-io={direct}")
+    path = make_model(size=48 * MIB)
+    whole = path.stat().st_size
+    stop = threading.Event()
+
+    def cut_and_grow():
+        while not stop.is_set():
+            os.truncate(path, whole // 2)
+            os.truncate(path, whole)
+
+    changer = threading.Thread(target=cut_and_grow)
+    changer.start()
+    codes = set()
+    try:
+        with daemon.raw() as raw:
+            for _ in range(10):
+                try:
+                    raw.load(path)
+                    codes.add(None)
+                    raw.call("unload", {"select": {"models": [path.name]}})
+                except RawError as error:
+                    codes.add(error.code)
+    finally:
+        stop.set()
+        changer.join()
+    assert codes <= {None, "changed-while-reading", "bad-file", "io"}, codes
+    assert codes & {"changed-while-reading", "bad-file"}, codes
+
+
+@pytest.mark.fault("F32")
+@pytest.mark.daemon("load.direct-io=off")
+def test_a_file_that_changes_once_while_it_is_read_is_read_again(daemon, make_model):
+    path = make_model(size=32 * MIB, seed=1)
+    daemon.tell("fault pread:1:delay=20:ever")
+    with daemon.raw() as raw, opened(path) as fd:
+        number = raw.request("load", {}, [fd])
+        wait_until(lambda: daemon.status()["loading"] == 1, what="the load's beginning")
+        make_model(size=32 * MIB, seed=9)  # rewritten in place: the same inode
+        daemon.tell("clear")
+        error, result, _ = raw.wait(number)
+        assert error is None, error
+        image = image_of(raw, path)
+        assert pattern(9, 8 * MIB) in image and pattern(1, 8 * MIB) not in image
+
+
+@pytest.mark.fault("F33", "M11")
+@pytest.mark.parametrize("fault, code", [
+    ("pread:3:EIO:ever", "io"), ("pread:2:EINTR:once", None), ("pread:1:short=4096:ever", None),
+    ("memfd_create:1:ENOMEM:once", "no-memory"), ("memfd_create:1:EMFILE:once", "too-many"),
+    ("ftruncate:1:ENOSPC:once", "no-memory"), ("mmap:1:ENOMEM:once", "no-memory"),
+    ("fcntl:1:EBUSY:ever", None), ("fstat:1:EIO:once", None), ("statx:1:EIO:ever", None),
+    ("madvise:1:EINVAL:ever", None), ("pthread_create:1:EAGAIN:ever", None),
+    ("sendmsg:1:EAGAIN:once", None), ("sendmsg:1:ETOOMANYREFS:once", None)])
+@pytest.mark.daemon("load.direct-io=off")
+def test_a_failing_call_is_one_clear_error_and_leaves_nothing(daemon, make_model, fault, code):
+    path = make_model(size=2 * MIB)
+    daemon.tell("fault " + fault)
+    with daemon.raw() as raw:
+        try:
+            raw.load(path)
+            seen = None
+        except RawError as error:
+            seen = error.code
+            assert error.error["message"], error.error
+        daemon.tell("clear")
+        assert code is None or seen == code, seen
+        used = daemon.status()["devices"][0]["used"]
+        assert (used == 0) == (seen is not None), "a failed load leaves nothing charged"
+        raw.load(path)
+        assert states(daemon)[path.name] == "resident"
+
+
+@pytest.mark.fault("M10")
+@pytest.mark.seconds(120)
+@pytest.mark.parametrize("how", ["once", "ever"])
+@pytest.mark.parametrize("verb", ["status", "list", "load", "attach", "show", "unload", "clients",
+                                  "config", "events.history", "set"])
+def test_the_nth_allocation_fails_for_every_verb(daemon, make_model, verb, how):
+    path = make_model(size=64 << 10)
+    params = {"show": {"model": path.name}, "set": {"model": path.name, "policy": {"keep": True}},
+              "unload": {"select": {"models": [path.name]}}}.get(verb, {})
+    with daemon.raw() as keeper:
+        keeper.load(path, policy={"keep": True})
+    n_struck = 0
+    for nth in range(1, 60):
+        with daemon.raw() as raw, opened(path) as fd:
+            daemon.tell(f"fault malloc:{nth}:ENOMEM:{how}")
+            try:
+                _, fds = raw.call_fds(verb, params, [fd] if verb in ("load", "attach") else [])
+                close_all(fds)
+            except RawError as error:
+                assert error.code in ("no-memory", "too-many", "not-resident"), error
+            except (ConnectionError, OSError):
+                pass  # the prepared answer was gone too: closed
+            n_hits = int(daemon.tell("hits malloc"))
+            daemon.tell("clear")
+            if verb == "unload":
+                raw_again(daemon, path)
+        n_struck += n_hits > 0
+        if n_hits == 0:
+            break
+    assert n_struck > 0, "no allocation was reached"
+    with daemon.raw() as raw:
+        raw.load(path)
+
+
+def raw_again(daemon, path):
+    with daemon.raw() as raw:
+        raw.load(path)
+
+
+def own_kib(daemon):
+    with open(f"/proc/{daemon.pid}/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+@pytest.mark.fault("M16")
+@pytest.mark.seconds(120)
+def test_many_cycles_of_load_and_eviction_cost_no_memory_and_no_descriptor(start_daemon,
+                                                                          make_model):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0")
+    paths = [make_model(f"{i}.safetensors", size=64 << 10, seed=i) for i in range(8)]
+    with daemon.raw() as raw:
+        raw.load(paths[0])
+        room = daemon.status()["devices"][0]["used"] * 3
+        raw.call("budget", {"device": "cpu", "bytes": room})
+
+        def cycle(n):
+            for number in range(n):
+                raw.load(paths[number % 8])
+
+        cycle(900 // slowness())  # the history's records are all touched once
+        before, fds = own_kib(daemon), daemon.status()["open_fds"]
+        cycle(2000 // slowness())
+        assert daemon.status()["evictions"] > 1000 // slowness()
+        wait_until(lambda: daemon.status()["open_fds"] <= fds, what="the descriptors' return")
+        assert own_kib(daemon) - before < 256 * slowness(), "memory grows with every cycle"
+
+
+@pytest.mark.fault("F31")
+def test_a_new_file_under_an_old_inode_or_path_is_never_the_old_bytes(daemon, raw, tmp_path):
+    path = tmp_path / "model.safetensors"
+
+    def write(seed):
+        make_safetensors(path, {"t": ("U8", [1 << 16])}, seed=seed)
+
+    def bytes_of(seed):
+        return pattern(seed, 1 << 16) in image_of(raw, path)
+
+    write(1)
+    raw.load(path)
+    inode = path.stat().st_ino
+    path.unlink()  # the daemon still has it open: the inode cannot come again
+    write(2)
+    assert path.stat().st_ino != inode
+    assert raw.load(path)["source"] == "disk" and bytes_of(2)
+    raw.call("unload", {"select": {"not_kept": True}})
+    daemon.unload_all()
+    seen = set()
+    for seed in range(3, 12):  # nothing keeps the inode any more: it does come again
+        path.unlink()
+        write(seed)
+        os.utime(path, ns=(1, 1))  # not even the times tell them apart
+        seen.add(path.stat().st_ino)
+        raw.load(path)
+        assert bytes_of(seed), "old bytes under a reused inode"
+        daemon.unload_all()
+    assert len(seen) < 9, "this filesystem never reuses an inode"
+    other = tmp_path / "other.safetensors"
+    shutil.copy(path, other)
+    assert raw.load(other)["source"] == "disk", "another inode is another model"
