@@ -180,24 +180,10 @@ static int apply_folders(struct builder *builder, const char *const folders[3], 
 	return code;
 }
 
-/* base + below; NULL: no memory. The caller frees. */
-static char *join(const char *base, const char *below)
-{
-	size_t base_size = strlen(base);
-	size_t below_size = strlen(below) + 1;
-	char *path = sys_malloc(base_size + below_size);
-
-	if (path != NULL) {
-		memcpy(path, base, base_size); /* NOLINT(bugprone-not-null-terminated-result) */
-		memcpy(&path[base_size], below, below_size);
-	}
-	return path;
-}
-
 static int apply_file_below(struct builder *builder, const char *base, const char *below,
 			    struct err *err)
 {
-	AUTO_FREE char *path = join(base, below);
+	AUTO_FREE char *path = config_join(base, below);
 
 	if (path == NULL) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory for the configuration");
@@ -207,9 +193,9 @@ static int apply_file_below(struct builder *builder, const char *base, const cha
 
 static int apply_system_files(struct builder *builder, const char *root, struct err *err)
 {
-	AUTO_FREE char *vendor = join(root, "/usr/lib" FOLDER ".d");
-	AUTO_FREE char *runtime = join(root, "/run" FOLDER ".d");
-	AUTO_FREE char *local = join(root, "/etc" FOLDER ".d");
+	AUTO_FREE char *vendor = config_join(root, "/usr/lib" FOLDER ".d");
+	AUTO_FREE char *runtime = config_join(root, "/run" FOLDER ".d");
+	AUTO_FREE char *local = config_join(root, "/etc" FOLDER ".d");
 	const char *const folders[] = {vendor, runtime, local};
 	int code;
 
@@ -255,7 +241,7 @@ static int apply_user_files(struct builder *builder, const char *const *environm
 	if (code < 0) {
 		return code;
 	}
-	folder = join(base, below[1] == '.' ? "/.config" FOLDER ".d" : FOLDER ".d");
+	folder = config_join(base, below[1] == '.' ? "/.config" FOLDER ".d" : FOLDER ".d");
 	if (folder == NULL) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory for the configuration");
 	}
@@ -473,7 +459,9 @@ bool config_next(const struct config *config, uint32_t *cursor, struct config_it
 	}
 	*ret = (struct config_item){.key = setting->key,
 				    .value = setting->value,
-				    .source = setting->source};
+				    .source = setting->source,
+				    .is_idle = setting->row->is_later &&
+					       strcmp(setting->source, "default") != 0};
 	(*cursor)++;
 	return true;
 }

@@ -28,7 +28,7 @@ struct config_size {
 };
 
 enum config_backing { CONFIG_BACKING_AUTO, CONFIG_BACKING_IMAGE };
-enum config_verify { CONFIG_VERIFY_SIZE, CONFIG_VERIFY_SAMPLE, CONFIG_VERIFY_FULL };
+enum config_verify { CONFIG_VERIFY_SIZE };
 
 /* All strings and lists are the snapshot's. */
 struct config {
@@ -91,7 +91,9 @@ struct config *config_free(struct config *config);
 struct config_item {
 	const char *key;    /* section.key */
 	const char *value;  /* as it was written */
-	const char *source; /* "default", "FILE:LINE", "environment", "command line" */
+	const char *source; /* "default", "FILE:LINE", "environment", "command line"; of one that
+			     * is_idle with that said behind it */
+	bool is_idle;       /* set by somebody, but without effect in this version */
 };
 
 /* Walk in the order of the reference: start with *cursor = 0; false at the end. */

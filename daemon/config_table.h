@@ -32,6 +32,7 @@ struct config_row {
 	enum config_kind kind;
 	bool has_auto;
 	bool has_overrides; /* key.DEVICE may be set too */
+	bool is_later;      /* read and checked, but a later version gives it its effect */
 	size_t offset;      /* of the field in struct config */
 	uint64_t min, max;  /* of bytes and counts */
 	const char *range;  /* in words, for errors */

@@ -151,13 +151,34 @@ static char *join_key(const struct config_row *row, const char *device)
 	return key;
 }
 
+char *config_join(const char *base, const char *below)
+{
+	size_t base_size = strlen(base);
+	size_t below_size = strlen(below) + 1;
+	char *path = sys_malloc(base_size + below_size);
+
+	if (path != NULL) {
+		memcpy(path, base, base_size); /* NOLINT(bugprone-not-null-terminated-result) */
+		memcpy(&path[base_size], below, below_size);
+	}
+	return path;
+}
+
+/* Where the value came from; with a word when it is set in vain. */
+static char *make_source(const struct config_row *row, const char *origin)
+{
+	return row->is_later && strcmp(origin, "default") != 0
+		       ? config_join(origin, ", no effect in this version")
+		       : sys_strdup(origin);
+}
+
 static int fill_setting(struct config_setting *setting, const char *device, const char *value,
 			const struct config_origin *origin)
 {
 	struct config_setting filled = {.row = setting->row,
 					.key = join_key(setting->row, device),
 					.value = sys_strdup(value),
-					.source = sys_strdup(origin->source),
+					.source = make_source(setting->row, origin->source),
 					.layer = origin->layer};
 
 	if (filled.key == NULL || filled.value == NULL || filled.source == NULL) {

@@ -40,4 +40,7 @@ int config_apply(struct config *config, const struct config_row *row, const char
 
 void config_setting_fini(struct config_setting *setting);
 
+/* base + below; NULL: no memory. The caller frees. */
+char *config_join(const char *base, const char *below);
+
 #endif

@@ -254,7 +254,7 @@ static int init_core(struct daemon *daemon, struct err *err)
 		.max_wishes = 16384,
 		.n_devices = daemon->n_devices,
 		.loads_per_uid = daemon->config->limits_loads_per_user,
-		.age_limit_ns = 10000000000U,
+		.idle_evict_ns = daemon->config->memory_idle_evict_ns,
 	};
 	size_t size = core_size(&config);
 
@@ -450,8 +450,21 @@ void daemon_stop(struct daemon *daemon)
 	uv_stop(&daemon->loop);
 }
 
+static void warn_of_idle_settings(const struct config *config)
+{
+	struct config_item item;
+	uint32_t cursor = 0;
+
+	while (config_next(config, &cursor, &item)) {
+		if (item.is_idle) {
+			log_warning("%s = %s: %s", item.key, item.value, item.source);
+		}
+	}
+}
+
 int daemon_run(struct daemon *daemon)
 {
+	warn_of_idle_settings(daemon->config);
 	log_notice("ready: distorchd " DISTORCH_VERSION " on %s", server_path(daemon->server));
 	testing_start(daemon);
 	(void)uv_run(&daemon->loop, UV_RUN_DEFAULT);

@@ -175,6 +175,19 @@ static int serve(const struct arguments *arguments, const struct config *config)
 	return exit_code;
 }
 
+/* What is set in vain, for --check-config. */
+static void print_idle(const struct config *config)
+{
+	struct config_item item;
+	uint32_t cursor = 0;
+
+	while (config_next(config, &cursor, &item)) {
+		if (item.is_idle) {
+			(void)printf("%s = %s: %s\n", item.key, item.value, item.source);
+		}
+	}
+}
+
 int main(int argc, char **argv)
 {
 	static const struct argp parser = {options, parse_option, NULL, doc, NULL, NULL, NULL};
@@ -202,6 +215,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	if (arguments.only_check) {
+		print_idle(config);
 		(void)printf("the configuration is good\n");
 		config_free(config);
 		return EXIT_SUCCESS;

@@ -35,7 +35,7 @@ struct core_config {
 	uint32_t max_wishes;  /* (uid, model) pairs */
 	uint32_t n_devices;   /* at most CORE_MAX_DEVICES */
 	uint32_t loads_per_uid;
-	uint64_t age_limit_ns; /* a waiter older than this goes before every younger one */
+	uint64_t idle_evict_ns; /* for models that nobody named a time for; 0: until needed */
 };
 
 #define CORE_MAX_DEVICES 16

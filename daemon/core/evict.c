@@ -154,7 +154,7 @@ bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const s
 /* When the model's time without use runs out; NEVER: it does not, or something keeps it. */
 static uint64_t expiry(const struct core *core, const struct model *model)
 {
-	uint64_t ttl_ns = model_ttl_ns(model);
+	uint64_t ttl_ns = model_ttl_ns(core, model);
 
 	if (ttl_ns == NEVER || !model_is_idle(model) || model_is_pinned(core, model) ||
 	    model->job != NULL || !model_is_resident(model) ||

@@ -192,20 +192,22 @@ int16_t model_priority(const struct model *model)
 	return highest == INT16_MIN ? 0 : highest;
 }
 
-/* The longest wish counts; who presented the file and named no time wants it until needed. */
-uint64_t model_ttl_ns(const struct model *model)
+/* The longest wish counts; who presented the file and named no time wants it until needed, or
+ * for as long as the configuration says, which takes nothing that is kept. */
+uint64_t model_ttl_ns(const struct core *core, const struct model *model)
 {
+	uint64_t usual = core->config.idle_evict_ns == 0 || model_is_kept(core, model)
+				 ? NEVER
+				 : core->config.idle_evict_ns;
 	uint64_t longest = 0;
 
 	LIST_FOR_EACH (link, &model->wishes) {
 		const struct wish *wish = OF(link, struct wish, by_model);
+		uint64_t ttl_ns = wish->ttl_ns == 0 ? usual : wish->ttl_ns;
 
-		if (wish->ttl_ns == 0) {
-			return NEVER;
-		}
-		longest = wish->ttl_ns > longest ? wish->ttl_ns : longest;
+		longest = ttl_ns > longest ? ttl_ns : longest;
 	}
-	return longest == 0 ? NEVER : longest;
+	return longest == 0 ? usual : longest;
 }
 
 enum core_model_state model_state(const struct model *model)

@@ -178,7 +178,7 @@ bool model_is_idle(const struct model *model); /* no lease of a live connection 
 bool model_is_pinned(const struct core *core, const struct model *model);
 bool model_is_kept(const struct core *core, const struct model *model);
 int16_t model_priority(const struct model *model);
-uint64_t model_ttl_ns(const struct model *model); /* NEVER: until needed */
+uint64_t model_ttl_ns(const struct core *core, const struct model *model); /* NEVER: until needed */
 enum core_model_state model_state(const struct model *model);
 /* Drop every READY copy of it. Returns the bytes that will come free. */
 uint64_t model_drop(struct core *core, struct model *model, enum core_note_type note,

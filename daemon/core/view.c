@@ -5,7 +5,7 @@
 static void view_model(const struct core *core, const struct model *model,
 		       struct core_model_view *ret)
 {
-	uint64_t ttl_ns = model_ttl_ns(model);
+	uint64_t ttl_ns = model_ttl_ns(core, model);
 	uint64_t idle_ns = core->now_ns - model->last_used_ns;
 
 	*ret = (struct core_model_view){

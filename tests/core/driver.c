@@ -643,7 +643,7 @@ static void begin(struct driver *driver)
 		.max_wishes = is_small ? 7 : 40,
 		.n_devices = DRIVER_DEVICES,
 		.loads_per_uid = 1 + pick(driver, 3),
-		.age_limit_ns = 1000,
+		.idle_evict_ns = is_small ? 900 : 0,
 	};
 	driver->memory = calloc(1, core_size(&driver->config));
 	check(driver, driver->memory != NULL, "there is memory for a core");

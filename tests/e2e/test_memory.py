@@ -84,6 +84,24 @@ def test_a_full_budget_takes_no_page_more_without_a_victim(start_daemon, make_mo
         assert records[-1]["type"] == "evicted" and records[-1]["for_whom"] == three.name
 
 
+@pytest.mark.daemon("memory.idle-evict=300ms")
+def test_what_nobody_used_goes_after_the_time_of_the_configuration(daemon, raw, make_model):
+    raw.load(make_model("idle.safetensors"))
+    raw.load(make_model("kept.safetensors", seed=2), policy={"keep": True})
+    raw.load(make_model("own-time.safetensors", seed=3), policy={"ttl_ms": 3600000})
+    wait_until(lambda: states(daemon)["idle.safetensors"] != "resident", what="its eviction")
+    assert states(daemon)["kept.safetensors"] == "resident"
+    assert states(daemon)["own-time.safetensors"] == "resident"
+    record = raw.call("events.history", {"model": "idle.safetensors"})["records"][-1]
+    assert record["type"] == "evicted" and record["why"] == "its time without use ran out"
+
+
+def test_a_setting_without_effect_is_warned_of(start_daemon):
+    daemon = start_daemon("gpu.linger=1m", "memory.ram=1G")
+    assert "gpu.linger = 1m: command line, no effect in this version" in daemon.log()
+    assert "memory.ram" not in daemon.log()
+
+
 @pytest.mark.fault("M03")
 @pytest.mark.daemon("memory.ram=64M")
 def test_when_everything_is_in_use_the_holders_are_named(daemon, raw, make_model):

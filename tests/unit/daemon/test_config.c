@@ -210,7 +210,7 @@ static void each_kind_of_value_is_understood(void **state)
 			"backing = image\nidle-evict = 1h30m\npressure-evict = no ;comment\n"
 			"[gpu]\nshare = off\n[limits] # comment\n; comment = 1\n#comment = 2\n"
 			"pending-output = 2 MiB\nconnections = 7\n[load]\nthreads = 3\n"
-			"verify = full\ndirect-io = off\n[log]\nlevel = debug\nformat = json\n"
+			"verify = size\ndirect-io = off\n[log]\nlevel = debug\nformat = json\n"
 			"[access]\ngroup = a#b;c\ncontrol =\n");
 	config = expect_loads(&request);
 	assert_int_equal(config->memory_ram.kind, CONFIG_SIZE_PERCENT);
@@ -225,13 +225,14 @@ static void each_kind_of_value_is_understood(void **state)
 	assert_int_equal(config->limits_pending_output, 2U << 20);
 	assert_int_equal(config->limits_connections, 7);
 	assert_int_equal(config->load_threads, 3);
-	assert_int_equal(config->load_verify, CONFIG_VERIFY_FULL);
+	assert_int_equal(config->load_verify, CONFIG_VERIFY_SIZE);
 	assert_false(config->load_direct_io);
 	assert_int_equal(config->log_level, LOG_LEVEL_DEBUG);
 	assert_int_equal(config->log_format, LOG_FORMAT_JSON);
 	assert_string_equal(config->access_group, "a#b;c");
 	assert_string_equal(config->access_control, "");
 	expect_item(config, "memory.hugepages", "off|" ETC ":4");
+	expect_item(config, "memory.pressure-evict", "no|" ETC ":7, no effect in this version");
 	expect_item(config, "access.control", "|" ETC ":24");
 	(void)config_free(config);
 }
@@ -328,7 +329,7 @@ static void a_device_may_have_a_value_of_its_own(void **state)
 	assert_true(config_find_override(config, "sim.memory", "1", &size));
 	assert_int_equal(size.bytes, 128U << 20);
 	assert_int_equal(config->sim_memory_bytes, 64U << 20);
-	expect_item(config, "gpu.budget.GPU-1", "20G|" ETC ":2");
+	expect_item(config, "gpu.budget.GPU-1", "20G|" ETC ":2, no effect in this version");
 	(void)config_free(config);
 	expect_bad_file("[gpu]\nbudget.G = 1G\nbudget.G = 2G\n", ":3: gpu.budget was set before");
 	expect_bad_file("[gpu]\nbudget. = 1G\n", ":2: [gpu] has no key \"budget.\"");
