@@ -174,6 +174,8 @@ set_tests_properties(daemon/config PROPERTIES LABELS "unit;fast" TIMEOUT 120)
 fuzz_target(config config)
 
 # ---- core ----
+unit_test(daemon/core loads)
+unit_test(daemon/core policy)
 add_library(core_driver STATIC tests/core/driver.c tests/core/reference.c)
 house_flags(core_driver)
 target_link_libraries(core_driver PUBLIC room_daemon_core)

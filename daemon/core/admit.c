@@ -41,25 +41,39 @@ static void set_shortage(const struct core *core, struct job *job, uint32_t devi
 	};
 }
 
-/* Could the job ever be admitted by evicting what may go? Else the numbers are kept for it. */
-static bool is_possible(const struct core *core, struct job *job)
+enum possible { POSSIBLE_NEVER, POSSIBLE_LATER, POSSIBLE_NOW };
+
+/*
+ * Could the job be admitted by evicting what may go, now or once running loads have ended?
+ * If never, the numbers are kept for the answer.
+ */
+static enum possible how_possible(const struct core *core, struct job *job)
 {
+	enum possible possible = POSSIBLE_NOW;
+
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		const struct account *account = &core->accounts[device];
 		uint64_t need = need_on(job, device);
+		uint64_t coming;
 		uint64_t reachable;
 
 		if (need == 0) {
 			continue;
 		}
-		reachable = account_room(&core->accounts[device],
-					 account_add(evict_evictable(core, device, job->model),
-						     account_dropping(core, device)));
-		if (core->accounts[device].is_lost || need > reachable) {
-			set_shortage(core, job, device, reachable);
-			return false;
+		coming = account_add(evict_evictable(core, device, job->model),
+				     account_dropping(core, device));
+		reachable = account_room(account, coming);
+		if (!account->is_lost && need <= reachable) {
+			continue;
 		}
+		coming = account_add(coming, evict_evictable_later(core, device));
+		if (account->is_lost || need > account_room(account, coming)) {
+			set_shortage(core, job, device, reachable);
+			return POSSIBLE_NEVER;
+		}
+		possible = POSSIBLE_LATER;
 	}
-	return true;
+	return possible;
 }
 
 static bool has_room(const struct core *core, const struct job *job, const uint64_t *older)
@@ -98,11 +112,13 @@ void admit_run(struct core *core)
 
 	LIST_FOR_EACH_SAFE (link, &core->jobs) {
 		struct job *job = OF(link, struct job, by_age);
+		enum possible possible;
 
 		if (job->state != JOB_ROOM || job->model == NULL) {
 			continue;
 		}
-		if (!is_possible(core, job)) {
+		possible = how_possible(core, job);
+		if (possible == POSSIBLE_NEVER) {
 			job_fail(core, job, WIRE_NO_MEMORY);
 			continue;
 		}
@@ -110,7 +126,9 @@ void admit_run(struct core *core)
 			job_fill(core, job);
 			continue;
 		}
-		make_room(core, job, older);
+		if (possible == POSSIBLE_NOW) {
+			make_room(core, job, older);
+		}
 		for (uint32_t device = 0; device < core->config.n_devices; device++) {
 			older[device] = account_add(older[device], need_on(job, device));
 		}

@@ -33,6 +33,33 @@ uint64_t evict_evictable(const struct core *core, uint32_t device, const struct 
 	return bytes;
 }
 
+static bool will_be_leased(const struct job *job)
+{
+	LIST_FOR_EACH (link, &job->waiters) {
+		if (OF(link, struct waiter, by_owner)->attach) {
+			return true;
+		}
+	}
+	return false;
+}
+
+uint64_t evict_evictable_later(const struct core *core, uint32_t device)
+{
+	const struct segment *segment;
+	uint64_t bytes = 0;
+	uint32_t cursor = 0;
+
+	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
+		const struct job *job = segment->job == 0 ? NULL : job_of(core, segment->job);
+
+		if (job != NULL && segment->device == device && segment->state <= SEGMENT_READY &&
+		    !will_be_leased(job) && !model_is_pinned(core, segment->model)) {
+			bytes += segment->bytes;
+		}
+	}
+	return bytes;
+}
+
 /* Nanoseconds to get it back: as measured, else by an ordinary disk's speed. */
 static uint64_t cost_ns(const struct segment *segment)
 {

@@ -211,6 +211,8 @@ void account_on_budget(struct core *core, const struct core_event *event);
 
 /* evict.c */
 uint64_t evict_evictable(const struct core *core, uint32_t device, const struct model *spare);
+/* What running loads bring that may go as soon as they have ended. */
+uint64_t evict_evictable_later(const struct core *core, uint32_t device);
 /* Choose and drop victims for 'bytes' on the device; all or none. */
 bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const struct job *job);
 void evict_expired(struct core *core);

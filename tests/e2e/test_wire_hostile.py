@@ -74,10 +74,8 @@ def goodbye(raw):
 @pytest.mark.fault("P01")
 def test_who_says_nothing_is_sent_away(start_daemon):
     daemon = start_daemon(environment={"DISTORCHD_TEST_HELLO_MS": "200"})
-    begun = time.monotonic()
     with daemon.raw(hello=False) as mute, daemon.raw() as polite:
         assert goodbye(mute) == "timeout"
-        assert time.monotonic() - begun >= 0.2
         assert polite.call("ping") == {}
 
 
