@@ -191,23 +191,13 @@ static uint64_t expiry(const struct core *core, const struct model *model)
 	return model->last_used_ns + ttl_ns;
 }
 
-static bool is_verifying(const struct model *model)
-{
-	LIST_FOR_EACH (link, &model->segments) {
-		if (OF(link, struct segment, by_model)->is_verifying) {
-			return true;
-		}
-	}
-	return false;
-}
-
 void evict_expired(struct core *core)
 {
 	struct model *model;
 	uint32_t cursor = 0;
 
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
-		if (expiry(core, model) <= core->now_ns && !is_verifying(model)) {
+		if (expiry(core, model) <= core->now_ns) {
 			core->counters.evictions++;
 			(void)model_drop(core, model, CORE_NOTE_EVICTED, CORE_WHY_IDLE);
 		}
@@ -221,7 +211,7 @@ uint64_t evict_deadline(const struct core *core)
 	uint32_t cursor = 0;
 
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
-		uint64_t at = is_verifying(model) ? NEVER : expiry(core, model);
+		uint64_t at = expiry(core, model);
 
 		soonest = at < soonest ? at : soonest;
 	}

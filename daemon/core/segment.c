@@ -56,13 +56,28 @@ void segment_set_state(struct core *core, struct segment *segment, enum segment_
 	account->bucket[state] += segment->bytes;
 }
 
+static void answer_verifiers(struct core *core, const struct model *model, int code)
+{
+	LIST_FOR_EACH_SAFE (link, &core->verifiers) {
+		struct waiter *waiter = OF(link, struct waiter, by_owner);
+
+		if (waiter->model == model) {
+			core_reply(core, waiter->client, waiter->request, code, model);
+			waiter_remove(core, waiter);
+		}
+	}
+}
+
 void segment_drop(struct core *core, struct segment *segment, enum core_why why)
 {
 	struct core_action *action;
 
-	REQUIRE(!segment->is_verifying);
 	segment->why = (uint8_t)why;
 	segment->job = 0;
+	if (segment->is_verifying) {
+		segment->is_verifying = false; /* its result says nothing any more */
+		answer_verifiers(core, segment->model, WIRE_CANCELLED);
+	}
 	segment_set_state(core, segment, SEGMENT_DROPPING);
 	action = core_act(core, ACT_DROP);
 	action->segment = idtab_id(&core->segments, segment);
@@ -82,7 +97,7 @@ void segment_remove(struct core *core, struct segment *segment)
 
 bool segment_is_droppable(const struct segment *segment)
 {
-	return segment->state == SEGMENT_READY && segment->job == 0 && !segment->is_verifying;
+	return segment->state == SEGMENT_READY && segment->job == 0;
 }
 
 uint32_t segment_n_mappers(const struct segment *segment)
@@ -184,18 +199,6 @@ static void quarantine(struct core *core, struct segment *segment)
 	}
 }
 
-static void answer_verifiers(struct core *core, const struct model *model, int code)
-{
-	LIST_FOR_EACH_SAFE (link, &core->verifiers) {
-		struct waiter *waiter = OF(link, struct waiter, by_owner);
-
-		if (waiter->model == model) {
-			core_reply(core, waiter->client, waiter->request, code, model);
-			waiter_remove(core, waiter);
-		}
-	}
-}
-
 void segment_on_verified(struct core *core, const struct core_event *event)
 {
 	struct segment *segment = idtab_find(&core->segments, event->verified.segment);
@@ -217,10 +220,6 @@ void segment_on_verified(struct core *core, const struct core_event *event)
 		}
 	}
 	answer_verifiers(core, model, code);
-	model_drain(core, model);
-	if (model->is_doomed && model_is_idle(model)) {
-		(void)model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
-	}
 }
 
 void segment_on_device_lost(struct core *core, const struct core_event *event)

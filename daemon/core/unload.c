@@ -117,16 +117,6 @@ static const struct lease *find_lease(const struct model *model, bool is_ghost)
 	return NULL;
 }
 
-static bool is_busy(const struct model *model)
-{
-	LIST_FOR_EACH (link, &model->segments) {
-		if (OF(link, struct segment, by_model)->is_verifying) {
-			return true;
-		}
-	}
-	return false;
-}
-
 static uint64_t held_bytes(const struct model *model)
 {
 	uint64_t bytes = 0;
@@ -146,12 +136,11 @@ static void unload_copies(struct core *core, const struct core_event *event, str
 	const struct lease *ghost = find_lease(model, true);
 	uint64_t bytes = ready_bytes(model);
 
-	if (lease != NULL || is_busy(model)) {
+	if (lease != NULL) {
 		model->is_doomed = true; /* goes when the last lease ends */
 		report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_IN_USE);
 		last_action(core)->unload.bytes = bytes;
-		last_action(core)->unload.holder =
-			lease == NULL ? 0 : idtab_id(&core->clients, lease->client);
+		last_action(core)->unload.holder = idtab_id(&core->clients, lease->client);
 		return;
 	}
 	if (bytes > 0) {

@@ -379,8 +379,9 @@ static void take_result(struct reference *r, const struct core_event *event)
 	}
 	copy = find_copy(r, event->verified.segment);
 	if (event->type == EV_VERIFIED && copy != NULL) {
+		copy->is_bad |= copy->is_verifying && event->verified.code == 0 &&
+				!event->verified.is_equal;
 		copy->is_verifying = false;
-		copy->is_bad |= event->verified.code == 0 && !event->verified.is_equal;
 	}
 }
 
@@ -562,9 +563,6 @@ static const char *act_drop(struct reference *r, const struct core_action *actio
 	    (r->event.type != EV_FILLED || r->event.filled.segment != copy->segment)) {
 		return "what is being filled is dropped when its fill has ended";
 	}
-	if (copy->is_verifying) {
-		return "what is being hashed is not dropped";
-	}
 	if (count_leases(r, copy->model, copy->generation, true, false) > 0) {
 		return "I2 nothing leased is dropped";
 	}
@@ -573,6 +571,7 @@ static const char *act_drop(struct reference *r, const struct core_action *actio
 		return "I2 nothing pinned is dropped";
 	}
 	copy->state = SEGMENT_DROPPING;
+	copy->is_verifying = false;
 	return NULL;
 }
 
