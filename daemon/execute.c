@@ -168,6 +168,9 @@ void execute(struct daemon *daemon, const struct core_action *action)
 	case ACT_NOTE:
 		answer_note(daemon, action);
 		break;
+	case ACT_RECORD_LEASE:
+	case ACT_RECORD_WISH:
+		break;
 	case ACT_N_VALUES:
 		REQUIRE(false && "an action without a case");
 	}

@@ -327,6 +327,11 @@ int sys_getrandom(void *bytes, size_t size)
 	return getrandom(bytes, size, 0) == (ssize_t)size ? 0 : -1;
 }
 
+int sys_pipe(int ret_ends[2])
+{
+	return fails(SYS_CALL_pipe) ? -1 : pipe2(ret_ends, O_CLOEXEC | O_NONBLOCK);
+}
+
 int sys_rename(const char *from, const char *to)
 {
 	return fails(SYS_CALL_rename) ? -1 : rename(from, to);

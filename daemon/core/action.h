@@ -28,6 +28,8 @@ enum core_action_type {
 	ACT_PROGRESS,      /* tell one waiter how far its load is */
 	ACT_LOST,          /* tell the holder that its lease's bytes cannot be trusted */
 	ACT_NOTE,          /* history, log line and event */
+	ACT_RECORD_LEASE,  /* a lease that maps something began, changed or ended */
+	ACT_RECORD_WISH,   /* likewise what a uid said */
 	ACT_N_VALUES,
 };
 
@@ -126,6 +128,9 @@ struct core_action {
 			uint64_t lease;
 			enum core_why why;
 		} lost;
+		struct {
+			uint64_t id; /* look at it: core_lease_get, core_wish_get */
+		} record;
 		struct {
 			enum core_note_type note;
 			enum core_why why;

@@ -126,7 +126,7 @@ void admit_run(struct core *core)
 			job_fill(core, job);
 			continue;
 		}
-		if (possible == POSSIBLE_NOW) {
+		if (possible == POSSIBLE_NOW && core->now_ns >= core->quiet_until_ns) {
 			make_room(core, job, older);
 		}
 		for (uint32_t device = 0; device < core->config.n_devices; device++) {

@@ -48,6 +48,7 @@ static void end_leases(struct core *core, struct client *client, bool only_unmap
 
 			/* Its bytes stay charged until the process is gone; it protects nothing. */
 			lease->is_ghost = true;
+			lease_record(core, lease);
 			model->n_leases--;
 			model->last_used_ns = core->now_ns;
 			model_drain(core, model);
@@ -56,6 +57,14 @@ static void end_leases(struct core *core, struct client *client, bool only_unmap
 			}
 		}
 	}
+}
+
+void client_end_ghost(struct core *core, struct lease *ghost)
+{
+	struct client *client = ghost->client;
+
+	lease_end(core, ghost);
+	settle(core, client);
 }
 
 void client_on_closed(struct core *core, const struct core_event *event)

@@ -17,7 +17,7 @@ _Static_assert(sizeof(struct core_action) <= 128, "an action stays small");
 /*
  * The most actions one event can cause. Every waiter may be answered and told of progress,
  * every segment dropped with two notes, every lease reported lost or in an unload, every
- * model noted, forgotten and its file closed.
+ * model noted, forgotten and its file closed; leases and wishes are recorded besides.
  */
 static bool count_actions(const struct core_config *config, uint64_t *ret)
 {
@@ -25,9 +25,9 @@ static bool count_actions(const struct core_config *config, uint64_t *ret)
 
 	return checked_add(n, 2ULL * config->max_waiters, &n) &&
 	       checked_add(n, 4ULL * config->max_segments, &n) &&
-	       checked_add(n, 2ULL * config->max_leases, &n) &&
+	       checked_add(n, 5ULL * config->max_leases, &n) &&
 	       checked_add(n, 8ULL * config->max_models, &n) &&
-	       checked_add(n, 2ULL * config->max_wishes, &n) && checked_add(n, 0, ret);
+	       checked_add(n, 4ULL * config->max_wishes, &n) && checked_add(n, 0, ret);
 }
 
 static uint32_t hash_size(const struct core_config *config)
@@ -245,6 +245,18 @@ static void handle(struct core *core, const struct core_event *event, struct cor
 	case EV_VERIFIED:
 		segment_on_verified(core, event);
 		break;
+	case EV_ADOPT:
+		update->ret_id = adopt_copy(core, event);
+		break;
+	case EV_ADOPT_WISH:
+		adopt_wish(core, event);
+		break;
+	case EV_ADOPT_LEASE:
+		update->ret_id = adopt_lease(core, event);
+		break;
+	case EV_ADOPTED:
+		adopt_end(core, event);
+		break;
 	case EV_BUDGET:
 		account_on_budget(core, event);
 		break;
@@ -262,7 +274,7 @@ static void handle(struct core *core, const struct core_event *event, struct cor
 
 void core_step(struct core *core, const struct core_event *event, struct core_update *update)
 {
-	uint64_t wish_ns;
+	uint64_t soonest_ns;
 	uint64_t evict_ns;
 
 	*update = (struct core_update){.deadline_ns = NEVER};
@@ -283,7 +295,11 @@ void core_step(struct core *core, const struct core_event *event, struct core_up
 	}
 	core->n_given += update->n_actions;
 	update->again = core->n_given < core->n_actions;
-	wish_ns = wish_deadline(core);
+	soonest_ns = wish_deadline(core);
 	evict_ns = evict_deadline(core);
-	update->deadline_ns = wish_ns < evict_ns ? wish_ns : evict_ns;
+	soonest_ns = soonest_ns < evict_ns ? soonest_ns : evict_ns;
+	if (core->quiet_until_ns > core->now_ns && core->quiet_until_ns < soonest_ns) {
+		soonest_ns = core->quiet_until_ns; /* loads may wait for it */
+	}
+	update->deadline_ns = soonest_ns;
 }

@@ -46,7 +46,7 @@ struct core_update {
 	const struct core_action *actions;
 	uint32_t n_actions;
 	bool again;           /* more to come: step with EV_CONTINUE before any other event */
-	uint64_t ret_id;      /* EV_CLIENT_OPENED: the client's id, 0 when the table is full */
+	uint64_t ret_id;      /* of what the event made, where event.h says so; 0: no room */
 	uint64_t deadline_ns; /* when the core wants EV_TICK; UINT64_MAX: never */
 };
 
@@ -134,7 +134,8 @@ struct core_wish_view {
 	uint32_t uid;
 	bool pin, keep;
 	int16_t priority;
-	uint64_t ttl_ns; /* 0: none */
+	uint64_t ttl_ns;                      /* 0: none */
+	uint64_t pin_until_ns, keep_until_ns; /* monotonic; UINT64_MAX: for ever */
 };
 
 struct core_account_view {
@@ -150,6 +151,7 @@ struct core_counters {
 bool core_model_get(const struct core *core, uint64_t model, struct core_model_view *ret);
 bool core_client_get(const struct core *core, uint64_t client, struct core_client_view *ret);
 bool core_lease_get(const struct core *core, uint64_t lease, struct core_lease_view *ret);
+bool core_wish_get(const struct core *core, uint64_t wish, struct core_wish_view *ret);
 bool core_segment_get(const struct core *core, uint64_t segment, struct core_segment_view *ret);
 /* 0 when there is none. */
 uint64_t core_model_find(const struct core *core, uint64_t dev, uint64_t ino);

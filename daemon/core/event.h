@@ -57,11 +57,15 @@ enum core_event_type {
 	EV_VERIFY,      /* hash a resident model's copies again */
 	EV_HEADER_READ, /* result of ACT_READ_HEADER */
 	EV_FILL_PROGRESS,
-	EV_FILLED,    /* result of ACT_FILL */
-	EV_RECHECKED, /* result of ACT_RECHECK */
-	EV_DROPPED,   /* result of ACT_DROP */
-	EV_VERIFIED,  /* result of ACT_VERIFY */
-	EV_BUDGET,    /* a device's budget was set */
+	EV_FILLED,      /* result of ACT_FILL */
+	EV_RECHECKED,   /* result of ACT_RECHECK */
+	EV_DROPPED,     /* result of ACT_DROP */
+	EV_VERIFIED,    /* result of ACT_VERIFY */
+	EV_ADOPT,       /* at start: a copy that survived -> update->ret_id is its segment */
+	EV_ADOPT_WISH,  /* at start: what a uid had said of an adopted model */
+	EV_ADOPT_LEASE, /* at start: who still maps it -> update->ret_id is the lease */
+	EV_ADOPTED,     /* that was all */
+	EV_BUDGET,      /* a device's budget was set */
 	EV_DEVICE_LOST,
 	EV_SHUTDOWN, /* refuse new requests, abandon loads */
 	EV_N_VALUES,
@@ -93,6 +97,10 @@ struct core_event {
 			uint64_t file;  /* 0, or as in load */
 			const struct core_file_key *key;
 			bool map;
+			/* The holder of a lease that lost its connection asserts it again: it
+			 * maps this generation still, which proves its right. */
+			uint64_t generation; /* 0: not such a one */
+			uint64_t ghost;      /* the lease it replaces, 0: not known any more */
 		} attach;
 		struct {
 			uint64_t lease;
@@ -151,6 +159,28 @@ struct core_event {
 			int code; /* 0: could be hashed */
 			bool is_equal;
 		} verified;
+		struct {
+			const struct core_file_key *key;
+			const uint8_t *uuid; /* 16 bytes */
+			uint64_t file;       /* as in load */
+			uint64_t generation;
+			uint64_t bytes; /* charged */
+			uint32_t format, owner_uid, device, index;
+		} adopt;
+		struct {
+			uint64_t model;
+			uint64_t ttl_ns, pin_until_ns, keep_until_ns;
+			uint32_t uid;
+			int16_t priority;
+			bool pin, keep;
+		} adopt_wish;
+		struct {
+			uint64_t model;
+			uint64_t generation;
+		} adopt_lease; /* of 'client', which is closed next */
+		struct {
+			uint64_t quiet_ns; /* nothing is evicted for another so long */
+		} adopted;
 		struct {
 			uint32_t device;
 			uint64_t bytes;

@@ -25,13 +25,20 @@ struct lease *lease_add(struct core *core, struct model *model, struct client *c
 	model->n_leases++;
 	model->is_doomed = false; /* somebody wants it again */
 	model->last_used_ns = core->now_ns;
+	lease_record(core, lease);
 	return lease;
+}
+
+void lease_record(struct core *core, const struct lease *lease)
+{
+	core_act(core, ACT_RECORD_LEASE)->record.id = idtab_id(&core->leases, lease);
 }
 
 void lease_end(struct core *core, struct lease *lease)
 {
 	struct model *model = lease->model;
 
+	lease_record(core, lease);
 	if (!lease->is_ghost) {
 		model->n_leases--;
 		model->last_used_ns = core->now_ns;
@@ -114,6 +121,41 @@ static void attach_presented(struct core *core, const struct core_event *event,
 	waiter->map = event->attach.map;
 }
 
+/*
+ * The holder of a lease whose connection broke comes back with the image that it maps still.
+ * Its new lease takes the place of the old one, so that its bytes are counted once.
+ */
+static void reassert(struct core *core, const struct core_event *event, struct client *client,
+		     struct model *model)
+{
+	struct lease *ghost = idtab_find(&core->leases, event->attach.ghost);
+	struct lease *lease = NULL;
+	struct core_action *action;
+	int code = 0;
+
+	if (model == NULL || !model_is_resident(model) ||
+	    model->generation != event->attach.generation) {
+		code = WIRE_NOT_RESIDENT;
+	} else if (wish_get(core, model, client->uid) == NULL) {
+		code = WIRE_TOO_MANY;
+	} else {
+		lease = lease_add(core, model, client, true);
+		code = lease == NULL ? WIRE_TOO_MANY : 0;
+	}
+	core_reply(core, client, event->request, code, model);
+	if (lease == NULL) {
+		return;
+	}
+	action = &core->actions[core->n_actions - 1];
+	action->reply.source = CORE_SOURCE_RAM;
+	action->reply.generation = lease->generation;
+	action->reply.lease = idtab_id(&core->leases, lease);
+	if (ghost != NULL && ghost->is_ghost && ghost->model == model &&
+	    ghost->generation == lease->generation && ghost->client->uid == client->uid) {
+		client_end_ghost(core, ghost);
+	}
+}
+
 void lease_on_attach(struct core *core, const struct core_event *event)
 {
 	struct client *client = client_of(core, event->client);
@@ -125,6 +167,10 @@ void lease_on_attach(struct core *core, const struct core_event *event)
 
 	if (client == NULL) {
 		core_close_file(core, file);
+		return;
+	}
+	if (event->attach.generation != 0 && !core->is_shutting_down) {
+		reassert(core, event, client, model);
 		return;
 	}
 	if (core->is_shutting_down) {
@@ -169,6 +215,12 @@ void lease_on_lease_event(struct core *core, const struct core_event *event)
 	if (client == NULL) {
 		return;
 	}
+	if (lease != NULL && lease->is_ghost && event->type == EV_UNMAPPED &&
+	    lease->client->uid == client->uid) {
+		core_reply(core, client, event->request, 0, lease->model);
+		client_end_ghost(core, lease);
+		return;
+	}
 	if (lease == NULL || lease->client != client) {
 		if (event->type != EV_MAPPED) {
 			core_reply(core, client, event->request, WIRE_NOT_FOUND, NULL);
@@ -178,10 +230,12 @@ void lease_on_lease_event(struct core *core, const struct core_event *event)
 	model = lease->model;
 	if (event->type == EV_MAPPED) {
 		lease->is_mapped = true;
+		lease_record(core, lease);
 		return;
 	}
 	if (event->type == EV_UNMAPPED) {
 		lease->is_mapped = false;
+		lease_record(core, lease);
 	} else {
 		lease_end(core, lease);
 	}

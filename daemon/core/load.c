@@ -30,7 +30,9 @@ static struct model *find_model(struct core *core, const struct core_event *even
 		model_forget(core, model);
 		model = NULL;
 	}
-	return model != NULL ? model : model_add(core, event, client->uid);
+	return model != NULL ? model
+			     : model_add(core, key, event->load.fresh_id, event->load.format,
+					 client->uid);
 }
 
 static void answer_resident(struct core *core, const struct core_event *event,

@@ -75,9 +75,9 @@ static bool forget_one(struct core *core)
 	return true;
 }
 
-struct model *model_add(struct core *core, const struct core_event *event, uint32_t uid)
+struct model *model_add(struct core *core, const struct core_file_key *key, const uint8_t *uuid,
+			uint32_t format, uint32_t uid)
 {
-	const struct core_file_key *key = event->load.key;
 	uint32_t *head = &core->hash[hash_of(core, key->dev, key->ino)];
 	struct model *model;
 	uint64_t id = 0;
@@ -88,8 +88,8 @@ struct model *model_add(struct core *core, const struct core_event *event, uint3
 	model = idtab_add(&core->models, &id);
 	REQUIRE(model != NULL);
 	model->key = *key;
-	memcpy(model->uuid, event->load.fresh_id, sizeof model->uuid);
-	model->format = event->load.format;
+	memcpy(model->uuid, uuid, sizeof model->uuid);
+	model->format = format;
 	model->owner_uid = uid;
 	model->last_used_ns = core->now_ns;
 	list_init(&model->segments);

@@ -199,6 +199,16 @@ static void quarantine(struct core *core, struct segment *segment)
 	}
 }
 
+void segment_verify(struct core *core, struct segment *segment)
+{
+	struct core_action *action = core_act(core, ACT_VERIFY);
+
+	segment->is_verifying = true;
+	action->segment = idtab_id(&core->segments, segment);
+	action->model = idtab_id(&core->models, segment->model);
+	action->device = segment->device;
+}
+
 void segment_on_verified(struct core *core, const struct core_event *event)
 {
 	struct segment *segment = idtab_find(&core->segments, event->verified.segment);

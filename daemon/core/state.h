@@ -156,6 +156,7 @@ struct core {
 	struct core_action *actions;
 	uint32_t n_actions, max_actions, n_given;
 	uint64_t now_ns;
+	uint64_t quiet_until_ns; /* after a restart: nothing is evicted for another */
 	bool is_shutting_down;
 };
 
@@ -170,7 +171,8 @@ void core_close_file(struct core *core, uint64_t file);
 /* model.c */
 bool model_is_same_content(const struct core_file_key *a, const struct core_file_key *b);
 struct model *model_find(const struct core *core, uint64_t dev, uint64_t ino);
-struct model *model_add(struct core *core, const struct core_event *event, uint32_t uid);
+struct model *model_add(struct core *core, const struct core_file_key *key, const uint8_t *uuid,
+			uint32_t format, uint32_t uid);
 void model_settle(struct core *core, struct model *model); /* gives up what nothing needs */
 void model_forget(struct core *core, struct model *model);
 bool model_is_resident(const struct model *model);
@@ -192,11 +194,18 @@ void segment_drop(struct core *core, struct segment *segment, enum core_why why)
 void segment_remove(struct core *core, struct segment *segment);
 bool segment_is_droppable(const struct segment *segment); /* whole, and no job counts on it */
 uint32_t segment_n_mappers(const struct segment *segment);
+void segment_verify(struct core *core, struct segment *segment);
 void segment_on_filled(struct core *core, const struct core_event *event);
 void segment_on_dropped(struct core *core, const struct core_event *event);
 void segment_on_verified(struct core *core, const struct core_event *event);
 void segment_on_device_lost(struct core *core, const struct core_event *event);
 void segment_release_held(struct core *core, struct model *model);
+
+/* adopt.c */
+uint64_t adopt_copy(struct core *core, const struct core_event *event);
+void adopt_wish(struct core *core, const struct core_event *event);
+uint64_t adopt_lease(struct core *core, const struct core_event *event);
+void adopt_end(struct core *core, const struct core_event *event);
 
 /* account.c */
 uint64_t account_charged(const struct account *account);
@@ -239,6 +248,7 @@ struct job *job_of(const struct core *core, uint64_t id);
 /* lease.c */
 struct lease *lease_add(struct core *core, struct model *model, struct client *client, bool map);
 void lease_end(struct core *core, struct lease *lease);
+void lease_record(struct core *core, const struct lease *lease);
 bool lease_grant(struct core *core, const struct waiter *waiter, struct model *model,
 		 enum core_source source, const struct job *job);
 void lease_on_attach(struct core *core, const struct core_event *event);
@@ -248,6 +258,8 @@ void lease_on_lease_event(struct core *core, const struct core_event *event);
 struct client *client_of(const struct core *core, uint64_t id);
 uint64_t client_open(struct core *core, const struct core_event *event);
 void client_on_closed(struct core *core, const struct core_event *event);
+/* Its process has unmapped it, or holds it by another lease now. */
+void client_end_ghost(struct core *core, struct lease *ghost);
 void client_on_process_gone(struct core *core, const struct core_event *event);
 struct waiter *waiter_add(struct core *core, struct client *client, uint32_t request,
 			  struct list *owner);
@@ -258,6 +270,7 @@ void client_on_cancel(struct core *core, const struct core_event *event);
 struct wish *wish_find(const struct model *model, uint32_t uid);
 struct wish *wish_get(struct core *core, struct model *model, uint32_t uid);
 void wish_apply(struct core *core, struct wish *wish, const struct core_policy *policy);
+void wish_record(struct core *core, const struct wish *wish);
 void wish_withdraw(struct core *core, struct wish *wish);
 void wish_remove(struct core *core, struct wish *wish);
 void wish_on_set(struct core *core, const struct core_event *event);

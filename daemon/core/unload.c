@@ -240,16 +240,11 @@ void unload_on_verify(struct core *core, const struct core_event *event)
 	waiter->model = model;
 	LIST_FOR_EACH (link, &model->segments) {
 		struct segment *segment = OF(link, struct segment, by_model);
-		struct core_action *action;
 
-		if (segment->state != SEGMENT_READY || segment->is_verifying ||
-		    segment->generation != model->generation) {
-			continue; /* one that is being hashed already answers for this one too */
+		/* One that is being hashed already answers for this one too. */
+		if (segment->state == SEGMENT_READY && !segment->is_verifying &&
+		    segment->generation == model->generation) {
+			segment_verify(core, segment);
 		}
-		segment->is_verifying = true;
-		action = core_act(core, ACT_VERIFY);
-		action->segment = idtab_id(&core->segments, segment);
-		action->model = idtab_id(&core->models, model);
-		action->device = segment->device;
 	}
 }

@@ -185,24 +185,40 @@ bool core_segment_next(const struct core *core, uint64_t model, uint32_t *cursor
 	return false;
 }
 
+static void view_wish(const struct core *core, const struct wish *wish, struct core_wish_view *ret)
+{
+	*ret = (struct core_wish_view){
+		.model = idtab_id(&core->models, wish->model),
+		.uid = wish->uid,
+		.pin = wish->pin,
+		.keep = wish->keep,
+		.priority = wish->priority,
+		.ttl_ns = wish->ttl_ns,
+		.pin_until_ns = wish->pin_until_ns,
+		.keep_until_ns = wish->keep_until_ns,
+	};
+}
+
+bool core_wish_get(const struct core *core, uint64_t id, struct core_wish_view *ret)
+{
+	const struct wish *wish = idtab_find(&core->wishes, id);
+
+	if (wish != NULL) {
+		view_wish(core, wish, ret);
+	}
+	return wish != NULL;
+}
+
 bool core_wish_next(const struct core *core, uint64_t model, uint32_t *cursor,
 		    struct core_wish_view *ret)
 {
 	const struct wish *wish;
 
 	while ((wish = idtab_next(&core->wishes, cursor)) != NULL) {
-		if (idtab_id(&core->models, wish->model) != model) {
-			continue;
+		if (idtab_id(&core->models, wish->model) == model) {
+			view_wish(core, wish, ret);
+			return true;
 		}
-		*ret = (struct core_wish_view){
-			.model = model,
-			.uid = wish->uid,
-			.pin = wish->pin,
-			.keep = wish->keep,
-			.priority = wish->priority,
-			.ttl_ns = wish->ttl_ns,
-		};
-		return true;
 	}
 	return false;
 }

@@ -30,12 +30,19 @@ struct wish *wish_get(struct core *core, struct model *model, uint32_t uid)
 		wish->uid = uid;
 		wish->pin_until_ns = wish->keep_until_ns = NEVER;
 		list_append(&model->wishes, &wish->by_model);
+		wish_record(core, wish);
 	}
 	return wish;
 }
 
+void wish_record(struct core *core, const struct wish *wish)
+{
+	core_act(core, ACT_RECORD_WISH)->record.id = idtab_id(&core->wishes, wish);
+}
+
 void wish_remove(struct core *core, struct wish *wish)
 {
+	wish_record(core, wish);
 	list_remove(&wish->by_model);
 	idtab_remove(&core->wishes, wish);
 }
@@ -75,6 +82,9 @@ void wish_apply(struct core *core, struct wish *wish, const struct core_policy *
 	}
 	if ((wish->pin && !was_pinned) || (wish->keep && !was_kept)) {
 		wish->model->is_doomed = false; /* said after the unload that waits */
+	}
+	if (policy->said != 0) {
+		wish_record(core, wish);
 	}
 	note_change(core, wish, was_pinned, wish->pin, CORE_NOTE_PINNED, CORE_NOTE_UNPINNED);
 	note_change(core, wish, was_kept, wish->keep, CORE_NOTE_KEPT, CORE_NOTE_UNKEPT);

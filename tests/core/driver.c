@@ -183,7 +183,9 @@ static void check_step(struct driver *driver)
 		check(driver, !is_at_once(driver->pending[i].kind),
 		      "what needs nothing from outside is answered in the same step");
 	}
-	check(driver, driver->n_bag > 0 || driver->n_pending == 0,
+	check(driver,
+	      driver->n_bag > 0 || driver->n_pending == 0 ||
+		      driver->now_ns < driver->quiet_until_ns,
 	      "I12 nobody waits when nothing is under way");
 }
 
@@ -210,6 +212,9 @@ static uint64_t step(struct driver *driver, struct core_event *event)
 		event->type = update.again ? EV_CONTINUE : event->type;
 	} while (update.again);
 	*event = driver->reference.event;
+	if (event->type == EV_ADOPT || event->type == EV_ADOPT_LEASE) {
+		reference_made(&driver->reference, ret_id);
+	}
 	broken = reference_after(&driver->reference, event);
 	check(driver, broken == NULL, broken);
 	check_step(driver);
@@ -311,10 +316,19 @@ static void send_attach(struct driver *driver, const struct driver_client *clien
 	uint32_t inode = pick(driver, DRIVER_INODES);
 	struct core_file_key key = driver->keys[inode];
 	struct core_event event = {.type = EV_ATTACH, .client = client->id};
+	struct core_lease_view lease;
 
 	event.request = expect(driver, client, EV_ATTACH);
 	event.attach.map = (flags & 1) != 0;
-	if ((flags & 2) != 0) {
+	if ((flags & 0xe0) == 0xe0) {
+		event.attach.ghost = recall(driver, driver->leases, driver->n_leases);
+		event.attach.model = recall(driver, driver->models, driver->n_models);
+		event.attach.generation = 1 + flags % 3;
+		if (core_lease_get(driver->core, event.attach.ghost, &lease) && flags != 255) {
+			event.attach.model = lease.model;
+			event.attach.generation = lease.generation;
+		}
+	} else if ((flags & 2) != 0) {
 		event.attach.file = open_file(driver, inode);
 		event.attach.key = &key;
 		driver->pending[driver->n_pending - 1].presented = key.mtime_ns;
@@ -608,6 +622,7 @@ static void check_rest(struct driver *driver)
 static void finish(struct driver *driver)
 {
 	struct core_event event = {.type = EV_SHUTDOWN};
+	struct core_event tick = {0};
 
 	for (uint32_t i = 0; i < DRIVER_CLIENTS; i++) {
 		struct driver_client *client = &driver->clients[i];
@@ -623,6 +638,10 @@ static void finish(struct driver *driver)
 			end_process(driver, client);
 		}
 	}
+	driver->now_ns = driver->now_ns > driver->quiet_until_ns ? driver->now_ns
+								 : driver->quiet_until_ns;
+	tick.type = EV_TICK;
+	(void)step(driver, &tick);
 	give_all(driver);
 	check_rest(driver);
 	(void)step(driver, &event);
@@ -656,9 +675,75 @@ static void begin(struct driver *driver)
 							 .mtime_ns = 1,
 							 .ctime_ns = 1};
 	}
-	for (uint32_t i = 0; i < DRIVER_DEVICES; i++) {
-		set_budget(driver, i, 60 + 40U * i);
+}
+
+/* ---- what survived a restart ---- */
+
+static void adopt_lease(struct driver *driver, uint32_t place, uint64_t model, uint64_t generation)
+{
+	struct driver_client *client = &driver->clients[place];
+	struct core_event event = {.type = EV_ADOPT_LEASE};
+	uint64_t lease;
+
+	open_client(driver, place);
+	if (client->id == 0) {
+		return;
 	}
+	event.client = client->id;
+	event.adopt_lease.model = model;
+	event.adopt_lease.generation = generation;
+	lease = step(driver, &event);
+	remember(driver->leases, &driver->n_leases, lease);
+	close_client(driver, client);
+}
+
+static void adopt_copy(struct driver *driver, uint32_t byte)
+{
+	static const uint8_t uuid[16] = {1};
+	uint32_t inode = byte % DRIVER_INODES;
+	struct core_file_key key = driver->keys[inode];
+	struct core_event event = {.type = EV_ADOPT};
+	struct core_segment_view segment;
+	struct core_event wish = {.type = EV_ADOPT_WISH};
+	uint64_t id;
+
+	event.adopt.key = &key;
+	event.adopt.uuid = uuid;
+	event.adopt.file = open_file(driver, inode);
+	event.adopt.generation = 1 + (byte >> 3) % 3;
+	event.adopt.bytes = rounded(byte);
+	event.adopt.owner_uid = 1000 + (byte & 1);
+	event.adopt.index = (byte >> 5) & 1;
+	id = step(driver, &event);
+	if (id == 0 || !core_segment_get(driver->core, id, &segment)) {
+		return;
+	}
+	remember(driver->models, &driver->n_models, segment.model);
+	wish.adopt_wish.model = segment.model;
+	wish.adopt_wish.uid = 1000 + (byte >> 7);
+	wish.adopt_wish.pin = byte % 5 == 0;
+	wish.adopt_wish.keep = byte % 3 == 0;
+	wish.adopt_wish.pin_until_ns = wish.adopt_wish.keep_until_ns =
+		byte % 7 == 0 ? driver->now_ns + byte : UINT64_MAX;
+	(void)step(driver, &wish);
+	if ((byte & 2) != 0) {
+		adopt_lease(driver, byte % DRIVER_CLIENTS, segment.model, segment.generation);
+	}
+}
+
+static void adopt(struct driver *driver)
+{
+	struct core_event event = {.type = EV_ADOPTED, .adopted = {.quiet_ns = 40}};
+	uint32_t n_copies = pick(driver, 4);
+
+	if (n_copies == 0) {
+		return;
+	}
+	for (uint32_t i = 0; i < n_copies; i++) {
+		adopt_copy(driver, next(driver));
+	}
+	driver->quiet_until_ns = driver->now_ns + event.adopted.quiet_ns;
+	(void)step(driver, &event);
 }
 
 void driver_run(struct driver *driver, const char *label, uint64_t seed, const uint8_t *bytes,
@@ -670,6 +755,10 @@ void driver_run(struct driver *driver, const char *label, uint64_t seed, const u
 	driver->size = size;
 	driver->now_ns = 1000;
 	begin(driver);
+	adopt(driver);
+	for (uint32_t i = 0; i < DRIVER_DEVICES; i++) {
+		set_budget(driver, i, 60 + 40U * i);
+	}
 	while (driver->at < driver->size && driver->n_files + 64 < DRIVER_FILES) {
 		happen(driver);
 	}

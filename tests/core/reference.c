@@ -254,6 +254,35 @@ static bool is_same_content(const struct core_file_key *a, const struct core_fil
 	return a->size == b->size && a->mtime_ns == b->mtime_ns;
 }
 
+static int expect_room_for_lease(const struct reference *r)
+{
+	EACH(r->leases, lease)
+	{
+		if (lease->id == 0 && lease < r->leases + r->config.max_leases) {
+			return 0;
+		}
+	}
+	return WIRE_TOO_MANY;
+}
+
+static int expect_reassert(struct reference *r, const struct core_event *event)
+{
+	const struct reference_model *model;
+
+	if (r->is_shut) {
+		return WIRE_SHUTTING_DOWN;
+	}
+	model = find_model(r, event->attach.model);
+	if (model == NULL || !is_resident(r, model) ||
+	    model->generation != event->attach.generation) {
+		return WIRE_NOT_RESIDENT;
+	}
+	if (!grant(r, event->attach.model, find_client(r, event->client)->uid, NULL)) {
+		return WIRE_TOO_MANY;
+	}
+	return expect_room_for_lease(r);
+}
+
 static int expect_attach(struct reference *r, const struct core_event *event)
 {
 	bool by_file = event->attach.file != 0;
@@ -280,19 +309,24 @@ static int expect_attach(struct reference *r, const struct core_event *event)
 	if (by_file && r->key.ctime_ns != model->key.ctime_ns) {
 		return -1; /* its bytes are looked at first */
 	}
-	EACH(r->leases, lease)
-	{
-		if (lease->id == 0 && lease < r->leases + r->config.max_leases) {
-			return 0;
-		}
-	}
-	return WIRE_TOO_MANY;
+	return expect_room_for_lease(r);
+}
+
+static bool is_of_same_uid(struct reference *r, uint64_t a, uint64_t b)
+{
+	return find_client(r, a) != NULL && find_client(r, b) != NULL &&
+	       find_client(r, a)->uid == find_client(r, b)->uid;
 }
 
 static int expect_lease(struct reference *r, const struct core_event *event)
 {
 	struct reference_lease *lease = find_lease(r, event->lease.lease);
 
+	if (lease != NULL && lease->is_ghost && event->type == EV_UNMAPPED &&
+	    is_of_same_uid(r, lease->client, event->client)) {
+		lease->id = 0;
+		return 0;
+	}
 	if (lease == NULL || lease->client != event->client || lease->is_ghost) {
 		return event->type == EV_MAPPED ? -1 : WIRE_NOT_FOUND;
 	}
@@ -434,7 +468,8 @@ static const char *before_request(struct reference *r, const struct core_event *
 		if (event->attach.file != 0) {
 			r->key = *event->attach.key;
 		}
-		r->expected = expect_attach(r, event);
+		r->expected = event->attach.generation != 0 ? expect_reassert(r, event)
+							    : expect_attach(r, event);
 		break;
 	case EV_SET:
 		r->expected = !may(r, event->client, event->set.model) ||
@@ -471,6 +506,83 @@ static void release_held(struct reference *r)
 	}
 }
 
+static void take_wish(struct reference *r, const struct core_event *event)
+{
+	struct reference_wish *wish;
+
+	if (find_model(r, event->adopt_wish.model) == NULL ||
+	    !grant(r, event->adopt_wish.model, event->adopt_wish.uid, NULL)) {
+		return;
+	}
+	wish = find_wish(r, event->adopt_wish.model, event->adopt_wish.uid);
+	*wish = (struct reference_wish){.model = event->adopt_wish.model,
+					.uid = event->adopt_wish.uid,
+					.pin = event->adopt_wish.pin,
+					.keep = event->adopt_wish.keep,
+					.pin_until_ns = event->adopt_wish.pin_until_ns,
+					.keep_until_ns = event->adopt_wish.keep_until_ns,
+					.ttl_ns = event->adopt_wish.ttl_ns,
+					.priority = event->adopt_wish.priority};
+}
+
+static void made_copy(struct reference *r, uint64_t segment)
+{
+	struct core_segment_view view;
+	struct reference_model *model;
+
+	(void)core_segment_get(r->core, segment, &view);
+	model = find_model(r, view.model);
+	EACH(r->models, place)
+	{
+		if (model == NULL && place->id == 0) {
+			model = place;
+			*model = (struct reference_model){.id = view.model};
+		}
+	}
+	if (r->event.adopt.generation > model->generation) {
+		model->generation = model->last_generation = r->event.adopt.generation;
+		model->n_copies = 0;
+		model->key = r->key;
+		model->content = r->key.mtime_ns;
+	}
+	model->n_copies += r->event.adopt.generation == model->generation ? 1 : 0;
+	(void)grant(r, model->id, r->event.adopt.owner_uid, NULL);
+	EACH(r->copies, copy)
+	{
+		if (copy->segment == 0) {
+			*copy = (struct reference_copy){.segment = segment,
+							.model = model->id,
+							.generation = r->event.adopt.generation,
+							.bytes = r->event.adopt.bytes,
+							.device = r->event.adopt.device,
+							.state = SEGMENT_READY};
+			return;
+		}
+	}
+}
+
+void reference_made(struct reference *r, uint64_t id)
+{
+	if (id == 0) {
+		return;
+	}
+	if (r->event.type == EV_ADOPT) {
+		made_copy(r, id);
+	}
+	EACH(r->leases, lease)
+	{
+		if (r->event.type == EV_ADOPT_LEASE && lease->id == 0) {
+			*lease = (struct reference_lease){.id = id,
+							  .client = r->event.client,
+							  .model = r->event.adopt_lease.model,
+							  .generation =
+								  r->event.adopt_lease.generation,
+							  .is_mapped = true};
+			return;
+		}
+	}
+}
+
 static const char *take_event(struct reference *r, const struct core_event *event)
 {
 	r->event = *event;
@@ -496,6 +608,15 @@ static const char *take_event(struct reference *r, const struct core_event *even
 		break;
 	case EV_SHUTDOWN:
 		r->is_shut = true;
+		break;
+	case EV_ADOPT:
+		r->key = *event->adopt.key;
+		break;
+	case EV_ADOPT_WISH:
+		take_wish(r, event);
+		break;
+	case EV_ADOPTED:
+		r->quiet_until_ns = r->now_ns + event->adopted.quiet_ns;
 		break;
 	default:
 		return before_request(r, event);
@@ -605,9 +726,28 @@ static const char *act_publish(struct reference *r, const struct core_action *ac
 	return NULL;
 }
 
+static bool is_reassertion(const struct reference *r, const struct core_action *action)
+{
+	return r->event.type == EV_ATTACH && r->event.attach.generation != 0 &&
+	       r->event.client == action->client && r->event.request == action->request;
+}
+
+/* The lease whose place the new one takes is over. */
+static void end_ghost(struct reference *r, const struct core_action *action)
+{
+	struct reference_lease *ghost = find_lease(r, r->event.attach.ghost);
+
+	if (ghost != NULL && ghost->is_ghost && ghost->model == action->model &&
+	    ghost->generation == action->reply.generation &&
+	    is_of_same_uid(r, ghost->client, action->client)) {
+		ghost->id = 0;
+	}
+}
+
 static const char *act_lease(struct reference *r, const struct core_action *action)
 {
 	const struct reference_model *model = find_model(r, action->model);
+	bool is_again = is_reassertion(r, action);
 
 	if (model == NULL || !is_resident(r, model) ||
 	    action->reply.generation != model->generation) {
@@ -622,8 +762,12 @@ static const char *act_lease(struct reference *r, const struct core_action *acti
 			*lease = (struct reference_lease){.id = action->reply.lease,
 							  .client = action->client,
 							  .model = action->model,
-							  .generation = model->generation,
-							  .is_mapped = action->reply.map};
+							  .generation = action->reply.generation,
+							  .is_mapped = is_again ||
+								       action->reply.map};
+			if (is_again) {
+				end_ghost(r, action);
+			}
 			return NULL;
 		}
 	}
@@ -710,6 +854,9 @@ static const char *act_note(struct reference *r, const struct core_action *actio
 {
 	if (action->note.note == CORE_NOTE_EVICTED && action->note.why == CORE_WHY_ROOM) {
 		r->evicted_for = action->note.for_model;
+		if (r->now_ns < r->quiet_until_ns) {
+			return "after a restart nothing is evicted for another for a while";
+		}
 	}
 	if (action->note.note == CORE_NOTE_REFUSED) {
 		r->refused = action->model;

@@ -83,6 +83,7 @@ struct reference {
 	int expected;                  /* code of the answer in this step; -1: any */
 	uint64_t evicted_for, refused; /* models, in this step */
 	uint64_t replaced;             /* model whose inode is another file by now */
+	uint64_t quiet_until_ns;
 	bool is_shut;
 };
 
@@ -93,6 +94,8 @@ void reference_open(struct reference *reference, uint64_t client, uint32_t uid, 
 const struct reference_job *reference_job_of(struct reference *reference, uint64_t id);
 /* Each returns NULL, or what is wrong. */
 const char *reference_before(struct reference *reference, const struct core_event *event);
+/* What an adopting event made; 0: nothing. */
+void reference_made(struct reference *reference, uint64_t id);
 const char *reference_action(struct reference *reference, const struct core_action *action);
 const char *reference_after(struct reference *reference, const struct core_event *event);
 
