@@ -53,11 +53,15 @@ uint64_t adopt_copy(struct core *core, const struct core_event *event)
 	struct segment *segment = NULL;
 	uint64_t id = 0;
 
-	if (model != NULL && wish_get(core, model, event->adopt.owner_uid) != NULL &&
-	    event->adopt.device < core->config.n_devices && event->adopt.generation > 0 &&
+	if (model != NULL && event->adopt.device < core->config.n_devices &&
+	    event->adopt.generation > 0 &&
 	    find_copy(model, event->adopt.generation, event->adopt.index, event->adopt.device) ==
 		    NULL) {
 		segment = idtab_add(&core->segments, &id);
+	}
+	if (segment != NULL && wish_get(core, model, event->adopt.owner_uid) == NULL) {
+		idtab_remove(&core->segments, segment);
+		segment = NULL;
 	}
 	if (segment == NULL) {
 		core_close_file(core, event->adopt.file);

@@ -685,8 +685,10 @@ static void adopt_lease(struct driver *driver, uint32_t place, uint64_t model, u
 	struct core_event event = {.type = EV_ADOPT_LEASE};
 	uint64_t lease;
 
-	open_client(driver, place);
 	if (client->id == 0) {
+		open_client(driver, place);
+	}
+	if (client->id == 0 || !client->is_connected) {
 		return;
 	}
 	event.client = client->id;
