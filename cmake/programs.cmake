@@ -40,13 +40,17 @@ room(corridor DEPENDS base base/os proto daemon/core daemon/format daemon/device
 		daemon/ipc
 	SOURCES daemon/daemon.c daemon/dispatch.c daemon/dispatch_model.c daemon/dispatch_view.c
 		daemon/execute.c daemon/answer.c daemon/news.c daemon/failure.c daemon/describe.c
-		daemon/store.c daemon/clients.c daemon/history.c daemon/config.c
+		daemon/persist.c daemon/adoption.c daemon/ledger.c
+		daemon/notify.c daemon/notify_parse.c daemon/store.c daemon/clients.c daemon/history.c daemon/config.c
 		daemon/config_file.c daemon/config_table.c daemon/config_value.c daemon/testing.c
 	LINKS PkgConfig::UV PkgConfig::ECONF)
 add_executable(distorchd daemon/main.c)
 house_flags(distorchd)
 target_link_libraries(distorchd PRIVATE room_corridor)
-install(TARGETS distorchd RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+add_executable(distorchd-hold daemon/hold_main.c daemon/notify_parse.c)
+house_flags(distorchd-hold)
+target_link_libraries(distorchd-hold PRIVATE room_base_os room_base PkgConfig::UV)
+install(TARGETS distorchd distorchd-hold RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 
 # ---- man pages ----
 find_program(SCDOC scdoc)

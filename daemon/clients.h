@@ -56,6 +56,7 @@ struct client {
 	struct conn *conn;           /* NULL: closed */
 	struct process_watch *watch; /* on its process, while bytes are mapped */
 	uint32_t uid, gid, pid;
+	uint64_t start_time; /* of its process (ipc/peer.h); 0: not asked yet */
 	bool is_admin;
 	char comm[64];
 	char label[256];

@@ -27,6 +27,7 @@
 #include "daemon/load/file.h"
 #include "daemon/load/loader.h"
 #include "daemon/load/memory.h"
+#include "daemon/persist.h"
 #include "daemon/testing.h"
 
 #define NS_PER_MS      1000000U
@@ -178,15 +179,20 @@ static void on_process_gone(void *context, uint64_t id)
 	(void)daemon_step(context, &event);
 }
 
+struct process_watch *daemon_watch_process(struct daemon *daemon, int pidfd, uint64_t client)
+{
+	return process_watch_start(&daemon->loop, pidfd, on_process_gone, daemon, client);
+}
+
 void daemon_watch_client(struct daemon *daemon, struct client *client)
 {
 	struct core_client_view view;
 
-	if (!core_client_get(daemon->core, client->id, &view) || view.held_bytes == 0) {
+	if (daemon->is_stopped || !core_client_get(daemon->core, client->id, &view) ||
+	    view.held_bytes == 0) {
 		return; /* nothing mapped: nothing to wait for */
 	}
-	client->watch = process_watch_start(&daemon->loop, conn_take_pidfd(client->conn),
-					    on_process_gone, daemon, client->id);
+	client->watch = daemon_watch_process(daemon, conn_take_pidfd(client->conn), client->id);
 	if (client->watch == NULL) {
 		log_warning("cannot watch pid %u: what it maps stays counted until the daemon ends",
 			    client->pid);
@@ -249,9 +255,9 @@ static int init_core(struct daemon *daemon, struct err *err)
 		.max_clients = 2U * daemon->config->limits_connections,
 		.max_models = 4096,
 		.max_segments = 65536,
-		.max_leases = 65536,
+		.max_leases = DAEMON_MAX_LEASES,
 		.max_waiters = WIRE_REQUESTS_IN_FLIGHT * daemon->config->limits_connections,
-		.max_wishes = 16384,
+		.max_wishes = DAEMON_MAX_WISHES,
 		.n_devices = daemon->n_devices,
 		.loads_per_uid = daemon->config->limits_loads_per_user,
 		.idle_evict_ns = daemon->config->memory_idle_evict_ns,
@@ -267,7 +273,8 @@ static int init_core(struct daemon *daemon, struct err *err)
 	return 0;
 }
 
-static int init_memory(struct daemon *daemon, struct err *err)
+/* What was adopted is taken from what is available; the budget is to hold it. */
+static int init_memory(struct daemon *daemon, uint64_t adopted_bytes, struct err *err)
 {
 	struct host_memory memory;
 	struct core_event event = {.type = EV_BUDGET};
@@ -279,6 +286,7 @@ static int init_memory(struct daemon *daemon, struct err *err)
 		return code;
 	}
 	daemon->host_total_bytes = memory.total;
+	memory.available += adopted_bytes < memory.total ? adopted_bytes : memory.total;
 	daemon->reserve_bytes = choose_reserve(daemon->config, &memory);
 	event.budget.bytes = choose_budget(daemon->config, &memory);
 	log_info("memory budget %s of %s",
@@ -364,7 +372,9 @@ static uint32_t find_administrator(const struct config *config)
 	return user == NULL ? UINT32_MAX : user->pw_uid;
 }
 
-static int init_server(struct daemon *daemon, const struct daemon_options *options, struct err *err)
+/* 'listen_fd' is taken over; -1: make one. */
+static int init_server(struct daemon *daemon, const struct daemon_options *options, int listen_fd,
+		       struct err *err)
 {
 	const struct config *config = daemon->config;
 	const struct server_handlers handlers = {.context = daemon,
@@ -372,7 +382,8 @@ static int init_server(struct daemon *daemon, const struct daemon_options *optio
 						 .closed = dispatch_closed};
 	struct server_options server = {
 		.socket_path = options->socket_path,
-		.listen_fd = options->listen_fd,
+		.listen_fd = listen_fd,
+		.is_kept = persist_is_safe(daemon->persist),
 		.connections = config->limits_connections,
 		.connections_per_uid = config->limits_connections_per_user,
 		.output_bytes = (uint32_t)config->limits_pending_output, /* at most 1G */
@@ -388,6 +399,7 @@ static int init_server(struct daemon *daemon, const struct daemon_options *optio
 
 int daemon_init(struct daemon *daemon, const struct daemon_options *options, struct err *err)
 {
+	int listen_fd;
 	int code;
 
 	memset(daemon, 0, sizeof *daemon);
@@ -412,13 +424,25 @@ int daemon_init(struct daemon *daemon, const struct daemon_options *options, str
 		code = init_loader(daemon, err);
 	}
 	if (code == 0) {
-		code = init_memory(daemon, err);
+		code = persist_new(daemon, err);
+	}
+	if (code == 0) {
+		code = init_memory(daemon, persist_adopt(daemon), err);
 	}
 	if (code == 0) {
 		code = init_signals(daemon, err);
 	}
+	if (code < 0) {
+		return code;
+	}
+	listen_fd = persist_take_listener(daemon->persist);
+	persist_begin(daemon);
 	/* Last: the socket accepts as soon as it exists. */
-	return code == 0 ? init_server(daemon, options, err) : code;
+	code = init_server(daemon, options, listen_fd, err);
+	if (code == 0) {
+		persist_ready(daemon);
+	}
+	return code;
 }
 
 /* ---- end ---- */
@@ -445,6 +469,7 @@ void daemon_stop(struct daemon *daemon)
 	if (daemon->is_stepping) {
 		return; /* not reached: stops come from signals and requests */
 	}
+	persist_stopping(daemon->persist);
 	(void)daemon_step(daemon, &event);
 	server_stop(daemon->server);
 	uv_stop(&daemon->loop);
@@ -495,13 +520,14 @@ void daemon_fini(struct daemon *daemon)
 	}
 	daemon->loader = loader_free(daemon->loader);
 	drain_mailbox(daemon);
-	uv_walk(&daemon->loop, close_handle, NULL);
 	DL_FOREACH_SAFE(daemon->clients, client, next)
 	{
 		/* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): it is in the list */
 		DL_DELETE(daemon->clients, client);
-		client_free(client);
+		client_free(client); /* its handle with it */
 	}
+	daemon->persist = persist_free(daemon->persist);
+	uv_walk(&daemon->loop, close_handle, NULL);
 	while (uv_run(&daemon->loop, UV_RUN_DEFAULT) != 0) {
 		/* closing handles */
 	}

@@ -19,18 +19,21 @@
 #include "proto/wire.h"
 
 #define DAEMON_MAX_REVOKED 64
+#define DAEMON_MAX_LEASES  65536
+#define DAEMON_MAX_WISHES  16384
 
 struct config;
 struct err;
 struct file;
 struct loader;
 struct mailbox;
+struct persist;
+struct process_watch;
 struct server;
 
 struct daemon_options {
 	const struct config *config; /* borrowed for the daemon's life */
 	const char *socket_path;     /* NULL: the configured or default one */
-	int listen_fd;               /* inherited, else -1 */
 	bool is_user;
 };
 
@@ -38,6 +41,7 @@ struct daemon {
 	uv_loop_t loop;
 	uv_poll_t mailbox_poll;
 	uv_timer_t tick;
+	uv_timer_t watchdog;
 	uv_signal_t signals[3]; /* SIGTERM, SIGINT, SIGHUP */
 	const struct config *config;
 	struct core *core;
@@ -46,6 +50,7 @@ struct daemon {
 	struct loader *loader;
 	struct mailbox *mailbox;
 	struct server *server;
+	struct persist *persist;
 	struct history history;
 	struct client *clients; /* newest first; owner: daemon */
 	uint64_t deadline_ns;   /* of the core; UINT64_MAX: none */
@@ -96,6 +101,8 @@ void daemon_revoke(struct daemon *daemon, uint64_t client, uint64_t lease);
 
 /* Watch the client's process, so that bytes it maps are known to be free when it is gone. */
 void daemon_watch_client(struct daemon *daemon, struct client *client);
+/* Likewise by a pidfd, which is taken over, and the client's id. NULL: it cannot be watched. */
+struct process_watch *daemon_watch_process(struct daemon *daemon, int pidfd, uint64_t client);
 
 void daemon_forget_client(struct daemon *daemon, uint64_t id);
 struct client *daemon_find_client(const struct daemon *daemon, uint64_t id);
@@ -112,6 +119,8 @@ void execute(struct daemon *daemon, const struct core_action *action);
 /* One result of the loader: becomes an event. Takes the result. */
 struct load_result;
 void execute_result(struct daemon *daemon, struct load_result *result);
+/* A fill is over and what it brought is parked, or will not be. */
+void execute_filled(struct daemon *daemon, uint64_t segment, int code, uint64_t duration_ns);
 
 /* ---- answer.c: the core's answers into messages ---- */
 void answer_reply(struct daemon *daemon, const struct core_action *action);

@@ -299,8 +299,7 @@ static void dispatch_method(const struct call *call, const void *request)
 		dispatch_map(call, request);
 		break;
 	case WIRE_METHOD_UNMAPPED:
-		dispatch_lease(call, EV_UNMAPPED,
-			       ((const struct wire_unmapped_request *)request)->lease);
+		dispatch_unmapped(call, request);
 		break;
 	case WIRE_METHOD_DETACH:
 		dispatch_lease(call, EV_DETACH,

@@ -44,6 +44,7 @@ int dispatch_find_model(const struct call *call, struct wire_str text, uint64_t 
 
 /* ---- handlers by file ---- */
 void dispatch_load(const struct call *call, const struct wire_load_request *request);
+void dispatch_unmapped(const struct call *call, const struct wire_unmapped_request *request);
 void dispatch_attach(const struct call *call, const struct wire_attach_request *request);
 void dispatch_map(const struct call *call, const struct wire_map_request *request);
 void dispatch_lease(const struct call *call, enum core_event_type type, uint64_t lease);

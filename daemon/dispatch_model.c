@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/config.h"
@@ -18,6 +19,7 @@
 #include "daemon/dispatch.h"
 #include "daemon/format/format.h"
 #include "daemon/load/file.h"
+#include "daemon/persist.h"
 #include "proto/table.h"
 
 #define NS_PER_MS 1000000U
@@ -174,6 +176,60 @@ void dispatch_load(const struct call *call, const struct wire_load_request *requ
 	(void)daemon_step(call->daemon, &event);
 }
 
+/* The published generation whose image this descriptor is; NULL: of none. */
+static const struct model_info *find_by_image(const struct daemon *daemon, int fd)
+{
+	const struct model_info *model = NULL;
+	struct stat status;
+
+	/* Inodes of memfds are one numbering: nobody can make another one with this number. */
+	while (fstat(fd, &status) == 0 &&
+	       (model = store_next_model(daemon->store, model)) != NULL) {
+		if (model->current.table_fd >= 0 && model->current.image_ino == status.st_ino &&
+		    model->current.image_dev == status.st_dev) {
+			return model;
+		}
+	}
+	return NULL;
+}
+
+/* A lease whose connection broke: the image that its holder still maps proves its right. */
+static void reassert(const struct call *call, const struct wire_attach_request *request)
+{
+	const struct model_info *model =
+		call->n_fds == 1 ? find_by_image(call->daemon, call->fds[0]) : NULL;
+	struct core_model_view view = {0};
+	struct core_event event = {.type = EV_ATTACH,
+				   .client = call->client->id,
+				   .request = call->request};
+
+	if (!request->has_epoch || request->has_model || call->n_fds != 1) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, "lease",
+			    "asserting a lease again takes its epoch and one image descriptor");
+		return;
+	}
+	if (model == NULL || !core_model_get(call->daemon->core, model->id, &view)) {
+		call_refuse(call, WIRE_NOT_RESIDENT, "lease",
+			    "no resident model has this image any more");
+		return;
+	}
+	event.attach.model = model->id;
+	event.attach.generation = view.generation;
+	event.attach.ghost = persist_find_lease(call->daemon, request->epoch, request->lease);
+	if (call_expect(call) != NULL) {
+		(void)daemon_step(call->daemon, &event);
+	}
+}
+
+void dispatch_unmapped(const struct call *call, const struct wire_unmapped_request *request)
+{
+	uint64_t lease = request->has_epoch
+				 ? persist_find_lease(call->daemon, request->epoch, request->lease)
+				 : request->lease;
+
+	dispatch_lease(call, EV_UNMAPPED, lease);
+}
+
 void dispatch_attach(const struct call *call, const struct wire_attach_request *request)
 {
 	struct core_file_key key;
@@ -183,6 +239,10 @@ void dispatch_attach(const struct call *call, const struct wire_attach_request *
 				   .client = call->client->id,
 				   .request = call->request};
 
+	if (request->has_lease) {
+		reassert(call, request);
+		return;
+	}
 	if (request->has_model == (call->n_fds > 0)) {
 		call_refuse(call, WIRE_BAD_ARGUMENT, "model",
 			    "name a model or pass its file, one of the two");

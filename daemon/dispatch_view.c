@@ -16,6 +16,7 @@
 #include "daemon/dispatch.h"
 #include "daemon/ipc/conn.h"
 #include "daemon/load/memory.h"
+#include "daemon/persist.h"
 
 #define NS_PER_MS        1000000U
 #define MAX_SHOW_CLIENTS 256
@@ -138,7 +139,7 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 		response.page_size = info->current.page_bytes;
 		response.huge_bytes = info->current.huge_bytes;
 		response.backing = wire_str("image");
-		response.loaded_from = wire_str("file");
+		response.loaded_from = wire_str(info->current.is_from_store ? "store" : "file");
 		response.load_ms = view.load_ns / NS_PER_MS;
 		(void)snprintf(checksum, sizeof checksum, "%016llx",
 			       (unsigned long long)info->current.checksum);
@@ -297,6 +298,8 @@ void dispatch_status(const struct call *call)
 		.version = wire_str(DISTORCH_VERSION),
 		.epoch = daemon->epoch,
 		.uptime_ms = (clock_mono_ns() - daemon->started_ns) / NS_PER_MS,
+		.restarts = persist_n_restarts(daemon->persist),
+		.survives_restart = persist_is_safe(daemon->persist),
 		.devices = {.items = texts->devices,
 			    .count = describe_devices(daemon, texts->device_texts, texts->devices)},
 		.bytes_read = daemon->bytes_read,

@@ -16,6 +16,8 @@
 #include "daemon/format/format.h"
 #include "daemon/load/file.h"
 #include "daemon/load/loader.h"
+#include "daemon/persist.h"
+#include "daemon/testing.h"
 #include "proto/gen/wire_code.h"
 
 static struct file *source_of(const struct daemon *daemon, uint64_t id)
@@ -44,7 +46,7 @@ static void execute_read_header(struct daemon *daemon, const struct core_action 
 
 static void execute_fill(struct daemon *daemon, const struct core_action *action)
 {
-	const struct job_info *job = job_of(daemon, action);
+	struct job_info *job = job_of(daemon, action);
 	const struct model_info *model = daemon_know_model(daemon, action->model);
 	struct core_model_view view;
 	struct fill_request request = {
@@ -59,6 +61,9 @@ static void execute_fill(struct daemon *daemon, const struct core_action *action
 	REQUIRE(core_model_get(daemon->core, action->model, &view));
 	request.model_id = view.uuid;
 	request.owner_uid = view.owner_uid;
+	if (job != NULL) {
+		job->file = action->fill.file;
+	}
 	loader_fill(daemon->loader, &request);
 }
 
@@ -84,9 +89,12 @@ static void execute_verify(struct daemon *daemon, const struct core_action *acti
 
 static void execute_drop(struct daemon *daemon, const struct core_action *action)
 {
+	struct park park = {0};
 	/* A fill that failed has no extent; the loader answers at once. */
-	loader_drop(daemon->loader, action->segment,
-		    store_take_extent(daemon->store, action->segment));
+	struct extent *extent = store_take_extent(daemon->store, action->segment, &park);
+
+	testing_point("dropping");
+	persist_drop(daemon, action->segment, extent, &park);
 }
 
 static void execute_publish(struct daemon *daemon, const struct core_action *action)
@@ -169,7 +177,10 @@ void execute(struct daemon *daemon, const struct core_action *action)
 		answer_note(daemon, action);
 		break;
 	case ACT_RECORD_LEASE:
+		persist_record_lease(daemon, action->record.id);
+		break;
 	case ACT_RECORD_WISH:
+		persist_record_wish(daemon, action->record.id);
 		break;
 	case ACT_N_VALUES:
 		REQUIRE(false && "an action without a case");
@@ -261,16 +272,16 @@ static void take_generation(struct job_info *job, struct load_result *result)
 	next->page_bytes = result->page_bytes;
 	next->huge_bytes = result->huge_bytes;
 	next->checksum = result->checksum;
+	next->image_dev = result->image_dev;
+	next->image_ino = result->image_ino;
 	(void)snprintf(next->notice, sizeof next->notice, "%s", result->notice);
 }
 
 static void take_filled(struct daemon *daemon, struct load_result *result)
 {
 	struct job_info *job = store_find_job(daemon->store, result->job);
-	struct core_event event = {.type = EV_FILLED,
-				   .filled = {.segment = result->segment,
-					      .duration_ns = result->duration_ns}};
 
+	testing_point("filled");
 	if (result->extent != NULL &&
 	    store_add_extent(daemon->store, result->segment, result->extent) == 0) {
 		result->extent = NULL; /* the store's */
@@ -283,8 +294,23 @@ static void take_filled(struct daemon *daemon, struct load_result *result)
 		(void)err_set(&result->err, WIRE_CANCELLED, "nobody waits for it any more");
 	}
 	remember_failure(daemon, result->job, &result->err);
-	event.filled.code = result->err.code;
+	if (result->err.code == 0) {
+		persist_park(daemon, result->job, result->segment, result->duration_ns);
+	} else {
+		execute_filled(daemon, result->segment, result->err.code, result->duration_ns);
+	}
+}
+
+void execute_filled(struct daemon *daemon, uint64_t segment, int code, uint64_t duration_ns)
+{
+	struct core_event event = {.type = EV_FILLED,
+				   .filled = {.segment = segment,
+					      .code = code,
+					      .duration_ns = duration_ns}};
+
+	testing_point("parked");
 	(void)daemon_step(daemon, &event);
+	testing_point("published");
 }
 
 void execute_result(struct daemon *daemon, struct load_result *result)

@@ -157,7 +157,6 @@ static int serve(const struct arguments *arguments, const struct config *config)
 		.socket_path = arguments->socket_path != NULL
 				       ? arguments->socket_path
 				       : default_socket(arguments->is_user, path, sizeof path),
-		.listen_fd = -1,
 		.is_user = arguments->is_user,
 	};
 	struct err err = {0};

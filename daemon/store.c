@@ -34,6 +34,7 @@ struct stored_file {
 struct stored_extent {
 	uint64_t segment;
 	struct extent *extent;
+	struct park park;
 	UT_hash_handle hh;
 };
 
@@ -166,7 +167,16 @@ struct extent *store_find_extent(const struct store *store, uint64_t segment)
 	return stored == NULL ? NULL : stored->extent;
 }
 
-struct extent *store_take_extent(struct store *store, uint64_t segment)
+void store_set_park(struct store *store, uint64_t segment, const struct park *park)
+{
+	struct stored_extent *stored = find_extent(store, segment);
+
+	if (stored != NULL) {
+		stored->park = *park;
+	}
+}
+
+struct extent *store_take_extent(struct store *store, uint64_t segment, struct park *ret_park)
 {
 	struct stored_extent *stored = find_extent(store, segment);
 	struct extent *extent;
@@ -175,6 +185,9 @@ struct extent *store_take_extent(struct store *store, uint64_t segment)
 		return NULL;
 	}
 	extent = stored->extent;
+	if (ret_park != NULL) {
+		*ret_park = stored->park;
+	}
 	HASH_DEL(store->extents, stored);
 	free(stored);
 	return extent;

@@ -35,7 +35,10 @@ struct generation_info {
 	uint64_t page_bytes; /* page size obtained */
 	uint64_t huge_bytes; /* of the image in 2 MiB pages */
 	uint64_t checksum;
-	char notice[160]; /* why less than asked was obtained; empty: nothing to say */
+	char notice[160];              /* why less than asked was obtained; empty: nothing to say */
+	uint64_t image_dev, image_ino; /* of the first image, as fstat of a client has it */
+	bool is_from_store;            /* taken over from an earlier life, not read */
+	bool is_parked;                /* survives a restart */
 };
 
 /* owner: store::models, from EV_LOAD until ACT_FORGET_MODEL */
@@ -58,6 +61,7 @@ struct job_info {
 	uint64_t id;
 	uint64_t model;
 	uint64_t begun_ns;
+	uint64_t file;               /* its source, while it is filled */
 	struct tensor_map *map;      /* parsed header, until the fill is done */
 	struct generation_info next; /* becomes the model's at ACT_PUBLISH */
 	struct err failure;
@@ -75,6 +79,13 @@ struct job_info {
 	UT_hash_handle hh; /* store::jobs, by id */
 };
 
+/* Under which names a copy's descriptors are parked with who restarts us (daemon/persist.h). */
+struct park {
+	bool is_parked;
+	uint8_t uuid[16];
+	uint64_t generation;
+};
+
 struct store;
 
 struct store *store_new(void); /* NULL: no memory */
@@ -90,7 +101,9 @@ uint32_t store_n_files(const struct store *store);
 /* Copies by segment id; the store owns the extent until it is taken. Return 0, -WIRE_NO_MEMORY. */
 int store_add_extent(struct store *store, uint64_t segment, struct extent *extent);
 struct extent *store_find_extent(const struct store *store, uint64_t segment);
-struct extent *store_take_extent(struct store *store, uint64_t segment);
+/* '*ret_park': where it was parked; may be NULL. */
+struct extent *store_take_extent(struct store *store, uint64_t segment, struct park *ret_park);
+void store_set_park(struct store *store, uint64_t segment, const struct park *park);
 
 /* Models. 'name' is made printable UTF-8 by the caller. NULL: no memory. */
 struct model_info *store_add_model(struct store *store, uint64_t id, const uint8_t *uuid,

@@ -23,6 +23,23 @@ uint32_t testing_ms(const char *name, uint32_t usual)
 	return text == NULL ? usual : (uint32_t)strtoul(text, NULL, 10);
 }
 
+void testing_point(const char *name)
+{
+	static uint64_t n_passed;
+	const char *wanted = getenv("DISTORCHD_TEST_POINT");
+	size_t size = strlen(name);
+	uint64_t nth;
+
+	if (wanted == NULL || strncmp(wanted, name, size) != 0 ||
+	    (wanted[size] != '\0' && wanted[size] != ':')) {
+		return;
+	}
+	nth = wanted[size] == ':' ? strtoull(wanted + size + 1, NULL, 10) : 1;
+	if (++n_passed == nth) {
+		(void)raise(SIGKILL);
+	}
+}
+
 static bool corrupt(struct daemon *daemon, uint64_t offset)
 {
 	const struct model_info *model = store_next_model(daemon->store, NULL);

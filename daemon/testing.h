@@ -20,7 +20,14 @@ struct daemon;
 void testing_start(struct daemon *daemon);
 /* The milliseconds that the variable says, else 'usual'. */
 uint32_t testing_ms(const char *name, uint32_t usual);
+/* A named moment: DISTORCHD_TEST_POINT=NAME or NAME:N ends the daemon there (the N-th time) by
+ * SIGKILL. tests/e2e/test_restart.py has the names. */
+void testing_point(const char *name);
 #else
+static inline void testing_point(const char *name)
+{
+	(void)name;
+}
 static inline void testing_start(struct daemon *daemon)
 {
 	(void)daemon;

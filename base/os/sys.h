@@ -49,7 +49,7 @@ void *sys_realloc(void *memory, size_t size);
 char *sys_strdup(const char *text);
 int sys_pthread_create(void *ret_thread, void *(*body)(void *), void *argument);
 int sys_getrandom(void *bytes, size_t size); /* 0, or -1 */
-int sys_pipe(int ret_ends[2]); /* non-blocking and close-on-exec */
+int sys_pipe(int ret_ends[2]);               /* non-blocking and close-on-exec */
 int sys_rename(const char *from, const char *to);
 int sys_fsync(int fd);
 

@@ -53,6 +53,43 @@ static void read_comm(pid_t pid, char *ret, size_t ret_size)
 	(void)text_escape(comm[0] == '\0' ? "?" : comm, ret, ret_size);
 }
 
+uint64_t peer_start_time(pid_t pid)
+{
+	char path[64];
+	char text[1024];
+	AUTO_CLOSE int fd = -1;
+	const char *field;
+	ssize_t size;
+
+	(void)snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+	fd = sys_open(path, O_RDONLY);
+	size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	text[size > 0 ? size : 0] = '\0';
+	field = strrchr(text, ')'); /* the command may hold anything */
+	for (int i = 2; field != NULL && i < 22; i++) {
+		field = strchr(field + 1, ' ');
+	}
+	return field == NULL ? 0 : strtoull(field + 1, NULL, 10);
+}
+
+int peer_find(pid_t pid, uint64_t start_time, struct peer *ret, struct err *err)
+{
+	int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+
+	if (pidfd < 0) {
+		return err_set_sys(err, WIRE_NOT_FOUND, errno, "process %d: %s", (int)pid,
+				   strerror(errno));
+	}
+	/* Asked after the pidfd was opened: it is of the process that is looked at. */
+	if (peer_start_time(pid) != start_time || start_time == 0) {
+		(void)close(pidfd); /* a pidfd: nothing to lose */
+		return err_set(err, WIRE_NOT_FOUND, "process %d is another one now", (int)pid);
+	}
+	*ret = (struct peer){.pid = pid, .pidfd = pidfd};
+	read_comm(pid, ret->comm, sizeof ret->comm);
+	return 0;
+}
+
 int peer_read(int socket, uint32_t extra_admin_uid, struct peer *ret, struct err *err)
 {
 	struct ucred credentials;

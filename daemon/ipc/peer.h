@@ -24,6 +24,12 @@ struct peer {
 };
 
 /* 0, or a negative code. 'extra_admin_uid': besides root and our own; UINT32_MAX: nobody. */
+/* When the process was started, in ticks since boot: with its pid, who it is. 0: not known. */
+uint64_t peer_start_time(pid_t pid);
+
+/* The process that had this pid and start time, if it lives still: pid, pidfd and comm. */
+int peer_find(pid_t pid, uint64_t start_time, struct peer *ret, struct err *err);
+
 int peer_read(int socket, uint32_t extra_admin_uid, struct peer *ret, struct err *err);
 void peer_fini(struct peer *peer);
 

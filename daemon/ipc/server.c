@@ -168,6 +168,20 @@ static int bind_path(struct server *server, struct err *err)
 	return 0;
 }
 
+/* Is the inherited socket the one that the path names? */
+static bool is_bound_to(int fd, const char *path)
+{
+	struct sockaddr_un address = {0};
+	socklen_t size = sizeof address - 1;
+
+	size_t length = strlen(path);
+
+	/* The kernel knows it by the name that it was bound to, before it was given its own. */
+	return getsockname(fd, (struct sockaddr *)&address, &size) == 0 &&
+	       address.sun_family == AF_UNIX && strncmp(address.sun_path, path, length) == 0 &&
+	       (address.sun_path[length] == '\0' || strcmp(address.sun_path + length, "~") == 0);
+}
+
 static int open_path(struct server *server, struct err *err)
 {
 	int code;
@@ -180,6 +194,9 @@ static int open_path(struct server *server, struct err *err)
 	code = make_folder(server->path, err);
 	if (code == 0) {
 		code = take_lock(server, err);
+	}
+	if (server->listen_fd >= 0) {
+		return code;
 	}
 	if (code == 0) {
 		code = clear_path(server->path, err);
@@ -196,8 +213,9 @@ static void drop_path(struct server *server)
 	if (server->lock_fd < 0) {
 		return; /* inherited: not ours to remove */
 	}
-	if (server->path_ino != 0 && lstat(server->path, &status) == 0 &&
-	    status.st_dev == server->path_dev && status.st_ino == server->path_ino) {
+	if (!server->options.is_kept && server->path_ino != 0 &&
+	    lstat(server->path, &status) == 0 && status.st_dev == server->path_dev &&
+	    status.st_ino == server->path_ino) {
 		(void)unlink(server->path); /* a leftover name only refuses connections */
 	}
 	(void)snprintf(lock, sizeof lock, "%s.lock", server->path);
@@ -312,7 +330,8 @@ int server_new(uv_loop_t *loop, const struct server_options *options,
 	if (server->path == NULL) {
 		code = err_set(err, WIRE_NO_MEMORY, "no memory for the server");
 	}
-	if (code == 0 && server->listen_fd < 0) {
+	/* One that a service manager made under another name is its own affair. */
+	if (code == 0 && (server->listen_fd < 0 || is_bound_to(server->listen_fd, server->path))) {
 		code = open_path(server, err);
 	}
 	if (code == 0) {
@@ -356,6 +375,11 @@ struct server *server_free(struct server *server)
 	server->is_freed = true;
 	server_release(server);
 	return NULL;
+}
+
+int server_listen_fd(const struct server *server)
+{
+	return server->listen_fd;
 }
 
 const char *server_path(const struct server *server)

@@ -20,9 +20,10 @@ struct server;
 struct server_options {
 	const char *socket_path; /* bound here, unless listen_fd is given */
 	int listen_fd;           /* an inherited listening socket, else -1; taken over */
-	uint32_t mode;           /* of the socket, 0: 0660 */
-	uint32_t gid;            /* group that may connect; UINT32_MAX: no such rule */
-	uint32_t admin_uid;      /* administrator besides root and us; UINT32_MAX: nobody */
+	bool is_kept;       /* somebody keeps the listening socket over our end: leave its name */
+	uint32_t mode;      /* of the socket, 0: 0660 */
+	uint32_t gid;       /* group that may connect; UINT32_MAX: no such rule */
+	uint32_t admin_uid; /* administrator besides root and us; UINT32_MAX: nobody */
 	uint32_t connections, connections_per_uid;
 	uint32_t output_bytes; /* queued to one connection, at most */
 	uint32_t hello_ms, drain_ms;
@@ -59,6 +60,7 @@ void server_flush(struct server *server);
 /* Say goodbye to all, then close; frees itself once the loop has run. Returns NULL. */
 struct server *server_free(struct server *server);
 
+int server_listen_fd(const struct server *server); /* borrowed */
 const char *server_path(const struct server *server);
 void server_limits(const struct server *server, struct wire_limits *ret);
 void server_counters_get(const struct server *server, struct server_counters *ret);

@@ -50,8 +50,9 @@ struct load_result {
 	bool is_equal;
 	uint64_t differs_at; /* offset of the first 64 MiB that differ, when not equal */
 	struct extent *extent;
-	uint64_t page_bytes; /* obtained for most of the image */
-	uint64_t huge_bytes; /* of the image in 2 MiB pages */
+	uint64_t image_dev, image_ino; /* as fstat of an exported descriptor has it */
+	uint64_t page_bytes;           /* obtained for most of the image */
+	uint64_t huge_bytes;           /* of the image in 2 MiB pages */
 	char notice[DEVICE_NOTICE_SIZE];
 	int table_fd;   /* sealed tensor table (proto/table.h), or -1 */
 	uint64_t *sums; /* XXH3-64 of each 64 MiB */

@@ -3,9 +3,11 @@
 #include "base/cleanup.h"
 #include "base/os/sys.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/load/hash.h"
@@ -122,6 +124,7 @@ static int check_key(const struct job *job, struct err *err)
 static int make_table(struct job *job, struct load_result *ret)
 {
 	AUTO_CLOSE int image_fd = -1;
+	struct stat image;
 	int code = device_export(ret->extent, &image_fd, &ret->err);
 	const struct image_facts facts = {
 		.model_id = job->model_id,
@@ -134,7 +137,16 @@ static int make_table(struct job *job, struct load_result *ret)
 		.n_sums = ret->n_sums,
 	};
 
-	return code < 0 ? code : image_table_make(job->map, &facts, &ret->table_fd, &ret->err);
+	if (code == 0 && sys_fstat(image_fd, &image) < 0) {
+		code = err_set_sys(&ret->err, WIRE_INTERNAL, errno, "fstat of an image: %s",
+				   strerror(errno));
+	}
+	if (code < 0) {
+		return code;
+	}
+	ret->image_dev = image.st_dev;
+	ret->image_ino = image.st_ino;
+	return image_table_make(job->map, &facts, &ret->table_fd, &ret->err);
 }
 
 static int fill_extent(const struct work *work, struct job *job, struct load_result *ret)

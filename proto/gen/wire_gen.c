@@ -329,10 +329,12 @@ static const struct wire_field attach_request_fields[] = {
 	{ .name = "model", .name_size = 5, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_attach_request, model), .is_optional = true, .has_offset = offsetof(struct wire_attach_request, has_model), .max = 4096u },
 	{ .name = "map", .name_size = 3, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_attach_request, map), .is_optional = true, .has_offset = offsetof(struct wire_attach_request, has_map) },
 	{ .name = "recall_grace_ms", .name_size = 15, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_attach_request, recall_grace_ms), .is_optional = true, .has_offset = offsetof(struct wire_attach_request, has_recall_grace_ms), .max = 3600000u },
+	{ .name = "lease", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_attach_request, lease), .is_optional = true, .has_offset = offsetof(struct wire_attach_request, has_lease), .max = 9223372036854775807u },
+	{ .name = "epoch", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_attach_request, epoch), .is_optional = true, .has_offset = offsetof(struct wire_attach_request, has_epoch), .max = 9223372036854775807u },
 };
 const struct wire_type wire_type_attach_request = {
 	.name = "attach_request", .size = sizeof(struct wire_attach_request),
-	.fields = attach_request_fields, .n_fields = 3, .required = 0x0u,
+	.fields = attach_request_fields, .n_fields = 5, .required = 0x0u,
 };
 
 static const struct wire_field attach_response_fields[] = {
@@ -366,10 +368,11 @@ const struct wire_type wire_type_map_response = {
 static const struct wire_field unmapped_request_fields[] = {
 	{ .name = "lease", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_unmapped_request, lease), .max = 9223372036854775807u },
 	{ .name = "segments", .name_size = 8, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_unmapped_request, segments), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_unmapped_request, has_segments), .max = 2u, .item_max = 9223372036854775807u },
+	{ .name = "epoch", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_unmapped_request, epoch), .is_optional = true, .has_offset = offsetof(struct wire_unmapped_request, has_epoch), .max = 9223372036854775807u },
 };
 const struct wire_type wire_type_unmapped_request = {
 	.name = "unmapped_request", .size = sizeof(struct wire_unmapped_request),
-	.fields = unmapped_request_fields, .n_fields = 2, .required = 0x1u,
+	.fields = unmapped_request_fields, .n_fields = 3, .required = 0x1u,
 };
 
 const struct wire_type wire_type_unmapped_response = {

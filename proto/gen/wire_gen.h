@@ -401,9 +401,13 @@ struct wire_attach_request {
 	bool has_model;
 	bool has_map;
 	bool has_recall_grace_ms;
+	bool has_lease;
+	bool has_epoch;
 	struct wire_str model;
 	bool map;
 	uint64_t recall_grace_ms;
+	uint64_t lease;
+	uint64_t epoch;
 };
 #define WIRE_ATTACH_REQUEST_MODEL_MAX 4096
 
@@ -427,8 +431,10 @@ struct wire_map_response {
 
 struct wire_unmapped_request {
 	bool has_segments;
+	bool has_epoch;
 	uint64_t lease;
 	struct wire_list segments; /* list:uint */
+	uint64_t epoch;
 };
 #define WIRE_UNMAPPED_REQUEST_SEGMENTS_MAX 2
 

@@ -205,8 +205,8 @@ def test_a_failing_call_is_one_clear_error_and_leaves_nothing(daemon, make_model
             assert error.error["message"], error.error
         daemon.tell("clear")
         assert code is None or seen == code, seen
-        used = daemon.status()["devices"][0]["used"]
-        assert (used == 0) == (seen is not None), "a failed load leaves nothing charged"
+        wait_until(lambda: (daemon.status()["devices"][0]["used"] == 0) == (seen is not None),
+                   what="a failed load leaves nothing charged")
         raw.load(path)
         assert states(daemon)[path.name] == "resident"
 

@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* See ledger.h. The layout: a header of 4 KiB, lease records, wish records. */
+#include "daemon/ledger.h"
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/err.h"
+#include "base/os/memfd.h"
+#include "base/os/sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "daemon/load/hash.h"
+#include "proto/gen/wire_code.h"
+
+#define LEDGER_LAYOUT 1U
+#define HEADER_BYTES  4096U
+#define RECORD_BYTES  64U
+#define MAX_RECORDS   (1U << 22)
+
+static const char magic[8] = {'D', 'S', 'T', 'L', 'E', 'D', 'G', 'R'};
+
+struct ledger_header {
+	char magic[8];
+	uint32_t layout;
+	uint32_t n_leases, n_wishes;             /* room */
+	uint32_t leases_touched, wishes_touched; /* records ever written; the rest is no memory */
+	uint32_t is_complete;
+	uint32_t n_failed_starts;
+	uint32_t reserved;
+	uint64_t life;
+	uint8_t suspect[16];
+};
+
+struct ledger {
+	int fd;
+	uint64_t bytes;
+	struct ledger_header *header; /* the mapping */
+	uint32_t n_leases, n_wishes;  /* as checked; the mapping is not asked again */
+};
+
+static struct ledger_lease *lease_at(const struct ledger *ledger, uint32_t index)
+{
+	char *records = (char *)ledger->header + HEADER_BYTES;
+
+	return (struct ledger_lease *)(void *)records + index;
+}
+
+static struct ledger_wish *wish_at(const struct ledger *ledger, uint32_t index)
+{
+	return (struct ledger_wish *)(void *)lease_at(ledger, ledger->n_leases) + index;
+}
+
+static bool size_of(uint32_t n_leases, uint32_t n_wishes, uint64_t *ret)
+{
+	uint64_t n_records = (uint64_t)n_leases + n_wishes;
+
+	return n_leases <= MAX_RECORDS && n_wishes <= MAX_RECORDS &&
+	       checked_mul(n_records, RECORD_BYTES, ret) && checked_add(*ret, HEADER_BYTES, ret);
+}
+
+static int map_it(struct ledger *ledger, struct err *err)
+{
+	void *memory =
+		sys_mmap(NULL, ledger->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ledger->fd, 0);
+
+	if (memory == MAP_FAILED) {
+		return err_set_sys(err, WIRE_NO_MEMORY, errno, "mapping the ledger: %s",
+				   strerror(errno));
+	}
+	ledger->header = memory;
+	return 0;
+}
+
+int ledger_new(uint64_t life, uint32_t n_leases, uint32_t n_wishes, struct ledger **ret,
+	       struct err *err)
+{
+	struct ledger *ledger = sys_calloc(1, sizeof *ledger);
+	int code;
+
+	if (ledger == NULL || !size_of(n_leases, n_wishes, &ledger->bytes)) {
+		free(ledger);
+		return err_set(err, WIRE_NO_MEMORY, "no memory for the ledger");
+	}
+	ledger->fd = -1;
+	ledger->n_leases = n_leases;
+	ledger->n_wishes = n_wishes;
+	code = memfd_create_sized("distorch:ledger", ledger->bytes, &ledger->fd, err);
+	/* Its size stays: whoever maps it need not fear SIGBUS. */
+	if (code == 0 && sys_fcntl(ledger->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0) {
+		code = err_set_sys(err, WIRE_INTERNAL, errno, "sealing the ledger: %s",
+				   strerror(errno));
+	}
+	if (code == 0) {
+		code = map_it(ledger, err);
+	}
+	if (code < 0) {
+		(void)ledger_free(ledger);
+		return code;
+	}
+	memcpy(ledger->header->magic, magic, sizeof magic);
+	ledger->header->layout = LEDGER_LAYOUT;
+	ledger->header->life = life;
+	ledger->header->n_leases = n_leases;
+	ledger->header->n_wishes = n_wishes;
+	*ret = ledger;
+	return 0;
+}
+
+static bool is_good_header(struct ledger *ledger)
+{
+	const struct ledger_header *header = ledger->header;
+	uint64_t bytes = 0;
+
+	ledger->n_leases = header->n_leases;
+	ledger->n_wishes = header->n_wishes;
+	return memcmp(header->magic, magic, sizeof magic) == 0 && header->layout == LEDGER_LAYOUT &&
+	       header->is_complete == 1 && size_of(ledger->n_leases, ledger->n_wishes, &bytes) &&
+	       bytes == ledger->bytes;
+}
+
+int ledger_open(int fd, struct ledger **ret, struct err *err)
+{
+	const int wanted = F_SEAL_SHRINK | F_SEAL_GROW;
+	struct ledger *ledger = sys_calloc(1, sizeof *ledger);
+	struct stat status;
+	int seals = sys_fcntl(fd, F_GET_SEALS, 0);
+	int code = 0;
+
+	if (ledger == NULL) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory for the ledger");
+	}
+	ledger->fd = -1;
+	if (seals < 0 || (seals & wanted) != wanted || sys_fstat(fd, &status) < 0 ||
+	    status.st_size < (off_t)HEADER_BYTES) {
+		code = err_set(err, WIRE_BAD_FILE, "it is not a ledger");
+	} else {
+		ledger->bytes = (uint64_t)status.st_size;
+		ledger->fd = sys_fcntl_dup(fd);
+		code = ledger->fd < 0
+			       ? err_set_sys(err, WIRE_TOO_MANY, errno, "%s", strerror(errno))
+			       : map_it(ledger, err);
+	}
+	if (code == 0 && !is_good_header(ledger)) {
+		code = err_set(err, WIRE_BAD_FILE, "it is not a ledger that this version knows");
+	}
+	if (code < 0) {
+		(void)ledger_free(ledger);
+		return code;
+	}
+	*ret = ledger;
+	return 0;
+}
+
+struct ledger *ledger_free(struct ledger *ledger)
+{
+	if (ledger != NULL) {
+		memfd_unmap(ledger->header, ledger->bytes);
+		if (ledger->fd >= 0) {
+			(void)close(ledger->fd); /* memory: nothing to write back */
+		}
+		free(ledger);
+	}
+	return NULL;
+}
+
+uint64_t ledger_life(const struct ledger *ledger)
+{
+	return ledger->header->life;
+}
+
+int ledger_fd(const struct ledger *ledger)
+{
+	return ledger->fd;
+}
+
+/* The record becomes good by its sum, which is written last. */
+static void put(void *record, uint64_t *sum, const void *bytes, uint64_t new_sum)
+{
+	__atomic_store_n(sum, 0, __ATOMIC_RELEASE);
+	memcpy(record, bytes, RECORD_BYTES - sizeof *sum);
+	__atomic_store_n(sum, new_sum, __ATOMIC_RELEASE);
+}
+
+static uint64_t sum_of(const void *record)
+{
+	uint64_t sum = hash_bytes(record, RECORD_BYTES - sizeof(uint64_t));
+
+	return sum == 0 ? 1 : sum;
+}
+
+void ledger_set_lease(struct ledger *ledger, uint32_t index, const struct ledger_lease *lease)
+{
+	struct ledger_lease *record = lease_at(ledger, index);
+
+	if (index >= ledger->n_leases) {
+		return;
+	}
+	if (lease == NULL) {
+		if (index < ledger->header->leases_touched) {
+			__atomic_store_n(&record->sum, 0, __ATOMIC_RELEASE);
+		}
+		return;
+	}
+	put(record, &record->sum, lease, sum_of(lease));
+	if (ledger->header->leases_touched <= index) {
+		ledger->header->leases_touched = index + 1;
+	}
+}
+
+void ledger_set_wish(struct ledger *ledger, uint32_t index, const struct ledger_wish *wish)
+{
+	struct ledger_wish *record = wish_at(ledger, index);
+
+	if (index >= ledger->n_wishes) {
+		return;
+	}
+	if (wish == NULL) {
+		if (index < ledger->header->wishes_touched) {
+			__atomic_store_n(&record->sum, 0, __ATOMIC_RELEASE);
+		}
+		return;
+	}
+	put(record, &record->sum, wish, sum_of(wish));
+	if (ledger->header->wishes_touched <= index) {
+		ledger->header->wishes_touched = index + 1;
+	}
+}
+
+bool ledger_next_lease(const struct ledger *ledger, uint32_t *cursor, struct ledger_lease *ret)
+{
+	while (*cursor < ledger->header->leases_touched && *cursor < ledger->n_leases) {
+		*ret = *lease_at(ledger, (*cursor)++);
+		if (ret->sum != 0 && ret->sum == sum_of(ret)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+bool ledger_next_wish(const struct ledger *ledger, uint32_t *cursor, struct ledger_wish *ret)
+{
+	while (*cursor < ledger->header->wishes_touched && *cursor < ledger->n_wishes) {
+		*ret = *wish_at(ledger, (*cursor)++);
+		if (ret->sum != 0 && ret->sum == sum_of(ret)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+void ledger_complete(struct ledger *ledger)
+{
+	__atomic_store_n(&ledger->header->is_complete, 1, __ATOMIC_RELEASE);
+}
+
+uint32_t ledger_count_start(struct ledger *ledger)
+{
+	return ledger->header->n_failed_starts++;
+}
+
+void ledger_suspect(struct ledger *ledger, const uint8_t uuid[16])
+{
+	memcpy(ledger->header->suspect, uuid, sizeof ledger->header->suspect);
+}
+
+bool ledger_is_suspect(const struct ledger *ledger, const uint8_t uuid[16])
+{
+	return memcmp(ledger->header->suspect, uuid, sizeof ledger->header->suspect) == 0;
+}

@@ -1,0 +1,425 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Parking, records, and speaking to who restarts us. Adoption is in adoption.c. */
+#include "daemon/persist.h"
+
+#include "base/cleanup.h"
+#include "base/err.h"
+#include "base/os/clock.h"
+#include "base/os/log.h"
+#include "base/os/sys.h"
+#include "base/require.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/config.h"
+#include "daemon/daemon.h"
+#include "daemon/describe.h"
+#include "daemon/device/device.h"
+#include "daemon/ipc/peer.h"
+#include "daemon/ipc/server.h"
+#include "daemon/load/file.h"
+#include "daemon/load/loader.h"
+#include "daemon/persist_inside.h"
+
+#define PARK_WAIT_MS   2000 /* then a load is published without */
+#define PROBE_NS       1000000000U
+#define FDS_A_MODEL    3
+#define US_PER_MS      1000U
+#define WATCHDOG_PARTS 2
+
+/* ---- names ---- */
+
+const char *persist_name(char *buffer, const char *kind, const struct park *park)
+{
+	char id[33];
+
+	(void)snprintf(buffer, NOTIFY_NAME_SIZE, "%s.%s.%llu%s", kind, describe_id(park->uuid, id),
+		       (unsigned long long)park->generation, strcmp(kind, "img") == 0 ? ".0" : "");
+	return buffer;
+}
+
+static const char *ledger_name(char *buffer, uint64_t epoch)
+{
+	(void)snprintf(buffer, NOTIFY_NAME_SIZE, "ledger.%016llx", (unsigned long long)epoch);
+	return buffer;
+}
+
+/* ---- parking ---- */
+
+/* owner: persist::parkings, until the barrier has answered */
+struct parking {
+	struct list link;
+	struct daemon *daemon;
+	uint64_t job, segment, duration_ns;
+	struct extent *extent; /* of a drop: owned; NULL: of a fill */
+};
+
+static struct parking *parking_new(struct daemon *daemon, uint64_t segment)
+{
+	struct parking *parking = sys_calloc(1, sizeof *parking);
+
+	if (parking != NULL) {
+		parking->daemon = daemon;
+		parking->segment = segment;
+		list_append(&daemon->persist->parkings, &parking->link);
+	}
+	return parking;
+}
+
+static void note_unparked(struct daemon *daemon, uint64_t job_id, const char *why)
+{
+	struct job_info *job = store_find_job(daemon->store, job_id);
+
+	if (job != NULL && job->next.notice[0] == '\0' && daemon->persist->max_fds > 0) {
+		(void)snprintf(job->next.notice, sizeof job->next.notice,
+			       "it does not survive a restart: %s", why);
+	}
+}
+
+static void on_parked(void *context, bool is_taken)
+{
+	struct parking done = *(struct parking *)context;
+	struct job_info *job = store_find_job(done.daemon->store, done.job);
+
+	list_remove(&((struct parking *)context)->link);
+	free(context);
+	if (job != NULL) {
+		job->next.is_parked = is_taken;
+	}
+	if (!is_taken) {
+		note_unparked(done.daemon, done.job, "who restarts the daemon did not take it");
+	}
+	execute_filled(done.daemon, done.segment, 0, done.duration_ns);
+}
+
+static bool store_all(struct daemon *daemon, const struct job_info *job, uint64_t segment,
+		      const struct park *park)
+{
+	struct notify *notify = daemon->persist->notify;
+	const struct extent *extent = store_find_extent(daemon->store, segment);
+	const struct file *file = store_find_file(daemon->store, job->file);
+	AUTO_CLOSE int image_fd = -1;
+	char name[NOTIFY_NAME_SIZE];
+
+	return extent != NULL && file != NULL && device_export(extent, &image_fd, NULL) == 0 &&
+	       notify_store(notify, persist_name(name, "img", park), image_fd) &&
+	       notify_store(notify, persist_name(name, "src", park), file->fd) &&
+	       notify_store(notify, persist_name(name, "hdr", park), job->next.table_fd);
+}
+
+static bool find_park(const struct daemon *daemon, uint64_t segment, struct park *ret)
+{
+	struct core_segment_view view;
+	struct core_model_view model;
+
+	if (!core_segment_get(daemon->core, segment, &view) ||
+	    !core_model_get(daemon->core, view.model, &model)) {
+		return false;
+	}
+	*ret = (struct park){.is_parked = true, .generation = view.generation};
+	memcpy(ret->uuid, model.uuid, sizeof ret->uuid);
+	return true;
+}
+
+void persist_park(struct daemon *daemon, uint64_t job_id, uint64_t segment, uint64_t duration_ns)
+{
+	struct persist *persist = daemon->persist;
+	const struct job_info *job = store_find_job(daemon->store, job_id);
+	struct parking *parking = NULL;
+	struct park park;
+
+	if (persist->max_fds > 0 && persist->n_fds + FDS_A_MODEL > persist->max_fds) {
+		note_unparked(daemon, job_id, "the store for descriptors is full");
+	} else if (persist->max_fds > 0 && job != NULL && find_park(daemon, segment, &park)) {
+		parking = parking_new(daemon, segment);
+	}
+	if (parking == NULL) {
+		execute_filled(daemon, segment, 0, duration_ns);
+		return;
+	}
+	parking->job = job_id;
+	parking->duration_ns = duration_ns;
+	persist->n_fds += FDS_A_MODEL;
+	store_set_park(daemon->store, segment, &park);
+	if (store_all(daemon, job, segment, &park)) {
+		testing_point("stored");
+		notify_barrier(persist->notify, PARK_WAIT_MS, on_parked, parking);
+	} else {
+		on_parked(parking, false);
+	}
+}
+
+static void on_unparked(void *context, bool is_taken)
+{
+	struct parking done = *(struct parking *)context;
+
+	(void)is_taken; /* not taken: who kept it is gone, and with it what it kept */
+	list_remove(&((struct parking *)context)->link);
+	free(context);
+	testing_point("unstored");
+	loader_drop(done.daemon->loader, done.segment, done.extent);
+}
+
+void persist_drop(struct daemon *daemon, uint64_t segment, struct extent *extent,
+		  const struct park *park)
+{
+	static const char *const kinds[] = {"hdr", "img", "src"}; /* without hdr it is nothing */
+	struct persist *persist = daemon->persist;
+	struct parking *parking = NULL;
+	char name[NOTIFY_NAME_SIZE];
+
+	if (extent != NULL && park->is_parked) {
+		parking = parking_new(daemon, segment);
+		persist->n_fds -= FDS_A_MODEL;
+		for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+			notify_unstore(persist->notify, persist_name(name, kinds[i], park));
+		}
+	}
+	if (parking == NULL) {
+		loader_drop(daemon->loader, segment, extent);
+		return;
+	}
+	/* As long as it takes: while it is parked, its memory is not free. */
+	parking->extent = extent;
+	notify_barrier(persist->notify, 0, on_unparked, parking);
+}
+
+/* ---- records ---- */
+
+static struct origin *find_origin(const struct persist *persist, uint64_t lease)
+{
+	LIST_FOR_EACH (link, &persist->origins) {
+		struct origin *origin = container_of(link, struct origin, link);
+
+		if (origin->lease == lease) {
+			return origin;
+		}
+	}
+	return NULL;
+}
+
+void persist_record_lease(struct daemon *daemon, uint64_t id)
+{
+	struct persist *persist = daemon->persist;
+	struct origin *origin = find_origin(persist, id);
+	uint32_t index = (uint32_t)id - 1;
+	struct ledger_lease record = {.epoch = daemon->epoch, .lease = id};
+	struct core_lease_view lease;
+	struct core_model_view model;
+	struct client *client;
+
+	if (persist->ledger == NULL) {
+		return;
+	}
+	if (!core_lease_get(daemon->core, id, &lease) || !lease.is_mapped ||
+	    !core_model_get(daemon->core, lease.model, &model) ||
+	    (client = daemon_find_client(daemon, lease.client)) == NULL) {
+		ledger_set_lease(persist->ledger, index, NULL);
+		if (origin != NULL) {
+			list_remove(&origin->link);
+			free(origin);
+		}
+		return;
+	}
+	if (client->start_time == 0) {
+		client->start_time = peer_start_time((pid_t)client->pid);
+	}
+	if (origin != NULL) {
+		record.epoch = origin->epoch;
+		record.lease = origin->known_as;
+	}
+	memcpy(record.uuid, model.uuid, sizeof record.uuid);
+	record.generation = lease.generation;
+	record.start_time = client->start_time;
+	record.pid = client->pid;
+	record.uid = client->uid;
+	ledger_set_lease(persist->ledger, index, &record);
+}
+
+void persist_record_wish(struct daemon *daemon, uint64_t id)
+{
+	struct core_wish_view wish;
+	struct core_model_view model;
+	struct ledger_wish record = {0};
+
+	if (daemon->persist->ledger == NULL) {
+		return;
+	}
+	if (!core_wish_get(daemon->core, id, &wish) ||
+	    !core_model_get(daemon->core, wish.model, &model)) {
+		ledger_set_wish(daemon->persist->ledger, (uint32_t)id - 1, NULL);
+		return;
+	}
+	memcpy(record.uuid, model.uuid, sizeof record.uuid);
+	record.ttl_ns = wish.ttl_ns;
+	record.pin_until_ns = wish.pin_until_ns;
+	record.keep_until_ns = wish.keep_until_ns;
+	record.uid = wish.uid;
+	record.priority = wish.priority;
+	record.pin = wish.pin;
+	record.keep = wish.keep;
+	ledger_set_wish(daemon->persist->ledger, (uint32_t)id - 1, &record);
+}
+
+uint64_t persist_find_lease(const struct daemon *daemon, uint64_t epoch, uint64_t lease)
+{
+	LIST_FOR_EACH (link, &daemon->persist->origins) {
+		const struct origin *origin = container_of(link, struct origin, link);
+
+		if (origin->epoch == epoch && origin->known_as == lease) {
+			return origin->lease;
+		}
+	}
+	return epoch == daemon->epoch ? lease : 0;
+}
+
+/* ---- life ---- */
+
+static uint64_t take_number(const char *name)
+{
+	const char *text = getenv(name);
+	uint64_t number = text == NULL ? 0 : strtoull(text, NULL, 10);
+
+	(void)unsetenv(name); /* children are not meant */
+	return number;
+}
+
+static void on_watchdog(uv_timer_t *timer)
+{
+	struct persist *persist = timer->data;
+
+	notify_say(persist->notify, "WATCHDOG=1");
+}
+
+static void start_watchdog(struct daemon *daemon)
+{
+	uint64_t pid = take_number("WATCHDOG_PID");
+	uint64_t wait_ms = take_number("WATCHDOG_USEC") / US_PER_MS / WATCHDOG_PARTS;
+
+	if (wait_ms > 0 && (pid == 0 || pid == (uint64_t)getpid())) {
+		daemon->watchdog.data = daemon->persist;
+		(void)uv_timer_init(&daemon->loop, &daemon->watchdog); /* always succeeds */
+		(void)uv_timer_start(&daemon->watchdog, on_watchdog, wait_ms, wait_ms);
+	}
+}
+
+int persist_new(struct daemon *daemon, struct err *err)
+{
+	struct persist *persist = sys_calloc(1, sizeof *persist);
+	bool keeps = daemon->config->restart_keep;
+
+	if (persist == NULL) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory for what outlives the daemon");
+	}
+	list_init(&persist->parkings);
+	list_init(&persist->origins);
+	daemon->persist = persist;
+	persist->notify = notify_new(&daemon->loop, getenv("NOTIFY_SOCKET"), err);
+	if (persist->notify == NULL) {
+		return -err->code;
+	}
+	(void)unsetenv("NOTIFY_SOCKET");
+	persist->max_fds = (uint32_t)take_number("FDSTORE");
+	if (!keeps || !notify_is_heard(persist->notify)) {
+		persist->max_fds = 0;
+	}
+	start_watchdog(daemon);
+	inherited_take(persist);
+	return 0;
+}
+
+struct persist *persist_free(struct persist *persist)
+{
+	if (persist == NULL) {
+		return NULL;
+	}
+	(void)notify_free(persist->notify);
+	LIST_FOR_EACH_SAFE (link, &persist->parkings) {
+		struct parking *parking = container_of(link, struct parking, link);
+
+		(void)device_release(parking->extent, NULL); /* the process ends: no way to act */
+		free(parking);
+	}
+	LIST_FOR_EACH_SAFE (link, &persist->origins) {
+		free(container_of(link, struct origin, link));
+	}
+	inherited_free(persist);
+	(void)ledger_free(persist->ledger);
+	(void)ledger_free(persist->old_ledger);
+	free(persist);
+	return NULL;
+}
+
+bool persist_is_safe(struct persist *persist)
+{
+	uint64_t now_ns = clock_mono_ns();
+
+	if (persist->max_fds == 0) {
+		return false;
+	}
+	/* Whoever keeps our descriptors is not heard of; a message tells if he is there. */
+	if (now_ns - persist->probed_ns > PROBE_NS) {
+		persist->probed_ns = now_ns;
+		notify_say(persist->notify, "STATUS=serving");
+	}
+	if (!notify_is_heard(persist->notify)) {
+		log_warning("who keeps our descriptors is gone: nothing survives a restart now");
+		persist->max_fds = 0;
+	}
+	return persist->max_fds > 0;
+}
+
+uint64_t persist_n_restarts(const struct persist *persist)
+{
+	return persist->life == 0 ? 0 : persist->life - 1;
+}
+
+static void on_begun(void *context, bool is_taken)
+{
+	struct persist *persist = context;
+
+	persist->has_begun = true;
+	if (!is_taken) {
+		log_warning("who restarts the daemon did not take its ledger: nothing survives");
+		persist->max_fds = 0;
+	}
+}
+
+void persist_begin(struct daemon *daemon)
+{
+	struct persist *persist = daemon->persist;
+	char name[NOTIFY_NAME_SIZE];
+
+	if (persist->max_fds == 0 || persist->ledger == NULL) {
+		return;
+	}
+	ledger_complete(persist->ledger);
+	persist->n_fds++;
+	(void)notify_store(persist->notify, ledger_name(name, daemon->epoch),
+			   ledger_fd(persist->ledger)); /* the barrier tells */
+	inherited_give_back(persist);
+	notify_barrier(persist->notify, PARK_WAIT_MS, on_begun, persist);
+	while (!persist->has_begun) {
+		(void)uv_run(&daemon->loop, UV_RUN_ONCE);
+	}
+}
+
+void persist_ready(struct daemon *daemon)
+{
+	struct persist *persist = daemon->persist;
+	int fd = server_listen_fd(daemon->server);
+
+	if (persist->max_fds > 0 && !persist->has_listener && fd >= 0) {
+		persist->n_fds++;
+		(void)notify_store(persist->notify, "sock", fd); /* without, it is bound anew */
+	}
+	notify_say(persist->notify, "READY=1\nSTATUS=serving");
+}
+
+void persist_stopping(struct persist *persist)
+{
+	notify_say(persist->notify, "STOPPING=1");
+}

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What outlives the daemon. Tables, images, source files and the ledger are parked, under names,
+ * with whoever restarts us (systemd's descriptor store, or distorchd-hold); the next life gets
+ * them back and adopts what it can trust. A generation is published once it is parked, or after
+ * a while without: then it is shown as not surviving a restart. Loop only.
+ *
+ *   ledger.EPOCH   who maps what, what was said (daemon/ledger.h)     sock   the listening socket
+ *   hdr.ID.GEN     the tensor table     img.ID.GEN.N   an image     src.ID.GEN   its source file
+ */
+#ifndef DAEMON_PERSIST_H
+#define DAEMON_PERSIST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct daemon;
+struct err;
+struct extent;
+struct park;
+struct persist;
+
+/* Reads and removes NOTIFY_SOCKET, FDSTORE, WATCHDOG_USEC and LISTEN_* of the environment. */
+int persist_new(struct daemon *daemon, struct err *err);
+struct persist *persist_free(struct persist *persist); /* NULL is fine; returns NULL */
+
+/* The listening socket that was handed over, the caller's now; -1: none. */
+int persist_take_listener(struct persist *persist);
+/* Does somebody keep what is parked? */
+bool persist_is_safe(struct persist *persist);
+uint64_t persist_n_restarts(const struct persist *persist);
+
+/* At start, before the budget is set: take over what an earlier life parked. Returns its bytes. */
+uint64_t persist_adopt(struct daemon *daemon);
+/* The ledger stands; blocks until it is parked, a few seconds at most. */
+void persist_begin(struct daemon *daemon);
+/* The socket listens: park it, and tell that the daemon is ready. */
+void persist_ready(struct daemon *daemon);
+void persist_stopping(struct persist *persist);
+
+/* Park what a fill of the job brought, then go on by execute_filled, now or later. */
+void persist_park(struct daemon *daemon, uint64_t job, uint64_t segment, uint64_t duration_ns);
+/* Give up what is parked of a copy, then have the loader drop it. */
+void persist_drop(struct daemon *daemon, uint64_t segment, struct extent *extent,
+		  const struct park *park);
+
+/* A lease or a wish of the core began, changed or ended. */
+void persist_record_lease(struct daemon *daemon, uint64_t lease);
+void persist_record_wish(struct daemon *daemon, uint64_t wish);
+
+/* The core's id of a lease that a client knows from this life or an earlier one; 0: none. */
+uint64_t persist_find_lease(const struct daemon *daemon, uint64_t epoch, uint64_t lease);
+
+#endif
