@@ -11,6 +11,7 @@
 
 #include "client/client.h"
 #include "client/error.h"
+#include "client/keeper.h"
 #include "client/packet.h"
 
 #define TICK_MS         250 /* the progress callback is asked at least this often */
@@ -139,7 +140,8 @@ static void take_response(struct distorch *c, const struct wire_packet *packet, 
 	struct call *call = call_find(c, packet->id);
 
 	if (call == NULL) {
-		return; /* answered after its caller gave up: drop it */
+		keeper_answered(c, packet->id); /* or its caller gave up: drop it */
+		return;
 	}
 	if (!packet_has_right_fds(call->method, packet, n_fds)) {
 		client_lose(c, DISTORCH_E_BAD_FRAME,
@@ -214,10 +216,17 @@ static void read_packets(struct distorch *c)
 	}
 }
 
-static void follow(struct distorch *c, uint64_t wait_ms)
+void client_read(struct distorch *c)
+{
+	read_packets(c);
+	pthread_cond_broadcast(&c->changed);
+}
+
+void client_follow(struct distorch *c, uint64_t wait_ms)
 {
 	struct timespec until;
 
+	wait_ms = wait_ms < WAIT_LONGEST_MS ? wait_ms : WAIT_LONGEST_MS;
 	(void)clock_gettime(CLOCK_MONOTONIC, &until); /* cannot fail */
 	until.tv_sec += (time_t)(wait_ms / 1000);
 	until.tv_nsec += (long)(wait_ms % 1000) * 1000000;
@@ -235,7 +244,7 @@ void client_turn(struct distorch *c, uint64_t wait_ms)
 	uint64_t longest = wait_ms < WAIT_LONGEST_MS ? wait_ms : WAIT_LONGEST_MS;
 
 	if (c->is_led) {
-		follow(c, longest);
+		client_follow(c, longest);
 		return;
 	}
 	c->is_led = true;
@@ -331,7 +340,7 @@ static int call_wait(struct distorch *c, const struct request *request, struct c
 		uint64_t now = client_now_ms();
 		uint64_t until = call_deadline(c, request, call, begun_ms, &pinged_ms);
 
-		if (c->is_lost) {
+		if (c->is_lost || call->serial != c->serial) {
 			return client_lost(c);
 		}
 		if (now >= until) {
@@ -383,15 +392,16 @@ static int call_run(struct distorch *c, const struct request *request, struct an
 		return rc;
 	}
 	call.id = c->next_id++;
+	call.serial = c->serial;
 	list_append(&c->calls, &call.link);
 	c->n_calls++;
-	client_pay_owed(c);
+	keeper_pay(c);
 	rc = call_send(c, request, &call);
 	if (rc == 0) {
 		rc = call_wait(c, request, &call);
 	}
 	list_remove(&call.link);
-	c->n_calls--;
+	c->n_calls -= call.serial == c->serial ? 1 : 0; /* a new connection counts anew */
 	pthread_cond_broadcast(&c->changed);
 	return rc;
 }
@@ -444,46 +454,4 @@ int distorch_cancel(struct distorch *c, uint64_t tag)
 	pthread_cond_broadcast(&c->changed);
 	client_leave(c);
 	return is_found ? 0 : failure_set(DISTORCH_E_NOT_FOUND, 0, NULL, "no such call is running");
-}
-
-/* ---- leases that end ---- */
-
-void client_pay_owed(struct distorch *c)
-{
-	LIST_FOR_EACH_SAFE (link, &c->owed) {
-		struct owed *owed = container_of(link, struct owed, link);
-		const struct wire_detach_request body = {.lease = owed->lease};
-
-		if (!client_post(c, WIRE_METHOD_DETACH, &body)) {
-			return;
-		}
-		list_remove(&owed->link);
-		free(owed);
-	}
-}
-
-void client_drop_owed(struct distorch *c)
-{
-	LIST_FOR_EACH_SAFE (link, &c->owed) {
-		struct owed *owed = container_of(link, struct owed, link);
-
-		list_remove(&owed->link);
-		free(owed);
-	}
-}
-
-void client_detach(struct distorch *c, uint64_t serial, struct owed *owed)
-{
-	if (c->pid != getpid()) {
-		free(owed); /* a process that took no part; the lock may be held for ever */
-		return;
-	}
-	pthread_mutex_lock(&c->lock);
-	if (c->is_closed || c->is_lost || c->fd < 0 || c->serial != serial) {
-		free(owed); /* the lease went with its connection */
-	} else {
-		list_append(&c->owed, &owed->link);
-		client_pay_owed(c);
-	}
-	pthread_mutex_unlock(&c->lock);
 }

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A connection and the calls that wait on it. One lock guards everything in struct
- * distorch. There is no thread of our own yet: among the threads that wait, one at a time
- * leads (reads the socket, without the lock) and hands answers to the others by id; when its
- * own answer is there, the next one leads. Lock order: registry, then connection.
+ * distorch. Among the threads that wait, one at a time leads (reads the socket, without the
+ * lock) and hands answers to the others by id; when its own answer is there, the next one
+ * leads. While nobody waits the keeper's thread reads (keeper.h). Lock order: registry, then
+ * connection.
  */
 #ifndef CLIENT_CLIENT_H
 #define CLIENT_CLIENT_H
@@ -43,7 +44,10 @@ struct distorch {
 	struct list events; /* struct event; owner: the connection; see event.c */
 	size_t n_events;
 	size_t events_bytes;
-	struct list owed; /* struct owed: detaches that could not be sent at once */
+	struct list leases;       /* struct kept_lease; see keeper.h */
+	void *subscription_texts; /* owned: what 'subscription' borrows; NULL: none */
+	struct wire_subscribe_request subscription;
+	bool has_keeper; /* its thread runs */
 	uint64_t heard_ms;
 
 	uint8_t *in; /* room for one packet; the leader's */
@@ -81,6 +85,7 @@ struct answer {
 struct call {
 	struct list link; /* owner: distorch::calls */
 	uint32_t id;
+	uint64_t serial; /* of the connection that it was sent on */
 	enum wire_method method;
 	uint64_t tag;
 	bool is_load;           /* gets progress */
@@ -96,11 +101,6 @@ struct call {
 	struct answer *answer;
 };
 
-struct owed {
-	struct list link; /* owner: distorch::owed */
-	uint64_t lease;
-};
-
 /*
  * Send a request, wait for its response and decode that into 'ret_body' (the generated
  * response struct; NULL where there is nothing in it). On success the caller ends with
@@ -114,6 +114,9 @@ void answer_fini(struct answer *answer);
 
 /* One turn of waiting with the lock held: lead and read, or wait for who leads. */
 void client_turn(struct distorch *c, uint64_t wait_ms);
+/* Its parts: wait until something changed; read what is there and tell. Lock held. */
+void client_follow(struct distorch *c, uint64_t wait_ms);
+void client_read(struct distorch *c);
 
 /* Fill the thread's error with why the connection is lost. */
 int client_lost(const struct distorch *c);
@@ -121,21 +124,22 @@ int client_lost(const struct distorch *c);
 /* The other side is gone or cannot be trusted; the first reason counts. Lock held. */
 void client_lose(struct distorch *c, int code, const char *reason);
 
-/* Take the lock; fails in a process that has not opened the connection (clone without fork
- * handlers) and when a child could not connect anew. */
+/* Take the lock; fails when the connection was closed, and in a process that has not opened it
+ * (clone without fork handlers). */
+int client_lock(struct distorch *c);
+/* Likewise, and connect anew where the connection was lost, and in a forked child. */
 int client_enter(struct distorch *c);
+bool client_can_return(const struct distorch *c); /* is a lost one worth another try? */
 void client_leave(struct distorch *c);
 
-/* Connect and say hello; lock held, given back while waiting. */
+/*
+ * Connect and say hello, also again after a loss; then what the connection had is restored. Lock
+ * held, given back while waiting; nobody else may be connecting.
+ */
 int client_connect(struct distorch *c);
 
 void client_ref(struct distorch *c); /* owners of the memory of 'c' */
 void client_unref(struct distorch *c);
-
-/* Tell that a lease is over, without waiting for the answer. Takes over 'owed'. */
-void client_detach(struct distorch *c, uint64_t serial, struct owed *owed);
-void client_pay_owed(struct distorch *c); /* as far as the socket takes them; lock held */
-void client_drop_owed(struct distorch *c);
 
 /* A request whose answer nobody waits for; false when the socket does not take it now. */
 bool client_post(struct distorch *c, enum wire_method method, const void *body);
@@ -144,6 +148,8 @@ bool client_post(struct distorch *c, enum wire_method method, const void *body);
 void client_take_event(struct distorch *c, const struct wire_packet *packet, const void *bytes,
 		       size_t size);
 void client_drop_events(struct distorch *c);
+/* Queue an event of our own making; lock held. */
+void client_queue_event(struct distorch *c, enum wire_event number, const void *bytes, size_t size);
 
 uint64_t client_now_ms(void);
 

@@ -15,6 +15,7 @@
 
 #include "client/client.h"
 #include "client/error.h"
+#include "client/keeper.h"
 #include "client/options.h"
 #include "client/result.h"
 
@@ -81,9 +82,10 @@ static void fork_child(void)
 		c->pid = getpid();
 		c->is_led = false;
 		c->is_opening = false;
+		c->is_lost = true; /* until its first call */
 		c->n_calls = 0;
 		list_init(&c->calls); /* they lie on stacks of threads that are not here */
-		client_drop_owed(c);
+		keeper_orphan(c);
 		client_drop_events(c);
 		(void)make_condition(&c->changed); /* the old one may have waiters for ever */
 		pthread_mutex_unlock(&c->lock);
@@ -112,7 +114,8 @@ static struct distorch *client_free(struct distorch *c)
 	pthread_mutex_lock(&registry_lock);
 	list_remove(&c->link);
 	pthread_mutex_unlock(&registry_lock);
-	client_drop_owed(c);
+	keeper_drop(c);
+	result_free(c->subscription_texts);
 	client_drop_events(c);
 	if (c->fd >= 0) {
 		(void)close(c->fd); /* the daemon sees the end either way */
@@ -155,7 +158,7 @@ static struct distorch *client_new(const char *path, const struct distorch_optio
 	list_init(&c->link);
 	list_init(&c->calls);
 	list_init(&c->events);
-	list_init(&c->owed);
+	list_init(&c->leases);
 	(void)pthread_mutex_init(&c->lock, NULL); /* cannot fail with default attributes */
 	if (make_condition(&c->changed) != 0) {
 		free(c);
@@ -260,7 +263,9 @@ static int open_socket(struct distorch *c)
 		return connect_failed(c, sys);
 	}
 	c->serial++;
+	c->n_calls = 0; /* those of an earlier connection are over */
 	c->is_lost = false;
+	c->lost_code = 0;
 	c->lost[0] = '\0';
 	return 0;
 }
@@ -323,20 +328,53 @@ static int say_hello(struct distorch *c)
 	return keep_server(c, &response);
 }
 
+static void close_socket(struct distorch *c)
+{
+	if (c->fd >= 0) {
+		(void)close(c->fd); /* who still polls its number sees another serial */
+	}
+	c->fd = -1;
+}
+
+/* Once more when the daemon died between the connect and its answer: another takes over. */
+static int open_and_greet(struct distorch *c)
+{
+	uint64_t deadline = client_now_ms() + c->timeout_ms;
+	int rc;
+
+	for (;;) {
+		bool was_cut_off;
+
+		close_socket(c);
+		rc = open_socket(c);
+		if (rc < 0) {
+			return rc;
+		}
+		rc = say_hello(c);
+		was_cut_off = c->is_lost && c->lost_code == DISTORCH_E_NO_CONNECTION;
+		if (rc == 0 || !was_cut_off || c->is_closed || client_now_ms() >= deadline) {
+			return rc;
+		}
+		pthread_mutex_unlock(&c->lock);
+		(void)poll(NULL, 0, CONNECT_RETRY_MS); /* only a pause */
+		pthread_mutex_lock(&c->lock);
+	}
+}
+
 int client_connect(struct distorch *c)
 {
 	int rc;
 
 	c->is_opening = true;
-	rc = open_socket(c);
+	rc = open_and_greet(c);
 	if (rc == 0) {
-		rc = say_hello(c);
-	}
-	if (rc < 0 && c->fd >= 0) {
-		(void)close(c->fd); /* it was never usable */
-		c->fd = -1;
+		keeper_restore(c);
+	} else {
+		close_socket(c); /* it was never usable */
+		c->is_lost = true;
 	}
 	c->is_opening = false;
+	keeper_pay(c);
 	pthread_cond_broadcast(&c->changed);
 	return rc;
 }
@@ -383,11 +421,14 @@ struct distorch *distorch_close(struct distorch *c)
 	}
 	pthread_mutex_lock(&c->lock);
 	c->is_closed = true;
-	client_pay_owed(c);
+	keeper_pay(c);
 	if (c->fd >= 0) {
-		(void)close(c->fd); /* what was sent is delivered all the same */
+		(void)shutdown(c->fd, SHUT_RDWR); /* wakes who polls it; what was sent arrives */
+		(void)close(c->fd);
 		c->fd = -1;
 	}
+	c->serial++;
+	pthread_cond_broadcast(&c->changed);
 	pthread_mutex_unlock(&c->lock);
 	client_unref(c);
 	return NULL;
@@ -429,10 +470,11 @@ void distorch_server_free(struct distorch_server *server)
 
 int client_lost(const struct distorch *c)
 {
-	return failure_set(c->lost_code, 0,
-			   c->lost_code == DISTORCH_E_NO_CONNECTION ? "open a new connection"
-								    : NULL,
-			   "%s", c->lost);
+	return failure_set(c->lost_code == 0 ? DISTORCH_E_NO_CONNECTION : c->lost_code, 0,
+			   c->lost_code == DISTORCH_E_NO_CONNECTION || c->lost_code == 0
+				   ? "the next call connects again"
+				   : NULL,
+			   "%s", c->lost[0] != '\0' ? c->lost : "the daemon closed the connection");
 }
 
 void client_lose(struct distorch *c, int code, const char *reason)
@@ -450,10 +492,8 @@ void client_lose(struct distorch *c, int code, const char *reason)
 	pthread_cond_broadcast(&c->changed);
 }
 
-int client_enter(struct distorch *c)
+int client_lock(struct distorch *c)
 {
-	int rc = 0;
-
 	if (c->pid != getpid()) {
 		return failure_set(DISTORCH_E_NO_CONNECTION, 0, "open a connection of your own",
 				   "this connection belongs to process %d", (int)c->pid);
@@ -463,8 +503,25 @@ int client_enter(struct distorch *c)
 		(void)pthread_cond_wait(&c->changed, &c->lock); /* cannot fail with our lock */
 	}
 	if (c->is_closed) {
-		rc = failure_set(DISTORCH_E_NO_CONNECTION, 0, NULL, "the connection was closed");
-	} else if (c->fd < 0) { /* a forked child */
+		pthread_mutex_unlock(&c->lock);
+		return failure_set(DISTORCH_E_NO_CONNECTION, 0, NULL, "the connection was closed");
+	}
+	return 0;
+}
+
+bool client_can_return(const struct distorch *c)
+{
+	return c->lost_code != DISTORCH_E_BAD_FRAME; /* what speaks no protocol learns none */
+}
+
+int client_enter(struct distorch *c)
+{
+	int rc = client_lock(c);
+
+	if (rc < 0) {
+		return rc;
+	}
+	if (c->is_lost && client_can_return(c)) { /* or in a forked child */
 		rc = client_connect(c);
 	}
 	if (rc < 0) {

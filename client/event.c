@@ -166,6 +166,11 @@ void client_take_event(struct distorch *c, const struct wire_packet *packet, con
 	event_append(c, (enum wire_event)packet->event->number, bytes, size);
 }
 
+void client_queue_event(struct distorch *c, enum wire_event number, const void *bytes, size_t size)
+{
+	event_append(c, number, bytes, size);
+}
+
 /* ---- from packet to public structure ---- */
 
 /* What a conversion works on. */
@@ -357,8 +362,13 @@ static int event_wait(struct distorch *c, uint32_t timeout_ms)
 	while (list_is_empty(&c->events)) {
 		uint64_t now = client_now_ms();
 
-		if (c->is_lost) {
+		if (c->is_closed || (c->is_lost && (!c->has_keeper || !client_can_return(c)))) {
 			return client_lost(c);
+		}
+		if (c->is_lost && (!has_looked || now < until)) {
+			client_follow(c, now < until ? until - now : 0); /* the keeper is at it */
+			has_looked = true;
+			continue;
 		}
 		if (has_looked && now >= until) {
 			return failure_set(DISTORCH_E_TIMEOUT, 0, NULL, "no event in %u ms",
@@ -387,7 +397,7 @@ int distorch_next_event(struct distorch *c, uint32_t timeout_ms, struct distorch
 	int rc;
 
 	failure_clear(c);
-	rc = client_enter(c);
+	rc = client_lock(c); /* what came before a loss is still there */
 	if (rc < 0) {
 		return rc;
 	}

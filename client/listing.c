@@ -3,12 +3,15 @@
  * The calls that look, and those that change a wish or a budget: each is one request, one
  * decoded response and one conversion.
  */
+#include "base/cleanup.h"
+
 #include <limits.h>
 
 #include "client/client.h"
 #include "client/convert.h"
 #include "client/error.h"
 #include "client/file.h"
+#include "client/keeper.h"
 #include "client/map.h"
 #include "client/options.h"
 #include "client/policy.h"
@@ -22,7 +25,7 @@ static void give_text(const char *text, bool *ret_has, struct wire_str *ret)
 	}
 }
 
-/* Wire strings of 'n' texts; the array lives with 'result'. False without memory. */
+/* Copies of 'n' texts as wire strings; all live with 'result'. False without memory. */
 static bool give_texts(void *result, const char *const *texts, size_t n, struct wire_list *ret)
 {
 	struct wire_str *items =
@@ -32,7 +35,12 @@ static bool give_texts(void *result, const char *const *texts, size_t n, struct 
 		return false;
 	}
 	for (size_t i = 0; i < n; i++) {
-		items[i] = wire_str(texts[i]);
+		const char *copy = result_text(result, wire_str(texts[i]));
+
+		if (copy == NULL) {
+			return false;
+		}
+		items[i] = wire_str(copy);
 	}
 	*ret = (struct wire_list){.count = (uint32_t)n, .items = items};
 	return true;
@@ -476,5 +484,9 @@ int distorch_subscribe(struct distorch *c, const struct distorch_event_filter *g
 	}
 	body.has_events = filter.n_events > 0;
 	body.has_models = filter.n_models > 0;
-	return client_call(c, &request, &answer, &response);
+	rc = client_call(c, &request, &answer, &response);
+	if (rc == 0) {
+		keeper_subscribe(c, steal_ptr(&texts), &body);
+	}
+	return rc;
 }

@@ -10,6 +10,7 @@
 #include "client/convert.h"
 #include "client/error.h"
 #include "client/file.h"
+#include "client/keeper.h"
 #include "client/map.h"
 #include "client/options.h"
 #include "client/policy.h"
@@ -93,15 +94,16 @@ static struct distorch_loaded *load_convert(const struct wire_load_response *fro
 static int lease_take(struct distorch *c, const struct lease *lease, struct answer *answer,
 		      struct distorch_weights **ret_weights)
 {
-	struct owed *owed;
-	int rc = weights_make(c, lease, answer, ret_weights);
+	struct lease taken = *lease;
+	int rc;
 
+	taken.kept = keeper_add(c, lease->number, answer->serial);
+	if (taken.kept == NULL) {
+		return failure_memory(); /* it ends with the connection */
+	}
+	rc = weights_make(c, &taken, answer, ret_weights);
 	if (rc < 0) {
-		owed = calloc(1, sizeof *owed);
-		if (owed != NULL) { /* else it ends with the connection */
-			owed->lease = lease->number;
-			client_detach(c, lease->serial, owed);
-		}
+		keeper_over(c, taken.kept);
 	}
 	return rc;
 }
@@ -112,7 +114,6 @@ static int load_weights(struct distorch *c, const struct wire_load_response *res
 	const struct lease lease = {
 		.number = response->lease,
 		.generation = response->generation,
-		.serial = answer->serial,
 		.n_images = response->has_images ? (uint32_t)response->images : 0,
 	};
 
@@ -218,7 +219,6 @@ static int attach(struct distorch *c, const char *model, const struct file *file
 	lease = (struct lease){
 		.number = response.lease,
 		.generation = response.generation,
-		.serial = answer.serial,
 		.n_images = (uint32_t)response.images,
 	};
 	return lease_take(c, &lease, &answer, ret_weights);

@@ -24,6 +24,7 @@
 #include <xxhash.h>
 
 #include "client/error.h"
+#include "client/keeper.h"
 #include "proto/table.h"
 
 #define HUGE_PAGE         ((uint64_t)2 << 20)
@@ -41,7 +42,6 @@ struct image {
 struct distorch_weights {
 	uint32_t n_refs;
 	struct distorch *c; /* counted; NULL without a lease */
-	struct owed *owed;  /* owned; what the last unref sends */
 	struct lease lease;
 	char id[ID_SIZE];
 	uint8_t *table_bytes; /* owned; private copy of the table memfd */
@@ -319,7 +319,6 @@ static void weights_free(struct distorch_weights *weights)
 	free(weights->names);
 	free(weights->index);
 	free(weights->table_bytes);
-	free(weights->owed);
 	free(weights);
 }
 
@@ -338,12 +337,6 @@ int weights_make(struct distorch *c, const struct lease *lease, struct answer *a
 	if (getrandom(&weights->seed, sizeof weights->seed, GRND_NONBLOCK) < 0) {
 		weights->seed = (uint64_t)(uintptr_t)weights; /* early in boot */
 	}
-	weights->owed = calloc(1, sizeof *weights->owed);
-	if (weights->owed == NULL) {
-		weights_free(weights);
-		return failure_memory();
-	}
-	weights->owed->lease = lease->number;
 	rc = open_table(weights, answer->n_fds > 0 ? answer->fds[0] : -1);
 	if (rc == 0) {
 		rc = map_images(weights, answer);
@@ -362,6 +355,9 @@ int weights_make(struct distorch *c, const struct lease *lease, struct answer *a
 		client_ref(c);
 		weights->c = c;
 	}
+	if (lease->kept != NULL && weights->n_images > 0) {
+		keeper_mapped(c, lease->kept, weights->images[0].fd);
+	}
 	*ret_weights = weights;
 	return 0;
 }
@@ -375,21 +371,22 @@ struct distorch_weights *distorch_weights_ref(struct distorch_weights *weights)
 struct distorch_weights *distorch_weights_unref(struct distorch_weights *weights)
 {
 	struct distorch *c;
-	struct owed *owed;
-	uint64_t serial;
+	struct kept_lease *kept;
 
 	if (weights == NULL || __atomic_sub_fetch(&weights->n_refs, 1, __ATOMIC_ACQ_REL) > 0) {
 		return NULL;
 	}
 	c = weights->c;
-	owed = steal_ptr(&weights->owed);
-	serial = weights->lease.serial;
+	kept = weights->lease.kept;
+	if (kept != NULL) {
+		keeper_leaving(c, kept);
+	}
 	weights_free(weights); /* unmapped before the daemon is told so */
+	if (kept != NULL) {
+		keeper_over(c, kept);
+	}
 	if (c != NULL) {
-		client_detach(c, serial, owed);
 		client_unref(c);
-	} else {
-		free(owed);
 	}
 	return NULL;
 }
@@ -408,7 +405,15 @@ uint64_t distorch_weights_generation(const struct distorch_weights *weights)
 
 uint64_t distorch_weights_lease(const struct distorch_weights *weights)
 {
-	return weights->lease.number;
+	const struct kept_lease *kept = weights->lease.kept;
+	uint64_t number = weights->lease.number;
+
+	if (kept != NULL) {
+		pthread_mutex_lock(&weights->c->lock);
+		number = kept->number; /* another one after the daemon's restart */
+		pthread_mutex_unlock(&weights->c->lock);
+	}
+	return number;
 }
 
 void *distorch_weights_base(const struct distorch_weights *weights, uint32_t shard,

@@ -11,8 +11,8 @@
 struct lease {
 	uint64_t number;
 	uint64_t generation;
-	uint64_t serial;   /* of the connection that has it */
-	uint32_t n_images; /* descriptors behind the table's; 0: describe, map nothing */
+	struct kept_lease *kept; /* the connection's; NULL without one */
+	uint32_t n_images;       /* descriptors behind the table's; 0: describe, map nothing */
 };
 
 /*

@@ -6,7 +6,7 @@ include(GNUInstallDirs)
 room(client DEPENDS base base/os proto
 	SOURCES client/connect.c client/call.c client/packet.c client/event.c client/error.c
 		client/convert.c client/result.c client/options.c client/file.c client/map.c
-		client/load.c client/listing.c
+		client/load.c client/listing.c client/keeper.c
 	LINKS Threads::Threads PkgConfig::XXHASH)
 add_library(distorch SHARED $<TARGET_OBJECTS:room_client>)
 house_flags(distorch)

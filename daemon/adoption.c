@@ -434,9 +434,13 @@ static uint64_t adopt_models(struct daemon *daemon, bool skip_suspect)
 {
 	struct persist *persist = daemon->persist;
 	AUTO_FREE struct found *all = sys_calloc((size_t)persist->n_inherited + 1, sizeof *all);
+	uint8_t suspect[16] = {0};
 	uint32_t n_found = 0;
 	uint64_t bytes = 0;
 
+	if (skip_suspect) {
+		ledger_get_suspect(persist->old_ledger, suspect);
+	}
 	for (uint32_t i = 0; all != NULL && i < persist->n_inherited; i++) {
 		n_found += find_parts(persist, &persist->inherited[i], &all[n_found]) ? 1 : 0;
 	}
@@ -444,7 +448,7 @@ static uint64_t adopt_models(struct daemon *daemon, bool skip_suspect)
 		qsort(all, n_found, sizeof *all, compare_generations);
 	}
 	for (uint32_t i = 0; i < n_found; i++) {
-		if (skip_suspect && ledger_is_suspect(persist->old_ledger, all[i].park.uuid)) {
+		if (skip_suspect && memcmp(suspect, all[i].park.uuid, sizeof suspect) == 0) {
 			log_warning("%s is given up: two starts ended while it was looked at",
 				    all[i].table->name);
 			continue;

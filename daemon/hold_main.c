@@ -61,6 +61,7 @@ struct hold {
 	pid_t child; /* 0: none */
 	int64_t started_ms;
 	uint32_t n_failures; /* in a row */
+	bool is_ready;       /* the daemon said so in this life */
 	bool is_ending, is_restarting;
 	int64_t kill_ms; /* when an end that takes too long is hurried; 0: never */
 };
@@ -142,6 +143,7 @@ static void take_message(struct hold *hold, const char *bytes, size_t size, int 
 	struct notify_message message;
 
 	notify_parse(bytes, size, &message);
+	hold->is_ready |= message.is_ready;
 	if (message.is_unstore && !message.has_bad_name) {
 		unstore(hold, message.name);
 	}
@@ -256,6 +258,7 @@ static void start(struct hold *hold)
 		return;
 	}
 	hold->child = child;
+	hold->is_ready = false;
 	hold->started_ms = now_ms();
 	hold->kill_ms = 0;
 }
@@ -287,7 +290,8 @@ static bool child_ended(struct hold *hold, int status, int *ret_code)
 	    (*ret_code == EXIT_BAD_CONFIG && hold->n_stored == 0)) {
 		return true;
 	}
-	hold->n_failures = is_calm ? 1 : hold->n_failures + 1;
+	/* One that got ready did not fail at its start: no more than the shortest wait. */
+	hold->n_failures = is_calm ? 1 : hold->is_ready ? 2 : hold->n_failures + 1;
 	(void)snprintf(text, sizeof text, "the daemon ended by %s %d; starting it again",
 		       WIFSIGNALED(status) ? "signal" : "status",
 		       WIFSIGNALED(status) ? WTERMSIG(status) : *ret_code);

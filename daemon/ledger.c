@@ -269,7 +269,7 @@ void ledger_suspect(struct ledger *ledger, const uint8_t uuid[16])
 	memcpy(ledger->header->suspect, uuid, sizeof ledger->header->suspect);
 }
 
-bool ledger_is_suspect(const struct ledger *ledger, const uint8_t uuid[16])
+void ledger_get_suspect(const struct ledger *ledger, uint8_t ret_uuid[16])
 {
-	return memcmp(ledger->header->suspect, uuid, sizeof ledger->header->suspect) == 0;
+	memcpy(ret_uuid, ledger->header->suspect, sizeof ledger->header->suspect);
 }

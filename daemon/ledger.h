@@ -67,6 +67,6 @@ void ledger_complete(struct ledger *ledger);
  */
 uint32_t ledger_count_start(struct ledger *ledger);
 void ledger_suspect(struct ledger *ledger, const uint8_t uuid[16]);
-bool ledger_is_suspect(const struct ledger *ledger, const uint8_t uuid[16]);
+void ledger_get_suspect(const struct ledger *ledger, uint8_t ret_uuid[16]);
 
 #endif

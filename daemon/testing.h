@@ -20,8 +20,9 @@ struct daemon;
 void testing_start(struct daemon *daemon);
 /* The milliseconds that the variable says, else 'usual'. */
 uint32_t testing_ms(const char *name, uint32_t usual);
-/* A named moment: DISTORCHD_TEST_POINT=NAME or NAME:N ends the daemon there (the N-th time) by
- * SIGKILL. tests/e2e/test_restart.py has the names. */
+/* A named moment: when the file DISTORCHD_TEST_POINT says NAME, or NAME:N, it is removed and the
+ * daemon is killed there (the N-th time); NAME:N:ever leaves it. tests/e2e/test_restart.py has
+ * the names. */
 void testing_point(const char *name);
 #else
 static inline void testing_point(const char *name)

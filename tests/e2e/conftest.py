@@ -240,6 +240,8 @@ def _die_with_parent():
 class Daemon:
     """One private distorchd in a process group and a folder of its own."""
 
+    keeps_socket = False  # whoever restarts it keeps the listening socket, and so its name
+
     def __init__(self, settings=(), arguments=(), environment=None):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="distorch-"))
         self.socket = self.folder / "s.sock"
@@ -270,13 +272,16 @@ class Daemon:
             environment["LD_PRELOAD"] = str(FD_GUARD)
         environment.update(self.environment)
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, env=environment, preexec_fn=_die_with_parent)
+            self.process = self.spawn(self.command(), environment, log)
         self._wait_for_socket()
         with self.raw() as raw:
             self.baseline_fds = raw.call("status")["open_fds"]
         return self
+
+    def spawn(self, command, environment, log):
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                start_new_session=True, env=environment,
+                                preexec_fn=_die_with_parent)
 
     def _wait_for_socket(self, seconds=10.0):
         end = time.monotonic() + seconds
@@ -357,10 +362,9 @@ class Daemon:
         except AssertionError:
             links = list_fds(self.pid)
             raise AssertionError(f"{seen} descriptors, {self.baseline_fds} at start: {links}")
-        status = self.status()
-        for device in status["devices"]:
-            assert device["held"] == 0, f"held bytes are left: {device}"
-            assert device["used"] == 0, f"charged bytes are left: {device}"
+        wait_until(lambda: all(device["held"] == device["used"] == 0
+                               for device in self.status()["devices"]),
+                   5.0, "an account without charges")
 
     def stop(self, seconds=2.0):
         """SIGTERM; the daemon must end with status 0 within 'seconds', its group be empty."""
@@ -376,7 +380,7 @@ class Daemon:
                 raise AssertionError(f"distorchd did not end within {seconds} s:\n{self.log()}")
             assert status == 0, f"distorchd ended with {status}:\n{self.log()}"
         assert not group_exists(self.pid), "a process of the daemon is left"
-        assert not self.socket.exists(), "the socket file is left"
+        assert self.keeps_socket or not self.socket.exists(), "the socket file is left"
 
     def kill(self):
         with contextlib.suppress(ProcessLookupError):
@@ -387,6 +391,54 @@ class Daemon:
         if self.is_alive():
             self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class HeldDaemon(Daemon):
+    """A private distorchd under distorchd-hold, which starts it again with what it parked."""
+
+    def command(self):
+        return [str(BUILD / "bin" / "distorchd-hold"), "--", *super().command()]
+
+    def start(self):
+        self.point = self.folder / "point"
+        self.environment["DISTORCHD_TEST_POINT"] = str(self.point)
+        return super().start()
+
+    def daemon_pid(self):
+        """The pid of the running daemon, 0 between two lives."""
+        children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return int(children[0]) if children else 0
+
+    def kill_daemon(self):
+        """SIGKILL the daemon and wait until another one answers."""
+        pid = wait_until(self.daemon_pid, what="a daemon to kill")
+        os.kill(pid, signal.SIGKILL)
+        self.wait_for_another(pid)
+
+    def wait_for_another(self, pid):
+        wait_until(lambda: self.daemon_pid() not in (0, pid), 10 * slowness(),
+                   f"a daemon after {pid}")
+        wait_until(self._answers, 10 * slowness(), "an answer of the new daemon")
+
+    def _answers(self):
+        with contextlib.suppress(OSError, EOFError, AssertionError, RawError):
+            return self.status()
+
+    def die_at(self, point):
+        """Kill the daemon when it next comes to the named point (daemon/testing.h)."""
+        new = self.folder / "point.new"
+        new.write_text(point)
+        new.rename(self.point)
+
+    def tell(self, line):
+        order = self.folder / "order"
+        (self.folder / "order.new").write_text(line + "\n")
+        os.rename(self.folder / "order.new", order)
+        os.kill(self.daemon_pid(), signal.SIGUSR2)
+        wait_until(lambda: not order.exists(), 10.0, f"the hook {line!r}")
+        answer = (self.folder / "order.done").read_text().strip()
+        assert answer != "refused", f"the daemon refused the hook {line!r}"
+        return answer
 
 
 def slowness():
@@ -415,8 +467,8 @@ def start_daemon(request):
     """start_daemon("memory.ram=64M", ...) -> Daemon; each is checked and stopped at the end."""
     daemons = request.node.daemons = []
 
-    def start(*settings, arguments=(), environment=None, check=True):
-        daemon = Daemon(settings, arguments, environment)
+    def start(*settings, arguments=(), environment=None, check=True, kind=Daemon):
+        daemon = kind(settings, arguments, environment)
         daemon.is_checked = check
         daemons.append(daemon)
         return daemon.start()
@@ -433,6 +485,14 @@ def start_daemon(request):
         finally:
             daemon.remove()
     assert not failures, "\n".join(failures)
+
+
+@pytest.fixture
+def held(request, start_daemon):
+    """A daemon that outlives kill -9, with the settings of the test's mark."""
+    mark = request.node.get_closest_marker("daemon")
+    settings = ["memory.ram=1G", "memory.reserve=0"]
+    return start_daemon(*settings, *(mark.args if mark else ()), kind=HeldDaemon)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "client/include/distorch.h"
@@ -56,6 +57,7 @@ static void say_goodbye(struct peer *p)
 
 static void hang_up(struct peer *p)
 {
+	(void)shutdown(p->listener, SHUT_RDWR); /* and nobody takes its place */
 	(void)peer_expect(p, WIRE_METHOD_HELLO);
 }
 
@@ -74,7 +76,7 @@ static void failed_hellos_say_why_and_leave_nothing(void **state)
 		{send_garbage, DISTORCH_E_BAD_FRAME, "no message"},
 		{answer_with_protocol_99, DISTORCH_E_VERSION, "99"},
 		{say_goodbye, DISTORCH_E_TOO_MANY, "64 connections"},
-		{hang_up, DISTORCH_E_NO_CONNECTION, "closed"},
+		{hang_up, DISTORCH_E_NO_CONNECTION, "no daemon answers"},
 		{say_nothing, DISTORCH_E_TIMEOUT, "300 ms"},
 	};
 

@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* See keeper.h. */
+#include "client/keeper.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "client/error.h"
+#include "client/result.h"
+
+#define FIRST_WAIT_MS   10 /* between two tries to connect, doubled up to the longest */
+#define LONGEST_WAIT_MS 2000
+#define STACK_BYTES     ((size_t)256 << 10)
+
+/* ---- leases ---- */
+
+struct kept_lease *keeper_add(struct distorch *c, uint64_t number, uint64_t serial)
+{
+	struct kept_lease *lease = calloc(1, sizeof *lease);
+
+	if (lease == NULL) {
+		return NULL;
+	}
+	pthread_mutex_lock(&c->lock);
+	*lease = (struct kept_lease){.number = number,
+				     .epoch = c->server->epoch,
+				     .serial = serial,
+				     .fd = -1};
+	list_append(&c->leases, &lease->link);
+	pthread_mutex_unlock(&c->lock);
+	return lease;
+}
+
+void keeper_mapped(struct distorch *c, struct kept_lease *lease, int fd)
+{
+	pthread_mutex_lock(&c->lock);
+	lease->fd = fd;
+	keeper_start(c);
+	pthread_mutex_unlock(&c->lock);
+}
+
+void keeper_leaving(struct distorch *c, struct kept_lease *lease)
+{
+	if (c->pid != getpid()) {
+		return; /* a process that took no part; the lock may be held for ever */
+	}
+	pthread_mutex_lock(&c->lock);
+	lease->fd = -1;
+	pthread_mutex_unlock(&c->lock);
+}
+
+static void lease_free(struct kept_lease *lease)
+{
+	list_remove(&lease->link);
+	free(lease);
+}
+
+void keeper_over(struct distorch *c, struct kept_lease *lease)
+{
+	if (c->pid != getpid()) {
+		return; /* likewise; it goes with the process */
+	}
+	pthread_mutex_lock(&c->lock);
+	lease->is_over = true; /* of a closed connection: it went with that */
+	keeper_pay(c);
+	pthread_mutex_unlock(&c->lock);
+}
+
+/* Once told, a lease is kept until the answer: the daemon may die in between. False: the socket
+ * takes nothing now. */
+static bool tell_over(struct distorch *c, struct kept_lease *lease)
+{
+	const struct wire_detach_request detach = {.lease = lease->number};
+	const struct wire_unmapped_request unmapped = {.lease = lease->number,
+						       .has_epoch = true,
+						       .epoch = lease->epoch};
+
+	lease->told_id = c->next_id;
+	lease->told_serial = c->serial;
+	if (lease->serial == c->serial ? client_post(c, WIRE_METHOD_DETACH, &detach)
+				       /* Of a connection that broke: held until this word. */
+				       : client_post(c, WIRE_METHOD_UNMAPPED, &unmapped)) {
+		return true;
+	}
+	lease->told_id = 0;
+	return false;
+}
+
+void keeper_answered(struct distorch *c, uint32_t id)
+{
+	LIST_FOR_EACH_SAFE (link, &c->leases) {
+		struct kept_lease *lease = container_of(link, struct kept_lease, link);
+
+		if (lease->told_id == id && lease->told_serial == c->serial) {
+			lease_free(lease);
+			return;
+		}
+	}
+}
+
+void keeper_pay(struct distorch *c)
+{
+	/* Later, when the daemon is back; and not while the leases are being asserted. */
+	if (c->is_lost || c->fd < 0 || c->is_opening) {
+		return;
+	}
+	LIST_FOR_EACH_SAFE (link, &c->leases) {
+		struct kept_lease *lease = container_of(link, struct kept_lease, link);
+
+		if (lease->is_over && lease->epoch == 0) {
+			lease_free(lease); /* a parent's: he tells it */
+		} else if (lease->is_over &&
+			   (lease->told_id == 0 || lease->told_serial != c->serial) &&
+			   !tell_over(c, lease)) {
+			return;
+		}
+	}
+}
+
+void keeper_drop(struct distorch *c)
+{
+	LIST_FOR_EACH_SAFE (link, &c->leases) {
+		struct kept_lease *lease = container_of(link, struct kept_lease, link);
+
+		if (lease->is_over) {
+			lease_free(lease);
+		} else {
+			list_remove(&lease->link); /* its weights come to keeper_over */
+		}
+	}
+}
+
+void keeper_orphan(struct distorch *c)
+{
+	c->has_keeper = false;
+	LIST_FOR_EACH (link, &c->leases) {
+		struct kept_lease *lease = container_of(link, struct kept_lease, link);
+
+		lease->epoch = 0;
+		lease->fd = -1;
+	}
+}
+
+/* ---- after a loss ---- */
+
+/* The lease cannot be had again: the memory stays as it is, its owner is told. */
+static void tell_lost(struct distorch *c, const struct kept_lease *lease)
+{
+	const struct wire_lost_event fields =
+		{.lease = lease->number,
+		 .reason = wire_str("the restarted daemon does not have this model any more")};
+	uint8_t packet[256];
+	struct wire_buffer buffer = {.bytes = packet, .capacity = sizeof packet};
+
+	if (wire_encode_event(&buffer, WIRE_EVENT_LOST, &fields, 0)) {
+		client_queue_event(c, WIRE_EVENT_LOST, packet, buffer.size);
+	}
+}
+
+/* The lock is given back while waiting: the lease may be over afterwards, or even gone. */
+static bool assert_again(struct distorch *c, struct kept_lease *lease)
+{
+	const struct wire_attach_request body = {.has_lease = true,
+						 .lease = lease->number,
+						 .has_epoch = true,
+						 .epoch = lease->epoch};
+	int fd = lease->fd;
+	const struct request request = {.method = WIRE_METHOD_ATTACH,
+					.body = &body,
+					.fds = &fd,
+					.n_fds = 1,
+					.is_hello = true};
+	AUTO_ANSWER struct answer answer = {0};
+	struct wire_attach_response response;
+	int rc = client_call(c, &request, &answer, &response);
+
+	if (rc == 0) {
+		lease->number = response.lease;
+		lease->epoch = c->server->epoch;
+		lease->serial = c->serial;
+	} else if (!c->is_lost) {
+		tell_lost(c, lease);
+		lease->fd = -1;
+	}
+	return !c->is_lost;
+}
+
+/* One that is to be asserted on this connection; NULL: all are. */
+static struct kept_lease *next_lease(struct distorch *c)
+{
+	LIST_FOR_EACH (link, &c->leases) {
+		struct kept_lease *lease = container_of(link, struct kept_lease, link);
+
+		if (!lease->is_over && lease->fd >= 0 && lease->serial != c->serial) {
+			return lease;
+		}
+	}
+	return NULL;
+}
+
+/* What happened meanwhile was missed: the reader of events looks again at all. */
+static void subscribe_again(struct distorch *c)
+{
+	const struct wire_overflow_event fields = {.seq = 0};
+	const struct request request = {.method = WIRE_METHOD_SUBSCRIBE,
+					.body = &c->subscription,
+					.is_hello = true};
+	AUTO_ANSWER struct answer answer = {0};
+	struct wire_subscribe_response response;
+	uint8_t packet[64];
+	struct wire_buffer buffer = {.bytes = packet, .capacity = sizeof packet};
+
+	if (client_call(c, &request, &answer, &response) == 0 &&
+	    wire_encode_event(&buffer, WIRE_EVENT_OVERFLOW, &fields, 0)) {
+		client_queue_event(c, WIRE_EVENT_OVERFLOW, packet, buffer.size);
+	}
+}
+
+void keeper_restore(struct distorch *c)
+{
+	struct kept_lease *lease;
+
+	while (!c->is_lost && (lease = next_lease(c)) != NULL && assert_again(c, lease)) {
+		/* the next one */
+	}
+	if (c->subscription_texts != NULL && !c->is_lost) {
+		subscribe_again(c);
+	}
+}
+
+void keeper_subscribe(struct distorch *c, void *texts, const struct wire_subscribe_request *body)
+{
+	pthread_mutex_lock(&c->lock);
+	result_free(c->subscription_texts);
+	c->subscription_texts = texts;
+	c->subscription = *body;
+	keeper_start(c);
+	pthread_mutex_unlock(&c->lock);
+}
+
+/* ---- the thread ---- */
+
+static bool has_something(const struct distorch *c)
+{
+	return c->subscription_texts != NULL || !list_is_empty(&c->leases);
+}
+
+/* Read when nobody else does. Who waits for an answer leads; then this only looks on. */
+static void listen_in(struct distorch *c)
+{
+	struct pollfd poller = {.fd = c->fd, .events = POLLIN};
+	uint64_t serial = c->serial;
+
+	pthread_mutex_unlock(&c->lock);
+	(void)poll(&poller, 1, -1); /* a close wakes it too */
+	pthread_mutex_lock(&c->lock);
+	if (c->serial != serial || c->is_closed || c->is_lost) {
+		return;
+	}
+	if (c->is_led) {
+		client_follow(c, LONGEST_WAIT_MS);
+	} else if (poller.revents != 0) {
+		client_read(c);
+	}
+}
+
+static void *keep(void *argument)
+{
+	struct distorch *c = argument;
+	uint64_t wait_ms = FIRST_WAIT_MS;
+
+	pthread_mutex_lock(&c->lock);
+	while (!c->is_closed) {
+		if (c->is_opening || (c->is_lost && (!has_something(c) || !client_can_return(c)))) {
+			client_follow(c, DISTORCH_FOREVER);
+		} else if (!c->is_lost) {
+			wait_ms = FIRST_WAIT_MS;
+			listen_in(c);
+		} else if (client_connect(c) < 0) {
+			client_follow(c, wait_ms);
+			wait_ms = wait_ms * 2 < LONGEST_WAIT_MS ? wait_ms * 2 : LONGEST_WAIT_MS;
+		}
+	}
+	pthread_mutex_unlock(&c->lock);
+	client_unref(c);
+	return NULL;
+}
+
+void keeper_start(struct distorch *c)
+{
+	pthread_attr_t attributes;
+	pthread_t thread;
+	sigset_t all;
+	sigset_t before;
+
+	if (c->has_keeper || c->is_closed || pthread_attr_init(&attributes) != 0) {
+		return;
+	}
+	(void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+	(void)pthread_attr_setstacksize(&attributes, STACK_BYTES);
+	(void)sigfillset(&all);
+	(void)pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the program's */
+	client_ref(c);
+	if (pthread_create(&thread, &attributes, keep, c) == 0) {
+		c->has_keeper = true;
+	} else {
+		client_unref(c); /* without it the next call connects again */
+	}
+	(void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+	(void)pthread_attr_destroy(&attributes);
+}
