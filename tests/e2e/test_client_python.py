@@ -348,3 +348,107 @@ def test_lazy_attach_makes_no_tensors(connect, tmp_path):
         took = time.perf_counter() - begun
     print(f"attach, 800 names and one tensor: {took * 1000:.2f} ms")
     assert len(names) == 800 and len(first) == 64
+
+
+# ---- arguments: what no C function may see ----
+
+NO_STRING = {
+    "load path": lambda d: d.load(None), "open path": lambda d: d.open(None),
+    "attach model": lambda d: d.attach(None), "set model": lambda d: d.set(None, keep=True),
+    "pin model": lambda d: d.pin(None), "unpin model": lambda d: d.unpin(None),
+    "keep model": lambda d: d.keep(None), "unkeep model": lambda d: d.unkeep(None),
+    "show model": lambda d: d.show(None), "table model": lambda d: d.table(None),
+    "why model": lambda d: d.why(None), "unload models": lambda d: d.unload(None),
+    "unload names": lambda d: d.unload(names=[None]), "verify models": lambda d: d.verify(None),
+    "events types": lambda d: d.events(types=[None]),
+    "subscribe events": lambda d: d.subscribe(events=[None]),
+    "subscribe models": lambda d: d.subscribe(models=[None]),
+}
+
+
+def test_what_is_no_string_is_a_type_error_that_names_it(daemon):
+    # In a process of its own: where this fails, the interpreter dies.
+    out = run_python("""
+import sys
+sys.path.insert(0, sys.argv[1])
+import distorch, test_client_python
+with distorch.connect(sys.argv[2]) as d:
+    for name, call in test_client_python.NO_STRING.items():
+        try:
+            call(d)
+            print(name, "no error")
+        except TypeError as failure:
+            assert name.split()[1] in str(failure) and "NoneType" in str(failure), failure
+print("lived")
+""", os.path.dirname(__file__), daemon.socket)
+    assert out == "lived\n"
+
+
+def test_a_nul_in_a_string_is_a_value_error(connect, make_model):
+    d = connect()
+    path = make_model()
+    for name, call in (
+            ("path", lambda: d.load(f"{path}\0x")), ("path", lambda: d.open(f"{path}\0x")),
+            ("model", lambda: d.show("a\0b")), ("models", lambda: d.unload("a\0b")),
+            ("under", lambda: d.unload(under="/\0")), ("names", lambda: d.unload(names=["\0"])),
+            ("label", lambda: d.set("m", label="a\0")), ("name", lambda: d.load(path, name="\0")),
+            ("client", lambda: connect(client="a\0b"))):
+        with pytest.raises(ValueError, match=f"{name}.*NUL"):
+            call()
+    assert d.list() == []
+
+
+def test_a_single_string_is_a_list_of_that_one(connect, make_model, distorch):
+    d = connect()
+    path = make_model("vae.safetensors")
+    model = d.load(path)
+    assert {r.type for r in d.events(types="load.done")} == {"load.done"}
+    assert [o.id for o in d.unload(names="vae.safetensors").unloaded] == [model.id]
+    array, count = distorch._arguments.texts("names", "vae*")
+    assert list(array) == [b"vae*"] and count == 1
+    with pytest.raises(TypeError, match=r"one by one.*\*"):
+        d.unload([model.id])
+    with pytest.raises(TypeError, match="names must be a list of strings, not int"):
+        d.unload(names=3)
+
+
+def test_flags_and_numbers_are_judged(connect, make_model):
+    d = connect()
+    path = make_model()
+    for error, name, said in (
+            (TypeError, "keep", {"keep": "no"}), (TypeError, "pin", {"pin": "false"}),
+            (TypeError, "pin", {"pin": ""}), (TypeError, "keep", {"keep": 2}),
+            (TypeError, "priority", {"priority": "high"}), (TypeError, "ttl", {"ttl": "1h"}),
+            (TypeError, "priority", {"priority": 0.5}),
+            (ValueError, "priority", {"priority": 101}), (ValueError, "ttl", {"ttl": -1}),
+            (ValueError, "priority", {"priority": -101}), (ValueError, "ttl", {"ttl": 1e30}),
+            (ValueError, "ttl", {"ttl": float("nan")}), (ValueError, "duration", {"duration": -1})):
+        for call in (d.load, d.open, d.set):
+            with pytest.raises(error, match=f"^{name} must be"):
+                call(path, **said)
+    for name, call in (
+            ("not_kept", lambda: d.unload(not_kept="no")), ("all", lambda: d.list(all="no")),
+            ("mine", lambda: d.unload(mine=None)), ("wait", lambda: d.load(path, wait="no"))):
+        with pytest.raises(TypeError, match=f"^{name} must be True or False"):
+            call()
+    for name, call in (
+            ("idle", lambda: d.unload(idle=-1)), ("timeout", lambda: connect(timeout=-1)),
+            ("timeout", lambda: connect(timeout=5e6)), ("bytes", lambda: d.budget("cpu", -1))):
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            call()
+    assert d.list() == []
+
+
+def test_flags_and_numbers_reach_the_daemon(connect, make_model):
+    numpy = pytest.importorskip("numpy")
+    d = connect(timeout=0.5)
+    model = d.load(make_model(), keep=numpy.bool_(True), pin=0, priority=numpy.int64(-100),
+                   ttl=numpy.float32(0.0001))
+    wish = d.show(model.id).wishes[0]
+    assert (wish.keep, wish.pin, wish.priority, wish.ttl_ms) == (True, False, -100, 1)
+    d.load(model.path, keep=False, priority=0, pin=None)  # not said: the wishes stay
+    wish = d.show(model.id).wishes[0]
+    assert (wish.keep, wish.priority) == (True, -100)
+    wish = d.set(model.id, keep=1, priority=100, ttl=2.5) and d.show(model.id).wishes[0]
+    assert (wish.keep, wish.priority, wish.ttl_ms) == (True, 100, 2500)
+    assert d.subscribe(events="record") and d.next_event(timeout=-1) is None

@@ -9,6 +9,7 @@ the memory is unmapped. Nothing points back, so no collector is needed for it.
 import ctypes
 from collections.abc import Mapping
 
+from . import _arguments as given
 from ._library import library
 
 _NUMPY = {
@@ -170,6 +171,7 @@ class Weights(Mapping):
     def fd(self, shard=0):
         """A new read-only descriptor of the image, the file's bytes; close it with os.close.
         "/proc/self/fd/N" is a path to it."""
+        shard = given.whole("shard", shard, 0, 2**32 - 1)
         fd = library().weights_fd(self._pointer(), shard)
         if fd < 0:
             from .client import last_error
