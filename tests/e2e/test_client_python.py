@@ -3,11 +3,14 @@
 
 import gc
 import os
+import signal
 import threading
 import time
 
 import pytest
-from conftest import DTYPE_BITS, make_safetensors, pattern, run_python, tensor_bytes, wait_until
+from conftest import (
+    DTYPE_BITS, make_safetensors, make_sparse_model, pattern, run_python, tensor_bytes, wait_until,
+)
 
 GONE = "/no/such/file.safetensors"
 
@@ -210,6 +213,36 @@ def test_progress_is_called_and_what_it_raises_cancels(connect, daemon, make_mod
         connect().load(slow, progress=stop)
     wait_until(lambda: all(m["state"] != "loading" for m in daemon.models(True)),
                what="the end of the load")
+
+
+INTERRUPTED = """
+import sys, time, distorch
+progress = {"none": None, "list": [].append, "slow": lambda _: time.sleep(30)}[sys.argv[4]]
+with distorch.connect(sys.argv[1]) as d:
+    print("READY")
+    try:
+        getattr(d, sys.argv[3])(sys.argv[2], progress=progress)
+        print("loaded")
+    except KeyboardInterrupt:
+        print("interrupted")
+    sys.stdin.readline()
+    print(d.status().models)
+"""
+
+
+@pytest.mark.parametrize("progress", ["none", "list", "slow"])
+@pytest.mark.parametrize("method", ["load", "open"])
+def test_ctrl_c_ends_a_load_and_is_raised(daemon, child, tmp_path, method, progress):
+    path = make_sparse_model(tmp_path / "slow.safetensors", 512 << 20)
+    daemon.tell("fault pread:2:delay=10:ever")
+    victim = child(INTERRUPTED, daemon.socket, path, method, progress)
+    wait_until(lambda: [m for m in daemon.models() if m["state"] == "loading"
+                        and m.get("progress_bytes")], what="a load on its way")
+    victim.signal(signal.SIGINT)
+    assert victim.process.stdout.readline() == "interrupted\n"
+    wait_until(lambda: daemon.models() == [], what="the cancelled load's end")
+    assert victim.ask() == "0"  # the connection is as good as before
+    daemon.tell("clear")
 
 
 def test_wishes_and_selective_unload(connect, make_model):

@@ -175,7 +175,8 @@ TENSOR = structure("tensor", [
 
 # ---- what callers fill ----
 
-PROGRESS_FN = ctypes.CFUNCTYPE(c_int, POINTER(PROGRESS), c_void_p)
+# C also passes 'user', which Python has no use for: in C a callee may leave arguments alone.
+PROGRESS_FN = ctypes.CFUNCTYPE(c_int, POINTER(PROGRESS))
 
 
 def _options(name, members):

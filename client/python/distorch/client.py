@@ -10,7 +10,7 @@ from ctypes import POINTER, byref
 from . import _arguments as given
 from . import _library as lib
 from . import results
-from .tensors import Weights
+from .tensors import Lease, Weights
 
 _EVENT_SLICE_MS = 250  # how often a waiting thread looks for Ctrl-C
 
@@ -47,22 +47,25 @@ def _policy(pin=None, keep=None, ttl=None, priority=None, duration=None):
     return policy
 
 
-class _Watch:
-    """The progress callback of one load. It always exists, so that Ctrl-C is noticed; what it
-    raises cancels the load and is raised again by the load."""
+def _watch(function, raised):
+    """The progress callback of one load: `send` takes a progress and answers whether to cancel.
+    It is there without a `function` too, so that Ctrl-C is noticed.
 
-    def __init__(self, function):
-        self.function = function
-        self.raised = None
-        self.callback = lib.PROGRESS_FN(self._call)
-
-    def _call(self, progress, _user):
-        try:
-            if self.function is not None:
-                self.function(results.Progress(**lib.values(progress.contents)))
-        except BaseException as raised:  # also KeyboardInterrupt: it ends the load first
-            self.raised = raised
-        return 0 if self.raised is None else 1
+    Python handles a signal at the start of a function, where no `try` of that function holds
+    yet, and ctypes drops what a callback raises. A generator goes on inside its `try`; so also
+    KeyboardInterrupt comes into `raised`, ends the load, and is raised again after it.
+    """
+    try:
+        while True:
+            progress = yield 0
+            if function is not None:
+                function(results.Progress(**lib.values(progress.contents)))
+    except GeneratorExit:
+        return
+    except BaseException as failure:
+        raised.append(failure)
+    while True:
+        yield 1
 
 
 class Connection:
@@ -149,26 +152,26 @@ class Connection:
     # ---- models ----
 
     def _load(self, path, wants_weights, options, progress):
-        watch = _Watch(progress)
-        options.progress = watch.callback
+        raised = []
+        watch = _watch(progress, raised)
+        next(watch)
+        options.progress = lib.PROGRESS_FN(watch.send)
         loaded = POINTER(lib.LOADED)()
-        weights = ctypes.c_void_p()
+        lease = Lease() if wants_weights else None
         try:
             self._call("load", path, byref(options), byref(loaded),
-                       byref(weights) if wants_weights else None)
-        except results.Error:
-            if watch.raised is not None:
-                raise watch.raised from None
-            raise
-        try:
+                       byref(lease.pointer) if wants_weights else None)
             found = lib.values(loaded.contents)
+        except results.Error:
+            if raised:
+                raise raised.pop() from None
+            raise
         finally:
             self._library.free["distorch_loaded"](loaded)
+        if raised:  # too late to cancel
+            raise raised.pop()
         model = results.Loaded(**found.pop("model"), **found)
-        made = Weights(weights.value) if wants_weights else None
-        if watch.raised is not None:
-            raise watch.raised
-        return model, made
+        return model, Weights(lease) if wants_weights else None
 
     @staticmethod
     def _load_options(keep, pin, ttl, priority, duration, more):
@@ -209,9 +212,9 @@ class Connection:
     def attach(self, model):
         """Attach a resident model by name, id or path; returns Weights. One that is not resident
         is an Error with the code "not-resident"."""
-        weights = ctypes.c_void_p()
-        self._call("attach", given.text("model", model), byref(weights))
-        return Weights(weights.value)
+        lease = Lease()
+        self._call("attach", given.text("model", model), byref(lease.pointer))
+        return Weights(lease)
 
     def unload(self, *models, names=(), under=None, device=None, idle=None, not_kept=False,
                mine=False, all=False):
@@ -272,10 +275,10 @@ class Connection:
     def table(self, model):
         """The tensors of a model as Weights that describe and map nothing."""
         pointer = POINTER(lib.DETAIL)()
-        weights = ctypes.c_void_p()
-        self._call("show", given.text("model", model), byref(pointer), byref(weights))
+        lease = Lease()
+        self._call("show", given.text("model", model), byref(pointer), byref(lease.pointer))
         self._library.free["distorch_detail"](pointer)
-        return Weights(weights.value)
+        return Weights(lease)
 
     def status(self):
         return self._ask_one("status", lib.STATUS, results.Status)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tensors of an attached model, as memory that other libraries can use.
 
-Who owns what: an array (memoryview, numpy, torch) holds a ctypes array, that holds a _Lease,
+Who owns what: an array (memoryview, numpy, torch) holds a ctypes array, that holds a Lease,
 that holds the reference to the library's weights. When the last array dies, the lease goes and
 the memory is unmapped. Nothing points back, so no collector is needed for it.
 """
@@ -27,14 +27,15 @@ _TORCH = {
 }
 
 
-class _Lease:
-    """One reference to the library's weights, given back when nothing uses it any more."""
+class Lease:
+    """One reference to the library's weights, given back when nothing uses it any more. The
+    library fills `pointer` in, so that not even Ctrl-C comes between."""
 
     __slots__ = ("pointer", "_unref", "__weakref__")
 
-    def __init__(self, pointer):
-        self.pointer = pointer
+    def __init__(self):
         self._unref = library().weights_unref
+        self.pointer = ctypes.c_void_p()
 
     def __del__(self):
         self._unref(self.pointer)
@@ -113,11 +114,11 @@ class Weights(Mapping):
     object's hold on the memory up; arrays that were made keep theirs.
     """
 
-    def __init__(self, pointer):
-        self._lease = _Lease(pointer)
+    def __init__(self, lease):
+        self._lease = lease
         self._index = None
-        self.id = library().weights_model(pointer).decode()
-        self.generation = library().weights_generation(pointer)
+        self.id = library().weights_model(lease.pointer).decode()
+        self.generation = library().weights_generation(lease.pointer)
 
     def __enter__(self):
         return self
