@@ -155,9 +155,13 @@ def test_open_of_a_missing_file_takes_a_name(connect, make_model, distorch):
     d.load(path)
     with d.open("named.safetensors") as weights:
         assert "t.0" in weights
-    with pytest.raises(distorch.Error) as caught:
+    with pytest.raises(distorch.Error, match=f"no file {GONE}, and no resident model") as caught:
         d.open(GONE)
-    assert caught.value.code == "not-found"
+    assert caught.value.code == "not-found" and "list()" in caught.value.hint
+    d.unload(path)
+    with pytest.raises(distorch.Error, match="no file named.*the model .* is not res") as caught:
+        d.open("named.safetensors")
+    assert caught.value.code == "not-resident" and caught.value.retryable
 
 
 def test_attach_by_name_id_prefix_and_path(connect, make_model):

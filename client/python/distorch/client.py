@@ -47,6 +47,18 @@ def _policy(pin=None, keep=None, ttl=None, priority=None, duration=None):
     return policy
 
 
+def _neither(path, failure):
+    """The error of an open of what is no file, made of the daemon's about it as a name."""
+    if failure.code == "not-found":
+        model = "no resident model is called so"
+        hint = "check the path; list() shows the models and their names"
+    else:
+        model = "the model that is called so is not resident"
+        hint = "open it by the path of its file"
+    return results.Error(failure.code, f"there is no file {path}, and {model}", hint,
+                         failure.retryable, failure.detail)
+
+
 def _watch(function, raised):
     """The progress callback of one load: `send` takes a progress and answers whether to cancel.
     It is there without a `function` too, so that Ctrl-C is noticed.
@@ -201,13 +213,18 @@ class Connection:
 
     def open(self, path, *, keep=False, pin=False, ttl=None, priority=0, duration=None,
              progress=None, **more):
-        """Load if needed and attach, in one step; returns Weights. What is no file is taken for
-        the name or id of a resident model."""
+        """Load if needed and attach, in one step; returns Weights. Options as for load. What is
+        no file is taken for the name or id of a resident model."""
         options = self._load_options(keep, pin, ttl, priority, duration, more)
         path = given.text("path", path)
-        if not os.path.exists(path):
+        if os.path.exists(path):
+            return self._load(path, True, options, progress)[1]
+        try:
             return self.attach(path)
-        return self._load(path, True, options, progress)[1]
+        except results.Error as failure:
+            if failure.code not in ("not-found", "not-resident"):
+                raise
+            raise _neither(os.fsdecode(path), failure) from None
 
     def attach(self, model):
         """Attach a resident model by name, id or path; returns Weights. One that is not resident

@@ -34,11 +34,13 @@ class Lease:
     __slots__ = ("pointer", "_unref", "__weakref__")
 
     def __init__(self):
-        self._unref = library().weights_unref
         self.pointer = ctypes.c_void_p()
+        self._unref = library().weights_unref
 
     def __del__(self):
-        self._unref(self.pointer)
+        unref = getattr(self, "_unref", None)  # None: interrupted before there was one
+        if unref is not None:
+            unref(self.pointer)
 
 
 class Tensor:
