@@ -219,6 +219,42 @@ def test_progress_is_called_and_what_it_raises_cancels(connect, daemon, make_mod
                what="the end of the load")
 
 
+def test_the_last_progress_of_a_load_is_at_the_end(connect, make_model, distorch):
+    d = connect()
+    small = make_model("small.safetensors")
+    size = os.path.getsize(small)
+    seen = []
+    model = d.load(small, progress=seen.append)
+    done = distorch.Progress(model.id, "done", size, size)
+    assert seen[-1] == done
+    for call in (
+            lambda: d.load(small, progress=seen.append),
+            lambda: d.load(small, progress=seen.append, wait=False),
+            lambda: d.open(small, progress=seen.append).close(),
+            lambda: d.open("small.safetensors", progress=seen.append).close()):
+        seen.clear()
+        call()
+        assert seen == [done]
+    seen.clear()
+    d.load(make_model("big.safetensors", size=128 << 20, seed=2), progress=seen.append)
+    assert [p.phase for p in seen].count("done") == 1
+    assert seen[-1].phase == "done" and {p.total for p in seen} <= {0, seen[-1].bytes}
+
+
+def test_what_the_last_progress_raises_leaves_no_lease(connect, daemon, make_model):
+    def stop(progress):
+        if progress.phase == "done":
+            raise KeyError(progress.model)
+
+    d = connect()
+    path = make_model()
+    for what in (path, path.name):
+        with pytest.raises(KeyError):
+            d.open(what, progress=stop)
+    assert [m.state for m in d.list()] == ["resident"]
+    wait_until(lambda: leases(daemon) == 0, what="the lease's end")
+
+
 INTERRUPTED = """
 import sys, time, distorch
 progress = {"none": None, "list": [].append, "slow": lambda _: time.sleep(30)}[sys.argv[4]]

@@ -59,6 +59,11 @@ def _neither(path, failure):
                          failure.retryable, failure.detail)
 
 
+def _done(model):
+    """The last progress of a load."""
+    return results.Progress(model.id, "done", model.bytes, model.bytes)
+
+
 def _watch(function, raised):
     """The progress callback of one load: `send` takes a progress and answers whether to cancel.
     It is there without a `function` too, so that Ctrl-C is noticed.
@@ -183,6 +188,8 @@ class Connection:
         if raised:  # too late to cancel
             raise raised.pop()
         model = results.Loaded(**found.pop("model"), **found)
+        if progress is not None and (model.state == "resident" or not options.no_wait):
+            progress(_done(model))
         return model, Weights(lease) if wants_weights else None
 
     @staticmethod
@@ -206,8 +213,10 @@ class Connection:
 
         keep, pin and priority are said only when they are not False or 0 (take a wish back by
         unkeep, unpin and set); `ttl` and `duration` (of pin and keep) are seconds. `progress` is
-        called with a Progress; what it raises cancels the load. More options: name, format,
-        allocation, compute, backing, wait=False (return once the load has begun)."""
+        called with a Progress, the last time at 100 % when the load has succeeded; what it raises
+        is raised by the load, which is cancelled unless it was done. So is KeyboardInterrupt.
+        More options: name, format, allocation, compute, backing, wait=False (return once the
+        load has begun)."""
         options = self._load_options(keep, pin, ttl, priority, duration, more)
         return self._load(given.text("path", path), False, options, progress)[0]
 
@@ -220,11 +229,14 @@ class Connection:
         if os.path.exists(path):
             return self._load(path, True, options, progress)[1]
         try:
-            return self.attach(path)
+            weights = self.attach(path)
         except results.Error as failure:
             if failure.code not in ("not-found", "not-resident"):
                 raise
             raise _neither(os.fsdecode(path), failure) from None
+        if progress is not None:
+            progress(_done(self.show(weights.id).model))
+        return weights
 
     def attach(self, model):
         """Attach a resident model by name, id or path; returns Weights. One that is not resident

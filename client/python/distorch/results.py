@@ -238,7 +238,11 @@ class Server:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a load is; `model` is None and `total` 0 before they are known."""
+    """How far a load is; `model` is None and `total` 0 before they are known.
+
+    `phase` is queued, header, room, reading, checking or stalled, and "done" in the last one,
+    which comes once for every load that succeeded, also of what was resident already: then
+    `bytes` and `total` are both the size of the file."""
 
     model: Optional[str]
     phase: str
