@@ -4,8 +4,10 @@
 import gc
 import os
 import signal
+import sys
 import threading
 import time
+import types
 
 import pytest
 from conftest import (
@@ -54,11 +56,41 @@ def test_numpy_and_torch_see_the_same_memory(connect, tmp_path):
         assert weights["s"].numpy().shape == ()
         array[0, 0] = 77
         assert weights["x"].numpy()[0, 0] == 77
+
+
+def test_what_numpy_has_no_type_for_says_what_helps(connect, tmp_path, monkeypatch):
+    pytest.importorskip("numpy")
+    path = tmp_path / "m.safetensors"
+    names = ["BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2"]
+    make_safetensors(path, {name: (name, [4]) for name in names})
+
+    def advice(tensor):
         try:
-            import ml_dtypes  # noqa: F401
-        except ImportError:
-            with pytest.raises(TypeError, match="BF16.*buffer"):
-                weights["b"].numpy()
+            tensor.numpy()
+        except TypeError as failure:
+            return str(failure)
+
+    with connect().open(path) as weights:
+        for module, verb in ((None, "install"), (types.ModuleType("ml_dtypes"), "update")):
+            monkeypatch.setitem(sys.modules, "ml_dtypes", module)
+            for name in names[:4]:
+                text = advice(weights[name])
+                assert f"type for {name} " in text
+                assert f"{verb} ml_dtypes, use .torch() or read the bytes in .buffer" in text
+        assert advice(weights["F4"]).endswith("; use .torch() or read the bytes in .buffer")
+        for name in ("F6_E2M3", "F6_E3M2"):
+            assert advice(weights[name]).endswith("; read the bytes in .buffer")
+
+
+def test_ml_dtypes_gives_numpy_what_it_lacks(connect, tmp_path):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    path = tmp_path / "m.safetensors"
+    parts = make_safetensors(path, {"b": ("BF16", [3, 2]), "f": ("F8_E4M3", [5])})
+    with connect().open(path) as weights:
+        assert weights["b"].numpy().dtype == ml_dtypes.bfloat16
+        assert weights["f"].numpy().dtype == ml_dtypes.float8_e4m3fn
+        for name, array in weights.state_dict("numpy").items():
+            assert array.tobytes() == parts[name]
 
 
 def test_torch_tensors_alias_the_mapping(connect, tmp_path):
@@ -425,35 +457,41 @@ def test_lazy_attach_makes_no_tensors(connect, tmp_path):
 
 # ---- arguments: what no C function may see ----
 
-NO_STRING = {
-    "load path": lambda d: d.load(None), "open path": lambda d: d.open(None),
-    "attach model": lambda d: d.attach(None), "set model": lambda d: d.set(None, keep=True),
-    "pin model": lambda d: d.pin(None), "unpin model": lambda d: d.unpin(None),
-    "keep model": lambda d: d.keep(None), "unkeep model": lambda d: d.unkeep(None),
-    "show model": lambda d: d.show(None), "table model": lambda d: d.table(None),
-    "why model": lambda d: d.why(None), "unload models": lambda d: d.unload(None),
-    "unload names": lambda d: d.unload(names=[None]), "verify models": lambda d: d.verify(None),
-    "events types": lambda d: d.events(types=[None]),
-    "subscribe events": lambda d: d.subscribe(events=[None]),
-    "subscribe models": lambda d: d.subscribe(models=[None]),
-}
+NO_STRING = """
+path: d.load(None)
+path: d.open(None)
+model: d.attach(None)
+model: d.set(None, keep=True)
+model: d.pin(None)
+model: d.unpin(None)
+model: d.keep(None)
+model: d.unkeep(None)
+model: d.show(None)
+model: d.table(None)
+model: d.why(None)
+models: d.unload(None)
+names: d.unload(names=[None])
+models: d.verify(None)
+types: d.events(types=[None])
+events: d.subscribe(events=[None])
+models: d.subscribe(models=[None])
+"""
 
 
 def test_what_is_no_string_is_a_type_error_that_names_it(daemon):
     # In a process of its own: where this fails, the interpreter dies.
     out = run_python("""
-import sys
-sys.path.insert(0, sys.argv[1])
-import distorch, test_client_python
-with distorch.connect(sys.argv[2]) as d:
-    for name, call in test_client_python.NO_STRING.items():
+import sys, distorch
+with distorch.connect(sys.argv[1]) as d:
+    for line in sys.argv[2].split("\\n"):
+        name, _, call = line.partition(": ")
         try:
-            call(d)
-            print(name, "no error")
+            eval(call or "None")
+            assert not call, call
         except TypeError as failure:
-            assert name.split()[1] in str(failure) and "NoneType" in str(failure), failure
+            assert name in str(failure) and "NoneType" in str(failure), failure
 print("lived")
-""", os.path.dirname(__file__), daemon.socket)
+""", daemon.socket, NO_STRING)
     assert out == "lived\n"
 
 

@@ -70,7 +70,8 @@ class Tensor:
         return memoryview(array).cast("B")
 
     def numpy(self):
-        """The same memory as a numpy array. What numpy has no type for needs ml_dtypes."""
+        """The same memory as a numpy array. BF16 and F8 need ml_dtypes; numpy has nothing for
+        less than 8 bits: TypeError, which says what to do instead."""
         import numpy
 
         dtype = self._numpy_dtype(numpy)
@@ -86,11 +87,14 @@ class Tensor:
         except ImportError:
             ml_dtypes = None
         kind = getattr(ml_dtypes, _ML_DTYPES.get(self.dtype, ""), None)
-        if kind is None:
-            raise TypeError(
-                f"numpy has no type for {self.dtype} ({self.name}); use .torch(), install "
-                "ml_dtypes, or read the bytes in .buffer")
-        return numpy.dtype(kind)
+        if kind is not None:
+            return numpy.dtype(kind)
+        advice = "read the bytes in .buffer"
+        if self.dtype in _TORCH:
+            advice = "use .torch() or " + advice
+        if self.dtype in _ML_DTYPES:  # its types of less than 8 bits are not packed as files are
+            advice = f"{'update' if ml_dtypes else 'install'} ml_dtypes, {advice}"
+        raise TypeError(f"numpy has no type for {self.dtype} ({self.name}); {advice}")
 
     def torch(self):
         """The same memory as a torch tensor on the CPU; writing to it is private."""
