@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Python surface against a real daemon: bytes, copy-on-write, lifetimes, errors."""
 
+import ctypes
 import gc
 import os
 import signal
@@ -19,6 +20,10 @@ GONE = "/no/such/file.safetensors"
 
 def leases(daemon):
     return sum(model["leases"] for model in daemon.models())
+
+
+def address(buffer):
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def test_every_dtype_and_odd_shape_has_the_bytes_of_the_file(connect, tmp_path):
@@ -96,19 +101,69 @@ def test_ml_dtypes_gives_numpy_what_it_lacks(connect, tmp_path):
 def test_torch_tensors_alias_the_mapping(connect, tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "m.safetensors"
-    make_safetensors(path, {"w": ("BF16", [8, 8]), "f8": ("F8_E4M3", [16]), "e": ("F32", [0]),
+    make_safetensors(path, {"w": ("BF16", [8, 8]), "e": ("F32", [0]),
                             "b": ("BOOL", [2], b"\1\0"), "s": ("F32", [])})
     with connect().open(path) as weights, torch.inference_mode():
         state = weights.state_dict()
-    assert list(state) == ["w", "f8", "e", "b", "s"]
-    assert state["w"].dtype == torch.bfloat16 and state["w"].shape == (8, 8)
-    assert state["f8"].dtype == torch.float8_e4m3fn
-    assert state["b"].tolist() == [True, False]
-    assert not state["w"].is_inference()
-    before = state["w"].view(torch.uint16).clone()
-    state["w"].view(torch.uint16).fill_(1)
+        assert list(state) == ["w", "e", "b", "s"]
+        assert state["w"].dtype == torch.bfloat16 and state["w"].shape == (8, 8)
+        assert state["e"].shape == (0,) and state["s"].shape == ()
+        assert state["b"].tolist() == [True, False]
+        assert not state["w"].is_inference()
+    before = state["w"].view(torch.int16).clone()
+    state["w"].view(torch.int16).fill_(1)
     with connect().open(path) as other:
-        assert (other["w"].torch().view(torch.uint16) == before).all()
+        assert (other["w"].torch().view(torch.int16) == before).all()
+    assert (state["w"].view(torch.int16) == 1).all()
+
+
+def test_torch_has_every_type_that_it_can(connect, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "m.safetensors"
+    words = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16",
+             "F16": "float16", "BF16": "bfloat16", "I32": "int32", "U32": "uint32",
+             "F32": "float32", "C64": "complex64", "F64": "float64", "I64": "int64",
+             "U64": "uint64", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn",
+             "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+             "F8_E5M2FNUZ": "float8_e5m2fnuz"}
+    parts = make_safetensors(path, {dtype: (dtype, [2, 3]) for dtype in words})
+    with connect().open(path) as weights:
+        for dtype, word in words.items():
+            if hasattr(torch, word):
+                tensor = weights[dtype].torch()
+                assert (tensor.dtype, tensor.shape) == (getattr(torch, word), (2, 3))
+                assert bytes(weights[dtype].buffer) == parts[dtype]
+                assert tensor.data_ptr() == address(weights[dtype].buffer)
+                assert tensor.element_size() * tensor.numel() == weights[dtype].nbytes
+
+
+def test_a_torch_tensor_keeps_the_lease(connect, daemon, make_model):
+    torch = pytest.importorskip("torch")
+    path = make_model()
+    d = connect()
+    with d.open(path) as weights:
+        part = torch.nn.Parameter(weights["t.0"].torch())[5:7]
+        expected = bytes(weights["t.0"].buffer[20:28])
+    assert leases(daemon) == 1
+    assert part.detach().numpy().tobytes() == expected
+    del part
+    wait_until(lambda: leases(daemon) == 0, what="the lease's end")
+
+
+def test_what_torch_has_no_type_for_says_what_helps(connect, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    path = tmp_path / "m.safetensors"
+    make_safetensors(path, {name: (name, [4]) for name in ("F8_E4M3", "F6_E2M3")})
+    said = {}
+    with connect().open(path) as weights:
+        for tensor in weights.values():
+            try:
+                tensor.torch()
+            except TypeError as failure:
+                said[tensor.name] = str(failure)
+        del tensor
+    assert said["F8_E4M3"].endswith("; update torch or read the bytes in .buffer")
+    assert said["F6_E2M3"].endswith("; read the bytes in .buffer")
 
 
 def test_safetensors_reads_the_same_bytes(connect, tmp_path):

@@ -102,8 +102,9 @@ class Tensor:
 
         dtype = getattr(torch, _TORCH.get(self.dtype, ""), None)
         if dtype is None:
-            raise TypeError(f"this torch has no type for {self.dtype} ({self.name}); read the "
-                            "bytes in .buffer")
+            advice = "update torch or " if self.dtype in _TORCH else ""
+            raise TypeError(f"this torch has no type for {self.dtype} ({self.name}); {advice}"
+                            "read the bytes in .buffer")
         shape = self.shape
         if self.dtype == "F4":  # torch counts pairs
             shape = shape[:-1] + (shape[-1] // 2,)
