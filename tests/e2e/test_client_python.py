@@ -2,7 +2,6 @@
 """The Python surface against a real daemon: bytes, copy-on-write, lifetimes, errors."""
 
 import ctypes
-import gc
 import os
 import signal
 import sys
@@ -418,6 +417,24 @@ def test_listings_are_dataclasses_with_numbers(connect, make_model, distorch):
     assert d.devices()[0].budget == 1 << 30
     assert d.server().role == "admin"
     assert all(check.ok for check in d.verify())
+
+
+def test_objects_say_what_they_are(daemon, connect, distorch, make_model, monkeypatch):
+    monkeypatch.setenv("DISTORCH_SOCKET", str(daemon.socket))
+    for d in (connect(), distorch.connect()):
+        assert repr(d) == f"<distorch.Connection to '{daemon.socket}', open>"
+    weights = d.open(make_model())
+    assert repr(weights) == f"<distorch.Weights {weights.id[:8]}, 4 tensors, open>"
+    assert repr(weights["t.1"]) == "<distorch.Tensor 't.1', F32 (65536,), 262144 bytes, on cpu>"
+    assert "described only" in repr(d.table(weights.id)["t.1"])
+    weights.close()
+    assert repr(weights) == f"<distorch.Weights {weights.id[:8]}, closed>"
+    d.close()
+    assert repr(d) == f"<distorch.Connection to '{daemon.socket}', closed>"
+
+
+def test_the_version_is_the_librarys(distorch):
+    assert distorch.__version__ == distorch._library.library().version().decode()
 
 
 def test_the_table_of_a_model_describes_without_mapping(connect, make_model):

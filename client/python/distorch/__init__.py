@@ -17,8 +17,10 @@ from .results import (
 )
 from .tensors import Tensor, Weights
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Check", "Client", "Connection", "Detail", "Device", "Error", "Event", "Holder", "Loaded",
     "Model", "Outcome", "Place", "Progress", "Record", "Report", "Server", "Setting", "Status",
-    "Subscription", "Tensor", "Weights", "Wish", "connect",
+    "Subscription", "Tensor", "Weights", "Wish", "__version__", "connect",
 ]

@@ -216,6 +216,7 @@ _W = c_void_p  # struct distorch_weights *
 PROTOTYPES = {
     "version": (c_char_p, []),
     "error": (POINTER(ERROR), [_C]),
+    "default_path": (c_int, [c_char_p, c_size_t]),
     "open": (c_int, [c_char_p, POINTER(OPTIONS), POINTER(_C)]),
     "close": (c_void_p, [_C]),
     "server": (c_int, [_C, POINTER(POINTER(SERVER))]),

@@ -12,6 +12,7 @@ from . import _library as lib
 from . import results
 from .tensors import Lease, Weights
 
+_PATH_SIZE = 4096
 _EVENT_SLICE_MS = 250  # how often a waiting thread looks for Ctrl-C
 
 
@@ -98,10 +99,20 @@ class Connection:
                               label=given.optional_text("label", label),
                               timeout_ms=given.timeout_ms(timeout))
         path = given.optional_text("path", path)
+        self._path = os.fsdecode(path or self._default_path())
         pointer = ctypes.c_void_p()
         if self._library.open(path, byref(options), byref(pointer)) < 0:
             raise last_error(None)
         self._pointer = pointer
+
+    def _default_path(self):
+        found = ctypes.create_string_buffer(_PATH_SIZE)
+        self._library.default_path(found, _PATH_SIZE)  # too long: open says so
+        return found.value
+
+    def __repr__(self):
+        is_open = self._pointer is not None and not self._closing
+        return f"<distorch.Connection to {self._path!r}, {'open' if is_open else 'closed'}>"
 
     def __enter__(self):
         return self

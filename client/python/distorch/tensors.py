@@ -58,7 +58,9 @@ class Tensor:
         self._lease = lease
 
     def __repr__(self):
-        return f"Tensor({self.name!r}, {self.dtype}, {self.shape}, {self.device})"
+        where = "described only" if self._address is None else f"on {self.device}"
+        return (f"<distorch.Tensor {self.name!r}, {self.dtype} {self.shape}, "
+                f"{self.nbytes} bytes, {where}>")
 
     @property
     def buffer(self):
@@ -134,7 +136,9 @@ class Weights(Mapping):
         self.close()
 
     def __repr__(self):
-        return f"<distorch.Weights {self.id[:8]} {'closed' if self._lease is None else 'open'}>"
+        if self._lease is None:
+            return f"<distorch.Weights {self.id[:8]}, closed>"
+        return f"<distorch.Weights {self.id[:8]}, {len(self)} tensors, open>"
 
     def close(self):
         self._lease = None
