@@ -3,7 +3,9 @@
 
 import ctypes
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -11,7 +13,8 @@ import types
 
 import pytest
 from conftest import (
-    DTYPE_BITS, make_safetensors, make_sparse_model, pattern, run_python, tensor_bytes, wait_until,
+    DTYPE_BITS, ROOT, make_safetensors, make_sparse_model, pattern, run_python, tensor_bytes,
+    wait_until,
 )
 
 GONE = "/no/such/file.safetensors"
@@ -635,3 +638,64 @@ def test_flags_and_numbers_reach_the_daemon(connect, make_model):
     wish = d.set(model.id, keep=1, priority=100, ttl=2.5) and d.show(model.id).wishes[0]
     assert (wish.keep, wish.priority, wish.ttl_ms) == (True, 100, 2500)
     assert d.subscribe(events="record") and d.next_event(timeout=-1) is None
+
+
+# ---- around the package ----
+
+
+def test_after_the_daemons_end_a_new_connection_goes_on(start_daemon, distorch, make_model):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0")
+    path = make_model(seed=6)
+    d = distorch.connect(str(daemon.socket))
+    view = d.open(path)["t.0"].buffer
+    daemon.kill()
+    with pytest.raises(distorch.Error) as caught:
+        d.list()
+    assert caught.value.code == "no-connection" and caught.value.retryable
+    daemon.start()
+    with distorch.connect(str(daemon.socket)) as again, again.open(path) as weights:
+        assert bytes(view[:64]) == bytes(weights["t.0"].buffer[:64]) == pattern(6, 64)
+    del view
+    d.close()
+
+
+@pytest.fixture
+def package(tmp_path):
+    """The package as setuptools installs it, from a copy of the tree's."""
+    pytest.importorskip("setuptools", minversion="61")
+    copy = tmp_path / "python"
+    shutil.copytree(ROOT / "client" / "python", copy,
+                    ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+    subprocess.run([sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "build",
+                    "--build-lib", str(tmp_path / "site"), "egg_info"], cwd=copy, check=True)
+    return tmp_path / "site" / "distorch"
+
+
+def library_of(package, **environment):
+    """What a program with the package says about its library."""
+    kept = {key: value for key, value in os.environ.items()
+            if key not in ("DISTORCH_LIBRARY", "LD_LIBRARY_PATH")}
+    code = "import distorch._library as l; print(l.library().path)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env={**kept, "PYTHONPATH": str(package.parent), **environment})
+    return done.stdout.strip() or done.stderr
+
+
+def test_the_package_holds_its_modules_and_its_version(package, distorch):
+    sources = ROOT / "client" / "python" / "distorch"
+    assert {p.name for p in package.iterdir()} == {p.name for p in sources.glob("*.py")}
+    metadata = (package.parents[1] / "python" / "distorch.egg-info" / "PKG-INFO").read_text()
+    assert f"\nVersion: {distorch.__version__}\n" in metadata
+    project = (package.parents[1] / "python" / "pyproject.toml").read_text()
+    assert ".so" not in project  # it would name a file that no build puts there
+
+
+def test_the_library_is_found_where_the_package_says(package):
+    library = os.environ["DISTORCH_LIBRARY"]
+    beside = package / "libdistorch.so.1"
+    assert "DISTORCH_LIBRARY" in library_of(package, DISTORCH_LIBRARY="/no/such.so")
+    assert library_of(package, DISTORCH_LIBRARY=library) == library
+    folder = os.path.dirname(library)
+    assert library_of(package, LD_LIBRARY_PATH=folder) == "libdistorch.so.1"
+    shutil.copy(library, beside)
+    assert library_of(package) == str(beside)

@@ -23,7 +23,12 @@ def last_error(pointer):
 
 def connect(path=None, *, client=None, label=None, timeout=None):
     """Connect to the daemon at `path` (None: $DISTORCH_SOCKET, the user's, then the system's).
-    `timeout` in seconds bounds every call but load and verify."""
+    `client` is "name/version" of the program, `label` how listings call this connection.
+    `timeout` in seconds (None, 0: 30) bounds every call but load and verify.
+
+    When the daemon ends, calls raise an Error with the code "no-connection", which is
+    retryable: once the daemon answers again, connect() and load or attach anew. Weights and
+    arrays that exist stay usable meanwhile and afterwards."""
     return Connection(path, client=client, label=label, timeout=timeout)
 
 
@@ -234,7 +239,7 @@ class Connection:
     def open(self, path, *, keep=False, pin=False, ttl=None, priority=0, duration=None,
              progress=None, **more):
         """Load if needed and attach, in one step; returns Weights. Options as for load. What is
-        no file is taken for the name or id of a resident model."""
+        no file is taken for the name or id of a resident model; then no wishes are said."""
         options = self._load_options(keep, pin, ttl, priority, duration, more)
         path = given.text("path", path)
         if os.path.exists(path):
