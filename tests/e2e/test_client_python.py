@@ -1,19 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Python surface against a real daemon: bytes, copy-on-write, lifetimes, errors."""
 
-import gc
+import ctypes
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
+import types
 
 import pytest
-from conftest import DTYPE_BITS, make_safetensors, pattern, run_python, tensor_bytes, wait_until
+from conftest import (
+    DTYPE_BITS, ROOT, make_safetensors, make_sparse_model, pattern, run_python, tensor_bytes,
+    wait_until,
+)
 
 GONE = "/no/such/file.safetensors"
 
 
 def leases(daemon):
     return sum(model["leases"] for model in daemon.models())
+
+
+def address(buffer):
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def test_every_dtype_and_odd_shape_has_the_bytes_of_the_file(connect, tmp_path):
@@ -51,29 +63,109 @@ def test_numpy_and_torch_see_the_same_memory(connect, tmp_path):
         assert weights["s"].numpy().shape == ()
         array[0, 0] = 77
         assert weights["x"].numpy()[0, 0] == 77
+
+
+def test_what_numpy_has_no_type_for_says_what_helps(connect, tmp_path, monkeypatch):
+    pytest.importorskip("numpy")
+    path = tmp_path / "m.safetensors"
+    names = ["BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2"]
+    make_safetensors(path, {name: (name, [4]) for name in names})
+
+    def advice(tensor):
         try:
-            import ml_dtypes  # noqa: F401
-        except ImportError:
-            with pytest.raises(TypeError, match="BF16.*buffer"):
-                weights["b"].numpy()
+            tensor.numpy()
+        except TypeError as failure:
+            return str(failure)
+
+    with connect().open(path) as weights:
+        for module, verb in ((None, "install"), (types.ModuleType("ml_dtypes"), "update")):
+            monkeypatch.setitem(sys.modules, "ml_dtypes", module)
+            for name in names[:4]:
+                text = advice(weights[name])
+                assert f"type for {name} " in text
+                assert f"{verb} ml_dtypes, use .torch() or read the bytes in .buffer" in text
+        assert advice(weights["F4"]).endswith("; use .torch() or read the bytes in .buffer")
+        for name in ("F6_E2M3", "F6_E3M2"):
+            assert advice(weights[name]).endswith("; read the bytes in .buffer")
+
+
+def test_ml_dtypes_gives_numpy_what_it_lacks(connect, tmp_path):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    path = tmp_path / "m.safetensors"
+    parts = make_safetensors(path, {"b": ("BF16", [3, 2]), "f": ("F8_E4M3", [5])})
+    with connect().open(path) as weights:
+        assert weights["b"].numpy().dtype == ml_dtypes.bfloat16
+        assert weights["f"].numpy().dtype == ml_dtypes.float8_e4m3fn
+        for name, array in weights.state_dict("numpy").items():
+            assert array.tobytes() == parts[name]
 
 
 def test_torch_tensors_alias_the_mapping(connect, tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "m.safetensors"
-    make_safetensors(path, {"w": ("BF16", [8, 8]), "f8": ("F8_E4M3", [16]), "e": ("F32", [0]),
+    make_safetensors(path, {"w": ("BF16", [8, 8]), "e": ("F32", [0]),
                             "b": ("BOOL", [2], b"\1\0"), "s": ("F32", [])})
     with connect().open(path) as weights, torch.inference_mode():
         state = weights.state_dict()
-    assert list(state) == ["w", "f8", "e", "b", "s"]
-    assert state["w"].dtype == torch.bfloat16 and state["w"].shape == (8, 8)
-    assert state["f8"].dtype == torch.float8_e4m3fn
-    assert state["b"].tolist() == [True, False]
-    assert not state["w"].is_inference()
-    before = state["w"].view(torch.uint16).clone()
-    state["w"].view(torch.uint16).fill_(1)
+        assert list(state) == ["w", "e", "b", "s"]
+        assert state["w"].dtype == torch.bfloat16 and state["w"].shape == (8, 8)
+        assert state["e"].shape == (0,) and state["s"].shape == ()
+        assert state["b"].tolist() == [True, False]
+        assert not state["w"].is_inference()
+    before = state["w"].view(torch.int16).clone()
+    state["w"].view(torch.int16).fill_(1)
     with connect().open(path) as other:
-        assert (other["w"].torch().view(torch.uint16) == before).all()
+        assert (other["w"].torch().view(torch.int16) == before).all()
+    assert (state["w"].view(torch.int16) == 1).all()
+
+
+def test_torch_has_every_type_that_it_can(connect, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "m.safetensors"
+    words = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16",
+             "F16": "float16", "BF16": "bfloat16", "I32": "int32", "U32": "uint32",
+             "F32": "float32", "C64": "complex64", "F64": "float64", "I64": "int64",
+             "U64": "uint64", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn",
+             "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+             "F8_E5M2FNUZ": "float8_e5m2fnuz"}
+    parts = make_safetensors(path, {dtype: (dtype, [2, 3]) for dtype in words})
+    with connect().open(path) as weights:
+        for dtype, word in words.items():
+            if hasattr(torch, word):
+                tensor = weights[dtype].torch()
+                assert (tensor.dtype, tensor.shape) == (getattr(torch, word), (2, 3))
+                assert bytes(weights[dtype].buffer) == parts[dtype]
+                assert tensor.data_ptr() == address(weights[dtype].buffer)
+                assert tensor.element_size() * tensor.numel() == weights[dtype].nbytes
+
+
+def test_a_torch_tensor_keeps_the_lease(connect, daemon, make_model):
+    torch = pytest.importorskip("torch")
+    path = make_model()
+    d = connect()
+    with d.open(path) as weights:
+        part = torch.nn.Parameter(weights["t.0"].torch())[5:7]
+        expected = bytes(weights["t.0"].buffer[20:28])
+    assert leases(daemon) == 1
+    assert part.detach().numpy().tobytes() == expected
+    del part
+    wait_until(lambda: leases(daemon) == 0, what="the lease's end")
+
+
+def test_what_torch_has_no_type_for_says_what_helps(connect, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    path = tmp_path / "m.safetensors"
+    make_safetensors(path, {name: (name, [4]) for name in ("F8_E4M3", "F6_E2M3")})
+    said = {}
+    with connect().open(path) as weights:
+        for tensor in weights.values():
+            try:
+                tensor.torch()
+            except TypeError as failure:
+                said[tensor.name] = str(failure)
+        del tensor
+    assert said["F8_E4M3"].endswith("; update torch or read the bytes in .buffer")
+    assert said["F6_E2M3"].endswith("; read the bytes in .buffer")
 
 
 def test_safetensors_reads_the_same_bytes(connect, tmp_path):
@@ -152,9 +244,13 @@ def test_open_of_a_missing_file_takes_a_name(connect, make_model, distorch):
     d.load(path)
     with d.open("named.safetensors") as weights:
         assert "t.0" in weights
-    with pytest.raises(distorch.Error) as caught:
+    with pytest.raises(distorch.Error, match=f"no file {GONE}, and no resident model") as caught:
         d.open(GONE)
-    assert caught.value.code == "not-found"
+    assert caught.value.code == "not-found" and "list()" in caught.value.hint
+    d.unload(path)
+    with pytest.raises(distorch.Error, match="no file named.*the model .* is not res") as caught:
+        d.open("named.safetensors")
+    assert caught.value.code == "not-resident" and caught.value.retryable
 
 
 def test_attach_by_name_id_prefix_and_path(connect, make_model):
@@ -212,6 +308,72 @@ def test_progress_is_called_and_what_it_raises_cancels(connect, daemon, make_mod
                what="the end of the load")
 
 
+def test_the_last_progress_of_a_load_is_at_the_end(connect, make_model, distorch):
+    d = connect()
+    small = make_model("small.safetensors")
+    size = os.path.getsize(small)
+    seen = []
+    model = d.load(small, progress=seen.append)
+    done = distorch.Progress(model.id, "done", size, size)
+    assert seen[-1] == done
+    for call in (
+            lambda: d.load(small, progress=seen.append),
+            lambda: d.load(small, progress=seen.append, wait=False),
+            lambda: d.open(small, progress=seen.append).close(),
+            lambda: d.open("small.safetensors", progress=seen.append).close()):
+        seen.clear()
+        call()
+        assert seen == [done]
+    seen.clear()
+    d.load(make_model("big.safetensors", size=128 << 20, seed=2), progress=seen.append)
+    assert [p.phase for p in seen].count("done") == 1
+    assert seen[-1].phase == "done" and {p.total for p in seen} <= {0, seen[-1].bytes}
+
+
+def test_what_the_last_progress_raises_leaves_no_lease(connect, daemon, make_model):
+    def stop(progress):
+        if progress.phase == "done":
+            raise KeyError(progress.model)
+
+    d = connect()
+    path = make_model()
+    for what in (path, path.name):
+        with pytest.raises(KeyError):
+            d.open(what, progress=stop)
+    assert [m.state for m in d.list()] == ["resident"]
+    wait_until(lambda: leases(daemon) == 0, what="the lease's end")
+
+
+INTERRUPTED = """
+import sys, time, distorch
+progress = {"none": None, "list": [].append, "slow": lambda _: time.sleep(30)}[sys.argv[4]]
+with distorch.connect(sys.argv[1]) as d:
+    print("READY")
+    try:
+        getattr(d, sys.argv[3])(sys.argv[2], progress=progress)
+        print("loaded")
+    except KeyboardInterrupt:
+        print("interrupted")
+    sys.stdin.readline()
+    print(d.status().models)
+"""
+
+
+@pytest.mark.parametrize("progress", ["none", "list", "slow"])
+@pytest.mark.parametrize("method", ["load", "open"])
+def test_ctrl_c_ends_a_load_and_is_raised(daemon, child, tmp_path, method, progress):
+    path = make_sparse_model(tmp_path / "slow.safetensors", 512 << 20)
+    daemon.tell("fault pread:2:delay=10:ever")
+    victim = child(INTERRUPTED, daemon.socket, path, method, progress)
+    wait_until(lambda: [m for m in daemon.models() if m["state"] == "loading"
+                        and m.get("progress_bytes")], what="a load on its way")
+    victim.signal(signal.SIGINT)
+    assert victim.process.stdout.readline() == "interrupted\n"
+    wait_until(lambda: daemon.models() == [], what="the cancelled load's end")
+    assert victim.ask() == "0"  # the connection is as good as before
+    daemon.tell("clear")
+
+
 def test_wishes_and_selective_unload(connect, make_model):
     d = connect()
     kept = d.load(make_model("kept.safetensors", seed=1), keep=True)
@@ -258,6 +420,24 @@ def test_listings_are_dataclasses_with_numbers(connect, make_model, distorch):
     assert d.devices()[0].budget == 1 << 30
     assert d.server().role == "admin"
     assert all(check.ok for check in d.verify())
+
+
+def test_objects_say_what_they_are(daemon, connect, distorch, make_model, monkeypatch):
+    monkeypatch.setenv("DISTORCH_SOCKET", str(daemon.socket))
+    for d in (connect(), distorch.connect()):
+        assert repr(d) == f"<distorch.Connection to '{daemon.socket}', open>"
+    weights = d.open(make_model())
+    assert repr(weights) == f"<distorch.Weights {weights.id[:8]}, 4 tensors, open>"
+    assert repr(weights["t.1"]) == "<distorch.Tensor 't.1', F32 (65536,), 262144 bytes, on cpu>"
+    assert "described only" in repr(d.table(weights.id)["t.1"])
+    weights.close()
+    assert repr(weights) == f"<distorch.Weights {weights.id[:8]}, closed>"
+    d.close()
+    assert repr(d) == f"<distorch.Connection to '{daemon.socket}', closed>"
+
+
+def test_the_version_is_the_librarys(distorch):
+    assert distorch.__version__ == distorch._library.library().version().decode()
 
 
 def test_the_table_of_a_model_describes_without_mapping(connect, make_model):
@@ -348,3 +528,174 @@ def test_lazy_attach_makes_no_tensors(connect, tmp_path):
         took = time.perf_counter() - begun
     print(f"attach, 800 names and one tensor: {took * 1000:.2f} ms")
     assert len(names) == 800 and len(first) == 64
+
+
+# ---- arguments: what no C function may see ----
+
+NO_STRING = """
+path: d.load(None)
+path: d.open(None)
+model: d.attach(None)
+model: d.set(None, keep=True)
+model: d.pin(None)
+model: d.unpin(None)
+model: d.keep(None)
+model: d.unkeep(None)
+model: d.show(None)
+model: d.table(None)
+model: d.why(None)
+models: d.unload(None)
+names: d.unload(names=[None])
+models: d.verify(None)
+types: d.events(types=[None])
+events: d.subscribe(events=[None])
+models: d.subscribe(models=[None])
+"""
+
+
+def test_what_is_no_string_is_a_type_error_that_names_it(daemon):
+    # In a process of its own: where this fails, the interpreter dies.
+    out = run_python("""
+import sys, distorch
+with distorch.connect(sys.argv[1]) as d:
+    for line in sys.argv[2].split("\\n"):
+        name, _, call = line.partition(": ")
+        try:
+            eval(call or "None")
+            assert not call, call
+        except TypeError as failure:
+            assert name in str(failure) and "NoneType" in str(failure), failure
+print("lived")
+""", daemon.socket, NO_STRING)
+    assert out == "lived\n"
+
+
+def test_a_nul_in_a_string_is_a_value_error(connect, make_model):
+    d = connect()
+    path = make_model()
+    for name, call in (
+            ("path", lambda: d.load(f"{path}\0x")), ("path", lambda: d.open(f"{path}\0x")),
+            ("model", lambda: d.show("a\0b")), ("models", lambda: d.unload("a\0b")),
+            ("under", lambda: d.unload(under="/\0")), ("names", lambda: d.unload(names=["\0"])),
+            ("label", lambda: d.set("m", label="a\0")), ("name", lambda: d.load(path, name="\0")),
+            ("client", lambda: connect(client="a\0b"))):
+        with pytest.raises(ValueError, match=f"{name}.*NUL"):
+            call()
+    assert d.list() == []
+
+
+def test_a_single_string_is_a_list_of_that_one(connect, make_model, distorch):
+    d = connect()
+    path = make_model("vae.safetensors")
+    model = d.load(path)
+    assert {r.type for r in d.events(types="load.done")} == {"load.done"}
+    assert [o.id for o in d.unload(names="vae.safetensors").unloaded] == [model.id]
+    array, count = distorch._arguments.texts("names", "vae*")
+    assert list(array) == [b"vae*"] and count == 1
+    with pytest.raises(TypeError, match=r"one by one.*\*"):
+        d.unload([model.id])
+    with pytest.raises(TypeError, match="names must be a list of strings, not int"):
+        d.unload(names=3)
+
+
+def test_flags_and_numbers_are_judged(connect, make_model):
+    d = connect()
+    path = make_model()
+    for error, name, said in (
+            (TypeError, "keep", {"keep": "no"}), (TypeError, "pin", {"pin": "false"}),
+            (TypeError, "pin", {"pin": ""}), (TypeError, "keep", {"keep": 2}),
+            (TypeError, "priority", {"priority": "high"}), (TypeError, "ttl", {"ttl": "1h"}),
+            (TypeError, "priority", {"priority": 0.5}),
+            (ValueError, "priority", {"priority": 101}), (ValueError, "ttl", {"ttl": -1}),
+            (ValueError, "priority", {"priority": -101}), (ValueError, "ttl", {"ttl": 1e30}),
+            (ValueError, "ttl", {"ttl": float("nan")}), (ValueError, "duration", {"duration": -1})):
+        for call in (d.load, d.open, d.set):
+            with pytest.raises(error, match=f"^{name} must be"):
+                call(path, **said)
+    for name, call in (
+            ("not_kept", lambda: d.unload(not_kept="no")), ("all", lambda: d.list(all="no")),
+            ("mine", lambda: d.unload(mine=None)), ("wait", lambda: d.load(path, wait="no"))):
+        with pytest.raises(TypeError, match=f"^{name} must be True or False"):
+            call()
+    for name, call in (
+            ("idle", lambda: d.unload(idle=-1)), ("timeout", lambda: connect(timeout=-1)),
+            ("timeout", lambda: connect(timeout=5e6)), ("bytes", lambda: d.budget("cpu", -1))):
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            call()
+    assert d.list() == []
+
+
+def test_flags_and_numbers_reach_the_daemon(connect, make_model):
+    numpy = pytest.importorskip("numpy")
+    d = connect(timeout=0.5)
+    model = d.load(make_model(), keep=numpy.bool_(True), pin=0, priority=numpy.int64(-100),
+                   ttl=numpy.float32(0.0001))
+    wish = d.show(model.id).wishes[0]
+    assert (wish.keep, wish.pin, wish.priority, wish.ttl_ms) == (True, False, -100, 1)
+    d.load(model.path, keep=False, priority=0, pin=None)  # not said: the wishes stay
+    wish = d.show(model.id).wishes[0]
+    assert (wish.keep, wish.priority) == (True, -100)
+    wish = d.set(model.id, keep=1, priority=100, ttl=2.5) and d.show(model.id).wishes[0]
+    assert (wish.keep, wish.priority, wish.ttl_ms) == (True, 100, 2500)
+    assert d.subscribe(events="record") and d.next_event(timeout=-1) is None
+
+
+# ---- around the package ----
+
+
+def test_after_the_daemons_end_a_new_connection_goes_on(start_daemon, distorch, make_model):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0")
+    path = make_model(seed=6)
+    d = distorch.connect(str(daemon.socket))
+    view = d.open(path)["t.0"].buffer
+    daemon.kill()
+    with pytest.raises(distorch.Error) as caught:
+        d.list()
+    assert caught.value.code == "no-connection" and caught.value.retryable
+    daemon.start()
+    with distorch.connect(str(daemon.socket)) as again, again.open(path) as weights:
+        assert bytes(view[:64]) == bytes(weights["t.0"].buffer[:64]) == pattern(6, 64)
+    del view
+    d.close()
+
+
+@pytest.fixture
+def package(tmp_path):
+    """The package as setuptools installs it, from a copy of the tree's."""
+    pytest.importorskip("setuptools", minversion="61")
+    copy = tmp_path / "python"
+    shutil.copytree(ROOT / "client" / "python", copy,
+                    ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+    subprocess.run([sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "build",
+                    "--build-lib", str(tmp_path / "site"), "egg_info"], cwd=copy, check=True)
+    return tmp_path / "site" / "distorch"
+
+
+def library_of(package, **environment):
+    """What a program with the package says about its library."""
+    kept = {key: value for key, value in os.environ.items()
+            if key not in ("DISTORCH_LIBRARY", "LD_LIBRARY_PATH")}
+    code = "import distorch._library as l; print(l.library().path)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env={**kept, "PYTHONPATH": str(package.parent), **environment})
+    return done.stdout.strip() or done.stderr
+
+
+def test_the_package_holds_its_modules_and_its_version(package, distorch):
+    sources = ROOT / "client" / "python" / "distorch"
+    assert {p.name for p in package.iterdir()} == {p.name for p in sources.glob("*.py")}
+    metadata = (package.parents[1] / "python" / "distorch.egg-info" / "PKG-INFO").read_text()
+    assert f"\nVersion: {distorch.__version__}\n" in metadata
+    project = (package.parents[1] / "python" / "pyproject.toml").read_text()
+    assert ".so" not in project  # it would name a file that no build puts there
+
+
+def test_the_library_is_found_where_the_package_says(package):
+    library = os.environ["DISTORCH_LIBRARY"]
+    beside = package / "libdistorch.so.1"
+    assert "DISTORCH_LIBRARY" in library_of(package, DISTORCH_LIBRARY="/no/such.so")
+    assert library_of(package, DISTORCH_LIBRARY=library) == library
+    folder = os.path.dirname(library)
+    assert library_of(package, LD_LIBRARY_PATH=folder) == "libdistorch.so.1"
+    shutil.copy(library, beside)
+    assert library_of(package) == str(beside)

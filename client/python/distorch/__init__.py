@@ -8,6 +8,12 @@
 
 The memory is private and copy-on-write: writing to an array changes nobody else's. It lives
 as long as any array made of it, also after the `with` blocks have ended.
+
+The package is pure Python over libdistorch.so.1, which is taken from the first of these:
+the file that $DISTORCH_LIBRARY names (then from nowhere else), the folder of this package,
+build/lib of the source tree that this package lies in, the places where the system looks
+(LD_LIBRARY_PATH, ldconfig). It is loaded by the first connect(), which raises ImportError
+where there is none.
 """
 
 from .client import Connection, Subscription, connect
@@ -17,8 +23,10 @@ from .results import (
 )
 from .tensors import Tensor, Weights
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Check", "Client", "Connection", "Detail", "Device", "Error", "Event", "Holder", "Loaded",
     "Model", "Outcome", "Place", "Progress", "Record", "Report", "Server", "Setting", "Status",
-    "Subscription", "Tensor", "Weights", "Wish", "connect",
+    "Subscription", "Tensor", "Weights", "Wish", "__version__", "connect",
 ]

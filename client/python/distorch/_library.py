@@ -175,7 +175,8 @@ TENSOR = structure("tensor", [
 
 # ---- what callers fill ----
 
-PROGRESS_FN = ctypes.CFUNCTYPE(c_int, POINTER(PROGRESS), c_void_p)
+# C also passes 'user', which Python has no use for: in C a callee may leave arguments alone.
+PROGRESS_FN = ctypes.CFUNCTYPE(c_int, POINTER(PROGRESS))
 
 
 def _options(name, members):
@@ -215,6 +216,7 @@ _W = c_void_p  # struct distorch_weights *
 PROTOTYPES = {
     "version": (c_char_p, []),
     "error": (POINTER(ERROR), [_C]),
+    "default_path": (c_int, [c_char_p, c_size_t]),
     "open": (c_int, [c_char_p, POINTER(OPTIONS), POINTER(_C)]),
     "close": (c_void_p, [_C]),
     "server": (c_int, [_C, POINTER(POINTER(SERVER))]),

@@ -7,10 +7,12 @@ import os
 import threading
 from ctypes import POINTER, byref
 
+from . import _arguments as given
 from . import _library as lib
 from . import results
-from .tensors import Weights
+from .tensors import Lease, Weights
 
+_PATH_SIZE = 4096
 _EVENT_SLICE_MS = 250  # how often a waiting thread looks for Ctrl-C
 
 
@@ -21,57 +23,72 @@ def last_error(pointer):
 
 def connect(path=None, *, client=None, label=None, timeout=None):
     """Connect to the daemon at `path` (None: $DISTORCH_SOCKET, the user's, then the system's).
-    `timeout` in seconds bounds every call but load and verify."""
+    `client` is "name/version" of the program, `label` how listings call this connection.
+    `timeout` in seconds (None, 0: 30) bounds every call but load and verify.
+
+    When the daemon ends, calls raise an Error with the code "no-connection", which is
+    retryable: once the daemon answers again, connect() and load or attach anew. Weights and
+    arrays that exist stay usable meanwhile and afterwards."""
     return Connection(path, client=client, label=label, timeout=timeout)
-
-
-def _bytes(text):
-    return None if text is None else os.fsencode(text)
-
-
-def _array(texts):
-    """A C array of strings, and its length."""
-    items = [_bytes(text) for text in texts]
-    return (ctypes.c_char_p * len(items))(*items), len(items)
-
-
-def _ms(seconds):
-    return 0 if seconds is None else max(0, round(seconds * 1000))
 
 
 def _policy(pin=None, keep=None, ttl=None, priority=None, duration=None):
     """Wishes; None is not said."""
     policy = lib.POLICY()
-    for value, bit, member in ((pin, lib.SAID_PIN, "pin"), (keep, lib.SAID_KEEP, "keep"),
-                               (priority, lib.SAID_PRIORITY, "priority")):
-        if value is not None:
-            policy.said |= bit
-            setattr(policy, member, value)
+    if pin is not None:
+        policy.said |= lib.SAID_PIN
+        policy.pin = given.flag("pin", pin)
+    if keep is not None:
+        policy.said |= lib.SAID_KEEP
+        policy.keep = given.flag("keep", keep)
+    if priority is not None:
+        policy.said |= lib.SAID_PRIORITY
+        policy.priority = given.whole("priority", priority, -100, 100)
     if ttl is not None:
         policy.said |= lib.SAID_TTL
-        policy.ttl_ms = _ms(ttl)
+        policy.ttl_ms = given.ms("ttl", ttl)
     if duration is not None:
         policy.said |= lib.SAID_FOR
-        policy.for_ms = _ms(duration)
+        policy.for_ms = given.ms("duration", duration)
     return policy
 
 
-class _Watch:
-    """The progress callback of one load. It always exists, so that Ctrl-C is noticed; what it
-    raises cancels the load and is raised again by the load."""
+def _neither(path, failure):
+    """The error of an open of what is no file, made of the daemon's about it as a name."""
+    if failure.code == "not-found":
+        model = "no resident model is called so"
+        hint = "check the path; list() shows the models and their names"
+    else:
+        model = "the model that is called so is not resident"
+        hint = "open it by the path of its file"
+    return results.Error(failure.code, f"there is no file {path}, and {model}", hint,
+                         failure.retryable, failure.detail)
 
-    def __init__(self, function):
-        self.function = function
-        self.raised = None
-        self.callback = lib.PROGRESS_FN(self._call)
 
-    def _call(self, progress, _user):
-        try:
-            if self.function is not None:
-                self.function(results.Progress(**lib.values(progress.contents)))
-        except BaseException as raised:  # also KeyboardInterrupt: it ends the load first
-            self.raised = raised
-        return 0 if self.raised is None else 1
+def _done(model):
+    """The last progress of a load."""
+    return results.Progress(model.id, "done", model.bytes, model.bytes)
+
+
+def _watch(function, raised):
+    """The progress callback of one load: `send` takes a progress and answers whether to cancel.
+    It is there without a `function` too, so that Ctrl-C is noticed.
+
+    Python handles a signal at the start of a function, where no `try` of that function holds
+    yet, and ctypes drops what a callback raises. A generator goes on inside its `try`; so also
+    KeyboardInterrupt comes into `raised`, ends the load, and is raised again after it.
+    """
+    try:
+        while True:
+            progress = yield 0
+            if function is not None:
+                function(results.Progress(**lib.values(progress.contents)))
+    except GeneratorExit:
+        return
+    except BaseException as failure:
+        raised.append(failure)
+    while True:
+        yield 1
 
 
 class Connection:
@@ -83,11 +100,24 @@ class Connection:
         self._closing = False
         self._pointer = None
         self._library = lib.library()
-        options = lib.OPTIONS(client=_bytes(client), label=_bytes(label), timeout_ms=_ms(timeout))
+        options = lib.OPTIONS(client=given.optional_text("client", client),
+                              label=given.optional_text("label", label),
+                              timeout_ms=given.timeout_ms(timeout))
+        path = given.optional_text("path", path)
+        self._path = os.fsdecode(path or self._default_path())
         pointer = ctypes.c_void_p()
-        if self._library.open(_bytes(path), byref(options), byref(pointer)) < 0:
+        if self._library.open(path, byref(options), byref(pointer)) < 0:
             raise last_error(None)
         self._pointer = pointer
+
+    def _default_path(self):
+        found = ctypes.create_string_buffer(_PATH_SIZE)
+        self._library.default_path(found, _PATH_SIZE)  # too long: open says so
+        return found.value
+
+    def __repr__(self):
+        is_open = self._pointer is not None and not self._closing
+        return f"<distorch.Connection to {self._path!r}, {'open' if is_open else 'closed'}>"
 
     def __enter__(self):
         return self
@@ -155,34 +185,40 @@ class Connection:
     # ---- models ----
 
     def _load(self, path, wants_weights, options, progress):
-        watch = _Watch(progress)
-        options.progress = watch.callback
+        raised = []
+        watch = _watch(progress, raised)
+        next(watch)
+        options.progress = lib.PROGRESS_FN(watch.send)
         loaded = POINTER(lib.LOADED)()
-        weights = ctypes.c_void_p()
+        lease = Lease() if wants_weights else None
         try:
-            self._call("load", _bytes(path), byref(options), byref(loaded),
-                       byref(weights) if wants_weights else None)
-        except results.Error:
-            if watch.raised is not None:
-                raise watch.raised from None
-            raise
-        try:
+            self._call("load", path, byref(options), byref(loaded),
+                       byref(lease.pointer) if wants_weights else None)
             found = lib.values(loaded.contents)
+        except results.Error:
+            if raised:
+                raise raised.pop() from None
+            raise
         finally:
             self._library.free["distorch_loaded"](loaded)
+        if raised:  # too late to cancel
+            raise raised.pop()
         model = results.Loaded(**found.pop("model"), **found)
-        made = Weights(weights.value) if wants_weights else None
-        if watch.raised is not None:
-            raise watch.raised
-        return model, made
+        if progress is not None and (model.state == "resident" or not options.no_wait):
+            progress(_done(model))
+        return model, Weights(lease) if wants_weights else None
 
     @staticmethod
     def _load_options(keep, pin, ttl, priority, duration, more):
-        options = lib.LOAD_OPTIONS(policy=_policy(
-            pin or None, keep or None, ttl, priority or None, duration))
-        options.no_wait = not more.pop("wait", True)
+        policy = _policy(pin, keep, ttl, priority, duration)
+        for value, bit in ((policy.pin, lib.SAID_PIN), (policy.keep, lib.SAID_KEEP),
+                           (policy.priority, lib.SAID_PRIORITY)):
+            if not value:
+                policy.said &= ~bit
+        options = lib.LOAD_OPTIONS(policy=policy)
+        options.no_wait = not given.flag("wait", more.pop("wait", True))
         for member in ("name", "format", "allocation", "compute", "backing"):
-            setattr(options, member, _bytes(more.pop(member, None)))
+            setattr(options, member, given.optional_text(member, more.pop(member, None)))
         if more:
             raise TypeError(f"load has no option {', '.join(sorted(more))}")
         return options
@@ -193,34 +229,52 @@ class Connection:
 
         keep, pin and priority are said only when they are not False or 0 (take a wish back by
         unkeep, unpin and set); `ttl` and `duration` (of pin and keep) are seconds. `progress` is
-        called with a Progress; what it raises cancels the load. More options: name, format,
-        allocation, compute, backing, wait=False (return once the load has begun)."""
+        called with a Progress, the last time at 100 % when the load has succeeded; what it raises
+        is raised by the load, which is cancelled unless it was done. So is KeyboardInterrupt.
+        More options: name, format, allocation, compute, backing, wait=False (return once the
+        load has begun)."""
         options = self._load_options(keep, pin, ttl, priority, duration, more)
-        return self._load(path, False, options, progress)[0]
+        return self._load(given.text("path", path), False, options, progress)[0]
 
     def open(self, path, *, keep=False, pin=False, ttl=None, priority=0, duration=None,
              progress=None, **more):
-        """Load if needed and attach, in one step; returns Weights. What is no file is taken for
-        the name or id of a resident model."""
-        if not os.path.exists(path):
-            return self.attach(path)
+        """Load if needed and attach, in one step; returns Weights. Options as for load. What is
+        no file is taken for the name or id of a resident model; then no wishes are said."""
         options = self._load_options(keep, pin, ttl, priority, duration, more)
-        return self._load(path, True, options, progress)[1]
+        path = given.text("path", path)
+        if os.path.exists(path):
+            return self._load(path, True, options, progress)[1]
+        try:
+            weights = self.attach(path)
+        except results.Error as failure:
+            if failure.code not in ("not-found", "not-resident"):
+                raise
+            raise _neither(os.fsdecode(path), failure) from None
+        if progress is not None:
+            progress(_done(self.show(weights.id).model))
+        return weights
 
     def attach(self, model):
         """Attach a resident model by name, id or path; returns Weights. One that is not resident
         is an Error with the code "not-resident"."""
-        weights = ctypes.c_void_p()
-        self._call("attach", _bytes(model), byref(weights))
-        return Weights(weights.value)
+        lease = Lease()
+        self._call("attach", given.text("model", model), byref(lease.pointer))
+        return Weights(lease)
 
     def unload(self, *models, names=(), under=None, device=None, idle=None, not_kept=False,
                mine=False, all=False):
-        """Free memory selectively; all conditions must hold. Returns a Report."""
-        select = lib.SELECT(under=_bytes(under), device=_bytes(device), idle_ms=_ms(idle),
-                            not_kept=not_kept, mine=mine, all=all)
-        select.models, select.n_models = _array(models)
-        select.names, select.n_names = _array(names)
+        """Free memory selectively; all conditions must hold. Returns a Report.
+
+        `models` are names, ids or paths, `names` patterns such as "*.vae.safetensors" (a single
+        string is one pattern), `under` a folder; not used for `idle` seconds; `not_kept` leaves
+        what is kept or pinned; `mine` means models that this user has a wish or lease on."""
+        select = lib.SELECT(under=given.optional_text("under", under),
+                            device=given.optional_text("device", device),
+                            idle_ms=given.ms("idle", idle),
+                            not_kept=given.flag("not_kept", not_kept),
+                            mine=given.flag("mine", mine), all=given.flag("all", all))
+        select.models, select.n_models = given.model_texts(models)
+        select.names, select.n_names = given.texts("names", names)
         return self._ask_one("unload", lib.REPORT, results.Report, byref(select))
 
     def set(self, model, *, pin=None, keep=None, ttl=None, priority=None, duration=None,
@@ -228,8 +282,9 @@ class Connection:
         """Change wishes of this user about a model; None leaves one as it is, ttl=0 takes that
         one back. Returns the Model."""
         policy = _policy(pin, keep, ttl, priority, duration)
-        return self._ask_one("set", lib.MODEL, results.Model, _bytes(model),
-                             byref(policy) if policy.said else None, _bytes(label))
+        return self._ask_one("set", lib.MODEL, results.Model, given.text("model", model),
+                             byref(policy) if policy.said else None,
+                             given.optional_text("label", label))
 
     def pin(self, model, duration=None):
         """Never evict it (for `duration` seconds)."""
@@ -249,13 +304,14 @@ class Connection:
 
     def list(self, *, device=None, mine=False, all=False):
         """The models that hold bytes, are loaded or wished for; `all`: also those registered."""
-        query = lib.LIST_FILTER(device=_bytes(device), mine=mine, all=all)
+        query = lib.LIST_FILTER(device=given.optional_text("device", device),
+                                mine=given.flag("mine", mine), all=given.flag("all", all))
         return self._ask_list("list", lib.MODELS, "models", byref(query))
 
     def show(self, model):
         """All about one model, as a Detail."""
         pointer = POINTER(lib.DETAIL)()
-        self._call("show", _bytes(model), byref(pointer), None)
+        self._call("show", given.text("model", model), byref(pointer), None)
         try:
             return results.Detail(**lib.values(pointer.contents))
         finally:
@@ -264,10 +320,10 @@ class Connection:
     def table(self, model):
         """The tensors of a model as Weights that describe and map nothing."""
         pointer = POINTER(lib.DETAIL)()
-        weights = ctypes.c_void_p()
-        self._call("show", _bytes(model), byref(pointer), byref(weights))
+        lease = Lease()
+        self._call("show", given.text("model", model), byref(pointer), byref(lease.pointer))
         self._library.free["distorch_detail"](pointer)
-        return Weights(weights.value)
+        return Weights(lease)
 
     def status(self):
         return self._ask_one("status", lib.STATUS, results.Status)
@@ -277,7 +333,8 @@ class Connection:
 
     def budget(self, device=None, bytes=0):
         """The devices with their budgets; with a device, set its budget first (admin)."""
-        return self._ask_list("budget", lib.DEVICES, "devices", _bytes(device), bytes)
+        return self._ask_list("budget", lib.DEVICES, "devices",
+                              given.optional_text("device", device), given.size("bytes", bytes))
 
     def clients(self):
         return self._ask_list("clients", lib.CLIENTS, "clients")
@@ -287,18 +344,20 @@ class Connection:
 
     def verify(self, *models):
         """Hash held copies again and compare (admin); none named: all. Returns Checks."""
-        array, count = _array(models)
+        array, count = given.model_texts(models)
         return self._ask_list("verify", lib.CHECKS, "checks", array, count)
 
     def events(self, *, model=None, types=(), since=None):
-        """What happened, oldest first, as Records; `since` seconds ago."""
-        query = lib.HISTORY_FILTER(model=_bytes(model), since_ms=_ms(since))
-        query.types, query.n_types = _array(types)
+        """What happened, oldest first, as Records; `since` seconds ago. `types` such as
+        "load.done" (a single string is one type)."""
+        query = lib.HISTORY_FILTER(model=given.optional_text("model", model),
+                                   since_ms=given.ms("since", since))
+        query.types, query.n_types = given.texts("types", types)
         return self._ask_list("history", lib.RECORDS, "records", byref(query))
 
     def why(self, model):
         """The history of one model: why it is where it is."""
-        return self.events(model=model)
+        return self.events(model=given.text("model", model))
 
     def ping(self):
         self._call("ping")
@@ -314,16 +373,17 @@ class Connection:
     # ---- events as they happen ----
 
     def subscribe(self, *, events=(), models=()):
-        """Have events sent from now on; returns an iterator of Event."""
+        """Have events sent from now on; returns an iterator of Event. `events` are types,
+        `models` ids (a single string is one of them)."""
         query = lib.EVENT_FILTER()
-        query.events, query.n_events = _array(events)
-        query.models, query.n_models = _array(models)
+        query.events, query.n_events = given.texts("events", events)
+        query.models, query.n_models = given.texts("models", models)
         self._call("subscribe", byref(query))
         return Subscription(self)
 
     def next_event(self, timeout=None):
         """The oldest event, or None when `timeout` seconds (None: for ever) brought none."""
-        left = None if timeout is None else _ms(timeout)
+        left = None if timeout is None else given.wait_ms("timeout", timeout)
         while True:
             wait = _EVENT_SLICE_MS if left is None else min(left, _EVENT_SLICE_MS)
             try:

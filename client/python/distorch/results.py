@@ -7,8 +7,12 @@ from typing import List, Optional
 
 
 class Error(Exception):
-    """A call failed. `code` is a stable word such as "no-memory" or "not-resident"; `detail`
-    holds the numbers behind it (need, free, holders, ...), as far as the code has any."""
+    """A call failed. `code` is a stable word such as "no-memory" or "not-resident"; `message`
+    names the thing and the number, `hint` says what to do or is None; `detail` holds the
+    numbers behind it (need, free, holders, ...), as far as the code has any.
+
+    `retryable`: the same may succeed later without a change by the caller. For
+    "no-connection" later means once the daemon answers again, over a new connect()."""
 
     def __init__(self, code, message, hint=None, retryable=False, detail=None):
         super().__init__(code, message, hint, retryable, detail)
@@ -238,7 +242,11 @@ class Server:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a load is; `model` is None and `total` 0 before they are known."""
+    """How far a load is; `model` is None and `total` 0 before they are known.
+
+    `phase` is queued, header, room, reading, checking or stalled, and "done" in the last one,
+    which comes once for every load that succeeded, also of what was resident already: then
+    `bytes` and `total` are both the size of the file."""
 
     model: Optional[str]
     phase: str

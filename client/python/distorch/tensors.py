@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tensors of an attached model, as memory that other libraries can use.
 
-Who owns what: an array (memoryview, numpy, torch) holds a ctypes array, that holds a _Lease,
+Who owns what: an array (memoryview, numpy, torch) holds a ctypes array, that holds a Lease,
 that holds the reference to the library's weights. When the last array dies, the lease goes and
 the memory is unmapped. Nothing points back, so no collector is needed for it.
 """
@@ -9,6 +9,7 @@ the memory is unmapped. Nothing points back, so no collector is needed for it.
 import ctypes
 from collections.abc import Mapping
 
+from . import _arguments as given
 from ._library import library
 
 _NUMPY = {
@@ -26,17 +27,20 @@ _TORCH = {
 }
 
 
-class _Lease:
-    """One reference to the library's weights, given back when nothing uses it any more."""
+class Lease:
+    """One reference to the library's weights, given back when nothing uses it any more. The
+    library fills `pointer` in, so that not even Ctrl-C comes between."""
 
     __slots__ = ("pointer", "_unref", "__weakref__")
 
-    def __init__(self, pointer):
-        self.pointer = pointer
+    def __init__(self):
+        self.pointer = ctypes.c_void_p()
         self._unref = library().weights_unref
 
     def __del__(self):
-        self._unref(self.pointer)
+        unref = getattr(self, "_unref", None)  # None: interrupted before there was one
+        if unref is not None:
+            unref(self.pointer)
 
 
 class Tensor:
@@ -54,7 +58,9 @@ class Tensor:
         self._lease = lease
 
     def __repr__(self):
-        return f"Tensor({self.name!r}, {self.dtype}, {self.shape}, {self.device})"
+        where = "described only" if self._address is None else f"on {self.device}"
+        return (f"<distorch.Tensor {self.name!r}, {self.dtype} {self.shape}, "
+                f"{self.nbytes} bytes, {where}>")
 
     @property
     def buffer(self):
@@ -66,7 +72,8 @@ class Tensor:
         return memoryview(array).cast("B")
 
     def numpy(self):
-        """The same memory as a numpy array. What numpy has no type for needs ml_dtypes."""
+        """The same memory as a numpy array. BF16 and F8 need ml_dtypes; numpy has nothing for
+        less than 8 bits: TypeError, which says what to do instead."""
         import numpy
 
         dtype = self._numpy_dtype(numpy)
@@ -82,11 +89,14 @@ class Tensor:
         except ImportError:
             ml_dtypes = None
         kind = getattr(ml_dtypes, _ML_DTYPES.get(self.dtype, ""), None)
-        if kind is None:
-            raise TypeError(
-                f"numpy has no type for {self.dtype} ({self.name}); use .torch(), install "
-                "ml_dtypes, or read the bytes in .buffer")
-        return numpy.dtype(kind)
+        if kind is not None:
+            return numpy.dtype(kind)
+        advice = "read the bytes in .buffer"
+        if self.dtype in _TORCH:
+            advice = "use .torch() or " + advice
+        if self.dtype in _ML_DTYPES:  # its types of less than 8 bits are not packed as files are
+            advice = f"{'update' if ml_dtypes else 'install'} ml_dtypes, {advice}"
+        raise TypeError(f"numpy has no type for {self.dtype} ({self.name}); {advice}")
 
     def torch(self):
         """The same memory as a torch tensor on the CPU; writing to it is private."""
@@ -94,8 +104,9 @@ class Tensor:
 
         dtype = getattr(torch, _TORCH.get(self.dtype, ""), None)
         if dtype is None:
-            raise TypeError(f"this torch has no type for {self.dtype} ({self.name}); read the "
-                            "bytes in .buffer")
+            advice = "update torch or " if self.dtype in _TORCH else ""
+            raise TypeError(f"this torch has no type for {self.dtype} ({self.name}); {advice}"
+                            "read the bytes in .buffer")
         shape = self.shape
         if self.dtype == "F4":  # torch counts pairs
             shape = shape[:-1] + (shape[-1] // 2,)
@@ -112,11 +123,11 @@ class Weights(Mapping):
     object's hold on the memory up; arrays that were made keep theirs.
     """
 
-    def __init__(self, pointer):
-        self._lease = _Lease(pointer)
+    def __init__(self, lease):
+        self._lease = lease
         self._index = None
-        self.id = library().weights_model(pointer).decode()
-        self.generation = library().weights_generation(pointer)
+        self.id = library().weights_model(lease.pointer).decode()
+        self.generation = library().weights_generation(lease.pointer)
 
     def __enter__(self):
         return self
@@ -125,7 +136,9 @@ class Weights(Mapping):
         self.close()
 
     def __repr__(self):
-        return f"<distorch.Weights {self.id[:8]} {'closed' if self._lease is None else 'open'}>"
+        if self._lease is None:
+            return f"<distorch.Weights {self.id[:8]}, closed>"
+        return f"<distorch.Weights {self.id[:8]}, {len(self)} tensors, open>"
 
     def close(self):
         self._lease = None
@@ -170,6 +183,7 @@ class Weights(Mapping):
     def fd(self, shard=0):
         """A new read-only descriptor of the image, the file's bytes; close it with os.close.
         "/proc/self/fd/N" is a path to it."""
+        shard = given.whole("shard", shard, 0, 2**32 - 1)
         fd = library().weights_fd(self._pointer(), shard)
         if fd < 0:
             from .client import last_error
