@@ -3,6 +3,7 @@
 #include "daemon/describe.h"
 
 #include "base/os/clock.h"
+#include "base/os/log.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -127,6 +128,44 @@ static const char *format_name(uint32_t format)
 		break;
 	}
 	return "unknown"; /* not read yet */
+}
+
+const char *describe_name(const struct daemon *daemon, uint64_t model, char buffer[512])
+{
+	const struct model_info *info = store_find_model(daemon->store, model);
+
+	if (info == NULL) {
+		(void)snprintf(buffer, 512, "the model");
+		return buffer;
+	}
+	return store_display_name(info, buffer, 512);
+}
+
+bool describe_is_failed(const struct daemon *daemon, const struct core_model_view *view)
+{
+	const struct model_info *info = store_find_model(daemon->store, view->id);
+
+	return view->state == CORE_MODEL_FAILED && (info == NULL || info->failure.code != 0);
+}
+
+struct answer_line *describe_add_line(const struct daemon *daemon, struct pending *pending,
+				      uint64_t model)
+{
+	const struct model_info *info = store_find_model(daemon->store, model);
+	struct answer_line *line = pending_add_line(pending);
+	char name[512];
+
+	if (line == NULL) {
+		log_warning("an answer lost a line: no memory");
+		return NULL;
+	}
+	line->model = model;
+	if (info != NULL) {
+		(void)describe_id(info->uuid, line->uuid);
+		(void)wire_str_copy(wire_str(describe_name(daemon, model, name)), line->name,
+				    sizeof line->name);
+	}
+	return line;
 }
 
 void describe_model(const struct daemon *daemon, const struct client *viewer,

@@ -13,9 +13,11 @@
 #include "daemon/core/core.h"
 #include "proto/gen/wire_gen.h"
 
+struct answer_line;
 struct client;
 struct daemon;
 struct model_info;
+struct pending;
 struct record;
 
 #define DESCRIBE_MAX_USERS 4
@@ -59,6 +61,16 @@ uint32_t describe_holders(const struct daemon *daemon, uint64_t model, struct wi
 /* May the viewer see this line of history? */
 bool describe_may_see(const struct daemon *daemon, const struct client *viewer,
 		      const struct record *record);
+
+/* The name that listings show, or "the model". */
+const char *describe_name(const struct daemon *daemon, uint64_t model, char buffer[512]);
+
+/* Did its last load fail, and nobody has unloaded it by name since? */
+bool describe_is_failed(const struct daemon *daemon, const struct core_model_view *view);
+
+/* Begin a line about the model in an answer that is being gathered; NULL: no memory. */
+struct answer_line *describe_add_line(const struct daemon *daemon, struct pending *pending,
+				      uint64_t model);
 
 const char *describe_id(const uint8_t *uuid, char buffer[33]);
 const char *describe_device_name(uint32_t device, char buffer[16]); /* 0 is "cpu" */

@@ -391,13 +391,17 @@ static bool fits_patterns(const struct model_info *model, struct wire_list patte
 {
 	struct wire_str pattern;
 	char text[513];
+	char name[512];
+	bool is_any = patterns.count == 0;
 
+	(void)store_display_name(model, name, (uint32_t)sizeof name);
 	while (wire_list_next(&patterns, NULL, &pattern)) {
-		if (fnmatch(wire_str_copy(pattern, text, sizeof text), model->name, 0) == 0) {
+		(void)wire_str_copy(pattern, text, sizeof text);
+		if (fnmatch(text, model->name, 0) == 0 || fnmatch(text, name, 0) == 0) {
 			return true;
 		}
 	}
-	return patterns.count == 0;
+	return is_any;
 }
 
 __attribute__((noinline)) static int /* keeps the folder's buffer off its caller's stack */
