@@ -149,6 +149,7 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 		return;
 	}
 	REQUIRE(core_model_get(daemon->core, action->model, &view));
+	(void)daemon_know_model(daemon, action->model); /* with no_wait the first word of it */
 	describe_model(daemon, client, &view, &model);
 	if (pending->method == WIRE_METHOD_ATTACH) {
 		const struct wire_attach_response attached = {.lease = action->reply.lease,

@@ -7,6 +7,7 @@
 #include "base/os/sys.h"
 
 #include <fnmatch.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -123,8 +124,31 @@ static uint64_t take_file(const struct call *call, struct core_file_key *ret_key
 					  .size = file->key.size,
 					  .mtime_ns = file->key.mtime_ns,
 					  .ctime_ns = file->key.ctime_ns};
-	daemon_present(call->daemon, file);
 	return id;
+}
+
+/*
+ * Step with the file presented. What the core makes of it is called after the file at once,
+ * also when the load has to wait its turn and nothing happens to the model yet. The core may
+ * give the file itself away before a name is wanted, so a copy of its path is shown.
+ */
+__attribute__((noinline)) static void step_with_file(const struct call *call,
+						     struct core_event *event, struct wire_str name)
+{
+	struct daemon *daemon = call->daemon;
+	const struct core_file_key key = *event->load.key;
+	char path[4097];
+	const struct file shown = {.fd = -1, .direct_fd = -1, .path = path};
+
+	(void)snprintf(path, sizeof path, "%s",
+		       file_path(store_find_file(daemon->store, event->load.file)));
+	daemon_present(daemon, &shown);
+	daemon_present_name(daemon, name);
+	(void)daemon_step(daemon, event);
+	daemon_present(daemon, &shown);
+	daemon_present_name(daemon, name);
+	(void)daemon_know_model(daemon, core_model_find(daemon->core, key.dev, key.ino));
+	daemon_present(daemon, NULL);
 }
 
 void dispatch_load(const struct call *call, const struct wire_load_request *request)
@@ -165,7 +189,6 @@ void dispatch_load(const struct call *call, const struct wire_load_request *requ
 		pending_clear(pending);
 		return;
 	}
-	daemon_present_name(call->daemon, request->has_name ? request->name : wire_str(""));
 	event.load.key = &key;
 	event.load.fresh_id = fresh_id;
 	event.load.policy = &policy;
@@ -173,7 +196,7 @@ void dispatch_load(const struct call *call, const struct wire_load_request *requ
 	event.load.no_wait = request->has_no_wait && request->no_wait;
 	event.load.attach = request->has_attach && request->attach;
 	event.load.map = event.load.attach && request->has_map && request->map;
-	(void)daemon_step(call->daemon, &event);
+	step_with_file(call, &event, request->has_name ? request->name : wire_str(""));
 }
 
 /* The published generation whose image this descriptor is; NULL: of none. */
