@@ -473,8 +473,7 @@ static int read_selection(const struct call *call, const struct wire_select *sel
 	event->unload.by_name = is_named;
 	if (select->has_device &&
 	    !describe_find_device(call->daemon, select->device, &event->unload.device)) {
-		failure_set(failure, WIRE_NOT_FOUND, "no such device");
-		failure_set_field(failure, "select.device");
+		failure_set_no_device(failure, call->daemon, select->device, "select.device");
 		return -WIRE_NOT_FOUND;
 	}
 	if (!is_named && !is_matched && !select->has_idle_ms && !select->has_device &&
@@ -568,6 +567,22 @@ static bool is_resident(const struct daemon *daemon, uint64_t model)
 	return core_model_get(daemon->core, model, &view) && view.state == CORE_MODEL_RESIDENT;
 }
 
+/* A name means bytes that are there; their absence is no finding of a verification. */
+static int refuse_absent(const struct daemon *daemon, const struct selection *selection,
+			 struct failure *failure)
+{
+	char name[512];
+
+	for (uint32_t i = 0; i < selection->count; i++) {
+		if (!is_resident(daemon, selection->models[i])) {
+			failure_set_not_resident(failure,
+						 describe_name(daemon, selection->models[i], name));
+			return -WIRE_NOT_RESIDENT;
+		}
+	}
+	return 0;
+}
+
 void dispatch_verify(const struct call *call, const struct wire_verify_request *request)
 {
 	struct selection selection = {0};
@@ -578,6 +593,7 @@ void dispatch_verify(const struct call *call, const struct wire_verify_request *
 
 	if (request->has_models && request->models.count > 0) {
 		code = select_named(call, request->models, &selection, &failure);
+		code = code < 0 ? code : refuse_absent(call->daemon, &selection, &failure);
 	} else {
 		while (code == 0 && (info = store_next_model(call->daemon->store, info)) != NULL) {
 			if (is_resident(call->daemon, info->id) &&

@@ -14,6 +14,22 @@
 #include "daemon/describe.h"
 #include "proto/wire.h"
 
+void sentence_add(struct sentence *sentence, const char *format, ...)
+{
+	size_t room = sentence->capacity - sentence->size;
+	va_list arguments;
+	int size;
+
+	va_start(arguments, format);
+	size = vsnprintf(sentence->text + sentence->size, room, format, arguments);
+	va_end(arguments);
+	if (size < 0 || (size_t)size >= room) {
+		sentence->text[sentence->size] = '\0';
+		return;
+	}
+	sentence->size += (size_t)size;
+}
+
 void failure_set(struct failure *failure, enum wire_code code, const char *format, ...)
 {
 	const struct wire_code_info *info = wire_code_info(code);
@@ -79,6 +95,30 @@ static void hint_for_code(struct failure *failure, enum wire_code code)
 	default:
 		break;
 	}
+}
+
+void failure_set_not_resident(struct failure *failure, const char *name)
+{
+	failure_set(failure, WIRE_NOT_RESIDENT, "%s is known but not in memory", name);
+	hint_for_code(failure, WIRE_NOT_RESIDENT);
+}
+
+void failure_set_no_device(struct failure *failure, const struct daemon *daemon,
+			   struct wire_str name, const char *field)
+{
+	char wanted[65];
+	char there[256] = "";
+	char device[16];
+	struct sentence sentence = {.text = there, .capacity = sizeof there};
+
+	for (uint32_t i = 0; i < daemon->n_devices; i++) {
+		sentence_add(&sentence, "%s%s", i == 0 ? "" : ", ",
+			     describe_device_name(i, device));
+	}
+	failure_set(failure, WIRE_NOT_FOUND, "there is no device %s; there is %s",
+		    wire_str_copy(name, wanted, sizeof wanted), there);
+	failure_set_hint(failure, "see what there is: distorchctl status");
+	failure_set_field(failure, field);
 }
 
 void failure_from_err(struct failure *failure, const char *name, const struct err *err)
@@ -200,8 +240,8 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 	}
 	switch ((int)code) {
 	case WIRE_NOT_RESIDENT:
-		failure_set(failure, code, "%s is known but not in memory", name);
-		break;
+		failure_set_not_resident(failure, name);
+		return;
 	case WIRE_STALE:
 		failure_set(failure, code,
 			    "%s has changed on disk since it was loaded (generation %llu)", name,
