@@ -10,13 +10,14 @@
 #include <stdint.h>
 
 #include "daemon/core/action.h"
+#include "daemon/describe.h"
 #include "daemon/store.h"
 #include "proto/gen/wire_gen.h"
 
+struct client;
 struct daemon;
 struct err;
 
-#define FAILURE_MAX_HOLDERS    16
 #define FAILURE_MAX_CANDIDATES 4
 
 struct failure {
@@ -25,8 +26,8 @@ struct failure {
 	char hint[640];
 	char device[16];
 	char field[96];
-	struct wire_holder holders[FAILURE_MAX_HOLDERS];
-	uint64_t uids[FAILURE_MAX_HOLDERS];
+	struct device_use use; /* whose holders the detail lists */
+	uint64_t uids[DESCRIBE_MAX_IN_USE];
 	struct wire_str candidates[FAILURE_MAX_CANDIDATES];
 	char candidate_texts[FAILURE_MAX_CANDIDATES][256];
 };
@@ -60,5 +61,13 @@ void failure_from_err(struct failure *failure, const char *name, const struct er
 /* What the core decided: 'action' is an ACT_REPLY with a code. */
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 			const struct core_action *action);
+
+/* A load that the core refused for want of memory, as its ACT_NOTE tells: the numbers are
+ * what can be seen afterwards. For one who waits, and for everybody who may see the model. */
+void failure_from_refusal(struct failure *failure, const struct daemon *daemon,
+			  const struct client *viewer, const struct core_action *action);
+/* Returns 'buffer'. */
+const char *failure_refusal_text(const struct daemon *daemon, const struct core_action *action,
+				 char *buffer, uint32_t buffer_size);
 
 #endif

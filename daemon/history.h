@@ -26,9 +26,9 @@ struct record {
 	uint8_t uuid[16];
 	uint64_t bytes;
 	uint64_t duration_ns;
-	char name[96];     /* cut where longer */
-	char for_whom[96]; /* model whose load needed the room, or who asked; empty: nobody */
-	char text[160];    /* the failure in words; empty: none */
+	char name[128];     /* as listings showed it; cut where longer */
+	char for_whom[128]; /* model whose load needed the room, or whose wish; empty: nobody */
+	char text[240];     /* the failure in words; empty: none */
 };
 
 struct history {

@@ -17,14 +17,34 @@
 
 #define NS_PER_MS 1000000U
 
+/* The failure in words, kept with the model for those who ask later. */
+static void fill_failure(struct daemon *daemon, const struct core_action *action,
+			 struct model_info *info, struct record *record)
+{
+	const struct job_info *job = store_find_job(daemon->store, action->job);
+
+	if (job != NULL && job->failure.code == action->code) {
+		(void)wire_str_copy(wire_str(job->failure.text), record->text, sizeof record->text);
+		return; /* the model has it already */
+	}
+	if (action->note.note == CORE_NOTE_REFUSED) {
+		(void)failure_refusal_text(daemon, action, record->text, sizeof record->text);
+	}
+	if (info != NULL && (action->note.note == CORE_NOTE_REFUSED ||
+			     action->note.note == CORE_NOTE_LOAD_FAILED)) {
+		(void)err_set(&info->failure, action->code, "%s",
+			      record->text[0] != '\0'
+				      ? record->text
+				      : wire_code_info((enum wire_code)action->code)->text);
+	}
+}
+
 static void fill_record(struct daemon *daemon, const struct core_action *action,
 			struct record *record)
 {
-	const struct model_info *info = daemon_know_model(daemon, action->model);
-	const struct model_info *beneficiary =
-		store_find_model(daemon->store, action->note.for_model);
-	const struct job_info *job = store_find_job(daemon->store, action->job);
+	struct model_info *info = daemon_know_model(daemon, action->model);
 	struct core_model_view view;
+	char name[512];
 
 	record->mono_ns = clock_mono_ns();
 	record->real_ms = clock_real_ns() / NS_PER_MS;
@@ -39,13 +59,18 @@ static void fill_record(struct daemon *daemon, const struct core_action *action,
 									       : action->note.uid;
 	if (info != NULL) {
 		memcpy(record->uuid, info->uuid, sizeof record->uuid);
-		(void)snprintf(record->name, sizeof record->name, "%s", info->name);
+		(void)wire_str_copy(wire_str(describe_name(daemon, info->id, name)), record->name,
+				    sizeof record->name);
 	}
-	if (beneficiary != NULL) {
-		(void)snprintf(record->for_whom, sizeof record->for_whom, "%s", beneficiary->name);
+	if (action->note.for_model != 0) {
+		(void)wire_str_copy(wire_str(describe_name(daemon, action->note.for_model, name)),
+				    record->for_whom, sizeof record->for_whom);
+	} else if (history_is_wish(record->type)) {
+		(void)snprintf(record->for_whom, sizeof record->for_whom, "uid %u",
+			       action->note.uid);
 	}
-	if (job != NULL && action->code != 0 && job->failure.code == action->code) {
-		(void)snprintf(record->text, sizeof record->text, "%.159s", job->failure.text);
+	if (action->code != 0) {
+		fill_failure(daemon, action, info, record);
 	}
 }
 
@@ -211,6 +236,9 @@ static void tell_watchers(struct daemon *daemon, const struct core_action *actio
 
 		if (action->code != 0 && job->failure.code == action->code) {
 			failure_from_err(&failure, record->name, &job->failure);
+			event.error = failure.wire;
+		} else if (record->type == CORE_NOTE_REFUSED) {
+			failure_from_refusal(&failure, daemon, client, action);
 			event.error = failure.wire;
 		} else if (action->code != 0) {
 			failure_set(&failure, (enum wire_code)action->code, "%s: %s", record->name,

@@ -95,3 +95,93 @@ def test_unknown_types_of_records_and_events_are_refused_with_the_known_ones(raw
     assert error["code"] == "bad-argument" and "explosion" in error["message"]
     assert "load.done" in error["hint"] and "goodbye" in error["hint"]
     assert raw.call("subscribe", {"events": ["record", "goodbye"]})["subscription"] == 1
+
+
+# ---- what failed -----------------------------------------------------------------------
+
+
+def refusal_of_load(raw, path, **params):
+    with opened(path) as fd:
+        return refusal(raw, "load", params, [fd])
+
+
+# ---- why there is no memory ------------------------------------------------------------
+
+
+@pytest.fixture
+def full(daemon, make_model):
+    """A device of 64 MiB with 24 leased and 24 pinned; yields the models' paths."""
+    leased = make_model("leased.safetensors", size=24 * MIB, seed=1)
+    pinned = make_model("pinned.safetensors", size=24 * MIB, seed=2)
+    with daemon.raw() as holder:
+        holder.load(leased)
+        leases = []
+        for _ in range(2):  # two leases of one client hold the bytes once
+            result, fds = holder.attach(leased)
+            close_all(fds)
+            leases.append(result["lease"])
+        holder.load(pinned, policy={"pin": True})
+        yield leased, pinned
+        for lease in leases:
+            holder.call("detach", {"lease": lease})
+
+
+@pytest.mark.fault("M03")
+@pytest.mark.daemon("memory.ram=64M")
+def test_a_refusal_says_who_is_in_the_way_there_and_in_the_history(daemon, raw, full,
+                                                                   make_model):
+    third = make_model("third.safetensors", size=24 * MIB, seed=3)
+    error = refusal_of_load(raw, third)
+    detail, message, uid = error["detail"], error["message"], os.getuid()
+    assert error["code"] == "no-memory" and detail["evictable"] == 0
+    assert 24 * MIB <= detail["in_use"] < 25 * MIB and 24 * MIB <= detail["pinned"] < 25 * MIB
+    assert [(h["pid"], h["held_bytes"]) for h in detail["holders"]] == [
+        (os.getpid(), detail["in_use"])]
+    assert detail["uids"] == [uid]
+    assert f"/{os.getpid()} 24.0M" in message and "in use: " in message, message
+    assert f"pinned by uid {uid}: pinned.safetensors 24.0M" in message, message
+    record = daemon.status()["last"][-1]
+    assert record["type"] == "refused" and record["name"] == third.name
+    for text in (record["why"], raw.call("show", {"model": "third"})["notice"], daemon.log()):
+        assert "needs 24.0M, budget 64.0M, free " in text and f"/{os.getpid()} " in text, text
+        assert f"pinned by uid {uid}: 24.0M" in text, text
+        assert full[1].name not in record["why"], "others see the record too"
+
+
+@pytest.mark.daemon("memory.ram=64M")
+def test_a_refusal_nobody_waited_for_says_the_same(raw, full, make_model):
+    raw.load(make_model("third.safetensors", size=24 * MIB, seed=3), no_wait=True)
+    wait_until(lambda: raw.call("ping") == {} and raw.events, what="the event")
+    name, event = raw.events[0]
+    assert name == "load.done" and event["error"]["code"] == "no-memory"
+    assert f"/{os.getpid()} 24.0M" in event["error"]["message"]
+    detail = event["error"]["detail"]
+    assert detail["need"] >= 24 * MIB and detail["budget"] == 64 * MIB and detail["holders"]
+
+
+@pytest.mark.daemon("memory.ram=64M")
+def test_a_model_larger_than_the_budget_is_nobodys_fault(raw, full, make_model):
+    error = refusal_of_load(raw, make_model("huge.safetensors", size=80 * MIB, seed=3))
+    assert "in use" not in error["message"] and "raise the budget" in error["hint"]
+    assert error["detail"]["in_use"] > 0 and error["detail"]["holders"]
+
+
+@needs_root
+@pytest.mark.daemon("memory.ram=64M")
+def test_other_users_learn_no_name_from_a_refusal(daemon, full, make_model):
+    third = make_model("third.safetensors", size=24 * MIB, seed=3)
+
+    def load():
+        with daemon.raw() as raw, opened(third) as fd:
+            raw.call("ping")
+            error = refusal(raw, "load", {}, [fd])
+            records = raw.call("events.history")["records"]
+            return error["message"] + str(error["detail"]) + str(records)
+
+    os.chmod(third, 0o644)
+    for folder in list(third.parents)[:-2]:
+        if folder.stat().st_mode & 0o005 != 0o005:
+            os.chmod(folder, 0o755)
+    text = as_nobody(daemon, load)
+    assert "pinned by uid 0: 24.0M" in text and f"/{os.getpid()} of uid 0 24.0M" in text, text
+    assert "pinned.safetensors" not in text and "leased.safetensors" not in text
