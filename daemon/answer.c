@@ -203,6 +203,8 @@ static const char *line_reason(const struct daemon *daemon, const struct answer_
 	} else if (line->why == CORE_WHY_PINNED || line->why == CORE_WHY_KEPT) {
 		(void)snprintf(buffer, buffer_size, "%s by uid %u",
 			       line->why == CORE_WHY_PINNED ? "pinned" : "kept", line->uid);
+	} else if (line->why == CORE_WHY_FAILED) {
+		(void)snprintf(buffer, buffer_size, "its failed load is forgotten");
 	} else {
 		(void)snprintf(buffer, buffer_size, "%s", history_why_words(line->why));
 	}

@@ -174,12 +174,14 @@ void describe_model(const struct daemon *daemon, const struct client *viewer,
 {
 	const struct model_info *info = store_find_model(daemon->store, view->id);
 	struct wire_model *wire = &ret->wire;
+	bool is_forgiven = view->state == CORE_MODEL_FAILED && !describe_is_failed(daemon, view);
+	enum core_model_state state = is_forgiven ? CORE_MODEL_REGISTERED : view->state;
 
 	*wire = (struct wire_model){
 		.id = wire_str(describe_id(view->uuid, ret->id)),
 		.uid = view->owner_uid,
 		.bytes = view->key.size,
-		.state = wire_str(state_name(view->state)),
+		.state = wire_str(state_name(state)),
 		.keep = view->is_kept,
 		.pinned = view->is_pinned,
 		.priority = view->priority,

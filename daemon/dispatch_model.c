@@ -497,6 +497,44 @@ static int read_selection(const struct call *call, const struct wire_select *sel
 	return code;
 }
 
+/* Does a wish stand that an unload by this client does not withdraw? */
+static bool is_wished_by_others(const struct call *call, uint64_t model)
+{
+	struct core_wish_view wish;
+	uint32_t cursor = 0;
+
+	while (!call->client->is_admin &&
+	       core_wish_next(call->daemon->core, model, &cursor, &wish)) {
+		if ((wish.pin || wish.keep) && wish.uid != call->client->uid) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Of a model whose load failed nothing is left but its being listed: that ends here. */
+static void forgive(const struct call *call, const struct selection *selection,
+		    struct pending *pending)
+{
+	for (uint32_t i = 0; i < selection->count; i++) {
+		uint64_t model = selection->models[i];
+		struct model_info *info = store_find_model(call->daemon->store, model);
+		struct core_model_view view;
+		struct answer_line *line;
+
+		if (info == NULL || !core_model_get(call->daemon->core, model, &view) ||
+		    !describe_is_failed(call->daemon, &view) || is_wished_by_others(call, model)) {
+			continue;
+		}
+		info->failure = (struct err){0};
+		line = describe_add_line(call->daemon, pending, model);
+		if (line != NULL) {
+			line->outcome = CORE_OUTCOME_UNLOADED;
+			line->why = CORE_WHY_FAILED;
+		}
+	}
+}
+
 void dispatch_unload(const struct call *call, const struct wire_unload_request *request)
 {
 	struct core_event event = {.type = EV_UNLOAD,
@@ -504,6 +542,7 @@ void dispatch_unload(const struct call *call, const struct wire_unload_request *
 				   .request = call->request};
 	struct selection selection = {0};
 	struct failure failure;
+	struct pending *pending;
 
 	if (request->has_mode && !wire_str_is(request->mode, "idle")) {
 		call_refuse(call, WIRE_UNSUPPORTED, "mode",
@@ -512,7 +551,14 @@ void dispatch_unload(const struct call *call, const struct wire_unload_request *
 	}
 	if (read_selection(call, &request->select, &event, &selection, &failure) < 0) {
 		call_fail(call, &failure);
-	} else if (call_expect(call) != NULL) {
+		free(selection.models);
+		return;
+	}
+	pending = call_expect(call);
+	if (pending != NULL && event.unload.by_name) {
+		forgive(call, &selection, pending);
+	}
+	if (pending != NULL) {
 		(void)daemon_step(call->daemon, &event);
 	}
 	free(selection.models);

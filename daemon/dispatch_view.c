@@ -77,8 +77,9 @@ static bool is_listed(const struct call *call, const struct wire_list_request *r
 		}
 		return false;
 	}
-	return (request->has_all && request->all) || view->state != CORE_MODEL_REGISTERED ||
-	       view->is_pinned || view->is_kept;
+	return (request->has_all && request->all) || view->is_pinned || view->is_kept ||
+	       (view->state == CORE_MODEL_FAILED ? describe_is_failed(call->daemon, view)
+						 : view->state != CORE_MODEL_REGISTERED);
 }
 
 void dispatch_list(const struct call *call, const struct wire_list_request *request)

@@ -100,6 +100,41 @@ def test_unknown_types_of_records_and_events_are_refused_with_the_known_ones(raw
 # ---- what failed -----------------------------------------------------------------------
 
 
+def test_a_failed_load_leaves_the_listing_when_its_model_is_unloaded_by_name(daemon, raw,
+                                                                            make_model):
+    path = cut_short(make_model("trunc.safetensors"))
+    assert refusal_of_load(raw, path)["code"] == "bad-file"
+    assert [(m["name"], m["state"]) for m in daemon.models()] == [(path.name, "failed")]
+    assert raw.call("show", {"model": "trunc"})["notice"]
+    result = raw.call("unload", {"select": {"models": ["trunc"]}})
+    assert [(o["name"], o["reason"]) for o in result["unloaded"]] == [
+        (path.name, "its failed load is forgotten")]
+    assert daemon.models() == [] and result["total_bytes"] == 0
+    assert [m["state"] for m in daemon.models(everything=True)] == ["registered"]
+    assert raw.call("unload", {"select": {"models": ["trunc"]}})["unloaded"] == []
+    assert refusal_of_load(raw, path)["code"] == "bad-file"
+    assert [m["state"] for m in daemon.models()] == ["failed"], "a new failure is news again"
+
+
+@needs_root
+def test_who_may_not_withdraw_a_keep_does_not_forget_its_failure(daemon, raw, make_model):
+    path = cut_short(make_model("trunc.safetensors"))
+    with opened(path) as fd:
+        refusal(raw, "load", {"policy": {"keep": True}}, [fd])
+
+    def forget():
+        with daemon.raw() as nobody, opened(path) as fd:
+            refusal(nobody, "load", {}, [fd])
+            result = nobody.call("unload", {"select": {"models": ["trunc"]}})
+            return [len(result[key]) for key in ("kept", "unloaded", "held")]
+
+    for folder in list(path.parents)[:-2]:
+        if folder.owner() == path.owner() and folder.stat().st_mode & 0o005 != 0o005:
+            os.chmod(folder, 0o755)
+    assert as_nobody(daemon, forget) == "[1, 0, 0]"
+    assert [m["state"] for m in daemon.models()] == ["failed"]
+
+
 def refusal_of_load(raw, path, **params):
     with opened(path) as fd:
         return refusal(raw, "load", params, [fd])
