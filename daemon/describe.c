@@ -260,6 +260,8 @@ void describe_device(const struct daemon *daemon, uint32_t device, struct device
 		.reserved = account.reserved,
 		.free = account.free,
 		.models = account.n_models,
+		.has_dropping = account.dropping != 0,
+		.dropping = account.dropping,
 	};
 }
 

@@ -3,6 +3,7 @@
 #include "base/cleanup.h"
 #include "base/os/clock.h"
 #include "base/os/sys.h"
+#include "base/units.h"
 
 #include <dirent.h>
 #include <stdio.h>
@@ -576,16 +577,72 @@ void dispatch_subscribe(const struct call *call, const struct wire_subscribe_req
 	call_answer(call, &response);
 }
 
+/* What a budget answer borrows. */
+struct budget_texts {
+	struct device_description device_texts[CORE_MAX_DEVICES];
+	struct wire_device devices[CORE_MAX_DEVICES];
+	struct record_description record_texts[WIRE_BUDGET_RESPONSE_EVICTED_MAX];
+	struct wire_outcome evicted[WIRE_BUDGET_RESPONSE_EVICTED_MAX];
+};
+
+/* What went since the history had 'cursor' records. */
+static uint32_t describe_went(const struct call *call, uint64_t cursor, struct budget_texts *texts)
+{
+	const struct record *record;
+	uint32_t n_evicted = 0;
+
+	while (n_evicted < WIRE_BUDGET_RESPONSE_EVICTED_MAX &&
+	       (record = history_next(&call->daemon->history, &cursor)) != NULL) {
+		struct record_description *text = &texts->record_texts[n_evicted];
+
+		if (record->type != CORE_NOTE_EVICTED || record->why != CORE_WHY_BUDGET ||
+		    !describe_may_see(call->daemon, call->client, record)) {
+			continue;
+		}
+		describe_record(record, clock_mono_ns(), text);
+		texts->evicted[n_evicted++] = (struct wire_outcome){.id = text->wire.model,
+								    .has_name = text->wire.has_name,
+								    .name = text->wire.name,
+								    .reason = text->wire.why,
+								    .bytes = record->bytes};
+	}
+	return n_evicted;
+}
+
+/* May the caller set this budget? Answered where not. */
+static bool check_budget(const struct call *call, uint64_t bytes)
+{
+	char size[16];
+	char total[16];
+
+	if (!call->client->is_admin) {
+		call_refuse(call, WIRE_NOT_ALLOWED, NULL,
+			    "setting a budget needs an administrator (root, the daemon's "
+			    "user, or access.control)");
+		return false;
+	}
+	if (bytes > call->daemon->host_total_bytes) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, "bytes",
+			    "%s is more than this machine has (%s)",
+			    units_format_size(bytes, size, sizeof size),
+			    units_format_size(call->daemon->host_total_bytes, total, sizeof total));
+		return false;
+	}
+	return true;
+}
+
 void dispatch_budget(const struct call *call, const struct wire_budget_request *request)
 {
-	struct device_description texts[CORE_MAX_DEVICES];
-	struct wire_device devices[CORE_MAX_DEVICES];
+	AUTO_FREE struct budget_texts *texts = sys_calloc(1, sizeof *texts);
 	struct wire_budget_response response = {0};
 	struct core_event event = {.type = EV_BUDGET};
+	uint64_t n_records = call->daemon->history.n_ever;
 
-	if (request->has_device &&
-	    !describe_find_device(call->daemon, request->device, &event.budget.device)) {
-		call_refuse(call, WIRE_NOT_FOUND, "device", "no such device");
+	if (texts == NULL) {
+		refuse_no_memory(call);
+		return;
+	}
+	if (request->has_device && !find_device(call, request->device, &event.budget.device)) {
 		return;
 	}
 	if (request->has_save && request->save) {
@@ -594,23 +651,17 @@ void dispatch_budget(const struct call *call, const struct wire_budget_request *
 		return;
 	}
 	if (request->has_bytes) {
-		if (!call->client->is_admin) {
-			call_refuse(call, WIRE_NOT_ALLOWED, NULL,
-				    "setting a budget needs an administrator (root, the daemon's "
-				    "user, or access.control)");
-			return;
-		}
-		if (request->bytes > call->daemon->host_total_bytes) {
-			call_refuse(call, WIRE_BAD_ARGUMENT, "bytes",
-				    "%llu bytes are more than this machine has (%llu)",
-				    (unsigned long long)request->bytes,
-				    (unsigned long long)call->daemon->host_total_bytes);
+		if (!check_budget(call, request->bytes)) {
 			return;
 		}
 		event.budget.bytes = request->bytes;
 		(void)daemon_step(call->daemon, &event);
 	}
-	response.devices.items = devices;
-	response.devices.count = describe_devices(call->daemon, texts, devices);
+	response.devices.items = texts->devices;
+	response.devices.count =
+		describe_devices(call->daemon, texts->device_texts, texts->devices);
+	response.has_evicted = request->has_bytes;
+	response.evicted.items = texts->evicted;
+	response.evicted.count = describe_went(call, n_records, texts);
 	call_answer(call, &response);
 }

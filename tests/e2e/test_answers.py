@@ -86,6 +86,16 @@ def test_verify_of_what_is_not_resident_is_refused(raw, make_model):
     assert [c["name"] for c in raw.call("verify")["checks"]] == [paths[0].name]
 
 
+@pytest.mark.parametrize("method, params, field", [
+    ("list", {"device": "foo"}, "device"), ("budget", {"device": "foo"}, "device"),
+    ("unload", {"select": {"device": "foo"}}, "select.device")])
+def test_a_device_that_is_not_there_is_named_with_those_that_are(raw, method, params, field):
+    error = refusal(raw, method, params)
+    assert error["code"] == "not-found" and error["detail"]["field"] == field
+    assert error["message"] == "there is no device foo; there is cpu"
+    assert raw.call("list", {"device": "ram"}) == {"models": []}
+
+
 def test_unknown_types_of_records_and_events_are_refused_with_the_known_ones(raw):
     error = refusal(raw, "events.history", {"types": ["load", "explosion"]})
     assert error["code"] == "bad-argument" and "explosion" in error["message"]
@@ -220,3 +230,23 @@ def test_other_users_learn_no_name_from_a_refusal(daemon, full, make_model):
     text = as_nobody(daemon, load)
     assert "pinned by uid 0: 24.0M" in text and f"/{os.getpid()} of uid 0 24.0M" in text, text
     assert "pinned.safetensors" not in text and "leased.safetensors" not in text
+
+
+# ---- budgets and the log ---------------------------------------------------------------
+
+
+def test_a_lowered_budget_says_what_went_and_what_is_still_going(daemon, raw, make_model):
+    paths = [make_model(f"{i}.safetensors", size=8 * MIB, seed=i) for i in range(2)]
+    for path in paths:
+        raw.load(path)
+    assert "evicted" not in raw.call("budget")
+    used = daemon.status()["devices"][0]["used"]
+    result = raw.call("budget", {"device": "cpu", "bytes": used // 2})
+    device = result["devices"][0]
+    assert [o["reason"] for o in result["evicted"]] == ["the budget was lowered"]
+    assert result["evicted"][0]["name"] in [path.name for path in paths]
+    assert device["used"] - device.get("dropping", 0) == used // 2, device
+    assert raw.call("budget", {"device": "cpu", "bytes": used})["evicted"] == []
+    error = refusal(raw, "budget", {"device": "cpu", "bytes": 1900 << 30})
+    assert error["code"] == "bad-argument"
+    assert error["message"].startswith("1.9T is more than this machine has ("), error
