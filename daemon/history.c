@@ -115,7 +115,7 @@ const char *history_why_words(enum core_why why)
 		[CORE_WHY_NONE] = "",
 		[CORE_WHY_ROOM] = "to make room",
 		[CORE_WHY_IDLE] = "its time without use ran out",
-		[CORE_WHY_ASKED] = "asked to",
+		[CORE_WHY_ASKED] = "as asked",
 		[CORE_WHY_IN_USE] = "in use",
 		[CORE_WHY_PINNED] = "pinned",
 		[CORE_WHY_KEPT] = "kept",
@@ -140,6 +140,8 @@ const char *history_why_text(const struct record *record, char *buffer, uint32_t
 
 	if (record->text[0] != '\0') {
 		(void)snprintf(buffer, buffer_size, "%s", record->text);
+	} else if (history_is_wish(record->type)) {
+		(void)snprintf(buffer, buffer_size, "for %s", record->for_whom);
 	} else if (record->why == CORE_WHY_ROOM && record->for_whom[0] != '\0') {
 		(void)snprintf(buffer, buffer_size, "to make room for %s", record->for_whom);
 	} else if (record->why == CORE_WHY_FAILED && record->code != 0) {

@@ -89,9 +89,36 @@ static enum log_level level_of(enum core_note_type type)
 	}
 }
 
+static const char *verb_of(enum core_note_type type)
+{
+	static const char *const verbs[CORE_NOTE_N_VALUES] = {
+		[CORE_NOTE_LOAD_BEGUN] = "loading",
+		[CORE_NOTE_LOAD_DONE] = "loaded",
+		[CORE_NOTE_LOAD_FAILED] = "could not load",
+		[CORE_NOTE_LOAD_CANCELLED] = "stopped loading",
+		[CORE_NOTE_EVICTED] = "evicted",
+		[CORE_NOTE_UNLOADED] = "unloaded",
+		[CORE_NOTE_REFUSED] = "refused to load",
+		[CORE_NOTE_PINNED] = "pinned",
+		[CORE_NOTE_UNPINNED] = "unpinned",
+		[CORE_NOTE_KEPT] = "kept",
+		[CORE_NOTE_UNKEPT] = "no longer kept",
+		[CORE_NOTE_QUARANTINED] = "quarantined",
+		[CORE_NOTE_STALE] = "dropped an old copy of",
+		[CORE_NOTE_HELD] = "cannot free",
+		[CORE_NOTE_FREED] = "freed",
+	};
+
+	return verbs[type];
+}
+
+/* "evicted t5.safetensors (9.1G): to make room for flux1-dev.safetensors" */
 static void log_record(const struct record *record)
 {
-	char size[16];
+	const char *before_why = history_is_wish(record->type) ? " " : ": ";
+	const char *duration_text = "";
+	char size[24] = "";
+	char number[16];
 	char duration[24];
 	char why[256];
 	char id[33];
@@ -109,13 +136,18 @@ static void log_record(const struct record *record)
 	(void)snprintf(duration_us, sizeof duration_us, "%llu",
 		       (unsigned long long)record->duration_ns / 1000U);
 	(void)history_why_text(record, why, (uint32_t)sizeof why);
+	if (record->bytes != 0) {
+		(void)snprintf(size, sizeof size, " (%s)",
+			       units_format_size(record->bytes, number, sizeof number));
+	}
+	if (record->duration_ns != 0) {
+		duration_text =
+			units_format_duration(record->duration_ns, duration, sizeof duration);
+	}
 	log_event(level_of(record->type), fields, sizeof fields / sizeof fields[0],
-		  "%s %s (%s)%s%s%s%s", history_type_name(record->type), record->name,
-		  units_format_size(record->bytes, size, sizeof size), why[0] != '\0' ? ": " : "",
-		  why, record->duration_ns != 0 ? " in " : "",
-		  record->duration_ns != 0
-			  ? units_format_duration(record->duration_ns, duration, sizeof duration)
-			  : "");
+		  "%s %s%s%s%s%s%s", verb_of(record->type), record->name, size,
+		  duration_text[0] != '\0' ? " in " : "", duration_text,
+		  why[0] != '\0' ? before_why : "", why);
 }
 
 static bool wants(const struct daemon *daemon, const struct client *client, enum wire_event event,
@@ -213,8 +245,7 @@ static void publish_state(const struct daemon *daemon, struct client *client,
 
 static bool changes_state(enum core_note_type type)
 {
-	return type != CORE_NOTE_PINNED && type != CORE_NOTE_UNPINNED && type != CORE_NOTE_KEPT &&
-	       type != CORE_NOTE_UNKEPT && type != CORE_NOTE_REFUSED;
+	return !history_is_wish(type) && type != CORE_NOTE_REFUSED;
 }
 
 /* Tell those who began the load without waiting for it. */

@@ -49,6 +49,23 @@ def test_a_load_not_waited_for_is_answered_with_name_and_path(daemon, make_model
         assert raw.wait(number)[1]["model"]["name"] == paths[2].name
 
 
+def test_what_the_listing_calls_a_model_is_its_name_everywhere(daemon, raw, tmp_path):
+    paths = make_same(tmp_path)
+    for path in paths:
+        raw.load(path)
+    names = [f"d{i}/same.safetensors" for i in range(2)]
+    assert sorted(m["name"] for m in daemon.models()) == names
+    for word, name in (("d0/same", names[0]), ("d1/same", names[1]), (names[1], names[1])):
+        assert raw.call("show", {"model": word})["model"]["name"] == name
+    assert [c["name"] for c in raw.call("verify", {"models": ["d0/same"]})["checks"]] == names[:1]
+    result = raw.call("unload", {"select": {"names": ["d1/*"]}})
+    assert [o["name"] for o in result["unloaded"]] == names[1:]
+    history = raw.call("events.history", {"types": ["unloaded"]})["records"]
+    assert [r["name"] for r in history] == names[1:]
+    assert daemon.status()["last"][-1]["name"] == names[1]
+    assert "unloaded d1/same.safetensors" in daemon.log()
+
+
 @pytest.mark.parametrize("n, told", [(2, ""), (3, " and 1 more"), (6, " and 4 more")])
 def test_an_ambiguous_name_says_how_many_it_means(raw, tmp_path, n, told):
     for path in make_same(tmp_path, n):
@@ -250,3 +267,20 @@ def test_a_lowered_budget_says_what_went_and_what_is_still_going(daemon, raw, ma
     error = refusal(raw, "budget", {"device": "cpu", "bytes": 1900 << 30})
     assert error["code"] == "bad-argument"
     assert error["message"].startswith("1.9T is more than this machine has ("), error
+
+
+def test_log_lines_are_whole_sentences(daemon, raw, make_model):
+    path = make_model("vae.safetensors")
+    uid = os.getuid()
+    raw.load(path, policy={"pin": True, "keep": True})
+    raw.call("set", {"model": "vae", "policy": {"pin": False, "keep": False}})
+    raw.call("unload", {"select": {"models": ["vae"]}})
+    lines = [line.split(": ", 1)[-1] for line in daemon.log().splitlines()]
+    for line in (f"pinned vae.safetensors for uid {uid}", f"kept vae.safetensors for uid {uid}",
+                 f"unpinned vae.safetensors for uid {uid}",
+                 f"no longer kept vae.safetensors for uid {uid}"):
+        assert any(seen.endswith(line) for seen in lines), (line, lines)
+    assert any("loaded vae.safetensors (1.0M) in " in line for line in lines), lines
+    assert "unloaded vae.safetensors (1.0M): as asked" in daemon.log()
+    whys = {r["type"]: r.get("why") for r in raw.call("events.history")["records"]}
+    assert whys["pinned"] == f"for uid {uid}"
