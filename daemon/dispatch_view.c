@@ -120,6 +120,13 @@ void dispatch_list(const struct call *call, const struct wire_list_request *requ
 	call_answer(call, &response);
 }
 
+static uint64_t ms_until(uint64_t then_ns)
+{
+	uint64_t now_ns = clock_mono_ns();
+
+	return then_ns > now_ns ? (then_ns - now_ns) / NS_PER_MS : 0;
+}
+
 static uint32_t describe_wishes(const struct call *call, uint64_t model, struct wire_wish *wishes,
 				uint32_t capacity)
 {
@@ -128,12 +135,18 @@ static uint32_t describe_wishes(const struct call *call, uint64_t model, struct 
 	uint32_t n_wishes = 0;
 
 	while (n_wishes < capacity && core_wish_next(call->daemon->core, model, &cursor, &view)) {
-		wishes[n_wishes++] = (struct wire_wish){.uid = view.uid,
-							.pin = view.pin,
-							.keep = view.keep,
-							.has_ttl_ms = view.ttl_ns != 0,
-							.ttl_ms = view.ttl_ns / NS_PER_MS,
-							.priority = view.priority};
+		struct wire_wish *wish = &wishes[n_wishes++];
+
+		*wish = (struct wire_wish){.uid = view.uid,
+					   .pin = view.pin,
+					   .keep = view.keep,
+					   .has_ttl_ms = view.ttl_ns != 0,
+					   .ttl_ms = view.ttl_ns / NS_PER_MS,
+					   .priority = view.priority};
+		wish->has_pin_left_ms = view.pin && view.pin_until_ns != UINT64_MAX;
+		wish->pin_left_ms = ms_until(view.pin_until_ns);
+		wish->has_keep_left_ms = view.keep && view.keep_until_ns != UINT64_MAX;
+		wish->keep_left_ms = ms_until(view.keep_until_ns);
 	}
 	return n_wishes;
 }

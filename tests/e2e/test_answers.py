@@ -284,3 +284,15 @@ def test_log_lines_are_whole_sentences(daemon, raw, make_model):
     assert "unloaded vae.safetensors (1.0M): as asked" in daemon.log()
     whys = {r["type"]: r.get("why") for r in raw.call("events.history")["records"]}
     assert whys["pinned"] == f"for uid {uid}"
+
+
+def test_show_says_when_a_pin_or_a_keep_lapses(raw, make_model):
+    path = make_model("vae.safetensors")
+    raw.load(path, policy={"pin": True, "for_ms": 60000})
+    raw.call("set", {"model": "vae", "policy": {"keep": True}})
+    wish = raw.call("show", {"model": "vae"})["wishes"][0]
+    assert 0 < wish["pin_left_ms"] <= 60000 and "keep_left_ms" not in wish
+    raw.call("set", {"model": "vae", "policy": {"keep": True, "for_ms": 30000}})
+    raw.call("set", {"model": "vae", "policy": {"pin": True}})
+    wish = raw.call("show", {"model": "vae"})["wishes"][0]
+    assert 0 < wish["keep_left_ms"] <= 30000 and "pin_left_ms" not in wish
