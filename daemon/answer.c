@@ -75,30 +75,45 @@ static const char *source_name(enum core_source source)
 	return names[source];
 }
 
-/* What made room for this load, as the answer's lines. Returns how many. */
-static uint32_t describe_evicted(const struct daemon *daemon, uint64_t job_id,
-				 struct wire_outcome *outcomes, char (*ids)[33])
+/* What made room for a load, as lines of its answer. */
+struct evicted {
+	struct wire_outcome outcomes[STORE_MAX_EVICTED];
+	struct {
+		char id[33];
+		char name[512];
+	} texts[STORE_MAX_EVICTED];
+};
+
+/* Returns what 'response' borrows, to be freed by the caller; NULL: nothing, or no memory. */
+static struct evicted *describe_evicted(const struct daemon *daemon, const struct client *viewer,
+					uint64_t job_id, struct wire_load_response *response)
 {
 	const struct job_info *job = store_find_job(daemon->store, job_id);
+	bool is_some = job != NULL && job->n_evicted > 0;
+	struct evicted *evicted = is_some ? sys_calloc(1, sizeof *evicted) : NULL;
 	uint32_t n_outcomes = 0;
 
-	for (uint32_t i = 0; job != NULL && i < job->n_evicted; i++) {
+	response->has_evicted = evicted != NULL || !is_some;
+	for (uint32_t i = 0; evicted != NULL && i < job->n_evicted; i++) {
 		const struct model_info *victim =
 			store_find_model(daemon->store, job->evicted[i].model);
 
 		if (victim == NULL) {
 			continue;
 		}
-		outcomes[n_outcomes] = (struct wire_outcome){
-			.id = wire_str(describe_id(victim->uuid, ids[n_outcomes])),
-			.has_name = true,
-			.name = wire_str(victim->name),
+		evicted->outcomes[n_outcomes] = (struct wire_outcome){
+			.id = wire_str(describe_id(victim->uuid, evicted->texts[n_outcomes].id)),
+			.has_name = core_client_may(daemon->core, viewer->id, victim->id),
+			.name = wire_str(
+				describe_name(daemon, victim->id, evicted->texts[n_outcomes].name)),
 			.reason = wire_str("to make room"),
 			.bytes = job->evicted[i].bytes,
 		};
 		n_outcomes++;
 	}
-	return n_outcomes;
+	response->evicted.items = evicted == NULL ? NULL : evicted->outcomes;
+	response->evicted.count = n_outcomes;
+	return evicted;
 }
 
 /* Apart from its caller: both need much stack. */
@@ -118,9 +133,8 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 {
 	struct model_description model;
 	struct core_model_view view;
-	struct wire_outcome evicted[STORE_MAX_EVICTED];
-	char ids[STORE_MAX_EVICTED][33];
 	struct wire_load_response response = {0};
+	AUTO_FREE struct evicted *evicted = NULL;
 	int fds[2] = {-1, -1};
 	uint32_t n_fds = 0;
 
@@ -135,6 +149,7 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 		return;
 	}
 	REQUIRE(core_model_get(daemon->core, action->model, &view));
+	(void)daemon_know_model(daemon, action->model); /* with no_wait the first word of it */
 	describe_model(daemon, client, &view, &model);
 	if (pending->method == WIRE_METHOD_ATTACH) {
 		const struct wire_attach_response attached = {.lease = action->reply.lease,
@@ -150,9 +165,7 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 	response.source = wire_str(source_name(action->reply.source));
 	response.has_duration_ms = true;
 	response.duration_ms = (clock_mono_ns() - pending->begun_ns) / NS_PER_MS;
-	response.has_evicted = true;
-	response.evicted.items = evicted;
-	response.evicted.count = describe_evicted(daemon, action->job, evicted, ids);
+	evicted = describe_evicted(daemon, client, action->job, &response);
 	response.has_lease = response.has_generation = response.has_images = action->reply.lease !=
 									     0;
 	response.lease = action->reply.lease;
@@ -190,6 +203,8 @@ static const char *line_reason(const struct daemon *daemon, const struct answer_
 	} else if (line->why == CORE_WHY_PINNED || line->why == CORE_WHY_KEPT) {
 		(void)snprintf(buffer, buffer_size, "%s by uid %u",
 			       line->why == CORE_WHY_PINNED ? "pinned" : "kept", line->uid);
+	} else if (line->why == CORE_WHY_FAILED) {
+		(void)snprintf(buffer, buffer_size, "its failed load is forgotten");
 	} else {
 		(void)snprintf(buffer, buffer_size, "%s", history_why_words(line->why));
 	}
@@ -250,24 +265,6 @@ static void answer_unload(struct daemon *daemon, const struct client *client,
 	respond(client, pending, &response, NULL, 0);
 }
 
-static struct answer_line *add_line(const struct daemon *daemon, struct pending *pending,
-				    uint64_t model)
-{
-	const struct model_info *info = store_find_model(daemon->store, model);
-	struct answer_line *line = pending_add_line(pending);
-
-	if (line == NULL) {
-		log_warning("an answer lost a line: no memory");
-		return NULL;
-	}
-	line->model = model;
-	if (info != NULL) {
-		(void)describe_id(info->uuid, line->uuid);
-		(void)snprintf(line->name, sizeof line->name, "%s", info->name);
-	}
-	return line;
-}
-
 void answer_unload_item(struct daemon *daemon, const struct core_action *action)
 {
 	struct client *client = daemon_find_client(daemon, action->client);
@@ -275,7 +272,7 @@ void answer_unload_item(struct daemon *daemon, const struct core_action *action)
 						 : client_find_pending(client, action->request);
 	struct answer_line *line;
 
-	if (pending == NULL || (line = add_line(daemon, pending, action->model)) == NULL) {
+	if (pending == NULL || (line = describe_add_line(daemon, pending, action->model)) == NULL) {
 		return;
 	}
 	line->outcome = action->unload.outcome;
@@ -288,7 +285,7 @@ void answer_unload_item(struct daemon *daemon, const struct core_action *action)
 static void answer_verify(struct daemon *daemon, const struct client *client,
 			  struct pending *pending, const struct core_action *action)
 {
-	struct answer_line *line = add_line(daemon, pending, action->model);
+	struct answer_line *line = describe_add_line(daemon, pending, action->model);
 	struct core_model_view view;
 	struct wire_verify_response response = {0};
 	AUTO_FREE struct wire_check *checks = NULL;

@@ -3,8 +3,10 @@
 #include "daemon/describe.h"
 
 #include "base/os/clock.h"
+#include "base/os/log.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -129,17 +131,57 @@ static const char *format_name(uint32_t format)
 	return "unknown"; /* not read yet */
 }
 
+const char *describe_name(const struct daemon *daemon, uint64_t model, char buffer[512])
+{
+	const struct model_info *info = store_find_model(daemon->store, model);
+
+	if (info == NULL) {
+		(void)snprintf(buffer, 512, "the model");
+		return buffer;
+	}
+	return store_display_name(info, buffer, 512);
+}
+
+bool describe_is_failed(const struct daemon *daemon, const struct core_model_view *view)
+{
+	const struct model_info *info = store_find_model(daemon->store, view->id);
+
+	return view->state == CORE_MODEL_FAILED && (info == NULL || info->failure.code != 0);
+}
+
+struct answer_line *describe_add_line(const struct daemon *daemon, struct pending *pending,
+				      uint64_t model)
+{
+	const struct model_info *info = store_find_model(daemon->store, model);
+	struct answer_line *line = pending_add_line(pending);
+	char name[512];
+
+	if (line == NULL) {
+		log_warning("an answer lost a line: no memory");
+		return NULL;
+	}
+	line->model = model;
+	if (info != NULL) {
+		(void)describe_id(info->uuid, line->uuid);
+		(void)wire_str_copy(wire_str(describe_name(daemon, model, name)), line->name,
+				    sizeof line->name);
+	}
+	return line;
+}
+
 void describe_model(const struct daemon *daemon, const struct client *viewer,
 		    const struct core_model_view *view, struct model_description *ret)
 {
 	const struct model_info *info = store_find_model(daemon->store, view->id);
 	struct wire_model *wire = &ret->wire;
+	bool is_forgiven = view->state == CORE_MODEL_FAILED && !describe_is_failed(daemon, view);
+	enum core_model_state state = is_forgiven ? CORE_MODEL_REGISTERED : view->state;
 
 	*wire = (struct wire_model){
 		.id = wire_str(describe_id(view->uuid, ret->id)),
 		.uid = view->owner_uid,
 		.bytes = view->key.size,
-		.state = wire_str(state_name(view->state)),
+		.state = wire_str(state_name(state)),
 		.keep = view->is_kept,
 		.pinned = view->is_pinned,
 		.priority = view->priority,
@@ -218,6 +260,8 @@ void describe_device(const struct daemon *daemon, uint32_t device, struct device
 		.reserved = account.reserved,
 		.free = account.free,
 		.models = account.n_models,
+		.has_dropping = account.dropping != 0,
+		.dropping = account.dropping,
 	};
 }
 
@@ -244,7 +288,7 @@ uint32_t describe_holders(const struct daemon *daemon, uint64_t model, struct wi
 	while (core_lease_next(daemon->core, &cursor, &lease)) {
 		uint32_t i = 0;
 
-		if (model != 0 && lease.model != model) {
+		if (lease.model != model) {
 			continue;
 		}
 		while (i < n_holders && holders[i].client != lease.client) {
@@ -258,6 +302,153 @@ uint32_t describe_holders(const struct daemon *daemon, uint64_t model, struct wi
 		}
 	}
 	return n_holders;
+}
+
+static uint64_t bytes_on(const struct daemon *daemon, const struct core_lease_view *lease,
+			 uint32_t device)
+{
+	struct core_segment_view segment;
+	uint64_t bytes = 0;
+	uint32_t cursor = 0;
+
+	while (core_segment_next(daemon->core, lease->model, &cursor, &segment)) {
+		bytes += segment.device == device && segment.generation == lease->generation
+				 ? segment.bytes
+				 : 0;
+	}
+	return bytes;
+}
+
+/* What somebody else says of his program is not for everybody; the kernel's word is. */
+static void add_holder(const struct daemon *daemon, const struct client *viewer,
+		       struct device_use *use, uint64_t id)
+{
+	const struct client *client = daemon_find_client(daemon, id);
+	struct wire_holder *holder = &use->holders[use->n_holders++];
+
+	describe_holder(daemon, id, 0, holder);
+	if (client != NULL &&
+	    (viewer == NULL || (!viewer->is_admin && viewer->uid != client->uid))) {
+		holder->comm = wire_str(client->comm);
+	}
+}
+
+/* Each client once, and each model once a client, however many leases there are. */
+static void find_holders(const struct daemon *daemon, const struct client *viewer, uint32_t device,
+			 struct device_use *use)
+{
+	struct {
+		uint64_t client, model, generation;
+	} seen[8 * DESCRIBE_MAX_IN_USE];
+	struct core_lease_view lease;
+	uint32_t cursor = 0;
+	uint32_t n_seen = 0;
+
+	while (n_seen < sizeof seen / sizeof seen[0] &&
+	       core_lease_next(daemon->core, &cursor, &lease)) {
+		uint32_t i = 0;
+		uint32_t holder = 0;
+		uint64_t bytes;
+
+		while (i < n_seen &&
+		       (seen[i].client != lease.client || seen[i].model != lease.model ||
+			seen[i].generation != lease.generation)) {
+			i++;
+		}
+		while (holder < use->n_holders && use->holders[holder].client != lease.client) {
+			holder++;
+		}
+		if (i < n_seen || holder == DESCRIBE_MAX_IN_USE) {
+			continue;
+		}
+		seen[n_seen].client = lease.client;
+		seen[n_seen].model = lease.model;
+		seen[n_seen++].generation = lease.generation;
+		bytes = bytes_on(daemon, &lease, device);
+		if (bytes > 0 && holder == use->n_holders) {
+			add_holder(daemon, viewer, use, lease.client);
+		}
+		if (bytes > 0) {
+			use->holders[holder].held_bytes += bytes;
+		}
+	}
+}
+
+static void add_pins(const struct daemon *daemon, const struct client *viewer,
+		     const struct core_segment_view *segment, struct device_use *use)
+{
+	bool may_know = viewer != NULL && core_client_may(daemon->core, viewer->id, segment->model);
+	uint64_t model = may_know ? segment->model : 0;
+	struct core_wish_view wish;
+	uint32_t cursor = 0;
+
+	while (core_wish_next(daemon->core, segment->model, &cursor, &wish)) {
+		uint32_t i = 0;
+
+		while (i < use->n_pins &&
+		       (use->pins[i].model != model || use->pins[i].uid != wish.uid)) {
+			i++;
+		}
+		if (!wish.pin || i == DESCRIBE_MAX_IN_USE) {
+			continue;
+		}
+		if (i == use->n_pins) {
+			use->pins[use->n_pins++] =
+				(struct device_pin){.model = model, .uid = wish.uid};
+		}
+		use->pins[i].bytes += segment->bytes;
+	}
+}
+
+static int compare_holders(const void *a, const void *b)
+{
+	uint64_t bytes_a = ((const struct wire_holder *)a)->held_bytes;
+	uint64_t bytes_b = ((const struct wire_holder *)b)->held_bytes;
+
+	return (bytes_a < bytes_b) - (bytes_a > bytes_b);
+}
+
+static int compare_pins(const void *a, const void *b)
+{
+	uint64_t bytes_a = ((const struct device_pin *)a)->bytes;
+	uint64_t bytes_b = ((const struct device_pin *)b)->bytes;
+
+	return (bytes_a < bytes_b) - (bytes_a > bytes_b);
+}
+
+void describe_use(const struct daemon *daemon, const struct client *viewer, uint32_t device,
+		  uint64_t spare, struct device_use *ret)
+{
+	struct core_segment_view segment;
+	struct core_model_view model;
+	uint32_t cursor = 0;
+
+	memset(ret, 0, sizeof *ret);
+	while (core_segment_next(daemon->core, 0, &cursor, &segment)) {
+		if (segment.device != device ||
+		    !core_model_get(daemon->core, segment.model, &model)) {
+			continue;
+		}
+		if (segment.state == SEGMENT_DROPPING && segment.n_mappers == 0) {
+			ret->evictable += segment.bytes;
+		}
+		if (segment.state != SEGMENT_READY) {
+			continue;
+		}
+		if (model.is_pinned) {
+			add_pins(daemon, viewer, &segment, ret);
+		}
+		if (model.n_leases > 0 || segment.n_mappers > 0) {
+			ret->in_use += segment.bytes;
+		} else if (model.is_pinned) {
+			ret->pinned += segment.bytes;
+		} else if (segment.model != spare) {
+			ret->evictable += segment.bytes;
+		}
+	}
+	find_holders(daemon, viewer, device, ret);
+	qsort(ret->holders, ret->n_holders, sizeof ret->holders[0], compare_holders);
+	qsort(ret->pins, ret->n_pins, sizeof ret->pins[0], compare_pins);
 }
 
 void describe_client(const struct daemon *daemon, const struct core_client_view *view,

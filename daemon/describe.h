@@ -13,12 +13,15 @@
 #include "daemon/core/core.h"
 #include "proto/gen/wire_gen.h"
 
+struct answer_line;
 struct client;
 struct daemon;
 struct model_info;
+struct pending;
 struct record;
 
-#define DESCRIBE_MAX_USERS 4
+#define DESCRIBE_MAX_USERS  4
+#define DESCRIBE_MAX_IN_USE 16
 
 struct model_description {
 	struct wire_model wire;
@@ -42,6 +45,21 @@ struct device_description {
 	char name[16];
 };
 
+/* What a device's bytes are there for, and whose they are: the largest first. */
+struct device_use {
+	uint64_t in_use;    /* leased, or mapped by a process; held apart */
+	uint64_t pinned;    /* pinned and not in use */
+	uint64_t evictable; /* neither, and what is being dropped */
+	uint32_t n_holders;
+	struct wire_holder holders[DESCRIBE_MAX_IN_USE];
+	uint32_t n_pins;
+	struct device_pin {
+		uint64_t model; /* 0: of which the viewer may know no more than uid and bytes */
+		uint64_t bytes;
+		uint32_t uid;
+	} pins[DESCRIBE_MAX_IN_USE];
+};
+
 void describe_model(const struct daemon *daemon, const struct client *viewer,
 		    const struct core_model_view *view, struct model_description *ret);
 void describe_record(const struct record *record, uint64_t now_ns, struct record_description *ret);
@@ -51,14 +69,28 @@ void describe_client(const struct daemon *daemon, const struct core_client_view 
 void describe_holder(const struct daemon *daemon, uint64_t id, uint64_t held_bytes,
 		     struct wire_holder *ret);
 
-/* Those who lease or still map the model (0: any model with bytes on 'device'); returns how
- * many were written. */
+/* 'spare' is the model that wants room: what it has already is not counted. 'viewer' may be
+ * NULL: somebody who may know of no model. */
+void describe_use(const struct daemon *daemon, const struct client *viewer, uint32_t device,
+		  uint64_t spare, struct device_use *ret);
+
+/* Those who lease or still map the model; returns how many were written. */
 uint32_t describe_holders(const struct daemon *daemon, uint64_t model, struct wire_holder *holders,
 			  uint32_t capacity);
 
 /* May the viewer see this line of history? */
 bool describe_may_see(const struct daemon *daemon, const struct client *viewer,
 		      const struct record *record);
+
+/* The name that listings show, or "the model". */
+const char *describe_name(const struct daemon *daemon, uint64_t model, char buffer[512]);
+
+/* Did its last load fail, and nobody has unloaded it by name since? */
+bool describe_is_failed(const struct daemon *daemon, const struct core_model_view *view);
+
+/* Begin a line about the model in an answer that is being gathered; NULL: no memory. */
+struct answer_line *describe_add_line(const struct daemon *daemon, struct pending *pending,
+				      uint64_t model);
 
 const char *describe_id(const uint8_t *uuid, char buffer[33]);
 const char *describe_device_name(uint32_t device, char buffer[16]); /* 0 is "cpu" */

@@ -69,27 +69,34 @@ struct pending *call_expect(const struct call *call)
 /* How well a person's text fits a model; the best fit wins, equal fits are ambiguous. */
 enum fit { FIT_NONE, FIT_PREFIX, FIT_STEM, FIT_NAME, FIT_PATH, FIT_ID };
 
+/* Is the text the name without its extension? */
+static bool is_stem(const char *text, const char *name)
+{
+	const char *slash = strrchr(name, '/');
+	const char *dot = strrchr(slash == NULL ? name : slash, '.');
+
+	return dot != NULL && strlen(text) == (size_t)(dot - name) &&
+	       strncmp(name, text, strlen(text)) == 0;
+}
+
 static enum fit fit_model(const struct model_info *model, const char *text)
 {
 	char id[33];
 	char name[512];
 	size_t size = strlen(text);
-	size_t stem = strcspn(model->name, ".");
-	const char *dot = strrchr(model->name, '.');
 
 	(void)describe_id(model->uuid, id);
+	(void)store_display_name(model, name, (uint32_t)sizeof name);
 	if (strcasecmp(id, text) == 0) {
 		return FIT_ID;
 	}
 	if (model->path[0] != '\0' && strcmp(model->path, text) == 0) {
 		return FIT_PATH;
 	}
-	if (strcmp(model->name, text) == 0 ||
-	    strcmp(store_display_name(model, name, (uint32_t)sizeof name), text) == 0) {
+	if (strcmp(model->name, text) == 0 || strcmp(name, text) == 0) {
 		return FIT_NAME;
 	}
-	stem = dot == NULL ? stem : (size_t)(dot - model->name);
-	if (size == stem && strncmp(model->name, text, stem) == 0) {
+	if (is_stem(text, model->name) || is_stem(text, name)) {
 		return FIT_STEM;
 	}
 	if (size >= 4 && size < 32 && strncasecmp(id, text, size) == 0) {
@@ -98,33 +105,37 @@ static enum fit fit_model(const struct model_info *model, const char *text)
 	return FIT_NONE;
 }
 
-static void add_candidate(struct failure *failure, uint32_t *n_candidates,
-			  const struct model_info *model)
+static void add_candidate(struct failure *failure, uint32_t index, const struct model_info *model)
 {
 	char id[33];
 	char *text;
 
-	if (*n_candidates >= FAILURE_MAX_CANDIDATES) {
-		return;
+	if (index >= FAILURE_MAX_CANDIDATES) {
+		return; /* counted, not told */
 	}
-	text = failure->candidate_texts[*n_candidates];
+	text = failure->candidate_texts[index];
 	(void)snprintf(text, sizeof failure->candidate_texts[0], "%.12s  %s",
 		       describe_id(model->uuid, id),
 		       model->path[0] != '\0' ? model->path : model->name);
-	failure->candidates[*n_candidates] = wire_str(text);
-	(*n_candidates)++;
+	failure->candidates[index] = wire_str(text);
 }
 
 static int refuse_ambiguous(struct failure *failure, const char *text, uint32_t n_candidates)
 {
+	uint32_t n_told = n_candidates < FAILURE_MAX_CANDIDATES ? n_candidates
+								: FAILURE_MAX_CANDIDATES;
+	char more[32] = "";
+
 	failure_set(failure, WIRE_BAD_ARGUMENT, "%s means %u models", text, n_candidates);
-	failure_set_hint(failure, "use an id instead: %s%s%s", failure->candidate_texts[0],
-			 n_candidates > 1 ? ", " : "",
-			 n_candidates > 1 ? failure->candidate_texts[1] : "");
+	if (n_candidates > 2) {
+		(void)snprintf(more, sizeof more, " and %u more", n_candidates - 2);
+	}
+	failure_set_hint(failure, "use an id or more of the path: %s, %s%s",
+			 failure->candidate_texts[0], failure->candidate_texts[1], more);
 	failure_set_field(failure, "model");
 	failure->wire.detail.has_models = true;
 	failure->wire.detail.models.items = failure->candidates;
-	failure->wire.detail.models.count = n_candidates;
+	failure->wire.detail.models.count = n_told;
 	return -WIRE_BAD_ARGUMENT;
 }
 
@@ -148,7 +159,7 @@ int dispatch_find_model(const struct call *call, struct wire_str text, uint64_t 
 		n_candidates = fit > best ? 0 : n_candidates;
 		best = fit;
 		*ret_model = model->id;
-		add_candidate(failure, &n_candidates, model);
+		add_candidate(failure, n_candidates++, model);
 	}
 	if (best == FIT_NONE) {
 		failure_set(failure, WIRE_NOT_FOUND, "no model is called %s", wanted);

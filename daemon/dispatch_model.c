@@ -7,6 +7,7 @@
 #include "base/os/sys.h"
 
 #include <fnmatch.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -123,8 +124,31 @@ static uint64_t take_file(const struct call *call, struct core_file_key *ret_key
 					  .size = file->key.size,
 					  .mtime_ns = file->key.mtime_ns,
 					  .ctime_ns = file->key.ctime_ns};
-	daemon_present(call->daemon, file);
 	return id;
+}
+
+/*
+ * Step with the file presented. What the core makes of it is called after the file at once,
+ * also when the load has to wait its turn and nothing happens to the model yet. The core may
+ * give the file itself away before a name is wanted, so a copy of its path is shown.
+ */
+__attribute__((noinline)) static void step_with_file(const struct call *call,
+						     struct core_event *event, struct wire_str name)
+{
+	struct daemon *daemon = call->daemon;
+	const struct core_file_key key = *event->load.key;
+	char path[4097];
+	const struct file shown = {.fd = -1, .direct_fd = -1, .path = path};
+
+	(void)snprintf(path, sizeof path, "%s",
+		       file_path(store_find_file(daemon->store, event->load.file)));
+	daemon_present(daemon, &shown);
+	daemon_present_name(daemon, name);
+	(void)daemon_step(daemon, event);
+	daemon_present(daemon, &shown);
+	daemon_present_name(daemon, name);
+	(void)daemon_know_model(daemon, core_model_find(daemon->core, key.dev, key.ino));
+	daemon_present(daemon, NULL);
 }
 
 void dispatch_load(const struct call *call, const struct wire_load_request *request)
@@ -165,7 +189,6 @@ void dispatch_load(const struct call *call, const struct wire_load_request *requ
 		pending_clear(pending);
 		return;
 	}
-	daemon_present_name(call->daemon, request->has_name ? request->name : wire_str(""));
 	event.load.key = &key;
 	event.load.fresh_id = fresh_id;
 	event.load.policy = &policy;
@@ -173,7 +196,7 @@ void dispatch_load(const struct call *call, const struct wire_load_request *requ
 	event.load.no_wait = request->has_no_wait && request->no_wait;
 	event.load.attach = request->has_attach && request->attach;
 	event.load.map = event.load.attach && request->has_map && request->map;
-	(void)daemon_step(call->daemon, &event);
+	step_with_file(call, &event, request->has_name ? request->name : wire_str(""));
 }
 
 /* The published generation whose image this descriptor is; NULL: of none. */
@@ -391,13 +414,17 @@ static bool fits_patterns(const struct model_info *model, struct wire_list patte
 {
 	struct wire_str pattern;
 	char text[513];
+	char name[512];
+	bool is_any = patterns.count == 0;
 
+	(void)store_display_name(model, name, (uint32_t)sizeof name);
 	while (wire_list_next(&patterns, NULL, &pattern)) {
-		if (fnmatch(wire_str_copy(pattern, text, sizeof text), model->name, 0) == 0) {
+		(void)wire_str_copy(pattern, text, sizeof text);
+		if (fnmatch(text, model->name, 0) == 0 || fnmatch(text, name, 0) == 0) {
 			return true;
 		}
 	}
-	return patterns.count == 0;
+	return is_any;
 }
 
 __attribute__((noinline)) static int /* keeps the folder's buffer off its caller's stack */
@@ -446,8 +473,7 @@ static int read_selection(const struct call *call, const struct wire_select *sel
 	event->unload.by_name = is_named;
 	if (select->has_device &&
 	    !describe_find_device(call->daemon, select->device, &event->unload.device)) {
-		failure_set(failure, WIRE_NOT_FOUND, "no such device");
-		failure_set_field(failure, "select.device");
+		failure_set_no_device(failure, call->daemon, select->device, "select.device");
 		return -WIRE_NOT_FOUND;
 	}
 	if (!is_named && !is_matched && !select->has_idle_ms && !select->has_device &&
@@ -471,6 +497,44 @@ static int read_selection(const struct call *call, const struct wire_select *sel
 	return code;
 }
 
+/* Does a wish stand that an unload by this client does not withdraw? */
+static bool is_wished_by_others(const struct call *call, uint64_t model)
+{
+	struct core_wish_view wish;
+	uint32_t cursor = 0;
+
+	while (!call->client->is_admin &&
+	       core_wish_next(call->daemon->core, model, &cursor, &wish)) {
+		if ((wish.pin || wish.keep) && wish.uid != call->client->uid) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Of a model whose load failed nothing is left but its being listed: that ends here. */
+static void forgive(const struct call *call, const struct selection *selection,
+		    struct pending *pending)
+{
+	for (uint32_t i = 0; i < selection->count; i++) {
+		uint64_t model = selection->models[i];
+		struct model_info *info = store_find_model(call->daemon->store, model);
+		struct core_model_view view;
+		struct answer_line *line;
+
+		if (info == NULL || !core_model_get(call->daemon->core, model, &view) ||
+		    !describe_is_failed(call->daemon, &view) || is_wished_by_others(call, model)) {
+			continue;
+		}
+		info->failure = (struct err){0};
+		line = describe_add_line(call->daemon, pending, model);
+		if (line != NULL) {
+			line->outcome = CORE_OUTCOME_UNLOADED;
+			line->why = CORE_WHY_FAILED;
+		}
+	}
+}
+
 void dispatch_unload(const struct call *call, const struct wire_unload_request *request)
 {
 	struct core_event event = {.type = EV_UNLOAD,
@@ -478,6 +542,7 @@ void dispatch_unload(const struct call *call, const struct wire_unload_request *
 				   .request = call->request};
 	struct selection selection = {0};
 	struct failure failure;
+	struct pending *pending;
 
 	if (request->has_mode && !wire_str_is(request->mode, "idle")) {
 		call_refuse(call, WIRE_UNSUPPORTED, "mode",
@@ -486,7 +551,14 @@ void dispatch_unload(const struct call *call, const struct wire_unload_request *
 	}
 	if (read_selection(call, &request->select, &event, &selection, &failure) < 0) {
 		call_fail(call, &failure);
-	} else if (call_expect(call) != NULL) {
+		free(selection.models);
+		return;
+	}
+	pending = call_expect(call);
+	if (pending != NULL && event.unload.by_name) {
+		forgive(call, &selection, pending);
+	}
+	if (pending != NULL) {
 		(void)daemon_step(call->daemon, &event);
 	}
 	free(selection.models);
@@ -541,6 +613,22 @@ static bool is_resident(const struct daemon *daemon, uint64_t model)
 	return core_model_get(daemon->core, model, &view) && view.state == CORE_MODEL_RESIDENT;
 }
 
+/* A name means bytes that are there; their absence is no finding of a verification. */
+static int refuse_absent(const struct daemon *daemon, const struct selection *selection,
+			 struct failure *failure)
+{
+	char name[512];
+
+	for (uint32_t i = 0; i < selection->count; i++) {
+		if (!is_resident(daemon, selection->models[i])) {
+			failure_set_not_resident(failure,
+						 describe_name(daemon, selection->models[i], name));
+			return -WIRE_NOT_RESIDENT;
+		}
+	}
+	return 0;
+}
+
 void dispatch_verify(const struct call *call, const struct wire_verify_request *request)
 {
 	struct selection selection = {0};
@@ -551,6 +639,7 @@ void dispatch_verify(const struct call *call, const struct wire_verify_request *
 
 	if (request->has_models && request->models.count > 0) {
 		code = select_named(call, request->models, &selection, &failure);
+		code = code < 0 ? code : refuse_absent(call->daemon, &selection, &failure);
 	} else {
 		while (code == 0 && (info = store_next_model(call->daemon->store, info)) != NULL) {
 			if (is_resident(call->daemon, info->id) &&

@@ -3,6 +3,7 @@
 #include "base/cleanup.h"
 #include "base/os/clock.h"
 #include "base/os/sys.h"
+#include "base/units.h"
 
 #include <dirent.h>
 #include <stdio.h>
@@ -22,16 +23,44 @@
 #define MAX_SHOW_CLIENTS 256
 #define MAX_SHOW_WISHES  16
 
+/* A failure is large: those that answer one are kept off their callers' stacks. */
+#define APART __attribute__((noinline)) static
+
+/* False: there is none, and that has been answered. */
+APART bool find_model(const struct call *call, struct wire_str text, uint64_t *ret_model)
+{
+	struct failure failure;
+
+	if (dispatch_find_model(call, text, ret_model, &failure) < 0) {
+		call_fail(call, &failure);
+		return false;
+	}
+	return true;
+}
+
+/* Likewise. */
+APART bool find_device(const struct call *call, struct wire_str name, uint32_t *ret_device)
+{
+	struct failure failure;
+
+	if (!describe_find_device(call->daemon, name, ret_device)) {
+		failure_set_no_device(&failure, call->daemon, name, "device");
+		call_fail(call, &failure);
+		return false;
+	}
+	return true;
+}
+
 static void refuse_no_memory(const struct call *call)
 {
 	conn_respond_no_memory(call->conn, call->request);
 }
 
+/* 'device': has bytes on this one; NULL: any. */
 static bool is_listed(const struct call *call, const struct wire_list_request *request,
-		      const struct core_model_view *view, const struct wire_str *device)
+		      const struct core_model_view *view, const uint32_t *device)
 {
 	struct model_description model;
-	uint32_t index = 0;
 
 	if (request->has_mine && request->mine &&
 	    !core_uid_has_wish(call->daemon->core, call->client->uid, view->id)) {
@@ -39,21 +68,19 @@ static bool is_listed(const struct call *call, const struct wire_list_request *r
 	}
 	if (device != NULL) {
 		describe_model(call->daemon, call->client, view, &model);
-		if (!describe_find_device(call->daemon, *device, &index)) {
-			return false;
-		}
 		for (uint32_t i = 0; i < model.wire.where.count; i++) {
 			uint32_t place = 0;
 
 			if (describe_find_device(call->daemon, model.places[i].device, &place) &&
-			    place == index) {
+			    place == *device) {
 				return true;
 			}
 		}
 		return false;
 	}
-	return (request->has_all && request->all) || view->state != CORE_MODEL_REGISTERED ||
-	       view->is_pinned || view->is_kept;
+	return (request->has_all && request->all) || view->is_pinned || view->is_kept ||
+	       (view->state == CORE_MODEL_FAILED ? describe_is_failed(call->daemon, view)
+						 : view->state != CORE_MODEL_REGISTERED);
 }
 
 void dispatch_list(const struct call *call, const struct wire_list_request *request)
@@ -66,7 +93,11 @@ void dispatch_list(const struct call *call, const struct wire_list_request *requ
 	struct core_model_view view;
 	uint32_t capacity = 0;
 	uint32_t n_models = 0;
+	uint32_t device = 0;
 
+	if (request->has_device && !find_device(call, request->device, &device)) {
+		return;
+	}
 	while ((info = store_next_model(call->daemon->store, info)) != NULL) {
 		capacity++;
 	}
@@ -78,8 +109,7 @@ void dispatch_list(const struct call *call, const struct wire_list_request *requ
 	}
 	while ((info = store_next_model(call->daemon->store, info)) != NULL) {
 		if (core_model_get(core, info->id, &view) &&
-		    is_listed(call, request, &view,
-			      request->has_device ? &request->device : NULL)) {
+		    is_listed(call, request, &view, request->has_device ? &device : NULL)) {
 			describe_model(call->daemon, call->client, &view, &models[n_models]);
 			wires[n_models] = models[n_models].wire;
 			n_models++;
@@ -90,6 +120,13 @@ void dispatch_list(const struct call *call, const struct wire_list_request *requ
 	call_answer(call, &response);
 }
 
+static uint64_t ms_until(uint64_t then_ns)
+{
+	uint64_t now_ns = clock_mono_ns();
+
+	return then_ns > now_ns ? (then_ns - now_ns) / NS_PER_MS : 0;
+}
+
 static uint32_t describe_wishes(const struct call *call, uint64_t model, struct wire_wish *wishes,
 				uint32_t capacity)
 {
@@ -98,19 +135,44 @@ static uint32_t describe_wishes(const struct call *call, uint64_t model, struct 
 	uint32_t n_wishes = 0;
 
 	while (n_wishes < capacity && core_wish_next(call->daemon->core, model, &cursor, &view)) {
-		wishes[n_wishes++] = (struct wire_wish){.uid = view.uid,
-							.pin = view.pin,
-							.keep = view.keep,
-							.has_ttl_ms = view.ttl_ns != 0,
-							.ttl_ms = view.ttl_ns / NS_PER_MS,
-							.priority = view.priority};
+		struct wire_wish *wish = &wishes[n_wishes++];
+
+		*wish = (struct wire_wish){.uid = view.uid,
+					   .pin = view.pin,
+					   .keep = view.keep,
+					   .has_ttl_ms = view.ttl_ns != 0,
+					   .ttl_ms = view.ttl_ns / NS_PER_MS,
+					   .priority = view.priority};
+		wish->has_pin_left_ms = view.pin && view.pin_until_ns != UINT64_MAX;
+		wish->pin_left_ms = ms_until(view.pin_until_ns);
+		wish->has_keep_left_ms = view.keep && view.keep_until_ns != UINT64_MAX;
+		wish->keep_left_ms = ms_until(view.keep_until_ns);
 	}
 	return n_wishes;
 }
 
+/* False: there is none, and that has been answered. */
+APART bool open_table(const struct call *call, const struct model_info *info,
+		      enum core_model_state state, int *ret_fd)
+{
+	bool is_going = state == CORE_MODEL_DRAINING; /* the table goes with the last byte */
+	struct failure failure;
+	char name[512];
+
+	if (is_going || info->current.table_fd < 0) {
+		failure_set_not_resident(&failure, describe_name(call->daemon, info->id, name));
+		call_fail(call, &failure);
+		return false;
+	}
+	*ret_fd = sys_fcntl_dup(info->current.table_fd);
+	if (*ret_fd < 0) {
+		call_refuse(call, WIRE_TOO_MANY, NULL, "no descriptor is left for the table");
+	}
+	return *ret_fd >= 0;
+}
+
 void dispatch_show(const struct call *call, const struct wire_show_request *request)
 {
-	struct failure failure;
 	struct model_description model;
 	struct core_model_view view;
 	struct wire_wish wishes[MAX_SHOW_WISHES];
@@ -119,18 +181,21 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 	const struct model_info *info;
 	struct wire_show_response response = {0};
 	AUTO_FREE struct wire_holder *holders = sys_calloc(MAX_SHOW_CLIENTS, sizeof *holders);
-	int table_fd = -1;
+	AUTO_CLOSE int table_fd = -1;
 
 	if (holders == NULL) {
 		refuse_no_memory(call);
 		return;
 	}
-	if (dispatch_find_model(call, request->model, &id, &failure) < 0) {
-		call_fail(call, &failure);
+	if (!find_model(call, request->model, &id)) {
 		return;
 	}
 	info = store_find_model(call->daemon->store, id);
 	(void)core_model_get(call->daemon->core, id, &view); /* found just now */
+	if (request->has_table && request->table &&
+	    !open_table(call, info, view.state, &table_fd)) {
+		return;
+	}
 	describe_model(call->daemon, call->client, &view, &model);
 	response.model = model.wire;
 	if (info->current.table_fd >= 0) {
@@ -156,9 +221,6 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 	response.clients.count = describe_holders(call->daemon, id, holders, MAX_SHOW_CLIENTS);
 	response.wishes.items = wishes;
 	response.wishes.count = describe_wishes(call, id, wishes, MAX_SHOW_WISHES);
-	if (request->has_table && request->table && info->current.table_fd >= 0) {
-		table_fd = sys_fcntl_dup(info->current.table_fd);
-	}
 	call_answer_fds(call, &response, &table_fd, table_fd >= 0 ? 1 : 0);
 }
 
@@ -343,6 +405,28 @@ void dispatch_config(const struct call *call)
 	call_answer(call, &response);
 }
 
+/* Refuses a type that no record can have. */
+APART bool check_types(const struct call *call, struct wire_list types)
+{
+	char names[400];
+	char text[33];
+	struct wire_str type;
+	struct failure failure;
+
+	while (wire_list_next(&types, NULL, &type)) {
+		(void)wire_str_copy(type, text, sizeof text);
+		if (!history_has_type(text)) {
+			failure_set(&failure, WIRE_BAD_ARGUMENT, "nothing is recorded as %s", text);
+			failure_set_hint(&failure, "types are load and %s",
+					 history_type_names(names, sizeof names));
+			failure_set_field(&failure, "types");
+			call_fail(call, &failure);
+			return false;
+		}
+	}
+	return true;
+}
+
 static bool is_wanted_type(struct wire_list types, const struct record *record)
 {
 	struct wire_str type;
@@ -352,11 +436,8 @@ static bool is_wanted_type(struct wire_list types, const struct record *record)
 	}
 	while (wire_list_next(&types, NULL, &type)) {
 		char text[33];
-		const char *name = history_type_name(record->type);
-		size_t size = strlen(wire_str_copy(type, text, sizeof text));
 
-		/* "load" means all of load.begun, load.done, ... */
-		if (strncmp(name, text, size) == 0 && (name[size] == '\0' || name[size] == '.')) {
+		if (history_is_type(record->type, wire_str_copy(type, text, sizeof text))) {
 			return true;
 		}
 	}
@@ -366,7 +447,6 @@ static bool is_wanted_type(struct wire_list types, const struct record *record)
 void dispatch_history(const struct call *call, const struct wire_events_history_request *request)
 {
 	const struct record *record;
-	struct failure failure;
 	struct wire_events_history_response response = {0};
 	uint64_t model = 0;
 	uint64_t cursor = 0;
@@ -375,8 +455,10 @@ void dispatch_history(const struct call *call, const struct wire_events_history_
 	AUTO_FREE struct record_description *texts = NULL;
 	AUTO_FREE struct wire_record *records = NULL;
 
-	if (request->has_model && dispatch_find_model(call, request->model, &model, &failure) < 0) {
-		call_fail(call, &failure);
+	if (request->has_model && !find_model(call, request->model, &model)) {
+		return;
+	}
+	if (request->has_types && !check_types(call, request->types)) {
 		return;
 	}
 	texts = sys_calloc(HISTORY_CAPACITY, sizeof *texts);
@@ -430,7 +512,26 @@ static const struct wire_event_type *find_event(struct wire_str name)
 	return NULL;
 }
 
-static bool read_event_mask(const struct wire_subscribe_request *request, uint64_t *ret_mask)
+APART void refuse_event(const struct call *call, struct wire_str name)
+{
+	struct failure failure;
+	char names[400] = "";
+	char text[33];
+	struct sentence sentence = {.text = names, .capacity = sizeof names};
+
+	for (unsigned i = 0; i < WIRE_N_EVENTS; i++) {
+		sentence_add(&sentence, "%s%s", i == 0 ? "" : ", ", wire_events[i].name);
+	}
+	failure_set(&failure, WIRE_BAD_ARGUMENT, "there is no event %s",
+		    wire_str_copy(name, text, sizeof text));
+	failure_set_hint(&failure, "events are %s", names);
+	failure_set_field(&failure, "events");
+	call_fail(call, &failure);
+}
+
+/* False: one is unknown, and that has been answered. */
+static bool read_event_mask(const struct call *call, const struct wire_subscribe_request *request,
+			    uint64_t *ret_mask)
 {
 	struct wire_list names = request->events;
 	struct wire_str name;
@@ -444,6 +545,7 @@ static bool read_event_mask(const struct wire_subscribe_request *request, uint64
 		const struct wire_event_type *type = find_event(name);
 
 		if (type == NULL) {
+			refuse_event(call, name);
 			return false;
 		}
 		mask |= 1ULL << type->number;
@@ -462,8 +564,7 @@ void dispatch_subscribe(const struct call *call, const struct wire_subscribe_req
 	uint64_t events = 0;
 	struct wire_str text;
 
-	if (!read_event_mask(request, &events)) {
-		call_refuse(call, WIRE_BAD_ARGUMENT, "events", "there is no event of that name");
+	if (!read_event_mask(call, request, &events)) {
 		return;
 	}
 	if (request->has_models && models.count > 0) {
@@ -489,16 +590,72 @@ void dispatch_subscribe(const struct call *call, const struct wire_subscribe_req
 	call_answer(call, &response);
 }
 
+/* What a budget answer borrows. */
+struct budget_texts {
+	struct device_description device_texts[CORE_MAX_DEVICES];
+	struct wire_device devices[CORE_MAX_DEVICES];
+	struct record_description record_texts[WIRE_BUDGET_RESPONSE_EVICTED_MAX];
+	struct wire_outcome evicted[WIRE_BUDGET_RESPONSE_EVICTED_MAX];
+};
+
+/* What went since the history had 'cursor' records. */
+static uint32_t describe_went(const struct call *call, uint64_t cursor, struct budget_texts *texts)
+{
+	const struct record *record;
+	uint32_t n_evicted = 0;
+
+	while (n_evicted < WIRE_BUDGET_RESPONSE_EVICTED_MAX &&
+	       (record = history_next(&call->daemon->history, &cursor)) != NULL) {
+		struct record_description *text = &texts->record_texts[n_evicted];
+
+		if (record->type != CORE_NOTE_EVICTED || record->why != CORE_WHY_BUDGET ||
+		    !describe_may_see(call->daemon, call->client, record)) {
+			continue;
+		}
+		describe_record(record, clock_mono_ns(), text);
+		texts->evicted[n_evicted++] = (struct wire_outcome){.id = text->wire.model,
+								    .has_name = text->wire.has_name,
+								    .name = text->wire.name,
+								    .reason = text->wire.why,
+								    .bytes = record->bytes};
+	}
+	return n_evicted;
+}
+
+/* May the caller set this budget? Answered where not. */
+static bool check_budget(const struct call *call, uint64_t bytes)
+{
+	char size[16];
+	char total[16];
+
+	if (!call->client->is_admin) {
+		call_refuse(call, WIRE_NOT_ALLOWED, NULL,
+			    "setting a budget needs an administrator (root, the daemon's "
+			    "user, or access.control)");
+		return false;
+	}
+	if (bytes > call->daemon->host_total_bytes) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, "bytes",
+			    "%s is more than this machine has (%s)",
+			    units_format_size(bytes, size, sizeof size),
+			    units_format_size(call->daemon->host_total_bytes, total, sizeof total));
+		return false;
+	}
+	return true;
+}
+
 void dispatch_budget(const struct call *call, const struct wire_budget_request *request)
 {
-	struct device_description texts[CORE_MAX_DEVICES];
-	struct wire_device devices[CORE_MAX_DEVICES];
+	AUTO_FREE struct budget_texts *texts = sys_calloc(1, sizeof *texts);
 	struct wire_budget_response response = {0};
 	struct core_event event = {.type = EV_BUDGET};
+	uint64_t n_records = call->daemon->history.n_ever;
 
-	if (request->has_device &&
-	    !describe_find_device(call->daemon, request->device, &event.budget.device)) {
-		call_refuse(call, WIRE_NOT_FOUND, "device", "no such device");
+	if (texts == NULL) {
+		refuse_no_memory(call);
+		return;
+	}
+	if (request->has_device && !find_device(call, request->device, &event.budget.device)) {
 		return;
 	}
 	if (request->has_save && request->save) {
@@ -507,23 +664,17 @@ void dispatch_budget(const struct call *call, const struct wire_budget_request *
 		return;
 	}
 	if (request->has_bytes) {
-		if (!call->client->is_admin) {
-			call_refuse(call, WIRE_NOT_ALLOWED, NULL,
-				    "setting a budget needs an administrator (root, the daemon's "
-				    "user, or access.control)");
-			return;
-		}
-		if (request->bytes > call->daemon->host_total_bytes) {
-			call_refuse(call, WIRE_BAD_ARGUMENT, "bytes",
-				    "%llu bytes are more than this machine has (%llu)",
-				    (unsigned long long)request->bytes,
-				    (unsigned long long)call->daemon->host_total_bytes);
+		if (!check_budget(call, request->bytes)) {
 			return;
 		}
 		event.budget.bytes = request->bytes;
 		(void)daemon_step(call->daemon, &event);
 	}
-	response.devices.items = devices;
-	response.devices.count = describe_devices(call->daemon, texts, devices);
+	response.devices.items = texts->devices;
+	response.devices.count =
+		describe_devices(call->daemon, texts->device_texts, texts->devices);
+	response.has_evicted = request->has_bytes;
+	response.evicted.items = texts->evicted;
+	response.evicted.count = describe_went(call, n_records, texts);
 	call_answer(call, &response);
 }

@@ -12,7 +12,24 @@
 #include "daemon/core/core.h"
 #include "daemon/daemon.h"
 #include "daemon/describe.h"
+#include "daemon/device/device.h"
 #include "proto/wire.h"
+
+void sentence_add(struct sentence *sentence, const char *format, ...)
+{
+	size_t room = sentence->capacity - sentence->size;
+	va_list arguments;
+	int size;
+
+	va_start(arguments, format);
+	size = vsnprintf(sentence->text + sentence->size, room, format, arguments);
+	va_end(arguments);
+	if (size < 0 || (size_t)size >= room) {
+		sentence->text[sentence->size] = '\0';
+		return;
+	}
+	sentence->size += (size_t)size;
+}
 
 void failure_set(struct failure *failure, enum wire_code code, const char *format, ...)
 {
@@ -81,6 +98,30 @@ static void hint_for_code(struct failure *failure, enum wire_code code)
 	}
 }
 
+void failure_set_not_resident(struct failure *failure, const char *name)
+{
+	failure_set(failure, WIRE_NOT_RESIDENT, "%s is known but not in memory", name);
+	hint_for_code(failure, WIRE_NOT_RESIDENT);
+}
+
+void failure_set_no_device(struct failure *failure, const struct daemon *daemon,
+			   struct wire_str name, const char *field)
+{
+	char wanted[65];
+	char there[256] = "";
+	char device[16];
+	struct sentence sentence = {.text = there, .capacity = sizeof there};
+
+	for (uint32_t i = 0; i < daemon->n_devices; i++) {
+		sentence_add(&sentence, "%s%s", i == 0 ? "" : ", ",
+			     describe_device_name(i, device));
+	}
+	failure_set(failure, WIRE_NOT_FOUND, "there is no device %s; there is %s",
+		    wire_str_copy(name, wanted, sizeof wanted), there);
+	failure_set_hint(failure, "see what there is: distorchctl status");
+	failure_set_field(failure, field);
+}
+
 void failure_from_err(struct failure *failure, const char *name, const struct err *err)
 {
 	enum wire_code code = err->code == 0 ? WIRE_INTERNAL : (enum wire_code)err->code;
@@ -103,95 +144,204 @@ void failure_from_err(struct failure *failure, const char *name, const struct er
 	}
 }
 
-/* Users whose pins keep copies on the device. */
-static uint32_t find_pinners(const struct daemon *daemon, uint32_t device,
-			     uint64_t uids[FAILURE_MAX_HOLDERS])
+/* "; in use: ComfyUI/812 11.1G and 2 more; pinned by uid 1000: t5 9.1G" */
+static void add_use(struct sentence *sentence, const struct daemon *daemon,
+		    const struct client *viewer, const struct device_use *use)
 {
-	struct core_segment_view segment;
-	uint32_t cursor = 0;
-	uint32_t n_uids = 0;
+	const uint32_t n_named = 3;
+	char size[16];
+	char name[512];
 
-	while (core_segment_next(daemon->core, 0, &cursor, &segment)) {
-		struct core_wish_view wish;
-		uint32_t wish_cursor = 0;
+	for (uint32_t i = 0; i < use->n_holders && i < n_named; i++) {
+		const struct wire_holder *holder = &use->holders[i];
+		char comm[65];
 
-		while (segment.device == device && n_uids < FAILURE_MAX_HOLDERS &&
-		       core_wish_next(daemon->core, segment.model, &wish_cursor, &wish)) {
-			uint32_t i = 0;
-
-			while (i < n_uids && uids[i] != wish.uid) {
-				i++;
-			}
-			if (wish.pin && i == n_uids) {
-				uids[n_uids++] = wish.uid;
-			}
+		sentence_add(sentence, "%s%s/%u", i == 0 ? "; in use: " : ", ",
+			     wire_str_copy(holder->comm, comm, sizeof comm), (unsigned)holder->pid);
+		if (viewer == NULL || holder->uid != viewer->uid) {
+			sentence_add(sentence, " of uid %u", (unsigned)holder->uid);
 		}
+		sentence_add(sentence, " %s",
+			     units_format_size(holder->held_bytes, size, sizeof size));
 	}
-	return n_uids;
+	if (use->n_holders > n_named) {
+		sentence_add(sentence, " and %u more", use->n_holders - n_named);
+	}
+	for (uint32_t i = 0; i < use->n_pins && i < n_named; i++) {
+		const struct device_pin *pin = &use->pins[i];
+
+		sentence_add(sentence, "%s", i == 0 ? "; pinned" : ",");
+		if (i == 0 || pin->uid != use->pins[i - 1].uid) {
+			sentence_add(sentence, " by uid %u:", pin->uid);
+		}
+		if (pin->model != 0) {
+			sentence_add(sentence, " %s", describe_name(daemon, pin->model, name));
+		}
+		sentence_add(sentence, " %s", units_format_size(pin->bytes, size, sizeof size));
+	}
+	if (use->n_pins > n_named) {
+		sentence_add(sentence, " and %u more", use->n_pins - n_named);
+	}
 }
 
-static void failure_no_memory(struct failure *failure, const struct daemon *daemon,
-			      const struct core_action *action, const char *name)
+/* "needs 24M, budget 64M, free 16M (+8M idle models could be evicted)" and what is in the
+ * way, where it is. */
+static void add_shortage(struct sentence *sentence, const struct daemon *daemon,
+			 const struct client *viewer, const struct core_shortage *shortage,
+			 const struct device_use *use)
 {
-	const struct core_shortage *shortage = &action->shortage;
-	struct wire_error_detail *detail;
 	char need[16];
 	char budget[16];
 	char free_[16];
 	char evictable[16];
 
-	(void)units_format_size(shortage->need, need, sizeof need);
-	(void)units_format_size(shortage->budget, budget, sizeof budget);
-	(void)units_format_size(shortage->free, free_, sizeof free_);
-	(void)units_format_size(shortage->evictable, evictable, sizeof evictable);
-	failure_set(failure, WIRE_NO_MEMORY,
-		    "not enough memory for %s: needs %s, budget %s, free %s (+%s idle models could "
-		    "be evicted)",
-		    name, need, budget, free_, evictable);
+	sentence_add(sentence, "needs %s, budget %s, free %s",
+		     units_format_size(shortage->need, need, sizeof need),
+		     units_format_size(shortage->budget, budget, sizeof budget),
+		     units_format_size(shortage->free, free_, sizeof free_));
+	if (shortage->evictable > 0) {
+		sentence_add(sentence, " (+%s idle models could be evicted)",
+			     units_format_size(shortage->evictable, evictable, sizeof evictable));
+	}
+	if (shortage->need <= shortage->budget) {
+		add_use(sentence, daemon, viewer, use);
+	}
+}
+
+static void hint_for_shortage(struct failure *failure, const struct daemon *daemon,
+			      const struct core_shortage *shortage)
+{
+	char size[16];
+
 	if (shortage->need > shortage->budget) {
 		failure_set_hint(failure,
 				 "raise the budget: distorchctl budget ram SIZE, or memory.ram in "
 				 "distorchd.conf (this machine has %s)",
-				 units_format_size(daemon->host_total_bytes, need, sizeof need));
+				 units_format_size(daemon->host_total_bytes, size, sizeof size));
 	} else if (shortage->foreign > 0) {
 		failure_set_hint(failure,
-				 "%s of the budget is taken by other programs; close some of them",
-				 units_format_size(shortage->foreign, need, sizeof need));
+				 "at least %s of the budget is taken by other programs; close some "
+				 "of them",
+				 units_format_size(shortage->foreign, size, sizeof size));
 	} else {
-		failure_set_hint(failure, "what is in use or pinned stands in the way: see "
-					  "distorchctl ps and distorchctl clients; unpin or close "
-					  "something, or raise the budget");
+		failure_set_hint(failure, "unpin or close something (distorchctl ps and "
+					  "distorchctl clients show all), or raise the budget");
 	}
+}
+
+static void failure_no_memory(struct failure *failure, const struct daemon *daemon,
+			      const struct client *viewer, const struct core_action *action,
+			      const struct core_shortage *shortage)
+{
+	struct wire_error_detail *detail = &failure->wire.detail;
+	const struct device_use *use = &failure->use;
+	struct sentence sentence = {.text = failure->message, .capacity = sizeof failure->message};
+	char name[512];
+	uint32_t n_uids = 0;
+
+	describe_use(daemon, viewer, action->device, action->model, &failure->use);
+	failure_set(failure, WIRE_NO_MEMORY,
+		    "not enough memory for %s: ", describe_name(daemon, action->model, name));
+	sentence.size = strlen(failure->message);
+	add_shortage(&sentence, daemon, viewer, shortage, use);
+	failure->wire.message = wire_str(failure->message);
+	hint_for_shortage(failure, daemon, shortage);
 	failure->wire.has_detail = true;
-	detail = &failure->wire.detail;
 	detail->has_device = true;
 	detail->device = wire_str(describe_device_name(action->device, failure->device));
 	detail->has_need = detail->has_budget = detail->has_free = true;
 	detail->has_evictable = detail->has_held = detail->has_foreign = true;
+	detail->has_in_use = detail->has_pinned = detail->has_holders = true;
 	detail->need = shortage->need;
 	detail->budget = shortage->budget;
 	detail->free = shortage->free;
 	detail->evictable = shortage->evictable;
 	detail->held = shortage->held;
 	detail->foreign = shortage->foreign;
-	detail->has_holders = true;
-	detail->holders.items = failure->holders;
-	detail->holders.count = describe_holders(daemon, 0, failure->holders, FAILURE_MAX_HOLDERS);
+	detail->in_use = use->in_use;
+	detail->pinned = use->pinned;
+	detail->holders.items = use->holders;
+	detail->holders.count = use->n_holders;
+	for (uint32_t i = 0; i < use->n_pins; i++) {
+		uint32_t known = 0;
+
+		while (known < n_uids && failure->uids[known] != use->pins[i].uid) {
+			known++;
+		}
+		failure->uids[known] = use->pins[i].uid;
+		n_uids += known == n_uids ? 1 : 0;
+	}
 	detail->uids.items = failure->uids;
-	detail->uids.count = find_pinners(daemon, action->device, failure->uids);
-	detail->has_uids = detail->uids.count > 0;
+	detail->uids.count = n_uids;
+	detail->has_uids = n_uids > 0;
+}
+
+/*
+ * The numbers of a refusal that the core has noted but not sent: by what is to be seen after
+ * it. Where the budget would do, it was the machine's own memory that did not.
+ */
+static void find_shortage(const struct daemon *daemon, const struct core_action *note,
+			  const struct device_use *use, struct core_shortage *ret)
+{
+	struct core_account_view account;
+
+	core_account_get(daemon->core, note->device, &account);
+	*ret = (struct core_shortage){
+		.need = device_charge(daemon->host, note->note.bytes),
+		.budget = account.budget,
+		.free = account.free,
+		.evictable = use->evictable,
+		.held = account.held,
+	};
+	if (ret->need <= ret->free + ret->evictable) {
+		ret->foreign = ret->free + ret->evictable - ret->need + 1;
+		ret->free -= ret->free < ret->foreign ? ret->free : ret->foreign;
+	}
+}
+
+void failure_from_refusal(struct failure *failure, const struct daemon *daemon,
+			  const struct client *viewer, const struct core_action *action)
+{
+	struct core_shortage shortage;
+
+	describe_use(daemon, viewer, action->device, action->model, &failure->use);
+	find_shortage(daemon, action, &failure->use, &shortage);
+	failure_no_memory(failure, daemon, viewer, action, &shortage);
+}
+
+const char *failure_refusal_text(const struct daemon *daemon, const struct core_action *action,
+				 char *buffer, uint32_t buffer_size)
+{
+	struct core_shortage shortage;
+	struct device_use use;
+	struct sentence sentence = {.text = buffer, .capacity = buffer_size};
+	char need[16];
+
+	buffer[0] = '\0';
+	describe_use(daemon, NULL, action->device, action->model, &use);
+	find_shortage(daemon, action, &use, &shortage);
+	if (shortage.foreign > 0) {
+		sentence_add(&sentence,
+			     "needs %s; other programs have taken too much of the "
+			     "machine's memory",
+			     units_format_size(shortage.need, need, sizeof need));
+	} else {
+		add_shortage(&sentence, daemon, NULL, &shortage, &use);
+	}
+	return buffer;
 }
 
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 			const struct core_action *action)
 {
-	const struct model_info *model = store_find_model(daemon->store, action->model);
 	const struct job_info *job = store_find_job(daemon->store, action->job);
-	const char *name = model == NULL ? "the model" : model->name;
+	char buffer[512];
+	const char *name = describe_name(daemon, action->model, buffer);
 	enum wire_code code = (enum wire_code)action->code;
 
 	if (code == WIRE_NO_MEMORY && action->shortage.need != 0) {
-		failure_no_memory(failure, daemon, action, name);
+		failure_no_memory(failure, daemon, daemon_find_client(daemon, action->client),
+				  action, &action->shortage);
 		return;
 	}
 	if (job != NULL && job->failure.code == action->code) {
@@ -200,8 +350,8 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 	}
 	switch ((int)code) {
 	case WIRE_NOT_RESIDENT:
-		failure_set(failure, code, "%s is known but not in memory", name);
-		break;
+		failure_set_not_resident(failure, name);
+		return;
 	case WIRE_STALE:
 		failure_set(failure, code,
 			    "%s has changed on disk since it was loaded (generation %llu)", name,

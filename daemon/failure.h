@@ -6,29 +6,40 @@
 #ifndef DAEMON_FAILURE_H
 #define DAEMON_FAILURE_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "daemon/core/action.h"
+#include "daemon/describe.h"
 #include "daemon/store.h"
 #include "proto/gen/wire_gen.h"
 
+struct client;
 struct daemon;
 struct err;
 
-#define FAILURE_MAX_HOLDERS    16
 #define FAILURE_MAX_CANDIDATES 4
 
 struct failure {
 	struct wire_error wire;
-	char message[512];
-	char hint[512];
+	char message[1024];
+	char hint[640];
 	char device[16];
 	char field[96];
-	struct wire_holder holders[FAILURE_MAX_HOLDERS];
-	uint64_t uids[FAILURE_MAX_HOLDERS];
+	struct device_use use; /* whose holders the detail lists */
+	uint64_t uids[DESCRIBE_MAX_IN_USE];
 	struct wire_str candidates[FAILURE_MAX_CANDIDATES];
 	char candidate_texts[FAILURE_MAX_CANDIDATES][256];
 };
+
+/* Text that grows only by whole parts: no name is cut in the middle. */
+struct sentence {
+	char *text;
+	size_t size, capacity;
+};
+
+void sentence_add(struct sentence *sentence, const char *format, ...)
+	__attribute__((format(printf, 2, 3)));
 
 /* A code with a message of its own; no hint yet. */
 void failure_set(struct failure *failure, enum wire_code code, const char *format, ...)
@@ -37,11 +48,26 @@ void failure_set_hint(struct failure *failure, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
 void failure_set_field(struct failure *failure, const char *field);
 
+/* What load, show and verify say of a model that has no bytes. */
+void failure_set_not_resident(struct failure *failure, const char *name);
+
+/* There is no device of that name, and which there are. */
+void failure_set_no_device(struct failure *failure, const struct daemon *daemon,
+			   struct wire_str name, const char *field);
+
 /* What a room reported. 'name' of the model is put before the text where it is not empty. */
 void failure_from_err(struct failure *failure, const char *name, const struct err *err);
 
 /* What the core decided: 'action' is an ACT_REPLY with a code. */
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 			const struct core_action *action);
+
+/* A load that the core refused for want of memory, as its ACT_NOTE tells: the numbers are
+ * what can be seen afterwards. For one who waits, and for everybody who may see the model. */
+void failure_from_refusal(struct failure *failure, const struct daemon *daemon,
+			  const struct client *viewer, const struct core_action *action);
+/* Returns 'buffer'. */
+const char *failure_refusal_text(const struct daemon *daemon, const struct core_action *action,
+				 char *buffer, uint32_t buffer_size);
 
 #endif

@@ -72,13 +72,50 @@ const char *history_type_name(enum core_note_type type)
 	return names[type];
 }
 
+bool history_is_wish(enum core_note_type type)
+{
+	return type == CORE_NOTE_PINNED || type == CORE_NOTE_UNPINNED || type == CORE_NOTE_KEPT ||
+	       type == CORE_NOTE_UNKEPT;
+}
+
+bool history_is_type(enum core_note_type type, const char *text)
+{
+	const char *name = history_type_name(type);
+	size_t size = strlen(text);
+
+	return strncmp(name, text, size) == 0 && (name[size] == '\0' || name[size] == '.');
+}
+
+bool history_has_type(const char *text)
+{
+	for (int type = 0; type < CORE_NOTE_N_VALUES; type++) {
+		if (history_is_type((enum core_note_type)type, text)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+const char *history_type_names(char *buffer, uint32_t buffer_size)
+{
+	size_t size = 0;
+
+	buffer[0] = '\0';
+	for (int type = 0; type < CORE_NOTE_N_VALUES && size < buffer_size; type++) {
+		size += (size_t)snprintf(buffer + size, buffer_size - size, "%s%s",
+					 type == 0 ? "" : ", ",
+					 history_type_name((enum core_note_type)type));
+	}
+	return buffer;
+}
+
 const char *history_why_words(enum core_why why)
 {
 	static const char *const words[CORE_WHY_N_VALUES] = {
 		[CORE_WHY_NONE] = "",
 		[CORE_WHY_ROOM] = "to make room",
 		[CORE_WHY_IDLE] = "its time without use ran out",
-		[CORE_WHY_ASKED] = "asked to",
+		[CORE_WHY_ASKED] = "as asked",
 		[CORE_WHY_IN_USE] = "in use",
 		[CORE_WHY_PINNED] = "pinned",
 		[CORE_WHY_KEPT] = "kept",
@@ -103,6 +140,8 @@ const char *history_why_text(const struct record *record, char *buffer, uint32_t
 
 	if (record->text[0] != '\0') {
 		(void)snprintf(buffer, buffer_size, "%s", record->text);
+	} else if (history_is_wish(record->type)) {
+		(void)snprintf(buffer, buffer_size, "for %s", record->for_whom);
 	} else if (record->why == CORE_WHY_ROOM && record->for_whom[0] != '\0') {
 		(void)snprintf(buffer, buffer_size, "to make room for %s", record->for_whom);
 	} else if (record->why == CORE_WHY_FAILED && record->code != 0) {

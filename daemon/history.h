@@ -26,9 +26,9 @@ struct record {
 	uint8_t uuid[16];
 	uint64_t bytes;
 	uint64_t duration_ns;
-	char name[96];     /* cut where longer */
-	char for_whom[96]; /* model whose load needed the room, or who asked; empty: nobody */
-	char text[160];    /* the failure in words; empty: none */
+	char name[128];     /* as listings showed it; cut where longer */
+	char for_whom[128]; /* model whose load needed the room, or whose wish; empty: nobody */
+	char text[240];     /* the failure in words; empty: none */
 };
 
 struct history {
@@ -47,7 +47,13 @@ struct record *history_add(struct history *history);
 const struct record *history_next(const struct history *history, uint64_t *cursor);
 
 const char *history_type_name(enum core_note_type type); /* "load.done", "evicted" */
-const char *history_why_words(enum core_why why);        /* "to make room" */
+/* Did somebody say it of a model, or did what was said lapse? */
+bool history_is_wish(enum core_note_type type);
+/* Is it called so, or of that family ("load" means all of load.*)? */
+bool history_is_type(enum core_note_type type, const char *text);
+bool history_has_type(const char *text);                            /* any of them */
+const char *history_type_names(char *buffer, uint32_t buffer_size); /* all; returns 'buffer' */
+const char *history_why_words(enum core_why why);                   /* "to make room" */
 /* "to make room for X", a failure's text: why in words. Returns 'buffer'. */
 const char *history_why_text(const struct record *record, char *buffer, uint32_t buffer_size);
 

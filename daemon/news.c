@@ -17,14 +17,34 @@
 
 #define NS_PER_MS 1000000U
 
+/* The failure in words, kept with the model for those who ask later. */
+static void fill_failure(struct daemon *daemon, const struct core_action *action,
+			 struct model_info *info, struct record *record)
+{
+	const struct job_info *job = store_find_job(daemon->store, action->job);
+
+	if (job != NULL && job->failure.code == action->code) {
+		(void)wire_str_copy(wire_str(job->failure.text), record->text, sizeof record->text);
+		return; /* the model has it already */
+	}
+	if (action->note.note == CORE_NOTE_REFUSED) {
+		(void)failure_refusal_text(daemon, action, record->text, sizeof record->text);
+	}
+	if (info != NULL && (action->note.note == CORE_NOTE_REFUSED ||
+			     action->note.note == CORE_NOTE_LOAD_FAILED)) {
+		(void)err_set(&info->failure, action->code, "%s",
+			      record->text[0] != '\0'
+				      ? record->text
+				      : wire_code_info((enum wire_code)action->code)->text);
+	}
+}
+
 static void fill_record(struct daemon *daemon, const struct core_action *action,
 			struct record *record)
 {
-	const struct model_info *info = daemon_know_model(daemon, action->model);
-	const struct model_info *beneficiary =
-		store_find_model(daemon->store, action->note.for_model);
-	const struct job_info *job = store_find_job(daemon->store, action->job);
+	struct model_info *info = daemon_know_model(daemon, action->model);
 	struct core_model_view view;
+	char name[512];
 
 	record->mono_ns = clock_mono_ns();
 	record->real_ms = clock_real_ns() / NS_PER_MS;
@@ -39,13 +59,18 @@ static void fill_record(struct daemon *daemon, const struct core_action *action,
 									       : action->note.uid;
 	if (info != NULL) {
 		memcpy(record->uuid, info->uuid, sizeof record->uuid);
-		(void)snprintf(record->name, sizeof record->name, "%s", info->name);
+		(void)wire_str_copy(wire_str(describe_name(daemon, info->id, name)), record->name,
+				    sizeof record->name);
 	}
-	if (beneficiary != NULL) {
-		(void)snprintf(record->for_whom, sizeof record->for_whom, "%s", beneficiary->name);
+	if (action->note.for_model != 0) {
+		(void)wire_str_copy(wire_str(describe_name(daemon, action->note.for_model, name)),
+				    record->for_whom, sizeof record->for_whom);
+	} else if (history_is_wish(record->type)) {
+		(void)snprintf(record->for_whom, sizeof record->for_whom, "uid %u",
+			       action->note.uid);
 	}
-	if (job != NULL && action->code != 0 && job->failure.code == action->code) {
-		(void)snprintf(record->text, sizeof record->text, "%.159s", job->failure.text);
+	if (action->code != 0) {
+		fill_failure(daemon, action, info, record);
 	}
 }
 
@@ -64,9 +89,36 @@ static enum log_level level_of(enum core_note_type type)
 	}
 }
 
+static const char *verb_of(enum core_note_type type)
+{
+	static const char *const verbs[CORE_NOTE_N_VALUES] = {
+		[CORE_NOTE_LOAD_BEGUN] = "loading",
+		[CORE_NOTE_LOAD_DONE] = "loaded",
+		[CORE_NOTE_LOAD_FAILED] = "could not load",
+		[CORE_NOTE_LOAD_CANCELLED] = "stopped loading",
+		[CORE_NOTE_EVICTED] = "evicted",
+		[CORE_NOTE_UNLOADED] = "unloaded",
+		[CORE_NOTE_REFUSED] = "refused to load",
+		[CORE_NOTE_PINNED] = "pinned",
+		[CORE_NOTE_UNPINNED] = "unpinned",
+		[CORE_NOTE_KEPT] = "kept",
+		[CORE_NOTE_UNKEPT] = "no longer kept",
+		[CORE_NOTE_QUARANTINED] = "quarantined",
+		[CORE_NOTE_STALE] = "dropped an old copy of",
+		[CORE_NOTE_HELD] = "cannot free",
+		[CORE_NOTE_FREED] = "freed",
+	};
+
+	return verbs[type];
+}
+
+/* "evicted t5.safetensors (9.1G): to make room for flux1-dev.safetensors" */
 static void log_record(const struct record *record)
 {
-	char size[16];
+	const char *before_why = history_is_wish(record->type) ? " " : ": ";
+	const char *duration_text = "";
+	char size[24] = "";
+	char number[16];
 	char duration[24];
 	char why[256];
 	char id[33];
@@ -84,13 +136,18 @@ static void log_record(const struct record *record)
 	(void)snprintf(duration_us, sizeof duration_us, "%llu",
 		       (unsigned long long)record->duration_ns / 1000U);
 	(void)history_why_text(record, why, (uint32_t)sizeof why);
+	if (record->bytes != 0) {
+		(void)snprintf(size, sizeof size, " (%s)",
+			       units_format_size(record->bytes, number, sizeof number));
+	}
+	if (record->duration_ns != 0) {
+		duration_text =
+			units_format_duration(record->duration_ns, duration, sizeof duration);
+	}
 	log_event(level_of(record->type), fields, sizeof fields / sizeof fields[0],
-		  "%s %s (%s)%s%s%s%s", history_type_name(record->type), record->name,
-		  units_format_size(record->bytes, size, sizeof size), why[0] != '\0' ? ": " : "",
-		  why, record->duration_ns != 0 ? " in " : "",
-		  record->duration_ns != 0
-			  ? units_format_duration(record->duration_ns, duration, sizeof duration)
-			  : "");
+		  "%s %s%s%s%s%s%s", verb_of(record->type), record->name, size,
+		  duration_text[0] != '\0' ? " in " : "", duration_text,
+		  why[0] != '\0' ? before_why : "", why);
 }
 
 static bool wants(const struct daemon *daemon, const struct client *client, enum wire_event event,
@@ -188,8 +245,7 @@ static void publish_state(const struct daemon *daemon, struct client *client,
 
 static bool changes_state(enum core_note_type type)
 {
-	return type != CORE_NOTE_PINNED && type != CORE_NOTE_UNPINNED && type != CORE_NOTE_KEPT &&
-	       type != CORE_NOTE_UNKEPT && type != CORE_NOTE_REFUSED;
+	return !history_is_wish(type) && type != CORE_NOTE_REFUSED;
 }
 
 /* Tell those who began the load without waiting for it. */
@@ -211,6 +267,9 @@ static void tell_watchers(struct daemon *daemon, const struct core_action *actio
 
 		if (action->code != 0 && job->failure.code == action->code) {
 			failure_from_err(&failure, record->name, &job->failure);
+			event.error = failure.wire;
+		} else if (record->type == CORE_NOTE_REFUSED) {
+			failure_from_refusal(&failure, daemon, client, action);
 			event.error = failure.wire;
 		} else if (action->code != 0) {
 			failure_set(&failure, (enum wire_code)action->code, "%s: %s", record->name,

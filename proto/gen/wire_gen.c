@@ -104,10 +104,11 @@ static const struct wire_field device_fields[] = {
 	{ .name = "reserved", .name_size = 8, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, reserved), .max = 9223372036854775807u },
 	{ .name = "free", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, free), .max = 9223372036854775807u },
 	{ .name = "models", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, models), .max = 9223372036854775807u },
+	{ .name = "dropping", .name_size = 8, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, dropping), .is_optional = true, .has_offset = offsetof(struct wire_device, has_dropping), .max = 9223372036854775807u },
 };
 const struct wire_type wire_type_device = {
 	.name = "device", .size = sizeof(struct wire_device),
-	.fields = device_fields, .n_fields = 10, .required = 0x3ffu,
+	.fields = device_fields, .n_fields = 11, .required = 0x3ffu,
 };
 
 static const struct wire_field client_fields[] = {
@@ -199,10 +200,12 @@ static const struct wire_field error_detail_fields[] = {
 	{ .name = "models", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_error_detail, models), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_error_detail, has_models), .max = 32u, .item_max = 4200u },
 	{ .name = "min", .name_size = 3, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_error_detail, min), .is_optional = true, .has_offset = offsetof(struct wire_error_detail, has_min), .max = 9223372036854775807u },
 	{ .name = "max", .name_size = 3, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_error_detail, max), .is_optional = true, .has_offset = offsetof(struct wire_error_detail, has_max), .max = 9223372036854775807u },
+	{ .name = "in_use", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_error_detail, in_use), .is_optional = true, .has_offset = offsetof(struct wire_error_detail, has_in_use), .max = 9223372036854775807u },
+	{ .name = "pinned", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_error_detail, pinned), .is_optional = true, .has_offset = offsetof(struct wire_error_detail, has_pinned), .max = 9223372036854775807u },
 };
 const struct wire_type wire_type_error_detail = {
 	.name = "error_detail", .size = sizeof(struct wire_error_detail),
-	.fields = error_detail_fields, .n_fields = 16, .required = 0x0u,
+	.fields = error_detail_fields, .n_fields = 18, .required = 0x0u,
 };
 
 static const struct wire_field error_fields[] = {
@@ -223,10 +226,12 @@ static const struct wire_field wish_fields[] = {
 	{ .name = "keep", .name_size = 4, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_wish, keep) },
 	{ .name = "ttl_ms", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_wish, ttl_ms), .is_optional = true, .has_offset = offsetof(struct wire_wish, has_ttl_ms), .max = 9223372036854775807u },
 	{ .name = "priority", .name_size = 8, .kind = WIRE_KIND_INT, .offset = offsetof(struct wire_wish, priority), .max = 100u, .min = -100 },
+	{ .name = "pin_left_ms", .name_size = 11, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_wish, pin_left_ms), .is_optional = true, .has_offset = offsetof(struct wire_wish, has_pin_left_ms), .max = 9223372036854775807u },
+	{ .name = "keep_left_ms", .name_size = 12, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_wish, keep_left_ms), .is_optional = true, .has_offset = offsetof(struct wire_wish, has_keep_left_ms), .max = 9223372036854775807u },
 };
 const struct wire_type wire_type_wish = {
 	.name = "wish", .size = sizeof(struct wire_wish),
-	.fields = wish_fields, .n_fields = 5, .required = 0x17u,
+	.fields = wish_fields, .n_fields = 7, .required = 0x17u,
 };
 
 static const struct wire_field hello_request_fields[] = {
@@ -620,10 +625,11 @@ const struct wire_type wire_type_budget_request = {
 
 static const struct wire_field budget_response_fields[] = {
 	{ .name = "devices", .name_size = 7, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_budget_response, devices), .is_list = true, .max = 64u, .type = &wire_type_device },
+	{ .name = "evicted", .name_size = 7, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_budget_response, evicted), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_budget_response, has_evicted), .max = 64u, .type = &wire_type_outcome },
 };
 const struct wire_type wire_type_budget_response = {
 	.name = "budget_response", .size = sizeof(struct wire_budget_response),
-	.fields = budget_response_fields, .n_fields = 1, .required = 0x1u,
+	.fields = budget_response_fields, .n_fields = 2, .required = 0x1u,
 };
 
 static const struct wire_field verify_request_fields[] = {

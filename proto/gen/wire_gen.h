@@ -135,6 +135,7 @@ struct wire_outcome {
 #define WIRE_OUTCOME_HOLDERS_MAX 16
 
 struct wire_device {
+	bool has_dropping;
 	struct wire_str name;
 	struct wire_str uuid;
 	struct wire_str state;
@@ -145,6 +146,7 @@ struct wire_device {
 	uint64_t reserved;
 	uint64_t free;
 	uint64_t models;
+	uint64_t dropping;
 };
 #define WIRE_DEVICE_NAME_MAX 64
 #define WIRE_DEVICE_UUID_MAX 64
@@ -245,6 +247,8 @@ struct wire_error_detail {
 	bool has_models;
 	bool has_min;
 	bool has_max;
+	bool has_in_use;
+	bool has_pinned;
 	struct wire_str field;
 	struct wire_str device;
 	uint64_t need;
@@ -261,6 +265,8 @@ struct wire_error_detail {
 	struct wire_list models; /* list:str */
 	uint64_t min;
 	uint64_t max;
+	uint64_t in_use;
+	uint64_t pinned;
 };
 #define WIRE_ERROR_DETAIL_FIELD_MAX 128
 #define WIRE_ERROR_DETAIL_DEVICE_MAX 64
@@ -283,11 +289,15 @@ struct wire_error {
 
 struct wire_wish {
 	bool has_ttl_ms;
+	bool has_pin_left_ms;
+	bool has_keep_left_ms;
 	uint64_t uid;
 	bool pin;
 	bool keep;
 	uint64_t ttl_ms;
 	int64_t priority;
+	uint64_t pin_left_ms;
+	uint64_t keep_left_ms;
 };
 
 struct wire_hello_request {
@@ -659,9 +669,12 @@ struct wire_budget_request {
 #define WIRE_BUDGET_REQUEST_DEVICE_MAX 64
 
 struct wire_budget_response {
+	bool has_evicted;
 	struct wire_list devices; /* list:device */
+	struct wire_list evicted; /* list:outcome */
 };
 #define WIRE_BUDGET_RESPONSE_DEVICES_MAX 64
+#define WIRE_BUDGET_RESPONSE_EVICTED_MAX 64
 
 struct wire_verify_request {
 	bool has_models;

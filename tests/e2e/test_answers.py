@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people are told: names, reasons, numbers, and what there is instead of what they asked."""
+
+import os
+
+import pytest
+from conftest import RawError, close_all, make_safetensors, opened, wait_until
+from test_wire_hostile import as_nobody, needs_root
+
+MIB = 1 << 20
+
+
+def refusal(raw, method, params, fds=()):
+    with pytest.raises(RawError) as caught:
+        raw.call(method, params, fds)
+    return caught.value.error
+
+
+def make_same(tmp_path, n=2, name="same.safetensors"):
+    """n different models of one base name, in the folders d0, d1, ..."""
+    paths = []
+    for number in range(n):
+        (tmp_path / f"d{number}").mkdir()
+        paths.append(tmp_path / f"d{number}" / name)
+        make_safetensors(paths[-1], {"t": ("U8", [1 << 16])}, seed=number + 1)
+    return paths
+
+
+def cut_short(path):
+    os.truncate(path, path.stat().st_size - 512)
+    return path
+
+
+# ---- names -----------------------------------------------------------------------------
+
+
+@pytest.mark.daemon("limits.loads-per-user=1", "load.direct-io=off")
+def test_a_load_not_waited_for_is_answered_with_name_and_path(daemon, make_model):
+    paths = [make_model(f"{i}.safetensors", size=8 * MIB, seed=i) for i in range(3)]
+    daemon.tell("fault pread:1:delay=50:ever")
+    with daemon.raw() as raw, opened(paths[2]) as fd:
+        for path in paths[:2]:  # the second has to wait its turn
+            model = raw.load(path, no_wait=True)["model"]
+            assert (model.get("name"), model.get("path")) == (path.name, str(path))
+        number = raw.request("load", {}, [fd])
+        wait_until(lambda: len(daemon.models()) == 3, what="the third load")
+        assert {m["name"] for m in daemon.models()} == {p.name for p in paths}
+        daemon.tell("clear")
+        assert raw.wait(number)[1]["model"]["name"] == paths[2].name
+
+
+def test_what_the_listing_calls_a_model_is_its_name_everywhere(daemon, raw, tmp_path):
+    paths = make_same(tmp_path)
+    for path in paths:
+        raw.load(path)
+    names = [f"d{i}/same.safetensors" for i in range(2)]
+    assert sorted(m["name"] for m in daemon.models()) == names
+    for word, name in (("d0/same", names[0]), ("d1/same", names[1]), (names[1], names[1])):
+        assert raw.call("show", {"model": word})["model"]["name"] == name
+    assert [c["name"] for c in raw.call("verify", {"models": ["d0/same"]})["checks"]] == names[:1]
+    result = raw.call("unload", {"select": {"names": ["d1/*"]}})
+    assert [o["name"] for o in result["unloaded"]] == names[1:]
+    history = raw.call("events.history", {"types": ["unloaded"]})["records"]
+    assert [r["name"] for r in history] == names[1:]
+    assert daemon.status()["last"][-1]["name"] == names[1]
+    assert "unloaded d1/same.safetensors" in daemon.log()
+
+
+@pytest.mark.parametrize("n, told", [(2, ""), (3, " and 1 more"), (6, " and 4 more")])
+def test_an_ambiguous_name_says_how_many_it_means(raw, tmp_path, n, told):
+    for path in make_same(tmp_path, n):
+        raw.load(path)
+    error = refusal(raw, "show", {"model": "same"})
+    assert error["code"] == "bad-argument" and f"means {n} models" in error["message"]
+    assert error["hint"].endswith(told or "d1/same.safetensors"), error["hint"]
+    assert len(error["detail"]["models"]) == min(n, 4)
+
+
+# ---- what is not there -----------------------------------------------------------------
+
+
+def test_the_table_of_a_model_that_is_not_resident_is_refused(raw, make_model):
+    path = make_model()
+    raw.load(path)
+    raw.call("unload", {"select": {"models": [path.name]}})
+    error = refusal(raw, "show", {"model": path.name, "table": True})
+    assert error["code"] == "not-resident" and error["retryable"] and "load" in error["hint"]
+    assert path.name in error["message"]
+    assert raw.call("show", {"model": path.name})["model"]["state"] != "resident"
+    raw.load(path)
+    result, fds = raw.call_fds("show", {"model": path.name, "table": True})
+    assert len(fds) == 1 and result["model"]["state"] == "resident"
+    close_all(fds)
+
+
+def test_verify_of_what_is_not_resident_is_refused(raw, make_model):
+    paths = [make_model(f"{i}.safetensors", seed=i) for i in range(2)]
+    for path in paths:
+        raw.load(path)
+    raw.call("unload", {"select": {"models": [paths[1].name]}})
+    error = refusal(raw, "verify", {"models": [p.name for p in paths]})
+    assert error["code"] == "not-resident" and paths[1].name in error["message"]
+    assert [c["name"] for c in raw.call("verify")["checks"]] == [paths[0].name]
+
+
+@pytest.mark.parametrize("method, params, field", [
+    ("list", {"device": "foo"}, "device"), ("budget", {"device": "foo"}, "device"),
+    ("unload", {"select": {"device": "foo"}}, "select.device")])
+def test_a_device_that_is_not_there_is_named_with_those_that_are(raw, method, params, field):
+    error = refusal(raw, method, params)
+    assert error["code"] == "not-found" and error["detail"]["field"] == field
+    assert error["message"] == "there is no device foo; there is cpu"
+    assert raw.call("list", {"device": "ram"}) == {"models": []}
+
+
+def test_unknown_types_of_records_and_events_are_refused_with_the_known_ones(raw):
+    error = refusal(raw, "events.history", {"types": ["load", "explosion"]})
+    assert error["code"] == "bad-argument" and "explosion" in error["message"]
+    assert "load.done" in error["hint"] and "freed" in error["hint"]
+    assert raw.call("events.history", {"types": ["load", "load.done", "evicted"]}) == {"records": []}
+    error = refusal(raw, "subscribe", {"events": ["record", "explosion"]})
+    assert error["code"] == "bad-argument" and "explosion" in error["message"]
+    assert "load.done" in error["hint"] and "goodbye" in error["hint"]
+    assert raw.call("subscribe", {"events": ["record", "goodbye"]})["subscription"] == 1
+
+
+# ---- what failed -----------------------------------------------------------------------
+
+
+def test_a_failed_load_leaves_the_listing_when_its_model_is_unloaded_by_name(daemon, raw,
+                                                                            make_model):
+    path = cut_short(make_model("trunc.safetensors"))
+    assert refusal_of_load(raw, path)["code"] == "bad-file"
+    assert [(m["name"], m["state"]) for m in daemon.models()] == [(path.name, "failed")]
+    assert raw.call("show", {"model": "trunc"})["notice"]
+    result = raw.call("unload", {"select": {"models": ["trunc"]}})
+    assert [(o["name"], o["reason"]) for o in result["unloaded"]] == [
+        (path.name, "its failed load is forgotten")]
+    assert daemon.models() == [] and result["total_bytes"] == 0
+    assert [m["state"] for m in daemon.models(everything=True)] == ["registered"]
+    assert raw.call("unload", {"select": {"models": ["trunc"]}})["unloaded"] == []
+    assert refusal_of_load(raw, path)["code"] == "bad-file"
+    assert [m["state"] for m in daemon.models()] == ["failed"], "a new failure is news again"
+
+
+@needs_root
+def test_who_may_not_withdraw_a_keep_does_not_forget_its_failure(daemon, raw, make_model):
+    path = cut_short(make_model("trunc.safetensors"))
+    with opened(path) as fd:
+        refusal(raw, "load", {"policy": {"keep": True}}, [fd])
+
+    def forget():
+        with daemon.raw() as nobody, opened(path) as fd:
+            refusal(nobody, "load", {}, [fd])
+            result = nobody.call("unload", {"select": {"models": ["trunc"]}})
+            return [len(result[key]) for key in ("kept", "unloaded", "held")]
+
+    for folder in list(path.parents)[:-2]:
+        if folder.owner() == path.owner() and folder.stat().st_mode & 0o005 != 0o005:
+            os.chmod(folder, 0o755)
+    assert as_nobody(daemon, forget) == "[1, 0, 0]"
+    assert [m["state"] for m in daemon.models()] == ["failed"]
+
+
+def refusal_of_load(raw, path, **params):
+    with opened(path) as fd:
+        return refusal(raw, "load", params, [fd])
+
+
+# ---- why there is no memory ------------------------------------------------------------
+
+
+@pytest.fixture
+def full(daemon, make_model):
+    """A device of 64 MiB with 24 leased and 24 pinned; yields the models' paths."""
+    leased = make_model("leased.safetensors", size=24 * MIB, seed=1)
+    pinned = make_model("pinned.safetensors", size=24 * MIB, seed=2)
+    with daemon.raw() as holder:
+        holder.load(leased)
+        leases = []
+        for _ in range(2):  # two leases of one client hold the bytes once
+            result, fds = holder.attach(leased)
+            close_all(fds)
+            leases.append(result["lease"])
+        holder.load(pinned, policy={"pin": True})
+        yield leased, pinned
+        for lease in leases:
+            holder.call("detach", {"lease": lease})
+
+
+@pytest.mark.fault("M03")
+@pytest.mark.daemon("memory.ram=64M")
+def test_a_refusal_says_who_is_in_the_way_there_and_in_the_history(daemon, raw, full,
+                                                                   make_model):
+    third = make_model("third.safetensors", size=24 * MIB, seed=3)
+    error = refusal_of_load(raw, third)
+    detail, message, uid = error["detail"], error["message"], os.getuid()
+    assert error["code"] == "no-memory" and detail["evictable"] == 0
+    assert 24 * MIB <= detail["in_use"] < 25 * MIB and 24 * MIB <= detail["pinned"] < 25 * MIB
+    assert [(h["pid"], h["held_bytes"]) for h in detail["holders"]] == [
+        (os.getpid(), detail["in_use"])]
+    assert detail["uids"] == [uid]
+    assert f"/{os.getpid()} 24.0M" in message and "in use: " in message, message
+    assert f"pinned by uid {uid}: pinned.safetensors 24.0M" in message, message
+    record = daemon.status()["last"][-1]
+    assert record["type"] == "refused" and record["name"] == third.name
+    for text in (record["why"], raw.call("show", {"model": "third"})["notice"], daemon.log()):
+        assert "needs 24.0M, budget 64.0M, free " in text and f"/{os.getpid()} " in text, text
+        assert f"pinned by uid {uid}: 24.0M" in text, text
+        assert full[1].name not in record["why"], "others see the record too"
+
+
+@pytest.mark.daemon("memory.ram=64M")
+def test_a_refusal_nobody_waited_for_says_the_same(raw, full, make_model):
+    raw.load(make_model("third.safetensors", size=24 * MIB, seed=3), no_wait=True)
+    wait_until(lambda: raw.call("ping") == {} and raw.events, what="the event")
+    name, event = raw.events[0]
+    assert name == "load.done" and event["error"]["code"] == "no-memory"
+    assert f"/{os.getpid()} 24.0M" in event["error"]["message"]
+    detail = event["error"]["detail"]
+    assert detail["need"] >= 24 * MIB and detail["budget"] == 64 * MIB and detail["holders"]
+
+
+@pytest.mark.daemon("memory.ram=64M")
+def test_a_model_larger_than_the_budget_is_nobodys_fault(raw, full, make_model):
+    error = refusal_of_load(raw, make_model("huge.safetensors", size=80 * MIB, seed=3))
+    assert "in use" not in error["message"] and "raise the budget" in error["hint"]
+    assert error["detail"]["in_use"] > 0 and error["detail"]["holders"]
+
+
+@needs_root
+@pytest.mark.daemon("memory.ram=64M")
+def test_other_users_learn_no_name_from_a_refusal(daemon, full, make_model):
+    third = make_model("third.safetensors", size=24 * MIB, seed=3)
+
+    def load():
+        with daemon.raw() as raw, opened(third) as fd:
+            raw.call("ping")
+            error = refusal(raw, "load", {}, [fd])
+            records = raw.call("events.history")["records"]
+            return error["message"] + str(error["detail"]) + str(records)
+
+    os.chmod(third, 0o644)
+    for folder in list(third.parents)[:-2]:
+        if folder.stat().st_mode & 0o005 != 0o005:
+            os.chmod(folder, 0o755)
+    text = as_nobody(daemon, load)
+    assert "pinned by uid 0: 24.0M" in text and f"/{os.getpid()} of uid 0 24.0M" in text, text
+    assert "pinned.safetensors" not in text and "leased.safetensors" not in text
+
+
+# ---- budgets and the log ---------------------------------------------------------------
+
+
+def test_a_lowered_budget_says_what_went_and_what_is_still_going(daemon, raw, make_model):
+    paths = [make_model(f"{i}.safetensors", size=8 * MIB, seed=i) for i in range(2)]
+    for path in paths:
+        raw.load(path)
+    assert "evicted" not in raw.call("budget")
+    used = daemon.status()["devices"][0]["used"]
+    result = raw.call("budget", {"device": "cpu", "bytes": used // 2})
+    device = result["devices"][0]
+    assert [o["reason"] for o in result["evicted"]] == ["the budget was lowered"]
+    assert result["evicted"][0]["name"] in [path.name for path in paths]
+    assert device["used"] - device.get("dropping", 0) == used // 2, device
+    assert raw.call("budget", {"device": "cpu", "bytes": used})["evicted"] == []
+    error = refusal(raw, "budget", {"device": "cpu", "bytes": 1900 << 30})
+    assert error["code"] == "bad-argument"
+    assert error["message"].startswith("1.9T is more than this machine has ("), error
+
+
+def test_log_lines_are_whole_sentences(daemon, raw, make_model):
+    path = make_model("vae.safetensors")
+    uid = os.getuid()
+    raw.load(path, policy={"pin": True, "keep": True})
+    raw.call("set", {"model": "vae", "policy": {"pin": False, "keep": False}})
+    raw.call("unload", {"select": {"models": ["vae"]}})
+    lines = [line.split(": ", 1)[-1] for line in daemon.log().splitlines()]
+    for line in (f"pinned vae.safetensors for uid {uid}", f"kept vae.safetensors for uid {uid}",
+                 f"unpinned vae.safetensors for uid {uid}",
+                 f"no longer kept vae.safetensors for uid {uid}"):
+        assert any(seen.endswith(line) for seen in lines), (line, lines)
+    assert any("loaded vae.safetensors (1.0M) in " in line for line in lines), lines
+    assert "unloaded vae.safetensors (1.0M): as asked" in daemon.log()
+    whys = {r["type"]: r.get("why") for r in raw.call("events.history")["records"]}
+    assert whys["pinned"] == f"for uid {uid}"
+
+
+def test_show_says_when_a_pin_or_a_keep_lapses(raw, make_model):
+    path = make_model("vae.safetensors")
+    raw.load(path, policy={"pin": True, "for_ms": 60000})
+    raw.call("set", {"model": "vae", "policy": {"keep": True}})
+    wish = raw.call("show", {"model": "vae"})["wishes"][0]
+    assert 0 < wish["pin_left_ms"] <= 60000 and "keep_left_ms" not in wish
+    raw.call("set", {"model": "vae", "policy": {"keep": True, "for_ms": 30000}})
+    raw.call("set", {"model": "vae", "policy": {"pin": True}})
+    wish = raw.call("show", {"model": "vae"})["wishes"][0]
+    assert 0 < wish["keep_left_ms"] <= 30000 and "pin_left_ms" not in wish
