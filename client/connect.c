@@ -182,6 +182,9 @@ int distorch_default_path(char *buffer, size_t buffer_size)
 	int n;
 
 	failure_clear(NULL);
+	if (options_need("buffer", buffer) < 0) {
+		return -DISTORCH_E_BAD_ARGUMENT;
+	}
 	if (given != NULL && given[0] != '\0') {
 		n = snprintf(buffer, buffer_size, "%s", given);
 	} else {
@@ -452,8 +455,11 @@ void client_lose(struct distorch *c, int code, const char *reason)
 
 int client_enter(struct distorch *c)
 {
-	int rc = 0;
+	int rc = options_need("c", c);
 
+	if (rc < 0) {
+		return rc;
+	}
 	if (c->pid != getpid()) {
 		return failure_set(DISTORCH_E_NO_CONNECTION, 0, "open a connection of your own",
 				   "this connection belongs to process %d", (int)c->pid);

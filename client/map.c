@@ -503,6 +503,9 @@ const struct distorch_tensor *distorch_weights_find(struct distorch_weights *wei
 	uint32_t mask;
 	uint32_t slot;
 
+	if (name == NULL) {
+		return NULL;
+	}
 	pthread_mutex_lock(&weights->index_lock);
 	if (weights->index == NULL) {
 		weights->index = make_index(weights, &weights->index_mask);

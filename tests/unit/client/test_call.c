@@ -521,6 +521,49 @@ static void no_wait_and_weights_exclude_each_other(void **state)
 	peer_stop(&peer);
 }
 
+/* The call failed as a wrong argument, and the error names which. */
+static void assert_names_argument(int rc, const char *name)
+{
+	assert_int_equal(rc, -DISTORCH_E_BAD_ARGUMENT);
+	assert_non_null(strstr(distorch_error(NULL)->message, name));
+}
+
+static void a_missing_string_is_refused_by_name(void **state)
+{
+	static const char *const holed[] = {"a", NULL};
+	const struct distorch_select no_models = {.size = sizeof no_models, .n_models = 1};
+	const struct distorch_select holes = {.size = sizeof holes, .names = holed, .n_names = 2};
+	const struct distorch_history_filter types = {.size = sizeof types,
+						      .types = holed,
+						      .n_types = 2};
+	const struct distorch_event_filter events = {.size = sizeof events,
+						     .events = holed,
+						     .n_events = 2};
+	struct distorch_detail *detail = NULL;
+	struct distorch_weights *weights = NULL;
+	struct distorch_records *records = NULL;
+	struct distorch_checks *checks = NULL;
+	struct distorch *c;
+
+	(void)state;
+	peer_start(&peer, say_hello_only, NULL);
+	c = open_connection(QUICK_MS);
+	assert_names_argument(distorch_load(c, NULL, NULL, NULL, NULL), "'path'");
+	assert_names_argument(distorch_attach(c, NULL, &weights), "'model'");
+	assert_names_argument(distorch_show(c, NULL, &detail, NULL), "'model'");
+	assert_names_argument(distorch_set(c, NULL, NULL, NULL, NULL), "'model'");
+	assert_names_argument(distorch_unload(c, &no_models, NULL), "'models'");
+	assert_names_argument(distorch_unload(c, &holes, NULL), "'names'");
+	assert_names_argument(distorch_history(c, &types, &records), "'types'");
+	assert_names_argument(distorch_subscribe(c, &events), "'events'");
+	assert_names_argument(distorch_verify(c, holed, 2, &checks), "'models'");
+	assert_names_argument(distorch_verify(c, NULL, 2, &checks), "'models'");
+	assert_names_argument(distorch_ping(NULL), "'c'");
+	assert_names_argument(distorch_default_path(NULL, 16), "'buffer'");
+	distorch_close(c);
+	peer_stop(&peer);
+}
+
 static void the_default_path_follows_the_environment(void **state)
 {
 	char path[256];
@@ -552,6 +595,7 @@ int main(void)
 		cmocka_unit_test(what_is_no_readable_file_is_refused_here),
 		cmocka_unit_test(options_of_other_versions_are_understood_or_refused),
 		cmocka_unit_test(no_wait_and_weights_exclude_each_other),
+		cmocka_unit_test(a_missing_string_is_refused_by_name),
 		cmocka_unit_test(the_default_path_follows_the_environment),
 	};
 
