@@ -474,7 +474,8 @@ struct distorch_detail {
 };
 
 /* Free '*ret_detail' with distorch_detail_free. '*ret_table' (NULL: not wanted) describes the
- * tensors and maps nothing: their 'data' is NULL; unref it. Codes: NOT_FOUND, BAD_ARGUMENT. */
+ * tensors and maps nothing: their 'data' is NULL; unref it. Codes: NOT_FOUND, BAD_ARGUMENT, and
+ * NOT_RESIDENT when the table is wanted of a model that is not in memory. */
 DISTORCH_PUBLIC int distorch_show(struct distorch *c, const char *model,
 				  struct distorch_detail **ret_detail,
 				  struct distorch_weights **ret_table);

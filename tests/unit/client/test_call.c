@@ -564,6 +564,35 @@ static void a_missing_string_is_refused_by_name(void **state)
 	peer_stop(&peer);
 }
 
+static void show_without_a_table(struct peer *p)
+{
+	const struct wire_show_response show = {.model = peer_model()};
+	int empty = peer_memfd("", 0, 0);
+
+	peer_respond(p, peer_expect(p, WIRE_METHOD_SHOW), WIRE_METHOD_SHOW, &show, NULL, 0);
+	peer_respond(p, peer_expect(p, WIRE_METHOD_SHOW), WIRE_METHOD_SHOW, &show, &empty, 1);
+	REQUIRE(close(empty) == 0);
+	(void)peer_is_closed(p);
+}
+
+static void a_table_of_a_model_that_is_not_in_memory_is_not_resident(void **state)
+{
+	struct distorch_detail *detail = NULL;
+	struct distorch_weights *table = NULL;
+	struct distorch *c;
+
+	(void)state;
+	peer_start(&peer, show_without_a_table, NULL);
+	c = open_connection(5000);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(distorch_show(c, "m", &detail, &table), -DISTORCH_E_NOT_RESIDENT);
+		assert_non_null(strstr(distorch_error(c)->hint, "distorchctl load"));
+		assert_int_equal(distorch_error(c)->exit_code, 4);
+	}
+	distorch_close(c);
+	peer_stop(&peer);
+}
+
 static void the_default_path_follows_the_environment(void **state)
 {
 	char path[256];
@@ -596,6 +625,7 @@ int main(void)
 		cmocka_unit_test(options_of_other_versions_are_understood_or_refused),
 		cmocka_unit_test(no_wait_and_weights_exclude_each_other),
 		cmocka_unit_test(a_missing_string_is_refused_by_name),
+		cmocka_unit_test(a_table_of_a_model_that_is_not_in_memory_is_not_resident),
 		cmocka_unit_test(the_default_path_follows_the_environment),
 	};
 
