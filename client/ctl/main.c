@@ -20,6 +20,8 @@
 
 volatile int ctl_interrupted;
 
+/* argp finds it only where the linker may export it. */
+__attribute__((visibility("default")))
 const char *argp_program_version = "distorchctl " DISTORCH_VERSION;
 
 const struct verb *const verbs[] = {

@@ -3,12 +3,16 @@
 import json
 import os
 import pty
+import shutil
 import signal
+import socket
 import subprocess
+import threading
 import time
 
+import msgpack
 import pytest
-from conftest import BUILD, make_safetensors, make_sparse_model, wait_until
+from conftest import BUILD, ROOT, make_safetensors, make_sparse_model, wait_until
 
 CTL = str(BUILD / "bin" / "distorchctl")
 
@@ -141,13 +145,13 @@ def test_it_behaves_in_pipes_and_narrow_places(daemon, make_model):
         assert len([line for line in lines if line.strip()]) == 31, "a line a model: cut, not wrapped"
 
 
-def on_terminal(daemon, words, columns):
+def on_terminal(daemon, words, columns, status=0, **environment):
     """Run it on a terminal of so many columns; what it printed."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [CTL, *words], stdin=slave, stdout=slave, stderr=slave,
         env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket), "COLUMNS": str(columns),
-             "TERM": "xterm", "LANG": "C.UTF-8"})
+             "TERM": "xterm", "LANG": "C.UTF-8", **environment})
     os.close(slave)
     output = b""
     while True:
@@ -159,7 +163,7 @@ def on_terminal(daemon, words, columns):
             break
         output += piece
     os.close(master)
-    assert process.wait(20) == 0, output
+    assert process.wait(20) == status, output
     return output.decode(errors="replace").replace("\r\n", "\n")
 
 
@@ -285,3 +289,13 @@ def test_budget_verify_config_and_doctor(daemon, make_model):
     assert done.returncode in (0, 9) and "daemon answers" in done.stdout
     assert ctl(daemon, "ping").returncode == 0
     assert ctl_json(daemon, "version")["daemon"].startswith("distorchd/")
+
+
+def test_every_place_for_version_prints_it(daemon):
+    for words in (["-V"], ["--version"], ["ps", "-V"], ["load", "--version"]):
+        done = ctl(None, *words)
+        assert done.returncode == 0 and done.stdout.startswith("distorchctl "), words
+    for flag in ("-V", "--version"):
+        done = subprocess.run([BUILD / "bin" / "distorchd", flag], capture_output=True, text=True,
+                              timeout=20)
+        assert done.returncode == 0 and done.stdout.startswith("distorchd "), done.stderr
