@@ -110,8 +110,8 @@ static int print_clients(struct ctl *ctl, const struct distorch_clients *clients
 			client->label != NULL ? client->label : client->comm,
 			uid,
 			leases,
-			size_text(ctl, client->held_bytes, size),
-			ago_text(client->age_ms, age),
+			size_cell(ctl, client->held_bytes, size),
+			ago_cell(ctl, client->age_ms, age),
 			client->connected ? (client->admin ? "connected, admin" : "connected")
 					  : "gone, still maps",
 			client->library,

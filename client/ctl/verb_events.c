@@ -7,8 +7,9 @@
 #include <string.h>
 
 #define MAX_TYPES 32
+#define DAY_MS    86400000U
 
-static void print_record(const struct ctl *ctl, const struct distorch_record *record)
+static void print_record(const struct ctl *ctl, const struct distorch_record *record, bool has_date)
 {
 	char time[40];
 	char name[256];
@@ -16,7 +17,7 @@ static void print_record(const struct ctl *ctl, const struct distorch_record *re
 	char size[24];
 	char duration[32];
 
-	(void)printf("%s  %-14s %s", time_text(record->time_ms, time), record->type,
+	(void)printf("%s  %-14s %s", time_text(record->time_ms, has_date, time), record->type,
 		     safe_text(record->name != NULL ? record->name : record->model, name,
 			       sizeof name));
 	if (record->bytes != DISTORCH_ABSENT) {
@@ -33,6 +34,7 @@ static void print_record(const struct ctl *ctl, const struct distorch_record *re
 
 static int print_records(struct ctl *ctl, const struct distorch_records *records)
 {
+	bool has_date = ctl->arguments.since_ms > DAY_MS;
 	cJSON *object;
 	cJSON *array;
 
@@ -45,10 +47,11 @@ static int print_records(struct ctl *ctl, const struct distorch_records *records
 		return json_print(ctl, object);
 	}
 	for (size_t i = 0; i < records->n_records; i++) {
+		has_date = has_date || records->records[i]->age_ms > DAY_MS;
 		if (ctl->arguments.output == OUTPUT_JSONL) {
 			(void)json_print(ctl, json_of_record(json_new(), records->records[i]));
 		} else {
-			print_record(ctl, records->records[i]);
+			print_record(ctl, records->records[i], has_date);
 		}
 	}
 	return EXIT_DONE;
@@ -128,7 +131,7 @@ static int follow(struct ctl *ctl, const char *const *types, size_t n_types)
 				ctl->arguments.output = OUTPUT_JSONL;
 				(void)json_print(ctl, json_of_record(json_new(), event->record));
 			} else {
-				print_record(ctl, event->record);
+				print_record(ctl, event->record, false);
 			}
 			(void)fflush(stdout);
 		}

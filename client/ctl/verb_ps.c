@@ -10,11 +10,11 @@
 
 static const struct column columns[] = {
 	{.title = "NAME", .may_cut = true},
-	{.title = "ID"},
+	{.title = "ID", .is_extra = true},
 	{.title = "SIZE", .is_right = true},
 	{.title = "WHERE"},
 	{.title = "USED BY"},
-	{.title = "LAST USED"},
+	{.title = "LAST USED", .is_extra = true},
 	{.title = "STAYS"},
 	{.title = "STATE", .is_wide = true},
 	{.title = "UID", .is_wide = true, .is_right = true},
@@ -24,7 +24,7 @@ static const struct column columns[] = {
 
 static void add_row(const struct ctl *ctl, struct sheet *sheet, const struct distorch_model *model)
 {
-	char id[8];
+	char id[40];
 	char size[24];
 	char where[128];
 	char users[128];
@@ -34,7 +34,8 @@ static void add_row(const struct ctl *ctl, struct sheet *sheet, const struct dis
 	char tensors[24];
 	const char *cells[sizeof columns / sizeof columns[0]];
 
-	(void)snprintf(id, sizeof id, "%.6s", model->id);
+	(void)snprintf(id, sizeof id, "%.*s", ctl->arguments.output == OUTPUT_CSV ? 32 : 6,
+		       model->id);
 	(void)where_text(model, where, sizeof where);
 	if (strcmp(model->state, "loading") == 0) {
 		(void)snprintf(where, sizeof where, "loading %u%%",
@@ -49,10 +50,10 @@ static void add_row(const struct ctl *ctl, struct sheet *sheet, const struct dis
 	(void)snprintf(tensors, sizeof tensors, "%llu", (unsigned long long)model->tensors);
 	cells[0] = model->name != NULL ? model->name : "(another user's)";
 	cells[1] = id;
-	cells[2] = size_text(ctl, model->bytes, size);
+	cells[2] = size_cell(ctl, model->bytes, size);
 	cells[3] = where;
 	cells[4] = users_text(model, users, sizeof users);
-	cells[5] = ago_text(model->last_used_ms, last);
+	cells[5] = ago_cell(ctl, model->last_used_ms, last);
 	cells[6] = stays_text(model, stays, sizeof stays);
 	cells[7] = model->state;
 	cells[8] = uid;

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #define BAR_WIDTH 18
+#define DAY_MS    86400000U
 
 static const struct argp_option no_options[] = {OPTIONS_END};
 
@@ -40,9 +41,10 @@ static void print_records(const struct distorch_record *const *records, size_t n
 
 	for (size_t i = n_records; i > 0; i--) {
 		const struct distorch_record *record = records[i - 1];
+		bool has_date = record->age_ms > DAY_MS;
 
-		(void)printf("  %s  %s %s%s%s\n", time_text(record->time_ms, time), record->type,
-			     safe_text(record->name, name, sizeof name),
+		(void)printf("  %s  %s %s%s%s\n", time_text(record->time_ms, has_date, time),
+			     record->type, safe_text(record->name, name, sizeof name),
 			     record->why != NULL ? ": " : "",
 			     record->why != NULL ? safe_text(record->why, why, sizeof why) : "");
 	}

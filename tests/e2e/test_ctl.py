@@ -299,3 +299,41 @@ def test_every_place_for_version_prints_it(daemon):
         done = subprocess.run([BUILD / "bin" / "distorchd", flag], capture_output=True, text=True,
                               timeout=20)
         assert done.returncode == 0 and done.stdout.startswith("distorchd "), done.stderr
+
+
+# ---- what is printed -------------------------------------------------------------------
+
+
+def test_names_in_tables_are_escaped_once(daemon, make_model):
+    ctl(daemon, "load", make_model("esc\033[1m.safetensors"))
+    for environment in ({}, {"LANG": "C"}):
+        table = ctl(daemon, "ps", environment=environment).stdout
+        assert "esc\\x1b[1m.safetensors" in table
+
+
+def test_csv_has_plain_numbers(daemon, make_model):
+    path = make_model("plain.safetensors")
+    ctl(daemon, "load", path)
+    head, row = (line.split(",") for line in ctl(daemon, "ps", "-o", "csv").stdout.splitlines())
+    cells = dict(zip(head, row))
+    assert int(cells["SIZE"]) == os.stat(path).st_size
+    assert int(cells["LAST USED"]) < 60
+    assert len(cells["ID"]) == 32
+    head, row = (line.split(",") for line in ctl(daemon, "clients", "-o", "csv").stdout.splitlines())
+    assert dict(zip(head, row))["HOLDS"] == "0"
+
+
+def test_narrow_terminals_show_less_and_cut_names(daemon, make_model):
+    ctl(daemon, "load", make_model("a-rather-long-name-of-a-model.safetensors"))
+    narrow = on_terminal(daemon, ["ps"], 50).splitlines()
+    assert "ID" not in narrow[0].split() and "LAST" not in narrow[0]
+    assert "…" in narrow[1] and max(map(len, narrow)) <= 50
+    wide = on_terminal(daemon, ["ps"], 120)
+    assert "LAST USED" in wide and "…" not in wide
+
+
+def test_old_events_carry_their_date(daemon, make_model):
+    ctl(daemon, "load", make_model("dated.safetensors"))
+    today = time.strftime("%Y-")
+    assert not ctl(daemon, "events", "--since", "1h").stdout.startswith(today)
+    assert ctl(daemon, "events", "--since", "25h").stdout.startswith(today)
