@@ -10,6 +10,7 @@
 #include "distorch.h"
 
 #include <argp.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -72,6 +73,9 @@ struct verb {
 extern const struct verb *const verbs[]; /* ends with NULL */
 const struct verb *verb_find(const char *name);
 
+/* Connect with the options that were said. Returns 0 or the library's code; prints nothing. */
+int ctl_open(struct ctl *ctl);
+
 /* Connect once; on failure the error is printed and the exit status returned, else 0. */
 int ctl_connect(struct ctl *ctl);
 
@@ -81,8 +85,10 @@ int ctl_fail(struct ctl *ctl);
 int ctl_refuse(struct ctl *ctl, enum exit_status status, const char *word, const char *hint,
 	       const char *format, ...) __attribute__((format(printf, 5, 6)));
 
-/* Set by Ctrl-C. */
-extern volatile int ctl_interrupted;
+/* What Ctrl-C does now: end with 130 at once, end with 0 at once, or set ctl_interrupted (and
+ * end with 130 when pressed again). */
+enum interrupt { INTERRUPT_FAILS, INTERRUPT_ENDS, INTERRUPT_IS_ASKED };
+extern volatile sig_atomic_t ctl_on_interrupt, ctl_interrupted;
 
 extern const struct verb verb_status, verb_ps, verb_show, verb_load, verb_unload, verb_pin,
 	verb_unpin, verb_keep, verb_unkeep, verb_why, verb_verify, verb_clients, verb_events,

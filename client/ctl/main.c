@@ -18,7 +18,8 @@
 
 #define NS_PER_MS 1000000U
 
-volatile int ctl_interrupted;
+volatile sig_atomic_t ctl_on_interrupt = INTERRUPT_FAILS;
+volatile sig_atomic_t ctl_interrupted;
 
 /* argp finds it only where the linker may export it. */
 __attribute__((visibility("default")))
@@ -111,14 +112,18 @@ int ctl_refuse(struct ctl *ctl, enum exit_status status, const char *word, const
 	return (int)status;
 }
 
-int ctl_connect(struct ctl *ctl)
+int ctl_open(struct ctl *ctl)
 {
 	const struct distorch_options options = {.size = sizeof options,
 						 .client = "distorchctl/" DISTORCH_VERSION,
 						 .timeout_ms = ctl->arguments.timeout_ms};
 
-	return distorch_open(ctl->arguments.socket_path, &options, &ctl->c) < 0 ? ctl_fail(ctl)
-										: EXIT_DONE;
+	return distorch_open(ctl->arguments.socket_path, &options, &ctl->c);
+}
+
+int ctl_connect(struct ctl *ctl)
+{
+	return ctl_open(ctl) < 0 ? ctl_fail(ctl) : EXIT_DONE;
 }
 
 /* ---- options ---- */
@@ -377,7 +382,11 @@ static int run_verb(struct ctl *ctl, const struct verb *verb, int argc, char **a
 static void on_interrupt(int number)
 {
 	(void)number;
-	ctl_interrupted = 1;
+	if (ctl_on_interrupt == INTERRUPT_IS_ASKED && ctl_interrupted == 0) {
+		ctl_interrupted = 1;
+		return;
+	}
+	_exit(ctl_on_interrupt == INTERRUPT_ENDS ? EXIT_DONE : EXIT_INTERRUPTED);
 }
 
 static void prepare(struct ctl *ctl)

@@ -71,7 +71,7 @@ static bool check_daemon(struct report *report)
 	struct ctl *ctl = report->ctl;
 	char text[256];
 
-	if (distorch_open(ctl->arguments.socket_path, NULL, &ctl->c) < 0) {
+	if (ctl_open(ctl) < 0) {
 		const struct distorch_error *error = distorch_error(NULL);
 
 		tell(report, false, error->message,

@@ -113,18 +113,15 @@ static int follow(struct ctl *ctl, const char *const *types, size_t n_types)
 						     .events = names,
 						     .n_events = 3};
 
+	ctl_on_interrupt = INTERRUPT_ENDS;
 	if (distorch_subscribe(ctl->c, &filter) < 0) {
 		return ctl_fail(ctl);
 	}
-	while (!ctl_interrupted) {
+	for (;;) {
 		struct distorch_event *event = NULL;
-		int code = distorch_next_event(ctl->c, 250, &event);
 
-		if (code == -DISTORCH_E_TIMEOUT) {
-			continue;
-		}
-		if (code < 0) {
-			return ctl_interrupted ? EXIT_DONE : ctl_fail(ctl);
+		if (distorch_next_event(ctl->c, DISTORCH_FOREVER, &event) < 0) {
+			return ctl_fail(ctl);
 		}
 		if (event->record != NULL && is_wanted(event->record->type, types, n_types)) {
 			if (is_json(ctl)) {
@@ -137,7 +134,6 @@ static int follow(struct ctl *ctl, const char *const *types, size_t n_types)
 		}
 		distorch_event_free(event);
 	}
-	return EXIT_DONE;
 }
 
 static int run_events(struct ctl *ctl)
@@ -185,7 +181,10 @@ const struct verb verb_why = {
 
 static const struct argp_option events_options[] = {
 	{"since", OPTION_SINCE, "TIME", 0, "What happened in this last time, then end", 0},
-	{"type", OPTION_TYPE, "TYPE,…", 0, "Only these: load, evict, unload, refused, held…", 0},
+	{"type", OPTION_TYPE, "TYPE,…", 0,
+	 "Only these: load, evict, unload, refused, pinned, unpinned, kept, unkept, held, freed, "
+	 "stale, quarantined",
+	 0},
 	OPTIONS_END,
 };
 

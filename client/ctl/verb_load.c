@@ -178,8 +178,11 @@ static int load_one(struct ctl *ctl, const char *path, cJSON *array)
 						.progress = on_progress,
 						.user = &watcher};
 	struct distorch_loaded *loaded = NULL;
-	int code = distorch_load(ctl->c, path, &options, &loaded, NULL);
+	int code;
 
+	ctl_on_interrupt = INTERRUPT_IS_ASKED;
+	code = distorch_load(ctl->c, path, &options, &loaded, NULL);
+	ctl_on_interrupt = INTERRUPT_FAILS;
 	if (watcher.has_line) {
 		(void)fputs("\r\033[K", stderr);
 	}

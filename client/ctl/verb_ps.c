@@ -126,15 +126,15 @@ static int print_once(struct ctl *ctl)
 	return status;
 }
 
-/* Redraw until Ctrl-C; when the daemon goes away, say so and try again. */
-static int watch(struct ctl *ctl)
+/* Redraw until Ctrl-C; when the daemon goes away, say so and try again. Does not return. */
+static _Noreturn void watch(struct ctl *ctl)
 {
-	while (!ctl_interrupted) {
+	ctl_on_interrupt = INTERRUPT_ENDS;
+	for (;;) {
 		if (ctl->is_tty) {
 			(void)fputs("\033[H\033[2J", stdout);
 		}
-		if (ctl->c == NULL &&
-		    distorch_open(ctl->arguments.socket_path, NULL, &ctl->c) < 0) {
+		if (ctl->c == NULL && ctl_open(ctl) < 0) {
 			(void)printf("reconnecting…\n");
 		} else if (print_once(ctl) == EXIT_NOT_RUNNING) {
 			ctl->c = distorch_close(ctl->c);
@@ -144,9 +144,8 @@ static int watch(struct ctl *ctl)
 					  : ctl->arguments.watch_ms > 60000
 						  ? 60000
 						  : ctl->arguments.watch_ms) *
-			     1000U); /* cut short by Ctrl-C */
+			     1000U);
 	}
-	return EXIT_DONE;
 }
 
 static int run(struct ctl *ctl)
@@ -156,7 +155,10 @@ static int run(struct ctl *ctl)
 	if (status != EXIT_DONE) {
 		return status;
 	}
-	return ctl->arguments.watch ? watch(ctl) : print_once(ctl);
+	if (ctl->arguments.watch) {
+		watch(ctl);
+	}
+	return print_once(ctl);
 }
 
 static const struct argp_option options[] = {

@@ -213,8 +213,8 @@ const struct verb verb_ping = {
 static int run_version(struct ctl *ctl)
 {
 	struct distorch_server *server = NULL;
-	bool has_daemon = distorch_open(ctl->arguments.socket_path, NULL, &ctl->c) == 0 &&
-			  distorch_server(ctl->c, &server) == 0;
+	bool has_daemon = ctl_open(ctl) == 0 && distorch_server(ctl->c, &server) == 0;
+	char why[512];
 
 	if (is_json(ctl)) {
 		cJSON *object = json_new();
@@ -232,7 +232,11 @@ static int run_version(struct ctl *ctl)
 			(void)printf("daemon      %s, protocol %llu\n", server->version,
 				     (unsigned long long)server->protocol);
 		} else {
-			(void)printf("daemon      not running\n");
+			(void)printf("daemon      %s\n",
+				     distorch_error(NULL)->code == DISTORCH_E_NO_CONNECTION
+					     ? "not running"
+					     : safe_text(distorch_error(NULL)->message, why,
+							 sizeof why));
 		}
 	}
 	distorch_server_free(server);

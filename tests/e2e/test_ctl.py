@@ -301,6 +301,52 @@ def test_every_place_for_version_prints_it(daemon):
         assert done.returncode == 0 and done.stdout.startswith("distorchd "), done.stderr
 
 
+# ---- a daemon that does not answer, and Ctrl-C -----------------------------------------
+
+
+@pytest.fixture
+def stopped(start_daemon):
+    """A daemon that has been stopped: it accepts nothing and answers nothing."""
+    daemon = start_daemon("memory.ram=64M")
+    daemon.process.send_signal(signal.SIGSTOP)
+    yield daemon
+    daemon.process.send_signal(signal.SIGCONT)
+
+
+def test_every_verb_keeps_to_its_timeout(stopped):
+    for words, status in ((["ps"], 8), (["doctor"], 9), (["version"], 0), (["status"], 8)):
+        begun = time.monotonic()
+        done = ctl(stopped, *words, "--timeout", "300ms")
+        assert done.returncode == status, done.stderr
+        assert time.monotonic() - begun < 5, words
+        assert "300 ms" in done.stdout + done.stderr, words
+
+
+def interrupted(daemon, words, pause=0.5, **options):
+    """Start it, press Ctrl-C; its exit status and how long it took to end."""
+    process = subprocess.Popen([CTL, *map(str, words)], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True,
+                               env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket)})
+    time.sleep(pause)
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    process.communicate(timeout=20)
+    return process.returncode, time.monotonic() - begun
+
+
+def test_ctrl_c_ends_a_call_that_waits(stopped, make_model):
+    for words in (["ps", "--timeout", "20s"], ["load", make_model("waits.safetensors")],
+                  ["unload", "--all"]):
+        status, seconds = interrupted(stopped, words)
+        assert status == 130 and seconds < 2, words
+
+
+def test_ctrl_c_is_the_good_end_of_what_follows(daemon):
+    for words in (["events"], ["ps", "-w"], ["ps", "--watch=20s"]):
+        status, seconds = interrupted(daemon, words)
+        assert status == 0 and seconds < 2, words
+
+
 # ---- what is printed -------------------------------------------------------------------
 
 
