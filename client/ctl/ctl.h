@@ -53,7 +53,8 @@ struct ctl {
 	struct arguments arguments;
 	struct distorch *c; /* NULL until ctl_connect */
 	bool is_tty;        /* standard output is a terminal */
-	bool has_color;
+	bool has_bar;       /* standard error is one that can redraw a line */
+	bool has_color;     /* standard error takes colours; the output has none */
 };
 
 enum verb_group { VERB_EVERYDAY, VERB_MORE, VERB_OPERATOR, VERB_N_GROUPS };
@@ -67,11 +68,17 @@ struct verb {
 	const char *text;    /* examples and exit codes, for --help */
 	const struct argp_option *options;
 	size_t min_words, max_words;
+	bool has_csv, has_id;        /* takes -o csv, -o id */
 	int (*run)(struct ctl *ctl); /* returns an exit status */
 };
 
 extern const struct verb *const verbs[]; /* ends with NULL */
 const struct verb *verb_find(const char *name);
+
+/* Refuse a verb that there is not, with what may have been meant. Returns an exit status. */
+int verb_refuse(struct ctl *ctl, const char *word);
+/* Print what VERB --help prints. */
+int verb_print_help(struct ctl *ctl, const struct verb *verb);
 
 /* Connect with the options that were said. Returns 0 or the library's code; prints nothing. */
 int ctl_open(struct ctl *ctl);

@@ -248,5 +248,6 @@ const struct verb verb_load = {
 	.options = options,
 	.min_words = 1,
 	.max_words = CTL_MAX_WORDS,
+	.has_id = true,
 	.run = run,
 };

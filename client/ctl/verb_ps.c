@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl ps: what is held, once or again and again. */
+#include "base/err.h"
+#include "base/units.h"
 #include "options.h"
 #include "render.h"
 
@@ -71,6 +73,20 @@ static bool is_wanted(const struct ctl *ctl, const struct distorch_model *model)
 				       strstr(model->name, ctl->arguments.words[0]) != NULL);
 }
 
+static void print_none(const struct ctl *ctl)
+{
+	char pattern[512];
+
+	if (ctl->arguments.n_words > 0) {
+		(void)printf("No model matches '%s'.\n",
+			     safe_text(ctl->arguments.words[0], pattern, sizeof pattern));
+	} else if (ctl->arguments.device != NULL || ctl->arguments.mine) {
+		(void)printf("No models of that kind.\n");
+	} else {
+		(void)printf("No models. Load one: distorchctl load FILE\n");
+	}
+}
+
 static int print_models(struct ctl *ctl, const struct distorch_models *models)
 {
 	struct sheet sheet;
@@ -103,7 +119,7 @@ static int print_models(struct ctl *ctl, const struct distorch_models *models)
 		return EXIT_DONE;
 	}
 	if (n_shown == 0 && ctl->arguments.output != OUTPUT_CSV) {
-		(void)printf("No models. Load one: distorchctl load FILE\n");
+		print_none(ctl);
 		return EXIT_DONE;
 	}
 	return sheet_print(ctl, &sheet);
@@ -148,10 +164,28 @@ static _Noreturn void watch(struct ctl *ctl)
 	}
 }
 
+/* "ps -w 1s": the time would be taken for a pattern. */
+static int refuse_interval(struct ctl *ctl)
+{
+	const char *word = ctl->arguments.words[0];
+	char hint[80];
+
+	(void)snprintf(hint, sizeof hint, "ps --watch=%.32s", strcmp(word, "0") == 0 ? "1s" : word);
+	return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", hint,
+			  "\"%s\" is taken for a pattern; a time is written behind =", word);
+}
+
 static int run(struct ctl *ctl)
 {
-	int status = ctl_connect(ctl);
+	struct err err = {0};
+	uint64_t ns = 0;
+	int status;
 
+	if (ctl->arguments.watch && ctl->arguments.n_words > 0 &&
+	    units_parse_duration(ctl->arguments.words[0], &ns, &err) == 0) {
+		return refuse_interval(ctl);
+	}
+	status = ctl_connect(ctl);
 	if (status != EXIT_DONE) {
 		return status;
 	}
@@ -165,8 +199,8 @@ static const struct argp_option options[] = {
 	{"device", OPTION_DEVICE, "DEVICE", 0, "Only models with bytes there", 0},
 	{"mine", OPTION_MINE, NULL, 0, "Only models this user loaded", 0},
 	{"all", OPTION_ALL, NULL, 0, "Also models that are merely known", 0},
-	{"watch", OPTION_WATCH, "TIME", OPTION_ARG_OPTIONAL, "Again and again (1s)", 0},
-	{NULL, 'w', NULL, 0, "Same as --watch", 0},
+	{"watch", 'w', "TIME", OPTION_ARG_OPTIONAL,
+	 "Again and again, every second or as often as said (--watch=5s), until Ctrl-C", 0},
 	OPTIONS_END,
 };
 
@@ -186,5 +220,7 @@ const struct verb verb_ps = {
 		"  distorchctl ps --json",
 	.options = options,
 	.max_words = 1,
+	.has_csv = true,
+	.has_id = true,
 	.run = run,
 };

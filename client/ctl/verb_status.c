@@ -260,7 +260,19 @@ static int run_shutdown(struct ctl *ctl)
 	if (status != EXIT_DONE) {
 		return status;
 	}
-	return distorch_shutdown(ctl->c) < 0 ? ctl_fail(ctl) : EXIT_DONE;
+	if (distorch_shutdown(ctl->c) < 0) {
+		return ctl_fail(ctl);
+	}
+	if (is_json(ctl)) {
+		cJSON *object = json_new();
+
+		json_add_bool(object, "ending", true);
+		return json_print(ctl, object);
+	}
+	if (!ctl->arguments.is_quiet) {
+		(void)printf("The daemon ends. What clients have mapped stays valid for them.\n");
+	}
+	return EXIT_DONE;
 }
 
 const struct verb verb_shutdown = {

@@ -291,6 +291,9 @@ def test_budget_verify_config_and_doctor(daemon, make_model):
     assert ctl_json(daemon, "version")["daemon"].startswith("distorchd/")
 
 
+# ---- refusals, suggestions and versions ------------------------------------------------
+
+
 def test_every_place_for_version_prints_it(daemon):
     for words in (["-V"], ["--version"], ["ps", "-V"], ["load", "--version"]):
         done = ctl(None, *words)
@@ -299,6 +302,58 @@ def test_every_place_for_version_prints_it(daemon):
         done = subprocess.run([BUILD / "bin" / "distorchd", flag], capture_output=True, text=True,
                               timeout=20)
         assert done.returncode == 0 and done.stdout.startswith("distorchd "), done.stderr
+
+
+@pytest.mark.parametrize("words", [
+    ["ps", "--pinn"], ["ps", "-x"], ["load", "--to"], ["-o", "json", "load"], ["lod", "x"],
+    ["load", "--pin=yes", "x"], ["load", "--priority", "101", "x"], ["load", "--for", "10", "x"],
+    ["ps", "--timeout", "0"], ["unload"], ["-H"], ["ps", "--", "a", "b"]])
+def test_a_wrong_usage_is_json_too(words):
+    at = words.index("--") if "--" in words else len(words)
+    done = ctl(None, *words[:at], "--json", *words[at:])
+    if words[-1] in ("--to", "-H"):  # the last word would take --json for its value
+        done = ctl(None, "--json", *words)
+    assert done.returncode == 2 and not done.stderr, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["schema"] == 1 and answer["error"]["code"] == "bad-argument"
+    assert ctl(None, *words).stderr.startswith("error: ") or "json" in words
+
+
+def test_every_verb_speaks_json(daemon):
+    for words in (["help"], ["help", "load"], ["help", "exit-codes"], ["config", "check"],
+                  ["version"], ["ping"], ["doctor"], ["devices"], ["budget"], ["clients"],
+                  ["config"], ["status"], ["ps"], ["verify"], ["events", "--since", "1h"]):
+        done = ctl(daemon, *words, "--json")
+        assert done.returncode in (0, 9), done.stderr
+        assert json.loads(done.stdout)["schema"] == 1, words
+        assert "\t" not in done.stdout
+    assert "\n" not in ctl(daemon, "ps", "-o", "jsonl").stdout.rstrip("\n")
+
+
+def test_shutdown_says_what_it_did(start_daemon):
+    for words, said in ((["shutdown"], "The daemon ends"), (["shutdown", "--json"], '"ending": true')):
+        daemon = start_daemon("memory.ram=64M", check=False)
+        done = ctl(daemon, *words)
+        assert done.returncode == 0 and said in done.stdout
+        assert daemon.process.wait(10) == 0
+
+
+def test_hints_never_lead_to_what_frees_by_surprise():
+    for word, hint in (("top", "ps --watch"), ("rm", "unload"), ("stat", "status"),
+                       ("logs", "events"), ("unlod", "unload")):
+        assert hint in ctl(None, word).stderr, word
+    for word in ("top", "stp", "shutdow", "evic"):
+        said = ctl(None, word).stderr
+        assert not any(verb in said for verb in ("mean stop", "mean evict", "mean shutdown",
+                                                 "mean unload")), said
+    assert "--not-kept" in ctl(None, "unload", "--keep").stderr
+    assert "ps --watch" in ctl(None, "help", "top").stderr
+
+
+def test_output_formats_that_a_verb_has_not_are_refused(daemon):
+    for words in (["status", "-o", "csv"], ["clients", "-o", "id"], ["show", "x", "-o", "csv"]):
+        done = ctl(daemon, *words)
+        assert done.returncode == 2 and "-o json" in done.stderr, words
 
 
 # ---- a daemon that does not answer, and Ctrl-C -----------------------------------------
@@ -357,6 +412,12 @@ def test_names_in_tables_are_escaped_once(daemon, make_model):
         assert "esc\\x1b[1m.safetensors" in table
 
 
+def test_no_color_counts_where_it_is_not_empty(daemon):
+    for no_color, has_color in (("", True), ("1", False)):
+        said = on_terminal(daemon, ["show", "nosuch"], 80, 4, NO_COLOR=no_color)
+        assert ("\033[" in said) == has_color, said
+
+
 def test_csv_has_plain_numbers(daemon, make_model):
     path = make_model("plain.safetensors")
     ctl(daemon, "load", path)
@@ -376,6 +437,16 @@ def test_narrow_terminals_show_less_and_cut_names(daemon, make_model):
     assert "…" in narrow[1] and max(map(len, narrow)) <= 50
     wide = on_terminal(daemon, ["ps"], 120)
     assert "LAST USED" in wide and "…" not in wide
+
+
+def test_ps_tells_a_pattern_from_nothing_and_from_a_time(daemon, make_model):
+    ctl(daemon, "load", make_model("there.safetensors"))
+    assert ctl(daemon, "ps", "nothing*").stdout == "No model matches 'nothing*'.\n"
+    for words in (["-w", "1s"], ["--watch", "500ms"], ["-w", "0"]):
+        done = ctl(daemon, "ps", *words)
+        assert done.returncode == 2 and "ps --watch=" in done.stderr, words
+    assert ctl(daemon, "ps", "--watch=0").returncode == 2
+    assert ctl(daemon, "ps", "--watch=often").returncode == 2
 
 
 def test_old_events_carry_their_date(daemon, make_model):
