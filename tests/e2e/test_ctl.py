@@ -405,6 +405,12 @@ def test_ctrl_c_is_the_good_end_of_what_follows(daemon):
 # ---- what is printed -------------------------------------------------------------------
 
 
+def test_a_load_in_the_background_is_named_by_its_file(daemon, make_model):
+    done = ctl(daemon, "load", "--no-wait", make_model("fresh.safetensors"))
+    assert done.returncode == 0 and done.stdout.startswith("Loading fresh.safetensors (id ")
+    wait_until(lambda: all(m["state"] == "resident" for m in daemon.models()))
+
+
 def test_names_in_tables_are_escaped_once(daemon, make_model):
     ctl(daemon, "load", make_model("esc\033[1m.safetensors"))
     for environment in ({}, {"LANG": "C"}):
@@ -454,3 +460,30 @@ def test_old_events_carry_their_date(daemon, make_model):
     today = time.strftime("%Y-")
     assert not ctl(daemon, "events", "--since", "1h").stdout.startswith(today)
     assert ctl(daemon, "events", "--since", "25h").stdout.startswith(today)
+
+
+# ---- load ------------------------------------------------------------------------------
+
+
+def test_a_file_that_fails_does_not_stop_the_others(daemon, tmp_path, make_model):
+    good = [make_model(f"good-{i}.safetensors", seed=i) for i in range(2)]
+    pickle = tmp_path / "old.ckpt"
+    pickle.write_bytes(b"\x80\x02}q\x00.")
+    files = [good[0], tmp_path / "absent", pickle, good[1]]
+    done = ctl(daemon, "load", *files)
+    assert done.returncode == 4, "the first failure's"
+    assert done.stderr.count("error:") == 2
+    assert {m["name"] for m in daemon.models()} >= {"good-0.safetensors", "good-1.safetensors"}
+    answer = ctl_json(daemon, "load", *files, status=4)
+    assert [m["name"] for m in answer["models"]] == ["good-0.safetensors", "good-1.safetensors"]
+    assert [e["path"] for e in answer["errors"]] == [str(files[1]), str(files[2])]
+    assert answer["error"]["code"] == answer["errors"][0]["code"] == "not-found"
+
+
+def test_for_bounds_the_pin_that_is_said_with_it(daemon, make_model):
+    assert ctl(daemon, "load", "--pin", "--for", "300ms", make_model("short.safetensors")).returncode == 0
+    assert ctl_json(daemon, "show", "short")["pinned"]
+    wait_until(lambda: not ctl_json(daemon, "show", "short")["pinned"])
+    assert ctl_json(daemon, "show", "short")["state"] == "resident", "only the pin lapses"
+    assert ctl(daemon, "load", "--for", "300ms", make_model("brief.safetensors", seed=1)).returncode == 0
+    wait_until(lambda: ctl_json(daemon, "show", "brief")["state"] == "registered")
