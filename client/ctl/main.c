@@ -49,6 +49,21 @@ const struct verb *verb_find(const char *name)
 
 /* ---- failures ---- */
 
+/* Whose memory stands in the way. */
+static void print_holders(const struct ctl *ctl, const struct distorch_error *error)
+{
+	char safe[128];
+	char size[24];
+
+	for (size_t i = 0; i < error->n_holders; i++) {
+		const struct distorch_holder *holder = error->holders[i];
+
+		(void)fprintf(stderr, "held:  %s by PID %u (%s), uid %u\n",
+			      size_text(ctl, holder->held_bytes, size), holder->pid,
+			      safe_text(holder->comm, safe, sizeof safe), holder->uid);
+	}
+}
+
 static void print_failure(const struct ctl *ctl, const struct distorch_error *error)
 {
 	char safe[2048];
@@ -56,6 +71,7 @@ static void print_failure(const struct ctl *ctl, const struct distorch_error *er
 	(void)fprintf(stderr, "%serror:%s %s\n", ctl->has_color ? "\033[1;31m" : "",
 		      ctl->has_color ? "\033[0m" : "",
 		      safe_text(error->message, safe, sizeof safe));
+	print_holders(ctl, error);
 	if (error->hint != NULL) {
 		(void)fprintf(stderr, "hint:  %s\n", safe_text(error->hint, safe, sizeof safe));
 	}

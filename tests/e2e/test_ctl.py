@@ -487,3 +487,38 @@ def test_for_bounds_the_pin_that_is_said_with_it(daemon, make_model):
     assert ctl_json(daemon, "show", "short")["state"] == "resident", "only the pin lapses"
     assert ctl(daemon, "load", "--for", "300ms", make_model("brief.safetensors", seed=1)).returncode == 0
     wait_until(lambda: ctl_json(daemon, "show", "brief")["state"] == "registered")
+
+
+class OtherDaemon:
+    """Answers hello and then one load, with an error of the test's making."""
+
+    def __init__(self, folder, error):
+        self.socket = folder / "other.sock"
+        self.error = error
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(self.socket))
+        self.listener.listen(1)
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+
+    def serve(self):
+        limits = {"packet_bytes": 65536, "fds_per_packet": 8, "requests_in_flight": 32,
+                  "output_bytes": 1 << 20, "connections": 8, "connections_per_user": 8}
+        hello = {"protocol": 1, "server": "other/1", "epoch": 1, "limits": limits, "role": "user",
+                 "client": 1}
+        with self.listener, self.listener.accept()[0] as connection:
+            for error, result in ((None, hello), (self.error, None)):
+                number = msgpack.unpackb(connection.recv(65536))[1]
+                connection.send(msgpack.packb([1, number, error, result]))
+            connection.recv(1)
+
+
+def test_a_refusal_names_who_holds_the_memory(tmp_path, make_model):
+    holder = {"client": 3, "pid": 4711, "uid": 1000, "comm": "tra\033iner", "held_bytes": 3 << 30}
+    other = OtherDaemon(tmp_path, {
+        "code": "no-memory", "message": "not enough memory", "retryable": True,
+        "detail": {"need": 1, "holders": [holder]}})
+    done = ctl(other, "load", make_model("refused.safetensors"))
+    other.thread.join(10)
+    assert done.returncode == 6
+    assert "held:  3.0G by PID 4711 (tra\\x1biner), uid 1000" in done.stderr
