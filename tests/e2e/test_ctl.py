@@ -411,6 +411,17 @@ def test_a_load_in_the_background_is_named_by_its_file(daemon, make_model):
     wait_until(lambda: all(m["state"] == "resident" for m in daemon.models()))
 
 
+def test_tensors_of_what_is_not_in_memory_ask_for_a_load(daemon, tmp_path):
+    path = tmp_path / "gone.safetensors"
+    make_safetensors(path, {"w": ("F32", [16])})
+    assert ctl(daemon, "load", path).returncode == 0
+    assert "1 tensor in 1 block," in ctl(daemon, "show", "gone").stdout
+    assert ctl(daemon, "unload", "gone").returncode == 0
+    done = ctl(daemon, "show", path, "--tensors")
+    assert done.returncode == 4 and "distorchctl load" in done.stderr
+    assert ctl_json(daemon, "show", path, "--tensors", status=4)["error"]["code"] == "not-resident"
+
+
 def test_names_in_tables_are_escaped_once(daemon, make_model):
     ctl(daemon, "load", make_model("esc\033[1m.safetensors"))
     for environment in ({}, {"LANG": "C"}):
@@ -460,6 +471,18 @@ def test_old_events_carry_their_date(daemon, make_model):
     today = time.strftime("%Y-")
     assert not ctl(daemon, "events", "--since", "1h").stdout.startswith(today)
     assert ctl(daemon, "events", "--since", "25h").stdout.startswith(today)
+
+
+def test_doctor_reports_an_absent_socket_once():
+    answer = json.loads(ctl(None, "doctor", "--json").stdout)
+    assert [check["ok"] for check in answer["checks"]].count(False) == answer["findings"] == 1
+
+
+def test_a_held_model_is_said_to_go_later(daemon, make_model, connect):
+    path = make_model("held.safetensors")
+    with connect() as d, d.open(path):
+        line = ctl(daemon, "unload", "held").stdout.splitlines()[0]
+    assert line.startswith("held ") and "will be freed when its last user closes it" in line
 
 
 # ---- load ------------------------------------------------------------------------------
