@@ -545,3 +545,36 @@ def test_a_refusal_names_who_holds_the_memory(tmp_path, make_model):
     other.thread.join(10)
     assert done.returncode == 6
     assert "held:  3.0G by PID 4711 (tra\\x1biner), uid 1000" in done.stderr
+
+
+# ---- what users of the library compile -------------------------------------------------
+
+
+def test_an_installed_tree_can_be_moved_and_compiled_against(daemon, tmp_path):
+    if not shutil.which("pkg-config") or not (BUILD / "cmake_install.cmake").exists():
+        pytest.skip("needs pkg-config and a build folder")
+    if "asan" in BUILD.name or "tsan" in BUILD.name:
+        pytest.skip("an example without the sanitizer cannot load the library")
+    subprocess.run(["cmake", "--install", BUILD, "--prefix", tmp_path / "first"], check=True,
+                   capture_output=True, timeout=60)
+    root = (tmp_path / "first").rename(tmp_path / "moved")
+    pc = next(root.rglob("distorch.pc"))
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(pc.parent),
+                   "DISTORCH_SOCKET": str(daemon.socket)}
+    flags = subprocess.run(["pkg-config", "--cflags", "--libs", "distorch"], env=environment,
+                           check=True, capture_output=True, text=True).stdout.split()
+    make_safetensors(tmp_path / "one.safetensors", {"bad\033name": ("U8", [16])})
+    for source, said in (("load.c", b" 1 tensor, from disk"), ("tensors.cpp", b"bad\\x1bname U8"),
+                         ("unload_not_kept.c", b"unloaded ")):
+        program = tmp_path / source.split(".")[0]
+        compiler = ["c++", "-std=c++17"] if source.endswith("cpp") else ["cc", "-std=c99"]
+        subprocess.run([*compiler, ROOT / "docs" / "examples" / source, *flags,
+                        f"-Wl,-rpath,{pc.parent.parent}", "-o", program], check=True, timeout=60)
+        words = [] if source == "unload_not_kept.c" else [tmp_path / "one.safetensors"]
+        done = subprocess.run([program, *words], env=environment, capture_output=True, timeout=20)
+        assert done.returncode == 0 and said in done.stdout, done
+        assert b"\033" not in done.stdout
+        environment["DISTORCH_SOCKET"] = "/nonexistent/d.sock"
+        done = subprocess.run([program, *words], env=environment, capture_output=True, timeout=20)
+        assert done.returncode == 3 and b"hint: " in done.stderr, done
+        environment["DISTORCH_SOCKET"] = str(daemon.socket)
