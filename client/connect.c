@@ -185,6 +185,9 @@ int distorch_default_path(char *buffer, size_t buffer_size)
 	int n;
 
 	failure_clear(NULL);
+	if (options_need("buffer", buffer) < 0) {
+		return -DISTORCH_E_BAD_ARGUMENT;
+	}
 	if (given != NULL && given[0] != '\0') {
 		n = snprintf(buffer, buffer_size, "%s", given);
 	} else {
@@ -494,6 +497,11 @@ void client_lose(struct distorch *c, int code, const char *reason)
 
 int client_lock(struct distorch *c)
 {
+	int rc = options_need("c", c);
+
+	if (rc < 0) {
+		return rc;
+	}
 	if (c->pid != getpid()) {
 		return failure_set(DISTORCH_E_NO_CONNECTION, 0, "open a connection of your own",
 				   "this connection belongs to process %d", (int)c->pid);

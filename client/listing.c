@@ -25,25 +25,30 @@ static void give_text(const char *text, bool *ret_has, struct wire_str *ret)
 	}
 }
 
-/* Copies of 'n' texts as wire strings; all live with 'result'. False without memory. */
-static bool give_texts(void *result, const char *const *texts, size_t n, struct wire_list *ret)
+/* Copies of 'n' texts, the argument 'name', as wire strings; all live with 'result'. */
+static int give_texts(void *result, const char *name, const char *const *texts, size_t n,
+		      struct wire_list *ret)
 {
+	int rc = options_need_all(name, texts, n);
 	struct wire_str *items =
 		n < UINT32_MAX / sizeof *items ? result_add(result, (n + 1) * sizeof *items) : NULL;
 
+	if (rc < 0) {
+		return rc;
+	}
 	if (items == NULL) {
-		return false;
+		return failure_memory();
 	}
 	for (size_t i = 0; i < n; i++) {
 		const char *copy = result_text(result, wire_str(texts[i]));
 
 		if (copy == NULL) {
-			return false;
+			return failure_memory();
 		}
 		items[i] = wire_str(copy);
 	}
 	*ret = (struct wire_list){.count = (uint32_t)n, .items = items};
-	return true;
+	return 0;
 }
 
 /* A call without anything to say or to return. */
@@ -72,7 +77,7 @@ int distorch_set(struct distorch *c, const char *model, const struct distorch_po
 		 const char *label, struct distorch_model **ret_model)
 {
 	char path[PATH_MAX];
-	struct wire_set_request body = {.model = wire_str(file_model_text(model, path))};
+	struct wire_set_request body = {0};
 	struct wire_set_response response;
 	const struct request request = {.method = WIRE_METHOD_SET, .body = &body};
 	AUTO_ANSWER struct answer answer = {0};
@@ -81,10 +86,14 @@ int distorch_set(struct distorch *c, const char *model, const struct distorch_po
 
 	failure_clear(c);
 	body.has_policy = policy != NULL;
-	rc = policy_encode(policy, &body.policy);
+	rc = options_need("model", model);
+	if (rc == 0) {
+		rc = policy_encode(policy, &body.policy);
+	}
 	if (rc < 0) {
 		return rc;
 	}
+	body.model = wire_str(file_model_text(model, path));
 	give_text(label, &body.has_label, &body.label);
 	rc = client_call(c, &request, &answer, &response);
 	if (rc < 0 || ret_model == NULL) {
@@ -177,7 +186,6 @@ int distorch_show(struct distorch *c, const char *model, struct distorch_detail 
 {
 	char path[PATH_MAX];
 	struct wire_show_request body = {
-		.model = wire_str(file_model_text(model, path)),
 		.has_table = ret_table != NULL,
 		.table = ret_table != NULL,
 	};
@@ -189,6 +197,11 @@ int distorch_show(struct distorch *c, const char *model, struct distorch_detail 
 	int rc;
 
 	failure_clear(c);
+	rc = options_need("model", model);
+	if (rc < 0) {
+		return rc;
+	}
+	body.model = wire_str(file_model_text(model, path));
 	rc = client_call(c, &request, &answer, &response);
 	if (rc < 0) {
 		return rc;
@@ -339,8 +352,10 @@ int distorch_history(struct distorch *c, const struct distorch_history_filter *g
 	if (rc < 0) {
 		return rc;
 	}
-	if (texts == NULL || !give_texts(texts, filter.types, filter.n_types, &body.types)) {
-		return failure_memory();
+	rc = texts == NULL ? failure_memory()
+			   : give_texts(texts, "types", filter.types, filter.n_types, &body.types);
+	if (rc < 0) {
+		return rc;
 	}
 	body.has_types = filter.n_types > 0;
 	if (filter.model != NULL) {
@@ -441,8 +456,10 @@ int distorch_verify(struct distorch *c, const char *const *models, size_t n_mode
 	int rc;
 
 	failure_clear(c);
-	if (texts == NULL || !give_texts(texts, models, n_models, &body.models)) {
-		return failure_memory();
+	rc = texts == NULL ? failure_memory()
+			   : give_texts(texts, "models", models, n_models, &body.models);
+	if (rc < 0) {
+		return rc;
 	}
 	rc = client_call(c, &request, &answer, &response);
 	if (rc < 0) {
@@ -478,9 +495,14 @@ int distorch_subscribe(struct distorch *c, const struct distorch_event_filter *g
 	if (rc < 0) {
 		return rc;
 	}
-	if (texts == NULL || !give_texts(texts, filter.events, filter.n_events, &body.events) ||
-	    !give_texts(texts, filter.models, filter.n_models, &body.models)) {
-		return failure_memory();
+	rc = texts == NULL
+		     ? failure_memory()
+		     : give_texts(texts, "events", filter.events, filter.n_events, &body.events);
+	if (rc == 0) {
+		rc = give_texts(texts, "models", filter.models, filter.n_models, &body.models);
+	}
+	if (rc < 0) {
+		return rc;
 	}
 	body.has_events = filter.n_events > 0;
 	body.has_models = filter.n_models > 0;

@@ -177,7 +177,10 @@ int distorch_load(struct distorch *c, const char *path, const struct distorch_lo
 	int rc;
 
 	failure_clear(c);
-	rc = file_open(path, &file);
+	rc = options_need("path", path);
+	if (rc == 0) {
+		rc = file_open(path, &file);
+	}
 	return rc < 0 ? rc : load_file(c, &file, options, ret_loaded, ret_weights);
 }
 
@@ -227,9 +230,13 @@ static int attach(struct distorch *c, const char *model, const struct file *file
 int distorch_attach(struct distorch *c, const char *model, struct distorch_weights **ret_weights)
 {
 	AUTO_FILE struct file file = {.fds = {-1, -1}};
-	int rc = 0;
+	int rc;
 
 	failure_clear(c);
+	rc = options_need("model", model);
+	if (rc < 0) {
+		return rc;
+	}
 	if (!file_exists(model)) {
 		return attach(c, model, &file, ret_weights);
 	}
@@ -256,7 +263,11 @@ static int texts_encode(void *result, const char *const *texts, size_t n, bool a
 {
 	struct wire_str *items;
 	char path[PATH_MAX];
+	int rc = options_need_all(are_models ? "models" : "names", texts, n);
 
+	if (rc < 0) {
+		return rc;
+	}
 	if (n > UINT32_MAX / sizeof *items) {
 		return failure_set(DISTORCH_E_TOO_LARGE, 0, NULL, "%zu names are too many", n);
 	}

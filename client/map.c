@@ -76,7 +76,12 @@ static int copy_table(int fd, uint8_t **ret_bytes, size_t *ret_size)
 	size_t size;
 	size_t at = 0;
 
-	if (fd < 0 || fstat(fd, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size <= 0 ||
+	if (fd < 0 || (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size == 0)) {
+		return failure_set(DISTORCH_E_NOT_RESIDENT, 0,
+				   "load it first: distorchctl load FILE",
+				   "the model is not in memory, so its tensors are not known");
+	}
+	if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size <= 0 ||
 	    (uint64_t)status.st_size > TABLE_BYTES_MAX) {
 		return bad_table("it has no usable size");
 	}
@@ -508,6 +513,9 @@ const struct distorch_tensor *distorch_weights_find(struct distorch_weights *wei
 	uint32_t mask;
 	uint32_t slot;
 
+	if (name == NULL) {
+		return NULL;
+	}
 	pthread_mutex_lock(&weights->index_lock);
 	if (weights->index == NULL) {
 		weights->index = make_index(weights, &weights->index_mask);

@@ -30,3 +30,23 @@ int options_take(const void *given, size_t size, void *ret)
 	memcpy(ret, given, given_size < size ? given_size : size);
 	return 0;
 }
+
+int options_need(const char *name, const void *given)
+{
+	return given != NULL ? 0
+			     : failure_set(DISTORCH_E_BAD_ARGUMENT, 0, NULL,
+					   "the argument '%s' is NULL", name);
+}
+
+int options_need_all(const char *name, const char *const *texts, size_t n)
+{
+	int rc = n == 0 ? 0 : options_need(name, texts);
+
+	for (size_t i = 0; rc == 0 && i < n; i++) {
+		if (texts[i] == NULL) {
+			rc = failure_set(DISTORCH_E_BAD_ARGUMENT, 0, NULL,
+					 "the argument '%s' holds a NULL at %zu", name, i);
+		}
+	}
+	return rc;
+}

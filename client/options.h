@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Structures that callers fill, of whatever version they were compiled with. Any thread.
+ * What callers fill: structures of whatever version they were compiled with, and strings that
+ * have to be there. Any thread.
  */
 #ifndef CLIENT_OPTIONS_H
 #define CLIENT_OPTIONS_H
@@ -13,5 +14,11 @@
  * only members that we know. Returns 0, -DISTORCH_E_BAD_ARGUMENT or -DISTORCH_E_UNSUPPORTED.
  */
 int options_take(const void *given, size_t size, void *ret);
+
+/* 0, or -DISTORCH_E_BAD_ARGUMENT naming the argument 'name' that is NULL. */
+int options_need(const char *name, const void *given);
+
+/* The same for 'n' strings, which may be none. */
+int options_need_all(const char *name, const char *const *texts, size_t n);
 
 #endif

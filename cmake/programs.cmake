@@ -19,6 +19,8 @@ target_link_options(distorch PRIVATE -Wl,-z,nodelete -Wl,--no-undefined
 set_target_properties(distorch PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION 1
 	LINK_DEPENDS ${CMAKE_SOURCE_DIR}/client/libdistorch.map
 	PUBLIC_HEADER ${CMAKE_SOURCE_DIR}/client/include/distorch.h)
+file(RELATIVE_PATH DISTORCH_PC_TO_PREFIX "/prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/prefix")
+string(REGEX REPLACE "/$" "" DISTORCH_PC_TO_PREFIX "${DISTORCH_PC_TO_PREFIX}")
 configure_file(client/distorch.pc.in distorch.pc @ONLY)
 install(TARGETS distorch LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
 	PUBLIC_HEADER DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})

@@ -20,6 +20,8 @@
 #include "daemon/config.h"
 #include "daemon/daemon.h"
 
+/* argp finds it only where the linker may export it. */
+__attribute__((visibility("default")))
 const char *argp_program_version = "distorchd " DISTORCH_VERSION;
 const char *argp_program_bug_address = NULL;
 

@@ -10,6 +10,7 @@
 #include "distorch.h"
 
 #include <argp.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -52,7 +53,8 @@ struct ctl {
 	struct arguments arguments;
 	struct distorch *c; /* NULL until ctl_connect */
 	bool is_tty;        /* standard output is a terminal */
-	bool has_color;
+	bool has_bar;       /* standard error is one that can redraw a line */
+	bool has_color;     /* standard error takes colours; the output has none */
 };
 
 enum verb_group { VERB_EVERYDAY, VERB_MORE, VERB_OPERATOR, VERB_N_GROUPS };
@@ -66,11 +68,20 @@ struct verb {
 	const char *text;    /* examples and exit codes, for --help */
 	const struct argp_option *options;
 	size_t min_words, max_words;
+	bool has_csv, has_id;        /* takes -o csv, -o id */
 	int (*run)(struct ctl *ctl); /* returns an exit status */
 };
 
 extern const struct verb *const verbs[]; /* ends with NULL */
 const struct verb *verb_find(const char *name);
+
+/* Refuse a verb that there is not, with what may have been meant. Returns an exit status. */
+int verb_refuse(struct ctl *ctl, const char *word);
+/* Print what VERB --help prints. */
+int verb_print_help(struct ctl *ctl, const struct verb *verb);
+
+/* Connect with the options that were said. Returns 0 or the library's code; prints nothing. */
+int ctl_open(struct ctl *ctl);
 
 /* Connect once; on failure the error is printed and the exit status returned, else 0. */
 int ctl_connect(struct ctl *ctl);
@@ -81,8 +92,10 @@ int ctl_fail(struct ctl *ctl);
 int ctl_refuse(struct ctl *ctl, enum exit_status status, const char *word, const char *hint,
 	       const char *format, ...) __attribute__((format(printf, 5, 6)));
 
-/* Set by Ctrl-C. */
-extern volatile int ctl_interrupted;
+/* What Ctrl-C does now: end with 130 at once, end with 0 at once, or set ctl_interrupted (and
+ * end with 130 when pressed again). */
+enum interrupt { INTERRUPT_FAILS, INTERRUPT_ENDS, INTERRUPT_IS_ASKED };
+extern volatile sig_atomic_t ctl_on_interrupt, ctl_interrupted;
 
 extern const struct verb verb_status, verb_ps, verb_show, verb_load, verb_unload, verb_pin,
 	verb_unpin, verb_keep, verb_unkeep, verb_why, verb_verify, verb_clients, verb_events,

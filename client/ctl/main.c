@@ -18,8 +18,11 @@
 
 #define NS_PER_MS 1000000U
 
-volatile int ctl_interrupted;
+volatile sig_atomic_t ctl_on_interrupt = INTERRUPT_FAILS;
+volatile sig_atomic_t ctl_interrupted;
 
+/* argp finds it only where the linker may export it. */
+__attribute__((visibility("default")))
 const char *argp_program_version = "distorchctl " DISTORCH_VERSION;
 
 const struct verb *const verbs[] = {
@@ -46,14 +49,45 @@ const struct verb *verb_find(const char *name)
 
 /* ---- failures ---- */
 
-static void print_failure(const struct ctl *ctl, const char *message, const char *hint)
+/* Whose memory stands in the way. */
+static void print_holders(const struct ctl *ctl, const struct distorch_error *error)
+{
+	char safe[128];
+	char size[24];
+
+	for (size_t i = 0; i < error->n_holders; i++) {
+		const struct distorch_holder *holder = error->holders[i];
+
+		(void)fprintf(stderr, "held:  %s by PID %u (%s), uid %u\n",
+			      size_text(ctl, holder->held_bytes, size), holder->pid,
+			      safe_text(holder->comm, safe, sizeof safe), holder->uid);
+	}
+}
+
+static void print_failure(const struct ctl *ctl, const struct distorch_error *error)
 {
 	char safe[2048];
 
 	(void)fprintf(stderr, "%serror:%s %s\n", ctl->has_color ? "\033[1;31m" : "",
-		      ctl->has_color ? "\033[0m" : "", safe_text(message, safe, sizeof safe));
-	if (hint != NULL) {
-		(void)fprintf(stderr, "hint:  %s\n", safe_text(hint, safe, sizeof safe));
+		      ctl->has_color ? "\033[0m" : "",
+		      safe_text(error->message, safe, sizeof safe));
+	print_holders(ctl, error);
+	if (error->hint != NULL) {
+		(void)fprintf(stderr, "hint:  %s\n", safe_text(error->hint, safe, sizeof safe));
+	}
+}
+
+/* For people, or as the JSON object that stands for the whole answer. */
+static void tell_failure(struct ctl *ctl, const struct distorch_error *error)
+{
+	cJSON *object;
+
+	if (is_json(ctl)) {
+		object = json_new();
+		(void)json_of_error(cJSON_AddObjectToObject(object, "error"), error);
+		(void)json_print(ctl, object);
+	} else {
+		print_failure(ctl, error);
 	}
 }
 
@@ -61,15 +95,7 @@ int ctl_fail(struct ctl *ctl)
 {
 	const struct distorch_error *error = distorch_error(ctl->c);
 
-	if (is_json(ctl)) {
-		cJSON *object = json_new();
-		cJSON *member = cJSON_AddObjectToObject(object, "error");
-
-		(void)json_of_error(member, error);
-		(void)json_print(ctl, object);
-	} else {
-		print_failure(ctl, error->message, error->hint);
-	}
+	tell_failure(ctl, error);
 	return ctl_interrupted ? EXIT_INTERRUPTED : error->exit_code;
 }
 
@@ -82,41 +108,37 @@ int ctl_refuse(struct ctl *ctl, enum exit_status status, const char *word, const
 	va_start(arguments, format);
 	(void)vsnprintf(message, sizeof message, format, arguments);
 	va_end(arguments);
-	if (is_json(ctl)) {
-		const struct distorch_error error = {
-			.word = word,
-			.message = message,
-			.hint = hint,
-			.need = UINT64_MAX,
-			.budget = UINT64_MAX,
-			.free = UINT64_MAX,
-			.evictable = UINT64_MAX,
-			.held = UINT64_MAX,
-			.foreign = UINT64_MAX,
-			.sys_errno = UINT64_MAX,
-			.offset = UINT64_MAX,
-			.current = UINT64_MAX,
-			.min = UINT64_MAX,
-			.max = UINT64_MAX,
-		};
-		cJSON *object = json_new();
-
-		(void)json_of_error(cJSON_AddObjectToObject(object, "error"), &error);
-		(void)json_print(ctl, object);
-	} else {
-		print_failure(ctl, message, hint);
-	}
+	tell_failure(ctl, &(const struct distorch_error){
+				  .word = word,
+				  .message = message,
+				  .hint = hint,
+				  .need = UINT64_MAX,
+				  .budget = UINT64_MAX,
+				  .free = UINT64_MAX,
+				  .evictable = UINT64_MAX,
+				  .held = UINT64_MAX,
+				  .foreign = UINT64_MAX,
+				  .sys_errno = UINT64_MAX,
+				  .offset = UINT64_MAX,
+				  .current = UINT64_MAX,
+				  .min = UINT64_MAX,
+				  .max = UINT64_MAX,
+			  });
 	return (int)status;
 }
 
-int ctl_connect(struct ctl *ctl)
+int ctl_open(struct ctl *ctl)
 {
 	const struct distorch_options options = {.size = sizeof options,
 						 .client = "distorchctl/" DISTORCH_VERSION,
 						 .timeout_ms = ctl->arguments.timeout_ms};
 
-	return distorch_open(ctl->arguments.socket_path, &options, &ctl->c) < 0 ? ctl_fail(ctl)
-										: EXIT_DONE;
+	return distorch_open(ctl->arguments.socket_path, &options, &ctl->c);
+}
+
+int ctl_connect(struct ctl *ctl)
+{
+	return ctl_open(ctl) < 0 ? ctl_fail(ctl) : EXIT_DONE;
 }
 
 /* ---- options ---- */
@@ -136,19 +158,32 @@ static const struct argp_option global_options[] = {
 	{NULL, 0, NULL, 0, NULL, 0},
 };
 
+static const char *const output_names[] = {"table", "wide", "json", "jsonl", "csv", "id"};
+
+/* A value that cannot be meant: as JSON too where that was asked for. Does not return. */
+static void refuse_value(struct argp_state *state, const char *hint, const char *format, ...)
+	__attribute__((format(printf, 3, 4), noreturn));
+
+static void refuse_value(struct argp_state *state, const char *hint, const char *format, ...)
+{
+	char message[512];
+	va_list arguments;
+
+	va_start(arguments, format);
+	(void)vsnprintf(message, sizeof message, format, arguments);
+	va_end(arguments);
+	exit(ctl_refuse(state->input, EXIT_USAGE, "bad-argument", hint, "%s", message));
+}
+
 static enum output parse_output(struct argp_state *state, const char *text)
 {
-	static const char *const names[] = {"table", "wide", "json", "jsonl", "csv", "id"};
-
-	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-		if (strcmp(names[i], text) == 0) {
+	for (size_t i = 0; i < sizeof output_names / sizeof output_names[0]; i++) {
+		if (strcmp(output_names[i], text) == 0) {
 			return (enum output)i;
 		}
 	}
-	argp_error(state,
-		   "there is no output format \"%s\"; it is table, wide, json, jsonl, csv or id",
-		   text);
-	return OUTPUT_TABLE;
+	refuse_value(state, "it is table, wide, json, jsonl, csv or id",
+		     "there is no output format \"%s\"", text);
 }
 
 static uint64_t parse_ms(struct argp_state *state, const char *text)
@@ -157,7 +192,7 @@ static uint64_t parse_ms(struct argp_state *state, const char *text)
 	uint64_t ns = 0;
 
 	if (units_parse_duration(text, &ns, &err) < 0) {
-		argp_error(state, "%s", err.text);
+		refuse_value(state, NULL, "%s", err.text);
 	}
 	return ns == UNITS_FOREVER ? DISTORCH_ABSENT : ns / NS_PER_MS;
 }
@@ -168,7 +203,8 @@ static int32_t parse_priority(struct argp_state *state, const char *text)
 	long value = strtol(text, &end, 10);
 
 	if (*text == '\0' || *end != '\0' || value < -100 || value > 100) {
-		argp_error(state, "a priority is a number from -100 to 100, not \"%s\"", text);
+		refuse_value(state, NULL, "a priority is a number from -100 to 100, not \"%s\"",
+			     text);
 	}
 	return (int32_t)value;
 }
@@ -203,6 +239,10 @@ static error_t parse_global(int key, char *text, struct argp_state *state)
 		break;
 	case OPTION_TIMEOUT:
 		ms = parse_ms(state, text);
+		if (ms == 0) {
+			refuse_value(state, "say how long: --timeout 5s",
+				     "--timeout %s waits for nothing", text);
+		}
 		arguments->timeout_ms = ms > UINT32_MAX - 1 ? UINT32_MAX - 1 : (uint32_t)ms;
 		break;
 	case OPTION_SI:
@@ -210,7 +250,7 @@ static error_t parse_global(int key, char *text, struct argp_state *state)
 		break;
 	case ARGP_KEY_ARG:
 		if (arguments->n_words == CTL_MAX_WORDS) {
-			argp_error(state, "more than %d arguments", CTL_MAX_WORDS);
+			refuse_value(state, NULL, "more than %d arguments", CTL_MAX_WORDS);
 		}
 		arguments->words[arguments->n_words++] = text;
 		break;
@@ -228,7 +268,7 @@ static void parse_for(struct argp_state *state, struct arguments *arguments, con
 	arguments->is_forever = ms == DISTORCH_ABSENT;
 	arguments->for_ms = ms == DISTORCH_ABSENT ? 0 : ms;
 	if (ms == 0) {
-		argp_error(state, "--for 0 means nothing; say how long, or forever");
+		refuse_value(state, "say how long, or forever", "--for 0 means nothing");
 	}
 }
 
@@ -289,56 +329,159 @@ static error_t parse_verb(int key, char *text, struct argp_state *state)
 		arguments->priority = parse_priority(state, text);
 		return 0;
 	case 'w':
-	case OPTION_WATCH:
 		arguments->watch = true;
 		arguments->watch_ms = text == NULL ? 1000 : parse_ms(state, text);
+		if (arguments->watch_ms == 0) {
+			refuse_value(state, "say how often: --watch=1s, or -w alone",
+				     "--watch=%s is no pause between two looks", text);
+		}
 		return 0;
 	default:
 		return ARGP_ERR_UNKNOWN;
 	}
 }
 
-static void collect_names(const struct argp_option *options, const char **names, size_t *n_names)
+/* ---- the words before argp sees them, so that a refusal can hint and be JSON ---- */
+
+static const struct argp_option built_in[] = {
+	{"help", '?', NULL, 0, NULL, 0},
+	{"usage", 'u' << 8, NULL, 0, NULL, 0},
+	{"version", 'V', NULL, 0, NULL, 0},
+	OPTIONS_END,
+};
+
+static bool is_end(const struct argp_option *option)
 {
-	for (; options != NULL && (options->name != NULL || options->doc != NULL); options++) {
-		if (options->name != NULL && *n_names < 62) {
-			names[(*n_names)++] = options->name;
-		}
-	}
+	return option->name == NULL && option->key == 0 && option->doc == NULL;
 }
 
-/* Abbreviated and unknown long options are refused with the nearest one. */
-static int check_flags(struct ctl *ctl, const struct verb *verb, int argc, char **argv)
+/* The option of that name or, where 'name' is NULL, of that letter; NULL when there is none. */
+static const struct argp_option *option_find(const struct verb *verb, const char *name, int key)
 {
-	const char *names[64] = {"help", "usage", "version"};
-	size_t n_names = 3;
+	const struct argp_option *const lists[] = {verb->options, global_options, built_in};
 
-	collect_names(verb->options, names, &n_names);
-	collect_names(global_options, names, &n_names);
-	for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
-		char flag[64];
-		bool is_known = false;
-		const char *nearest;
+	for (size_t i = 0; i < 3; i++) {
+		for (const struct argp_option *option = lists[i]; !is_end(option); option++) {
+			if (name == NULL
+				    ? option->key == key
+				    : option->name != NULL && strcmp(option->name, name) == 0) {
+				return option;
+			}
+		}
+	}
+	return NULL;
+}
 
-		if (strncmp(argv[i], "--", 2) != 0) {
+static int refuse_flag(struct ctl *ctl, const struct verb *verb, const char *flag)
+{
+	const struct argp_option *const lists[] = {verb->options, global_options, built_in};
+	const char *names[64];
+	size_t n_names = 0;
+	const char *nearest;
+	char hint[160];
+
+	for (size_t i = 0; i < 3; i++) {
+		for (const struct argp_option *option = lists[i]; !is_end(option); option++) {
+			if (option->name != NULL && n_names < 64) {
+				names[n_names++] = option->name;
+			}
+		}
+	}
+	nearest = verb == &verb_unload && strcmp(flag, "keep") == 0
+			  ? "not-kept"
+			  : text_nearest(flag, names, n_names);
+	(void)snprintf(hint, sizeof hint,
+		       nearest != NULL ? "did you mean --%s?" : "see distorchctl %s --help",
+		       nearest != NULL ? nearest : verb->name);
+	return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", hint, "%s has no option --%s",
+			  verb->name, flag);
+}
+
+static int refuse_without_value(struct ctl *ctl, const char *flag, const char *value)
+{
+	return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "%s needs a value: %s", flag,
+			  value);
+}
+
+/* "--name" or "--name=value" at '*at', which moves over a value of its own. */
+static int check_long(struct ctl *ctl, const struct verb *verb, int argc, char **argv, int *at)
+{
+	const char *word = argv[*at];
+	const char *equals = strchr(word, '=');
+	const struct argp_option *option;
+	char flag[66];
+
+	(void)snprintf(flag, sizeof flag, "%.65s", word);
+	flag[strcspn(flag, "=")] = '\0';
+	option = option_find(verb, flag + 2, 0);
+	if (option == NULL) {
+		return refuse_flag(ctl, verb, flag + 2);
+	}
+	if (option->arg == NULL && equals != NULL) {
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "%s takes no value", flag);
+	}
+	if (option->arg != NULL && equals == NULL && (option->flags & OPTION_ARG_OPTIONAL) == 0 &&
+	    ++*at == argc) {
+		return refuse_without_value(ctl, flag, option->arg);
+	}
+	return EXIT_DONE;
+}
+
+/* "-abc" at '*at', which moves over a value of its own. */
+static int check_short(struct ctl *ctl, const struct verb *verb, int argc, char **argv, int *at)
+{
+	for (const char *letter = argv[*at] + 1; *letter != '\0'; letter++) {
+		const struct argp_option *option = option_find(verb, NULL, *letter);
+		const char flag[] = {'-', *letter, '\0'};
+
+		if (option == NULL) {
+			char hint[64];
+
+			(void)snprintf(hint, sizeof hint, "see distorchctl %s --help", verb->name);
+			return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", hint,
+					  "%s has no option %s", verb->name, flag);
+		}
+		if (option->arg == NULL) {
 			continue;
 		}
-		(void)snprintf(flag, sizeof flag, "%.63s", argv[i] + 2);
-		flag[strcspn(flag, "=")] = '\0';
-		for (size_t j = 0; j < n_names; j++) {
-			is_known = is_known || strcmp(names[j], flag) == 0;
+		if (letter[1] == '\0' && (option->flags & OPTION_ARG_OPTIONAL) == 0 &&
+		    ++*at == argc) {
+			return refuse_without_value(ctl, flag, option->arg);
 		}
-		if (!is_known) {
-			char hint[160];
+		return EXIT_DONE;
+	}
+	return EXIT_DONE;
+}
 
-			nearest = text_nearest(flag, names, n_names);
-			(void)snprintf(hint, sizeof hint,
-				       nearest != NULL ? "did you mean --%s?"
-						       : "see distorchctl %s --help",
-				       nearest != NULL ? nearest : verb->name);
-			return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", hint,
-					  "%s has no option --%s", verb->name, flag);
+/* Refuse what argp would refuse without JSON, and the abbreviations that it would take. */
+static int check_flags(struct ctl *ctl, const struct verb *verb, int argc, char **argv)
+{
+	int status = EXIT_DONE;
+
+	for (int i = 1; status == EXIT_DONE && i < argc && strcmp(argv[i], "--") != 0; i++) {
+		if (strncmp(argv[i], "--", 2) == 0) {
+			status = check_long(ctl, verb, argc, argv, &i);
+		} else if (argv[i][0] == '-' && argv[i][1] != '\0') {
+			status = check_short(ctl, verb, argc, argv, &i);
 		}
+	}
+	return status;
+}
+
+/* What fits each other only when all is read. */
+static int check_arguments(struct ctl *ctl, const struct verb *verb)
+{
+	const struct arguments *arguments = &ctl->arguments;
+
+	if (arguments->n_words < verb->min_words || arguments->n_words > verb->max_words) {
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "usage: distorchctl %s %s",
+				  verb->name, verb->usage);
+	}
+	if ((arguments->output == OUTPUT_CSV && !verb->has_csv) ||
+	    (arguments->output == OUTPUT_ID && !verb->has_id)) {
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument",
+				  "-o json is there for every verb", "%s has no -o %s", verb->name,
+				  output_names[arguments->output]);
 	}
 	return EXIT_DONE;
 }
@@ -363,11 +506,17 @@ static int run_verb(struct ctl *ctl, const struct verb *verb, int argc, char **a
 	if (argp_parse(&parser, argc, argv, 0, NULL, ctl) != 0) {
 		return EXIT_USAGE;
 	}
-	if (ctl->arguments.n_words < verb->min_words || ctl->arguments.n_words > verb->max_words) {
-		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "usage: distorchctl %s %s",
-				  verb->name, verb->usage);
-	}
-	return verb->run(ctl);
+	status = check_arguments(ctl, verb);
+	return status != EXIT_DONE ? status : verb->run(ctl);
+}
+
+int verb_print_help(struct ctl *ctl, const struct verb *verb)
+{
+	char name[] = "distorchctl";
+	char flag[] = "--help";
+	char *words[] = {name, flag, NULL};
+
+	return run_verb(ctl, verb, 2, words); /* argp prints it and ends the program */
 }
 
 /* ---- start ---- */
@@ -375,42 +524,41 @@ static int run_verb(struct ctl *ctl, const struct verb *verb, int argc, char **a
 static void on_interrupt(int number)
 {
 	(void)number;
-	ctl_interrupted = 1;
+	if (ctl_on_interrupt == INTERRUPT_IS_ASKED && ctl_interrupted == 0) {
+		ctl_interrupted = 1;
+		return;
+	}
+	_exit(ctl_on_interrupt == INTERRUPT_ENDS ? EXIT_DONE : EXIT_INTERRUPTED);
 }
 
 static void prepare(struct ctl *ctl)
 {
 	const struct sigaction action = {.sa_handler = on_interrupt};
+	const char *no_color = getenv("NO_COLOR");
 	const char *term = getenv("TERM");
 
-	(void)setlocale(LC_CTYPE, "");  /* widths of characters; C serves too */
+	/* Widths of characters; what we print is UTF-8 in any locale. */
+	if (setlocale(LC_CTYPE, "") == NULL || MB_CUR_MAX == 1) {
+		(void)setlocale(LC_CTYPE, "C.UTF-8"); /* without it tables are less straight */
+	}
 	(void)signal(SIGPIPE, SIG_DFL); /* "| head" ends us quietly */
 	(void)sigaction(SIGINT, &action, NULL);
 	argp_err_exit_status = EXIT_USAGE;
 	ctl->is_tty = isatty(STDOUT_FILENO) != 0;
-	ctl->has_color = isatty(STDERR_FILENO) != 0 && getenv("NO_COLOR") == NULL && term != NULL &&
-			 strcmp(term, "dumb") != 0;
+	ctl->has_bar = isatty(STDERR_FILENO) != 0 && term != NULL && strcmp(term, "dumb") != 0;
+	ctl->has_color = ctl->has_bar && (no_color == NULL || no_color[0] == '\0');
 }
 
-static int refuse_verb(struct ctl *ctl, const char *word)
-{
-	const char *names[64];
-	size_t n_names = 0;
-	char hint[128];
-	const char *nearest;
+static const char *const value_options[] = {"-H", "-o", "--socket", "--output", "--timeout"};
 
-	for (size_t i = 0; verbs[i] != NULL; i++) {
-		names[n_names++] = verbs[i]->name;
-		for (size_t j = 0; verbs[i]->aliases != NULL && verbs[i]->aliases[j] != NULL; j++) {
-			names[n_names++] = verbs[i]->aliases[j];
+static bool has_value_behind(const char *word)
+{
+	for (size_t i = 0; i < sizeof value_options / sizeof value_options[0]; i++) {
+		if (strcmp(word, value_options[i]) == 0) {
+			return true;
 		}
 	}
-	nearest = text_nearest(word, names, n_names);
-	(void)snprintf(hint, sizeof hint,
-		       nearest != NULL ? "did you mean %s?"
-				       : "distorchctl --help lists the verbs%s",
-		       nearest != NULL ? nearest : "");
-	return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", hint, "there is no verb \"%s\"", word);
+	return false;
 }
 
 /* Global options may stand before the verb: move the verb to the front. Returns its index. */
@@ -420,18 +568,47 @@ static int find_verb_index(int argc, char **argv)
 		if (argv[i][0] != '-') {
 			return i;
 		}
-		if (strcmp(argv[i], "-H") == 0 || strcmp(argv[i], "-o") == 0 ||
-		    strcmp(argv[i], "--socket") == 0 || strcmp(argv[i], "--output") == 0 ||
-		    strcmp(argv[i], "--timeout") == 0) {
-			i++;
-		}
+		i += has_value_behind(argv[i]) ? 1 : 0;
 	}
 	return 0;
 }
 
-static bool is_help_flag(const char *word)
+/* JSON or not, known before the words are judged, so that a refusal can be either. */
+static enum output find_output(int argc, char **argv)
 {
-	return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "-?") == 0;
+	enum output output = OUTPUT_TABLE;
+
+	for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
+		const char *value = NULL;
+
+		if (strcmp(argv[i], "--json") == 0) {
+			value = "json";
+		} else if (strncmp(argv[i], "--output=", 9) == 0) {
+			value = argv[i] + 9;
+		} else if (strncmp(argv[i], "-o", 2) == 0 && argv[i][2] != '\0') {
+			value = argv[i] + 2;
+		} else if (has_value_behind(argv[i]) && i + 1 < argc) {
+			i++;
+			value = argv[i - 1][strspn(argv[i - 1], "-")] == 'o' ? argv[i] : NULL;
+		}
+		if (value != NULL) {
+			output = strcmp(value, "json") == 0    ? OUTPUT_JSON
+				 : strcmp(value, "jsonl") == 0 ? OUTPUT_JSONL
+							       : OUTPUT_TABLE;
+		}
+	}
+	return output;
+}
+
+static void spell_out_help(int argc, char **argv)
+{
+	static char help[] = "--help";
+
+	for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
+		if (strcmp(argv[i], "-h") == 0 && !has_value_behind(argv[i - 1])) {
+			argv[i] = help;
+		}
+	}
 }
 
 int main(int argc, char **argv)
@@ -442,29 +619,20 @@ int main(int argc, char **argv)
 	int status;
 
 	prepare(&ctl);
-	if (at == 0 && argc > 1 && is_help_flag(argv[1])) {
+	ctl.arguments.output = find_output(argc, argv);
+	spell_out_help(argc, argv);
+	if (at == 0 && argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-?") == 0)) {
 		verb = &verb_help;
 		argc = 1;
-	} else if (at == 0 && argc > 1 &&
-		   (strcmp(argv[1], "-V") == 0 || strcmp(argv[1], "--version") == 0)) {
-		(void)printf("%s\n", argp_program_version);
-		return EXIT_DONE;
 	} else if (at == 0 && argc == 1 && !ctl.is_tty) {
 		verb = &verb_help;
 	} else if (at > 0) {
 		verb = verb_find(argv[at]);
 		if (verb == NULL) {
-			return refuse_verb(&ctl, argv[at]);
+			return verb_refuse(&ctl, argv[at]);
 		}
 		memmove(&argv[at], &argv[at + 1], (size_t)(argc - at) * sizeof *argv);
 		argc--;
-		for (int i = 1; i < argc; i++) {
-			if (strcmp(argv[i], "-h") == 0) {
-				static char help[] = "--help";
-
-				argv[i] = help;
-			}
-		}
 	}
 	status = run_verb(&ctl, verb, argc, argv);
 	(void)distorch_close(ctl.c);

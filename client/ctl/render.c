@@ -14,6 +14,10 @@
 #include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
+#include <wchar.h>
+
+#define NARROW_COLUMNS 60 /* below, tables show less */
+#define LEAST_CUT      8  /* columns of text that cutting leaves */
 
 static void *must(void *memory)
 {
@@ -58,8 +62,11 @@ static void sheet_free(struct sheet *sheet)
 
 static bool is_shown(const struct ctl *ctl, const struct column *column)
 {
-	return !column->is_wide || ctl->arguments.output == OUTPUT_WIDE ||
-	       ctl->arguments.output == OUTPUT_CSV;
+	if (ctl->arguments.output == OUTPUT_WIDE || ctl->arguments.output == OUTPUT_CSV) {
+		return true;
+	}
+	return !column->is_wide &&
+	       !(column->is_extra && ctl->is_tty && terminal_width() < NARROW_COLUMNS);
 }
 
 static void print_csv_cell(const char *text)
@@ -91,6 +98,99 @@ static void print_csv(const struct sheet *sheet)
 			print_csv_cell(sheet->rows[i][j]);
 		}
 		(void)putchar('\n');
+	}
+}
+
+/* The character at 'text': its bytes, and the columns it takes. Never 0 bytes. */
+static size_t read_character(const char *text, size_t *ret_columns)
+{
+	mbstate_t state = {0};
+	wchar_t character = 0;
+	size_t size = mbrtowc(&character, text, strlen(text), &state);
+	int columns = 1;
+
+	if (size == 0 || size > strlen(text)) { /* not of this locale */
+		size = 1;
+	} else {
+		columns = wcwidth(character);
+	}
+	*ret_columns = columns < 0 ? 1 : (size_t)columns;
+	return size;
+}
+
+static size_t columns_of(const char *text)
+{
+	size_t sum = 0;
+
+	while (*text != '\0') {
+		size_t columns;
+
+		text += read_character(text, &columns);
+		sum += columns;
+	}
+	return sum;
+}
+
+/* Shorten '*text' to so many columns, the last of them "…". */
+static void cut_text(char **text, size_t room)
+{
+	size_t used = 0;
+	size_t at = 0;
+	char *cut;
+
+	if (columns_of(*text) <= room) {
+		return;
+	}
+	while (true) {
+		size_t columns;
+		size_t size = read_character(*text + at, &columns);
+
+		if (used + columns + 1 > room) {
+			break;
+		}
+		used += columns;
+		at += size;
+	}
+	cut = must(malloc(at + sizeof "…"));
+	memcpy(cut, *text, at);
+	memcpy(cut + at, "…", sizeof "…");
+	free(*text);
+	*text = cut;
+}
+
+static size_t column_width(const struct sheet *sheet, size_t column)
+{
+	size_t width = strlen(sheet->columns[column].title);
+
+	for (size_t i = 0; i < sheet->n_rows; i++) {
+		size_t columns = columns_of(sheet->rows[i][column]);
+
+		width = columns > width ? columns : width;
+	}
+	return width;
+}
+
+/* Cut the column that may be cut so that each row fits a line of the terminal. */
+static void fit_sheet(const struct ctl *ctl, struct sheet *sheet)
+{
+	size_t cut = sheet->n_columns;
+	size_t others = 0;
+	size_t width = terminal_width();
+	size_t room;
+
+	for (size_t i = 0; i < sheet->n_columns; i++) {
+		if (!is_shown(ctl, &sheet->columns[i])) {
+			continue;
+		}
+		if (sheet->columns[i].may_cut) {
+			cut = i;
+		} else {
+			others += column_width(sheet, i) + 2;
+		}
+	}
+	room = others + LEAST_CUT < width ? width - others : LEAST_CUT;
+	for (size_t i = 0; cut < sheet->n_columns && i < sheet->n_rows; i++) {
+		cut_text(&sheet->rows[i][cut], room);
 	}
 }
 
@@ -131,7 +231,9 @@ int sheet_print(struct ctl *ctl, struct sheet *sheet)
 	}
 	table = must(scols_new_table());
 	(void)scols_table_set_column_separator(table, "  ");
+	(void)scols_table_enable_noencoding(table, 1); /* sheet_add made the cells harmless */
 	if (ctl->is_tty) {
+		fit_sheet(ctl, sheet);
 		(void)scols_table_set_termwidth(table, terminal_width());
 		(void)scols_table_set_termforce(table, SCOLS_TERMFORCE_ALWAYS);
 	} else {
@@ -198,15 +300,37 @@ cJSON *json_add_item(cJSON *array)
 	return object;
 }
 
+void json_add_string(cJSON *array, const char *text)
+{
+	if (!cJSON_AddItemToArray(array, must(cJSON_CreateString(text)))) {
+		(void)must(NULL);
+	}
+}
+
+/* cJSON indents by tabs, and has no tab anywhere else but behind a colon. */
+static void print_indented(const char *text)
+{
+	bool is_start = true;
+
+	for (; *text != '\0'; text++) {
+		if (*text == '\t') {
+			(void)fputs(is_start ? "  " : " ", stdout);
+		} else {
+			(void)putchar(*text);
+			is_start = *text == '\n';
+		}
+	}
+}
+
 int json_print(struct ctl *ctl, cJSON *object)
 {
 	char *text = must(ctl->arguments.output == OUTPUT_JSONL ? cJSON_PrintUnformatted(object)
 								: cJSON_Print(object));
-	int failed = printf("%s\n", text);
 
+	print_indented(text);
 	cJSON_free(text);
 	cJSON_Delete(object);
-	return failed < 0 ? EXIT_FAILED : EXIT_DONE;
+	return putchar('\n') == EOF ? EXIT_FAILED : EXIT_DONE;
 }
 
 cJSON *json_of_holder(cJSON *object, const struct distorch_holder *holder)
@@ -250,9 +374,7 @@ cJSON *json_of_model(cJSON *object, const struct distorch_model *model)
 	}
 	array = json_add_array(object, "stays");
 	for (size_t i = 0; i < model->n_stays; i++) {
-		if (!cJSON_AddItemToArray(array, must(cJSON_CreateString(model->stays[i])))) {
-			(void)must(NULL);
-		}
+		json_add_string(array, model->stays[i]);
 	}
 	json_add_bool(object, "keep", model->keep);
 	json_add_bool(object, "pinned", model->pinned);
@@ -364,8 +486,7 @@ cJSON *json_of_error(cJSON *object, const struct distorch_error *error)
 	if (error->n_candidates > 0) {
 		array = json_add_array(detail, "models");
 		for (size_t i = 0; i < error->n_candidates; i++) {
-			(void)cJSON_AddItemToArray(array,
-						   must(cJSON_CreateString(error->candidates[i])));
+			json_add_string(array, error->candidates[i]);
 		}
 	}
 	return object;
@@ -411,13 +532,31 @@ const char *ago_text(uint64_t ms, char buffer[32])
 	return buffer;
 }
 
-const char *time_text(uint64_t time_ms, char buffer[40])
+const char *size_cell(const struct ctl *ctl, uint64_t bytes, char buffer[24])
+{
+	if (ctl->arguments.output != OUTPUT_CSV) {
+		return size_text(ctl, bytes, buffer);
+	}
+	(void)snprintf(buffer, 24, "%" PRIu64, bytes);
+	return buffer;
+}
+
+const char *ago_cell(const struct ctl *ctl, uint64_t ms, char buffer[32])
+{
+	if (ctl->arguments.output != OUTPUT_CSV) {
+		return ago_text(ms, buffer);
+	}
+	(void)snprintf(buffer, 32, "%" PRIu64, ms / 1000);
+	return buffer;
+}
+
+const char *time_text(uint64_t time_ms, bool has_date, char buffer[40])
 {
 	time_t seconds = (time_t)(time_ms / 1000);
 	struct tm local;
 
 	if (localtime_r(&seconds, &local) == NULL ||
-	    strftime(buffer, 40, "%H:%M:%S", &local) == 0) {
+	    strftime(buffer, 40, has_date ? "%Y-%m-%d %H:%M:%S" : "%H:%M:%S", &local) == 0) {
 		(void)snprintf(buffer, 40, "?");
 	}
 	return buffer;
@@ -425,7 +564,7 @@ const char *time_text(uint64_t time_ms, char buffer[40])
 
 const char *safe_text(const char *text, char *buffer, size_t buffer_size)
 {
-	return text == NULL ? "-" : text_escape(text, buffer, buffer_size);
+	return text_escape(text == NULL ? "-" : text, buffer, buffer_size);
 }
 
 const char *device_text(const char *device)

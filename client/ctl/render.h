@@ -19,7 +19,8 @@ struct column {
 	const char *title;
 	bool is_right; /* numbers */
 	bool is_wide;  /* only with -o wide */
-	bool may_cut;  /* names: cut where the terminal ends */
+	bool may_cut;  /* names: cut where the terminal ends; one a table */
+	bool is_extra; /* left out where the terminal is narrow */
 };
 
 /* Rows of text. Freed by sheet_print. */
@@ -43,6 +44,7 @@ void json_add_number(cJSON *object, const char *key, uint64_t number); /* null w
 void json_add_bool(cJSON *object, const char *key, bool value);
 cJSON *json_add_array(cJSON *object, const char *key);
 cJSON *json_add_item(cJSON *array); /* a new object in it */
+void json_add_string(cJSON *array, const char *text);
 /* Print on one line (jsonl) or indented, free it, and return 0. */
 int json_print(struct ctl *ctl, cJSON *object);
 
@@ -58,9 +60,13 @@ bool is_json(const struct ctl *ctl);
 
 /* Each returns its buffer. */
 const char *size_text(const struct ctl *ctl, uint64_t bytes, char buffer[24]);
-const char *ms_text(uint64_t ms, char buffer[32]);        /* "3.1s" */
-const char *ago_text(uint64_t ms, char buffer[32]);       /* "12m ago", "now" */
-const char *time_text(uint64_t time_ms, char buffer[40]); /* RFC 3339 or hh:mm for people */
+const char *ms_text(uint64_t ms, char buffer[32]);  /* "3.1s" */
+const char *ago_text(uint64_t ms, char buffer[32]); /* "12m ago", "now" */
+/* For cells of a table: the words above, and plain bytes and seconds in CSV. */
+const char *size_cell(const struct ctl *ctl, uint64_t bytes, char buffer[24]);
+const char *ago_cell(const struct ctl *ctl, uint64_t ms, char buffer[32]);
+/* "12:04:00", with the date in front where asked for */
+const char *time_text(uint64_t time_ms, bool has_date, char buffer[40]);
 const char *safe_text(const char *text, char *buffer, size_t buffer_size);
 const char *device_text(const char *device); /* "ram" for cpu: people's word */
 

@@ -5,11 +5,15 @@
 #include "options.h"
 #include "render.h"
 
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
+
+#define NO_DAEMON_TEXT "distorchd is neither beside distorchctl nor on the PATH"
 
 static const struct argp_option no_options[] = {OPTIONS_END};
 
@@ -110,8 +114,8 @@ static int print_clients(struct ctl *ctl, const struct distorch_clients *clients
 			client->label != NULL ? client->label : client->comm,
 			uid,
 			leases,
-			size_text(ctl, client->held_bytes, size),
-			ago_text(client->age_ms, age),
+			size_cell(ctl, client->held_bytes, size),
+			ago_cell(ctl, client->age_ms, age),
 			client->connected ? (client->admin ? "connected, admin" : "connected")
 					  : "gone, still maps",
 			client->library,
@@ -172,6 +176,7 @@ const struct verb verb_clients = {
 	.summary = "Who is connected, and what they use or still map.",
 	.text = "Other users' clients are shown to administrators only.",
 	.options = no_options,
+	.has_csv = true,
 	.run = run_clients,
 };
 
@@ -241,8 +246,9 @@ const struct verb verb_budget = {
 
 /* ---- config ---- */
 
-/* The daemon's own check, so that there is one reader of its files. Does not return. */
-static int run_check(struct ctl *ctl)
+/* Become the daemon's own check, so that there is one reader of its files. Returns only when
+ * there is no daemon. */
+static void become_check(void)
 {
 	static char name[] = "distorchd";
 	static char flag[] = "--check-config";
@@ -260,8 +266,52 @@ static int run_check(struct ctl *ctl)
 		}
 	}
 	(void)execvp(name, arguments);
-	return ctl_refuse(ctl, EXIT_FAILED, "not-found", NULL,
-			  "distorchd is neither beside distorchctl nor on the PATH");
+}
+
+/* Run it in a process of its own and tell its words and its exit status as JSON. */
+static int run_check_json(struct ctl *ctl)
+{
+	char text[4096];
+	size_t used = 0;
+	int ends[2];
+	int status = 0;
+	cJSON *object;
+	ssize_t n;
+	pid_t pid;
+
+	if (pipe2(ends, O_CLOEXEC) < 0 || (pid = fork()) < 0) {
+		return ctl_refuse(ctl, EXIT_FAILED, "internal", NULL, "no process can be started");
+	}
+	if (pid == 0) {
+		(void)dup2(ends[1], STDOUT_FILENO); /* on failure its words are shown, not told */
+		(void)dup2(ends[1], STDERR_FILENO);
+		become_check();
+		_exit(127);
+	}
+	(void)close(ends[1]); /* the child has it */
+	while (used < sizeof text - 1 &&
+	       (n = read(ends[0], text + used, sizeof text - 1 - used)) > 0) {
+		used += (size_t)n;
+	}
+	text[used > 0 && text[used - 1] == '\n' ? used - 1 : used] = '\0';
+	(void)close(ends[0]);
+	if (waitpid(pid, &status, 0) < 0 || !WIFEXITED(status) || WEXITSTATUS(status) == 127) {
+		return ctl_refuse(ctl, EXIT_FAILED, "not-found", NULL, NO_DAEMON_TEXT);
+	}
+	object = json_new();
+	json_add_bool(object, "ok", WEXITSTATUS(status) == 0);
+	json_add_text(object, "text", text);
+	(void)json_print(ctl, object);
+	return WEXITSTATUS(status);
+}
+
+static int run_check(struct ctl *ctl)
+{
+	if (is_json(ctl)) {
+		return run_check_json(ctl);
+	}
+	become_check();
+	return ctl_refuse(ctl, EXIT_FAILED, "not-found", NULL, NO_DAEMON_TEXT);
 }
 
 static int print_settings(struct ctl *ctl, const struct distorch_settings *settings,
@@ -346,5 +396,6 @@ const struct verb verb_config = {
 		"  distorchctl config check            needs no daemon",
 	.options = no_options,
 	.max_words = 2,
+	.has_csv = true,
 	.run = run_config,
 };

@@ -40,7 +40,8 @@ static void tell(struct report *report, bool is_good, const char *text, const ch
 	}
 }
 
-static void check_socket(struct report *report, const char *path)
+/* Is there a socket that can be tried? */
+static bool check_socket(struct report *report, const char *path)
 {
 	struct stat status;
 	char text[512];
@@ -48,19 +49,23 @@ static void check_socket(struct report *report, const char *path)
 	if (stat(path, &status) < 0) {
 		(void)snprintf(text, sizeof text, "no socket at %.400s: %s", path, strerror(errno));
 		tell(report, false, text, "start it: distorchd (or name its socket with --socket)");
+		return false;
 	} else if (!S_ISSOCK(status.st_mode)) {
 		(void)snprintf(text, sizeof text, "%.400s is not a socket", path);
 		tell(report, false, text, "choose another path with --socket");
+		return false;
 	} else if (access(path, W_OK) < 0) {
 		(void)snprintf(text, sizeof text,
 			       "socket %.300s (mode %04o, gid %u) is closed to you", path,
 			       (unsigned)(status.st_mode & 07777U), (unsigned)status.st_gid);
 		tell(report, false, text, "join its group, then log in again");
+		return false;
 	} else {
 		(void)snprintf(text, sizeof text, "socket %.400s, mode %04o", path,
 			       (unsigned)(status.st_mode & 07777U));
 		tell(report, true, text, NULL);
 	}
+	return true;
 }
 
 static bool check_daemon(struct report *report)
@@ -71,7 +76,7 @@ static bool check_daemon(struct report *report)
 	struct ctl *ctl = report->ctl;
 	char text[256];
 
-	if (distorch_open(ctl->arguments.socket_path, NULL, &ctl->c) < 0) {
+	if (ctl_open(ctl) < 0) {
 		const struct distorch_error *error = distorch_error(NULL);
 
 		tell(report, false, error->message,
@@ -183,8 +188,7 @@ static int run(struct ctl *ctl)
 	} else if (distorch_default_path(path, sizeof path) < 0) {
 		(void)snprintf(path, sizeof path, "?");
 	}
-	check_socket(&report, path);
-	if (check_daemon(&report)) {
+	if (check_socket(&report, path) && check_daemon(&report)) {
 		check_memory(&report);
 		check_pages(&report);
 	}

@@ -7,8 +7,9 @@
 #include <string.h>
 
 #define MAX_TYPES 32
+#define DAY_MS    86400000U
 
-static void print_record(const struct ctl *ctl, const struct distorch_record *record)
+static void print_record(const struct ctl *ctl, const struct distorch_record *record, bool has_date)
 {
 	char time[40];
 	char name[256];
@@ -16,7 +17,7 @@ static void print_record(const struct ctl *ctl, const struct distorch_record *re
 	char size[24];
 	char duration[32];
 
-	(void)printf("%s  %-14s %s", time_text(record->time_ms, time), record->type,
+	(void)printf("%s  %-14s %s", time_text(record->time_ms, has_date, time), record->type,
 		     safe_text(record->name != NULL ? record->name : record->model, name,
 			       sizeof name));
 	if (record->bytes != DISTORCH_ABSENT) {
@@ -33,6 +34,7 @@ static void print_record(const struct ctl *ctl, const struct distorch_record *re
 
 static int print_records(struct ctl *ctl, const struct distorch_records *records)
 {
+	bool has_date = ctl->arguments.since_ms > DAY_MS;
 	cJSON *object;
 	cJSON *array;
 
@@ -45,10 +47,11 @@ static int print_records(struct ctl *ctl, const struct distorch_records *records
 		return json_print(ctl, object);
 	}
 	for (size_t i = 0; i < records->n_records; i++) {
+		has_date = has_date || records->records[i]->age_ms > DAY_MS;
 		if (ctl->arguments.output == OUTPUT_JSONL) {
 			(void)json_print(ctl, json_of_record(json_new(), records->records[i]));
 		} else {
-			print_record(ctl, records->records[i]);
+			print_record(ctl, records->records[i], has_date);
 		}
 	}
 	return EXIT_DONE;
@@ -110,31 +113,27 @@ static int follow(struct ctl *ctl, const char *const *types, size_t n_types)
 						     .events = names,
 						     .n_events = 3};
 
+	ctl_on_interrupt = INTERRUPT_ENDS;
 	if (distorch_subscribe(ctl->c, &filter) < 0) {
 		return ctl_fail(ctl);
 	}
-	while (!ctl_interrupted) {
+	for (;;) {
 		struct distorch_event *event = NULL;
-		int code = distorch_next_event(ctl->c, 250, &event);
 
-		if (code == -DISTORCH_E_TIMEOUT) {
-			continue;
-		}
-		if (code < 0) {
-			return ctl_interrupted ? EXIT_DONE : ctl_fail(ctl);
+		if (distorch_next_event(ctl->c, DISTORCH_FOREVER, &event) < 0) {
+			return ctl_fail(ctl);
 		}
 		if (event->record != NULL && is_wanted(event->record->type, types, n_types)) {
 			if (is_json(ctl)) {
 				ctl->arguments.output = OUTPUT_JSONL;
 				(void)json_print(ctl, json_of_record(json_new(), event->record));
 			} else {
-				print_record(ctl, event->record);
+				print_record(ctl, event->record, false);
 			}
 			(void)fflush(stdout);
 		}
 		distorch_event_free(event);
 	}
-	return EXIT_DONE;
 }
 
 static int run_events(struct ctl *ctl)
@@ -182,7 +181,10 @@ const struct verb verb_why = {
 
 static const struct argp_option events_options[] = {
 	{"since", OPTION_SINCE, "TIME", 0, "What happened in this last time, then end", 0},
-	{"type", OPTION_TYPE, "TYPE,…", 0, "Only these: load, evict, unload, refused, held…", 0},
+	{"type", OPTION_TYPE, "TYPE,…", 0,
+	 "Only these: load, evict, unload, refused, pinned, unpinned, kept, unkept, held, freed, "
+	 "stale, quarantined",
+	 0},
 	OPTIONS_END,
 };
 

@@ -1,23 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* distorchctl help: the verbs in groups, one verb, or the exit codes. */
+/* distorchctl help: the verbs in groups, one verb, the exit codes, or what was meant instead. */
+#include "base/text.h"
 #include "options.h"
 #include "render.h"
 
 #include <stdio.h>
 #include <string.h>
 
-static const char *const exit_codes[] = {
-	"0    done",
-	"1    failed",
-	"2    wrong usage",
-	"3    the daemon is not running",
-	"4    no such model, or it is not in memory",
-	"5    not allowed",
-	"6    not enough memory",
-	"7    bad or unsupported file",
-	"8    timed out",
-	"9    findings (doctor, verify)",
-	"130  interrupted by Ctrl-C",
+static const struct {
+	unsigned code;
+	const char *text;
+} exit_codes[] = {
+	{EXIT_DONE, "done"},
+	{EXIT_FAILED, "failed"},
+	{EXIT_USAGE, "wrong usage"},
+	{EXIT_NOT_RUNNING, "the daemon is not running"},
+	{EXIT_NO_SUCH_MODEL, "no such model, or it is not in memory"},
+	{EXIT_NOT_ALLOWED, "not allowed"},
+	{EXIT_NO_MEMORY, "not enough memory"},
+	{EXIT_BAD_FILE, "bad or unsupported file"},
+	{EXIT_TIMED_OUT, "timed out"},
+	{EXIT_FINDINGS, "findings (doctor, verify)"},
+	{EXIT_INTERRUPTED, "interrupted by Ctrl-C"},
 };
 
 static void print_group(enum verb_group group, const char *title)
@@ -45,33 +49,126 @@ static void print_all(void)
 		"The socket: --socket PATH, DISTORCH_SOCKET, or the usual places.\n");
 }
 
+/* Words that people know from elsewhere. None may lead to what frees or ends by surprise. */
+static const char *familiar_hint(const char *word)
+{
+	static const struct {
+		const char *word;
+		const char *hint;
+	} words[] = {
+		{"rm", "did you mean unload? It frees memory and deletes no file"},
+		{"remove", "did you mean unload? It frees memory and deletes no file"},
+		{"delete", "did you mean unload? It frees memory and deletes no file"},
+		{"free", "did you mean unload? status shows what is free"},
+		{"top", "did you mean ps --watch?"},
+		{"watch", "did you mean ps --watch?"},
+		{"log", "did you mean events --since 1h?"},
+		{"logs", "did you mean events --since 1h?"},
+		{"run", "did you mean load?"},
+		{"start", "distorchd starts the daemon"},
+	};
+
+	for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+		if (strcmp(words[i].word, word) == 0) {
+			return words[i].hint;
+		}
+	}
+	return NULL;
+}
+
+int verb_refuse(struct ctl *ctl, const char *word)
+{
+	const char *names[64];
+	size_t n_names = 0;
+	const char *known = familiar_hint(word);
+	const char *nearest;
+	char hint[128];
+
+	for (size_t i = 0; verbs[i] != NULL; i++) {
+		const char *const *aliases = verbs[i]->aliases;
+
+		if (verbs[i] == &verb_shutdown) {
+			continue;
+		}
+		names[n_names++] = verbs[i]->name;
+		for (; aliases != NULL && verbs[i] != &verb_unload && *aliases != NULL; aliases++) {
+			names[n_names++] = *aliases;
+		}
+	}
+	nearest = text_nearest(word, names, n_names);
+	(void)snprintf(hint, sizeof hint,
+		       nearest != NULL ? "did you mean %s?"
+				       : "distorchctl --help lists the verbs%s",
+		       nearest != NULL ? nearest : "");
+	return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", known != NULL ? known : hint,
+			  "there is no verb \"%s\"", word);
+}
+
+static void add_verb(cJSON *array, const struct verb *verb)
+{
+	cJSON *item = json_add_item(array);
+	cJSON *aliases;
+
+	json_add_text(item, "name", verb->name);
+	aliases = json_add_array(item, "aliases");
+	for (size_t i = 0; verb->aliases != NULL && verb->aliases[i] != NULL; i++) {
+		json_add_string(aliases, verb->aliases[i]);
+	}
+	json_add_text(item, "usage", verb->usage);
+	json_add_text(item, "summary", verb->summary);
+}
+
+/* 'verb' NULL: all of them. */
+static int print_json(struct ctl *ctl, const struct verb *verb)
+{
+	cJSON *object = json_new();
+	cJSON *array = json_add_array(object, "verbs");
+
+	for (size_t i = 0; verb == NULL && verbs[i] != NULL; i++) {
+		add_verb(array, verbs[i]);
+	}
+	if (verb != NULL) {
+		add_verb(array, verb);
+	}
+	return json_print(ctl, object);
+}
+
+static int print_exit_codes(struct ctl *ctl)
+{
+	cJSON *object = is_json(ctl) ? json_new() : NULL;
+	cJSON *array = object == NULL ? NULL : json_add_array(object, "exit_codes");
+
+	for (size_t i = 0; i < sizeof exit_codes / sizeof exit_codes[0]; i++) {
+		if (array != NULL) {
+			cJSON *item = json_add_item(array);
+
+			json_add_number(item, "code", exit_codes[i].code);
+			json_add_text(item, "text", exit_codes[i].text);
+		} else {
+			(void)printf("%-3u  %s\n", exit_codes[i].code, exit_codes[i].text);
+		}
+	}
+	return object == NULL ? EXIT_DONE : json_print(ctl, object);
+}
+
 static int run(struct ctl *ctl)
 {
 	const char *word = ctl->arguments.n_words == 0 ? NULL : ctl->arguments.words[0];
-	const struct verb *verb;
+	const struct verb *verb = word == NULL ? NULL : verb_find(word);
 
-	if (word == NULL) {
-		print_all();
-		return EXIT_DONE;
+	if (word != NULL && strcmp(word, "exit-codes") == 0) {
+		return print_exit_codes(ctl);
 	}
-	if (strcmp(word, "exit-codes") == 0) {
-		for (size_t i = 0; i < sizeof exit_codes / sizeof exit_codes[0]; i++) {
-			(void)printf("%s\n", exit_codes[i]);
-		}
-		return EXIT_DONE;
+	if (word != NULL && verb == NULL) {
+		return verb_refuse(ctl, word);
 	}
-	verb = verb_find(word);
-	if (verb == NULL) {
-		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", "distorchctl help lists them",
-				  "there is no verb \"%s\"", word);
+	if (is_json(ctl)) {
+		return print_json(ctl, verb);
 	}
-	(void)printf("Usage: distorchctl %s [OPTION…] %s\n\n%s\n", verb->name, verb->usage,
-		     verb->summary);
-	for (const struct argp_option *option = verb->options; option->name != NULL; option++) {
-		(void)printf("  --%s%s%s  %s\n", option->name, option->arg == NULL ? "" : "=",
-			     option->arg == NULL ? "" : option->arg, option->doc);
+	if (verb != NULL) {
+		return verb_print_help(ctl, verb);
 	}
-	(void)printf("\n%s\n", verb->text);
+	print_all();
 	return EXIT_DONE;
 }
 

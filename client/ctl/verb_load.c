@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #define BAR_WIDTH 24
 
@@ -82,7 +81,7 @@ static int on_progress(const struct distorch_progress *progress, void *user)
 {
 	struct watcher *watcher = user;
 
-	if (!watcher->ctl->arguments.is_quiet && isatty(STDERR_FILENO) != 0) {
+	if (!watcher->ctl->arguments.is_quiet && watcher->ctl->has_bar) {
 		draw(watcher, progress);
 	}
 	return ctl_interrupted;
@@ -107,7 +106,10 @@ static struct distorch_policy read_policy(const struct arguments *arguments)
 		policy.said |= DISTORCH_SAID_KEEP;
 		policy.keep = true;
 	}
-	if (arguments->has_for) {
+	if (arguments->has_for && (arguments->pin || arguments->keep)) {
+		policy.said |= arguments->is_forever ? 0U : (uint32_t)DISTORCH_SAID_FOR;
+		policy.for_ms = arguments->for_ms;
+	} else if (arguments->has_for) {
 		policy.said |= DISTORCH_SAID_TTL;
 		policy.ttl_ms = arguments->for_ms; /* forever: no ttl */
 	}
@@ -118,14 +120,15 @@ static struct distorch_policy read_policy(const struct arguments *arguments)
 	return policy;
 }
 
-static void print_loaded(struct ctl *ctl, const struct distorch_loaded *loaded)
+/* 'path' names it where the daemon has no name for it yet. */
+static void print_loaded(struct ctl *ctl, const struct distorch_loaded *loaded, const char *path)
 {
 	const struct distorch_model *model = loaded->model;
 	char name[512];
 	char size[24];
 	char duration[32];
 
-	(void)safe_text(model->name, name, sizeof name);
+	(void)safe_text(model->name != NULL ? model->name : base_name(path), name, sizeof name);
 	(void)size_text(ctl, model->bytes, size);
 	if (strcmp(loaded->source, "begun") == 0) {
 		(void)printf("Loading %s (id %.6s, %s) in the background. See it: distorchctl ps\n",
@@ -165,7 +168,34 @@ static void add_loaded(cJSON *array, const struct distorch_loaded *loaded)
 	}
 }
 
-static int load_one(struct ctl *ctl, const char *path, cJSON *array)
+/* What several loads come to. */
+struct outcome {
+	cJSON *object; /* NULL: for people */
+	cJSON *models;
+	cJSON *errors;
+	int status; /* of the first failure */
+};
+
+/* "error" is the first failure, "errors" has them all, each with its path. */
+static int add_failure(struct ctl *ctl, struct outcome *outcome, const char *path)
+{
+	const struct distorch_error *error = distorch_error(ctl->c);
+	cJSON *item;
+
+	if (outcome->object == NULL) {
+		return ctl_fail(ctl);
+	}
+	if (outcome->errors == NULL) {
+		(void)json_of_error(cJSON_AddObjectToObject(outcome->object, "error"), error);
+		outcome->errors = json_add_array(outcome->object, "errors");
+	}
+	item = json_add_item(outcome->errors);
+	json_add_text(item, "path", path);
+	(void)json_of_error(item, error);
+	return ctl_interrupted ? EXIT_INTERRUPTED : error->exit_code;
+}
+
+static int load_one(struct ctl *ctl, const char *path, struct outcome *outcome)
 {
 	const struct arguments *arguments = &ctl->arguments;
 	struct watcher watcher = {.ctl = ctl, .name = base_name(path), .begun_ms = now_ms()};
@@ -178,20 +208,23 @@ static int load_one(struct ctl *ctl, const char *path, cJSON *array)
 						.progress = on_progress,
 						.user = &watcher};
 	struct distorch_loaded *loaded = NULL;
-	int code = distorch_load(ctl->c, path, &options, &loaded, NULL);
+	int code;
 
+	ctl_on_interrupt = INTERRUPT_IS_ASKED;
+	code = distorch_load(ctl->c, path, &options, &loaded, NULL);
+	ctl_on_interrupt = INTERRUPT_FAILS;
 	if (watcher.has_line) {
 		(void)fputs("\r\033[K", stderr);
 	}
 	if (code < 0) {
-		return ctl_fail(ctl);
+		return add_failure(ctl, outcome, path);
 	}
-	if (array != NULL) {
-		add_loaded(array, loaded);
+	if (outcome->object != NULL) {
+		add_loaded(outcome->models, loaded);
 	} else if (arguments->output == OUTPUT_ID) {
 		(void)printf("%s\n", loaded->model->id);
 	} else if (!arguments->is_quiet) {
-		print_loaded(ctl, loaded);
+		print_loaded(ctl, loaded, path);
 	}
 	distorch_loaded_free(loaded);
 	return EXIT_DONE;
@@ -199,22 +232,27 @@ static int load_one(struct ctl *ctl, const char *path, cJSON *array)
 
 static int run(struct ctl *ctl)
 {
-	int status = ctl_connect(ctl);
-	cJSON *object = NULL;
-	cJSON *array = NULL;
+	struct outcome outcome = {.status = ctl_connect(ctl)};
 
-	if (status == EXIT_DONE && is_json(ctl)) {
-		object = json_new();
-		array = json_add_array(object, "models");
+	if (outcome.status != EXIT_DONE) {
+		return outcome.status;
 	}
-	for (size_t i = 0; status == EXIT_DONE && i < ctl->arguments.n_words; i++) {
-		status = load_one(ctl, ctl->arguments.words[i], array);
+	if (is_json(ctl)) {
+		outcome.object = json_new();
+		outcome.models = json_add_array(outcome.object, "models");
 	}
-	if (object != NULL && status == EXIT_DONE) {
-		return json_print(ctl, object);
+	for (size_t i = 0; i < ctl->arguments.n_words && !ctl_interrupted; i++) {
+		int status = load_one(ctl, ctl->arguments.words[i], &outcome);
+
+		outcome.status = outcome.status == EXIT_DONE ? status : outcome.status;
+		if (status == EXIT_NOT_RUNNING) {
+			break; /* the next ones would fail alike */
+		}
 	}
-	cJSON_Delete(object);
-	return status;
+	if (outcome.object != NULL) {
+		(void)json_print(ctl, outcome.object);
+	}
+	return ctl_interrupted ? EXIT_INTERRUPTED : outcome.status;
 }
 
 static const struct argp_option options[] = {
@@ -223,7 +261,10 @@ static const struct argp_option options[] = {
 	{"format", OPTION_FORMAT, "FORMAT", 0, "auto or safetensors", 0},
 	{"pin", OPTION_PIN, NULL, 0, "Never evict it", 0},
 	{"keep", OPTION_KEEP, NULL, 0, "Let it survive a selective unload", 0},
-	{"for", OPTION_FOR, "TIME", 0, "Evict it after this long without use (2h, forever)", 0},
+	{"for", OPTION_FOR, "TIME", 0,
+	 "Evict it after this long without use (2h, forever); with --pin or --keep: these lapse "
+	 "after this long",
+	 0},
 	{"priority", OPTION_PRIORITY, "N", 0, "-100 to 100; lower ones are evicted first", 0},
 	{"no-wait", OPTION_NO_WAIT, NULL, 0, "Return once the load has begun", 0},
 	OPTIONS_END,
@@ -239,11 +280,15 @@ const struct verb verb_load = {
 		"  distorchctl load model.safetensors\n"
 		"  distorchctl load --keep vae.safetensors clip.safetensors\n"
 		"  distorchctl load --pin --priority 10 flux1-dev.safetensors\n"
-		"  distorchctl load --for 2h --no-wait sdxl.safetensors\n\n"
+		"  distorchctl load --for 2h --no-wait sdxl.safetensors\n"
+		"  distorchctl load --pin --for 2h sdxl.safetensors\n\n"
+		"A file that fails does not stop the others; the exit status is that of the first "
+		"failure.\n"
 		"Exit status: 0 done, 6 not enough memory, 7 bad or unsupported file, 130 "
 		"cancelled by Ctrl-C.",
 	.options = options,
 	.min_words = 1,
 	.max_words = CTL_MAX_WORDS,
+	.has_id = true,
 	.run = run,
 };

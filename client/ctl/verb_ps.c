@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl ps: what is held, once or again and again. */
+#include "base/err.h"
+#include "base/units.h"
 #include "options.h"
 #include "render.h"
 
@@ -10,11 +12,11 @@
 
 static const struct column columns[] = {
 	{.title = "NAME", .may_cut = true},
-	{.title = "ID"},
+	{.title = "ID", .is_extra = true},
 	{.title = "SIZE", .is_right = true},
 	{.title = "WHERE"},
 	{.title = "USED BY"},
-	{.title = "LAST USED"},
+	{.title = "LAST USED", .is_extra = true},
 	{.title = "STAYS"},
 	{.title = "STATE", .is_wide = true},
 	{.title = "UID", .is_wide = true, .is_right = true},
@@ -24,7 +26,7 @@ static const struct column columns[] = {
 
 static void add_row(const struct ctl *ctl, struct sheet *sheet, const struct distorch_model *model)
 {
-	char id[8];
+	char id[40];
 	char size[24];
 	char where[128];
 	char users[128];
@@ -34,7 +36,8 @@ static void add_row(const struct ctl *ctl, struct sheet *sheet, const struct dis
 	char tensors[24];
 	const char *cells[sizeof columns / sizeof columns[0]];
 
-	(void)snprintf(id, sizeof id, "%.6s", model->id);
+	(void)snprintf(id, sizeof id, "%.*s", ctl->arguments.output == OUTPUT_CSV ? 32 : 6,
+		       model->id);
 	(void)where_text(model, where, sizeof where);
 	if (strcmp(model->state, "loading") == 0) {
 		(void)snprintf(where, sizeof where, "loading %u%%",
@@ -49,10 +52,10 @@ static void add_row(const struct ctl *ctl, struct sheet *sheet, const struct dis
 	(void)snprintf(tensors, sizeof tensors, "%llu", (unsigned long long)model->tensors);
 	cells[0] = model->name != NULL ? model->name : "(another user's)";
 	cells[1] = id;
-	cells[2] = size_text(ctl, model->bytes, size);
+	cells[2] = size_cell(ctl, model->bytes, size);
 	cells[3] = where;
 	cells[4] = users_text(model, users, sizeof users);
-	cells[5] = ago_text(model->last_used_ms, last);
+	cells[5] = ago_cell(ctl, model->last_used_ms, last);
 	cells[6] = stays_text(model, stays, sizeof stays);
 	cells[7] = model->state;
 	cells[8] = uid;
@@ -68,6 +71,20 @@ static bool is_wanted(const struct ctl *ctl, const struct distorch_model *model)
 	}
 	return model->name != NULL && (fnmatch(ctl->arguments.words[0], model->name, 0) == 0 ||
 				       strstr(model->name, ctl->arguments.words[0]) != NULL);
+}
+
+static void print_none(const struct ctl *ctl)
+{
+	char pattern[512];
+
+	if (ctl->arguments.n_words > 0) {
+		(void)printf("No model matches '%s'.\n",
+			     safe_text(ctl->arguments.words[0], pattern, sizeof pattern));
+	} else if (ctl->arguments.device != NULL || ctl->arguments.mine) {
+		(void)printf("No models of that kind.\n");
+	} else {
+		(void)printf("No models. Load one: distorchctl load FILE\n");
+	}
 }
 
 static int print_models(struct ctl *ctl, const struct distorch_models *models)
@@ -102,7 +119,7 @@ static int print_models(struct ctl *ctl, const struct distorch_models *models)
 		return EXIT_DONE;
 	}
 	if (n_shown == 0 && ctl->arguments.output != OUTPUT_CSV) {
-		(void)printf("No models. Load one: distorchctl load FILE\n");
+		print_none(ctl);
 		return EXIT_DONE;
 	}
 	return sheet_print(ctl, &sheet);
@@ -125,15 +142,15 @@ static int print_once(struct ctl *ctl)
 	return status;
 }
 
-/* Redraw until Ctrl-C; when the daemon goes away, say so and try again. */
-static int watch(struct ctl *ctl)
+/* Redraw until Ctrl-C; when the daemon goes away, say so and try again. Does not return. */
+static _Noreturn void watch(struct ctl *ctl)
 {
-	while (!ctl_interrupted) {
+	ctl_on_interrupt = INTERRUPT_ENDS;
+	for (;;) {
 		if (ctl->is_tty) {
 			(void)fputs("\033[H\033[2J", stdout);
 		}
-		if (ctl->c == NULL &&
-		    distorch_open(ctl->arguments.socket_path, NULL, &ctl->c) < 0) {
+		if (ctl->c == NULL && ctl_open(ctl) < 0) {
 			(void)printf("reconnecting…\n");
 		} else if (print_once(ctl) == EXIT_NOT_RUNNING) {
 			ctl->c = distorch_close(ctl->c);
@@ -143,27 +160,47 @@ static int watch(struct ctl *ctl)
 					  : ctl->arguments.watch_ms > 60000
 						  ? 60000
 						  : ctl->arguments.watch_ms) *
-			     1000U); /* cut short by Ctrl-C */
+			     1000U);
 	}
-	return EXIT_DONE;
+}
+
+/* "ps -w 1s": the time would be taken for a pattern. */
+static int refuse_interval(struct ctl *ctl)
+{
+	const char *word = ctl->arguments.words[0];
+	char hint[80];
+
+	(void)snprintf(hint, sizeof hint, "ps --watch=%.32s", strcmp(word, "0") == 0 ? "1s" : word);
+	return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", hint,
+			  "\"%s\" is taken for a pattern; a time is written behind =", word);
 }
 
 static int run(struct ctl *ctl)
 {
-	int status = ctl_connect(ctl);
+	struct err err = {0};
+	uint64_t ns = 0;
+	int status;
 
+	if (ctl->arguments.watch && ctl->arguments.n_words > 0 &&
+	    units_parse_duration(ctl->arguments.words[0], &ns, &err) == 0) {
+		return refuse_interval(ctl);
+	}
+	status = ctl_connect(ctl);
 	if (status != EXIT_DONE) {
 		return status;
 	}
-	return ctl->arguments.watch ? watch(ctl) : print_once(ctl);
+	if (ctl->arguments.watch) {
+		watch(ctl);
+	}
+	return print_once(ctl);
 }
 
 static const struct argp_option options[] = {
 	{"device", OPTION_DEVICE, "DEVICE", 0, "Only models with bytes there", 0},
 	{"mine", OPTION_MINE, NULL, 0, "Only models this user loaded", 0},
 	{"all", OPTION_ALL, NULL, 0, "Also models that are merely known", 0},
-	{"watch", OPTION_WATCH, "TIME", OPTION_ARG_OPTIONAL, "Again and again (1s)", 0},
-	{NULL, 'w', NULL, 0, "Same as --watch", 0},
+	{"watch", 'w', "TIME", OPTION_ARG_OPTIONAL,
+	 "Again and again, every second or as often as said (--watch=5s), until Ctrl-C", 0},
 	OPTIONS_END,
 };
 
@@ -183,5 +220,7 @@ const struct verb verb_ps = {
 		"  distorchctl ps --json",
 	.options = options,
 	.max_words = 1,
+	.has_csv = true,
+	.has_id = true,
 	.run = run,
 };

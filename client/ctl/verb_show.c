@@ -158,9 +158,10 @@ static int print_text(struct ctl *ctl, const struct distorch_detail *detail,
 	(void)printf("%s\n", safe_text(model->name, text, sizeof text));
 	(void)printf("id         %s\n", model->id);
 	(void)printf("path       %s\n", safe_text(model->path, text, sizeof text));
-	(void)printf("size       %s (%llu bytes), %llu tensors in %llu blocks, %s\n",
+	(void)printf("size       %s (%llu bytes), %llu tensor%s in %llu block%s, %s\n",
 		     size_text(ctl, model->bytes, size), (unsigned long long)model->bytes,
-		     (unsigned long long)model->tensors, (unsigned long long)model->blocks,
+		     (unsigned long long)model->tensors, model->tensors == 1 ? "" : "s",
+		     (unsigned long long)model->blocks, model->blocks == 1 ? "" : "s",
 		     model->format);
 	(void)printf("state      %s, generation %llu, last used %s\n", model->state,
 		     (unsigned long long)model->generation, ago_text(model->last_used_ms, last));

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #define BAR_WIDTH 18
+#define DAY_MS    86400000U
 
 static const struct argp_option no_options[] = {OPTIONS_END};
 
@@ -40,9 +41,10 @@ static void print_records(const struct distorch_record *const *records, size_t n
 
 	for (size_t i = n_records; i > 0; i--) {
 		const struct distorch_record *record = records[i - 1];
+		bool has_date = record->age_ms > DAY_MS;
 
-		(void)printf("  %s  %s %s%s%s\n", time_text(record->time_ms, time), record->type,
-			     safe_text(record->name, name, sizeof name),
+		(void)printf("  %s  %s %s%s%s\n", time_text(record->time_ms, has_date, time),
+			     record->type, safe_text(record->name, name, sizeof name),
 			     record->why != NULL ? ": " : "",
 			     record->why != NULL ? safe_text(record->why, why, sizeof why) : "");
 	}
@@ -211,8 +213,8 @@ const struct verb verb_ping = {
 static int run_version(struct ctl *ctl)
 {
 	struct distorch_server *server = NULL;
-	bool has_daemon = distorch_open(ctl->arguments.socket_path, NULL, &ctl->c) == 0 &&
-			  distorch_server(ctl->c, &server) == 0;
+	bool has_daemon = ctl_open(ctl) == 0 && distorch_server(ctl->c, &server) == 0;
+	char why[512];
 
 	if (is_json(ctl)) {
 		cJSON *object = json_new();
@@ -230,7 +232,11 @@ static int run_version(struct ctl *ctl)
 			(void)printf("daemon      %s, protocol %llu\n", server->version,
 				     (unsigned long long)server->protocol);
 		} else {
-			(void)printf("daemon      not running\n");
+			(void)printf("daemon      %s\n",
+				     distorch_error(NULL)->code == DISTORCH_E_NO_CONNECTION
+					     ? "not running"
+					     : safe_text(distorch_error(NULL)->message, why,
+							 sizeof why));
 		}
 	}
 	distorch_server_free(server);
@@ -254,7 +260,19 @@ static int run_shutdown(struct ctl *ctl)
 	if (status != EXIT_DONE) {
 		return status;
 	}
-	return distorch_shutdown(ctl->c) < 0 ? ctl_fail(ctl) : EXIT_DONE;
+	if (distorch_shutdown(ctl->c) < 0) {
+		return ctl_fail(ctl);
+	}
+	if (is_json(ctl)) {
+		cJSON *object = json_new();
+
+		json_add_bool(object, "ending", true);
+		return json_print(ctl, object);
+	}
+	if (!ctl->arguments.is_quiet) {
+		(void)printf("The daemon ends. What clients have mapped stays valid for them.\n");
+	}
+	return EXIT_DONE;
 }
 
 const struct verb verb_shutdown = {

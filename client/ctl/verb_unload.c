@@ -15,9 +15,10 @@ static void add_outcomes(cJSON *object, const char *key,
 	}
 }
 
+/* With its reason and 'behind', unless that is NULL. */
 static void print_outcomes(struct ctl *ctl, const char *word,
 			   const struct distorch_outcome *const *outcomes, size_t n_outcomes,
-			   bool has_reason)
+			   const char *behind)
 {
 	char name[512];
 	char size[24];
@@ -29,8 +30,9 @@ static void print_outcomes(struct ctl *ctl, const char *word,
 								 : outcomes[i]->id,
 				       name, sizeof name),
 			     size_text(ctl, outcomes[i]->bytes, size));
-		if (has_reason) {
-			(void)printf("  %s", safe_text(outcomes[i]->reason, reason, sizeof reason));
+		if (behind != NULL) {
+			(void)printf("  %s%s",
+				     safe_text(outcomes[i]->reason, reason, sizeof reason), behind);
 		}
 		(void)putchar('\n');
 	}
@@ -52,9 +54,10 @@ static int report(struct ctl *ctl, const struct distorch_report *report)
 	if (ctl->arguments.is_quiet) {
 		return EXIT_DONE;
 	}
-	print_outcomes(ctl, "unloaded", report->unloaded, report->n_unloaded, false);
-	print_outcomes(ctl, "kept", report->kept, report->n_kept, true);
-	print_outcomes(ctl, "held", report->held, report->n_held, true);
+	print_outcomes(ctl, "unloaded", report->unloaded, report->n_unloaded, NULL);
+	print_outcomes(ctl, "kept", report->kept, report->n_kept, "");
+	print_outcomes(ctl, "held", report->held, report->n_held,
+		       "; will be freed when its last user closes it");
 	if (report->n_unloaded + report->n_kept + report->n_held == 0) {
 		(void)printf("Nothing there to unload.\n");
 	} else {

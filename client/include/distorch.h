@@ -7,7 +7,8 @@
  *  - Functions return 0, or a negative -DISTORCH_E_...; then out-parameters are untouched
  *    and distorch_error() tells more. Out-parameters come last.
  *  - Strings are UTF-8 and end with a NUL. Names and paths come from files and other users:
- *    make control characters harmless before you print them. NULL means "absent".
+ *    make control characters harmless before you print them. NULL means "absent". A NULL where
+ *    a string has to be given, or within a list of strings, is -DISTORCH_E_BAD_ARGUMENT.
  *  - Numbers that may be absent are DISTORCH_ABSENT then. Sizes are bytes, times milliseconds.
  *  - Structures that you fill begin with 'size': set it to sizeof of the structure and the
  *    rest to zero, so that a newer library knows which members you know. Structures that the
@@ -311,7 +312,8 @@ DISTORCH_PUBLIC int distorch_weights_fd(const struct distorch_weights *weights, 
 DISTORCH_PUBLIC uint32_t distorch_weights_n_shards(const struct distorch_weights *weights);
 DISTORCH_PUBLIC uint32_t distorch_weights_n_tensors(const struct distorch_weights *weights);
 
-/* A tensor by its number, in file order, or by its name; NULL when there is none. */
+/* A tensor by its number, in file order, or by its name; NULL when there is none (and for the
+ * name NULL). */
 DISTORCH_PUBLIC const struct distorch_tensor *
 distorch_weights_tensor(const struct distorch_weights *weights, uint32_t index);
 DISTORCH_PUBLIC const struct distorch_tensor *
@@ -472,7 +474,8 @@ struct distorch_detail {
 };
 
 /* Free '*ret_detail' with distorch_detail_free. '*ret_table' (NULL: not wanted) describes the
- * tensors and maps nothing: their 'data' is NULL; unref it. Codes: NOT_FOUND, BAD_ARGUMENT. */
+ * tensors and maps nothing: their 'data' is NULL; unref it. Codes: NOT_FOUND, BAD_ARGUMENT, and
+ * NOT_RESIDENT when the table is wanted of a model that is not in memory. */
 DISTORCH_PUBLIC int distorch_show(struct distorch *c, const char *model,
 				  struct distorch_detail **ret_detail,
 				  struct distorch_weights **ret_table);
@@ -549,7 +552,7 @@ struct distorch_records {
 
 struct distorch_history_filter {
 	size_t size;
-	const char *model;        /* the history of one model: why it is where it is */
+	const char *model;        /* one model: why it is where it is; NULL: all models */
 	const char *const *types; /* only these */
 	size_t n_types;
 	uint64_t since_ms; /* only what is younger than this; 0: all */

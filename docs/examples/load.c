@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Load a model file with progress and say where it is. C99: cc load.c -ldistorch */
+/* Load a model file with progress and say where it is. C99: cc load.c $(pkg-config --cflags --libs distorch) */
 #include <distorch.h>
 #include <stdio.h>
 #include <string.h>
@@ -46,9 +46,9 @@ int main(int argc, char **argv)
 		return fail(c);
 	}
 	fprintf(stderr, "\n");
-	printf("%s (%s): %llu bytes, %llu tensors, from %s\n", loaded->model->name,
-	       loaded->model->id, (unsigned long long)loaded->model->bytes,
-	       (unsigned long long)loaded->model->tensors, loaded->source);
+	printf("%s: %llu bytes, %llu %s, from %s\n", loaded->model->id,
+	       (unsigned long long)loaded->model->bytes, (unsigned long long)loaded->model->tensors,
+	       loaded->model->tensors == 1 ? "tensor" : "tensors", loaded->source);
 	for (i = 0; i < loaded->model->n_where; i++) {
 		printf("  %llu bytes on %s\n", (unsigned long long)loaded->model->where[i]->bytes,
 		       loaded->model->where[i]->device);

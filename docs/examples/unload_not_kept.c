@@ -8,11 +8,10 @@ static void print(const char *what, const struct distorch_outcome *const *outcom
 {
 	size_t i;
 
+	/* By id: names come from strangers, and may hold what steers a terminal. */
 	for (i = 0; i < n; i++) {
-		const char *name = outcomes[i]->name != NULL ? outcomes[i]->name : outcomes[i]->id;
-
-		printf("%s %s: %llu bytes, %s\n", what, name,
-		       (unsigned long long)outcomes[i]->bytes, outcomes[i]->reason);
+		printf("%s %s: %llu bytes\n", what, outcomes[i]->id,
+		       (unsigned long long)outcomes[i]->bytes);
 	}
 }
 
@@ -26,9 +25,15 @@ int main(void)
 	select.size = sizeof select;
 	select.not_kept = true;
 	if (distorch_open(NULL, NULL, &c) < 0 || distorch_unload(c, &select, &report) < 0) {
-		fprintf(stderr, "error: %s\n", distorch_error(NULL)->message);
+		const struct distorch_error *error = distorch_error(NULL);
+		int status = error->exit_code;
+
+		fprintf(stderr, "error: %s\n", error->message);
+		if (error->hint != NULL) {
+			fprintf(stderr, "hint:  %s\n", error->hint);
+		}
 		distorch_close(c);
-		return 1;
+		return status;
 	}
 	print("kept", report->kept, report->n_kept);
 	print("unloaded", report->unloaded, report->n_unloaded);

@@ -3,12 +3,16 @@
 import json
 import os
 import pty
+import shutil
 import signal
+import socket
 import subprocess
+import threading
 import time
 
+import msgpack
 import pytest
-from conftest import BUILD, make_safetensors, make_sparse_model, wait_until
+from conftest import BUILD, ROOT, make_safetensors, make_sparse_model, wait_until
 
 CTL = str(BUILD / "bin" / "distorchctl")
 
@@ -141,13 +145,13 @@ def test_it_behaves_in_pipes_and_narrow_places(daemon, make_model):
         assert len([line for line in lines if line.strip()]) == 31, "a line a model: cut, not wrapped"
 
 
-def on_terminal(daemon, words, columns):
+def on_terminal(daemon, words, columns, status=0, **environment):
     """Run it on a terminal of so many columns; what it printed."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [CTL, *words], stdin=slave, stdout=slave, stderr=slave,
         env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket), "COLUMNS": str(columns),
-             "TERM": "xterm", "LANG": "C.UTF-8"})
+             "TERM": "xterm", "LANG": "C.UTF-8", **environment})
     os.close(slave)
     output = b""
     while True:
@@ -159,7 +163,7 @@ def on_terminal(daemon, words, columns):
             break
         output += piece
     os.close(master)
-    assert process.wait(20) == 0, output
+    assert process.wait(20) == status, output
     return output.decode(errors="replace").replace("\r\n", "\n")
 
 
@@ -285,3 +289,292 @@ def test_budget_verify_config_and_doctor(daemon, make_model):
     assert done.returncode in (0, 9) and "daemon answers" in done.stdout
     assert ctl(daemon, "ping").returncode == 0
     assert ctl_json(daemon, "version")["daemon"].startswith("distorchd/")
+
+
+# ---- refusals, suggestions and versions ------------------------------------------------
+
+
+def test_every_place_for_version_prints_it(daemon):
+    for words in (["-V"], ["--version"], ["ps", "-V"], ["load", "--version"]):
+        done = ctl(None, *words)
+        assert done.returncode == 0 and done.stdout.startswith("distorchctl "), words
+    for flag in ("-V", "--version"):
+        done = subprocess.run([BUILD / "bin" / "distorchd", flag], capture_output=True, text=True,
+                              timeout=20)
+        assert done.returncode == 0 and done.stdout.startswith("distorchd "), done.stderr
+
+
+@pytest.mark.parametrize("words", [
+    ["ps", "--pinn"], ["ps", "-x"], ["load", "--to"], ["-o", "json", "load"], ["lod", "x"],
+    ["load", "--pin=yes", "x"], ["load", "--priority", "101", "x"], ["load", "--for", "10", "x"],
+    ["ps", "--timeout", "0"], ["unload"], ["-H"], ["ps", "--", "a", "b"]])
+def test_a_wrong_usage_is_json_too(words):
+    at = words.index("--") if "--" in words else len(words)
+    done = ctl(None, *words[:at], "--json", *words[at:])
+    if words[-1] in ("--to", "-H"):  # the last word would take --json for its value
+        done = ctl(None, "--json", *words)
+    assert done.returncode == 2 and not done.stderr, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["schema"] == 1 and answer["error"]["code"] == "bad-argument"
+    assert ctl(None, *words).stderr.startswith("error: ") or "json" in words
+
+
+def test_every_verb_speaks_json(daemon):
+    for words in (["help"], ["help", "load"], ["help", "exit-codes"], ["config", "check"],
+                  ["version"], ["ping"], ["doctor"], ["devices"], ["budget"], ["clients"],
+                  ["config"], ["status"], ["ps"], ["verify"], ["events", "--since", "1h"]):
+        done = ctl(daemon, *words, "--json")
+        assert done.returncode in (0, 9), done.stderr
+        assert json.loads(done.stdout)["schema"] == 1, words
+        assert "\t" not in done.stdout
+    assert "\n" not in ctl(daemon, "ps", "-o", "jsonl").stdout.rstrip("\n")
+
+
+def test_shutdown_says_what_it_did(start_daemon):
+    for words, said in ((["shutdown"], "The daemon ends"), (["shutdown", "--json"], '"ending": true')):
+        daemon = start_daemon("memory.ram=64M", check=False)
+        done = ctl(daemon, *words)
+        assert done.returncode == 0 and said in done.stdout
+        assert daemon.process.wait(10) == 0
+
+
+def test_hints_never_lead_to_what_frees_by_surprise():
+    for word, hint in (("top", "ps --watch"), ("rm", "unload"), ("stat", "status"),
+                       ("logs", "events"), ("unlod", "unload")):
+        assert hint in ctl(None, word).stderr, word
+    for word in ("top", "stp", "shutdow", "evic"):
+        said = ctl(None, word).stderr
+        assert not any(verb in said for verb in ("mean stop", "mean evict", "mean shutdown",
+                                                 "mean unload")), said
+    assert "--not-kept" in ctl(None, "unload", "--keep").stderr
+    assert "ps --watch" in ctl(None, "help", "top").stderr
+
+
+def test_output_formats_that_a_verb_has_not_are_refused(daemon):
+    for words in (["status", "-o", "csv"], ["clients", "-o", "id"], ["show", "x", "-o", "csv"]):
+        done = ctl(daemon, *words)
+        assert done.returncode == 2 and "-o json" in done.stderr, words
+
+
+# ---- a daemon that does not answer, and Ctrl-C -----------------------------------------
+
+
+@pytest.fixture
+def stopped(start_daemon):
+    """A daemon that has been stopped: it accepts nothing and answers nothing."""
+    daemon = start_daemon("memory.ram=64M")
+    daemon.process.send_signal(signal.SIGSTOP)
+    yield daemon
+    daemon.process.send_signal(signal.SIGCONT)
+
+
+def test_every_verb_keeps_to_its_timeout(stopped):
+    for words, status in ((["ps"], 8), (["doctor"], 9), (["version"], 0), (["status"], 8)):
+        begun = time.monotonic()
+        done = ctl(stopped, *words, "--timeout", "300ms")
+        assert done.returncode == status, done.stderr
+        assert time.monotonic() - begun < 5, words
+        assert "300 ms" in done.stdout + done.stderr, words
+
+
+def interrupted(daemon, words, pause=0.5, **options):
+    """Start it, press Ctrl-C; its exit status and how long it took to end."""
+    process = subprocess.Popen([CTL, *map(str, words)], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True,
+                               env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket)})
+    time.sleep(pause)
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    process.communicate(timeout=20)
+    return process.returncode, time.monotonic() - begun
+
+
+def test_ctrl_c_ends_a_call_that_waits(stopped, make_model):
+    for words in (["ps", "--timeout", "20s"], ["load", make_model("waits.safetensors")],
+                  ["unload", "--all"]):
+        status, seconds = interrupted(stopped, words)
+        assert status == 130 and seconds < 2, words
+
+
+def test_ctrl_c_is_the_good_end_of_what_follows(daemon):
+    for words in (["events"], ["ps", "-w"], ["ps", "--watch=20s"]):
+        status, seconds = interrupted(daemon, words)
+        assert status == 0 and seconds < 2, words
+
+
+# ---- what is printed -------------------------------------------------------------------
+
+
+def test_a_load_in_the_background_is_named_by_its_file(daemon, make_model):
+    done = ctl(daemon, "load", "--no-wait", make_model("fresh.safetensors"))
+    assert done.returncode == 0 and done.stdout.startswith("Loading fresh.safetensors (id ")
+    wait_until(lambda: all(m["state"] == "resident" for m in daemon.models()))
+
+
+def test_tensors_of_what_is_not_in_memory_ask_for_a_load(daemon, tmp_path):
+    path = tmp_path / "gone.safetensors"
+    make_safetensors(path, {"w": ("F32", [16])})
+    assert ctl(daemon, "load", path).returncode == 0
+    assert "1 tensor in 1 block," in ctl(daemon, "show", "gone").stdout
+    assert ctl(daemon, "unload", "gone").returncode == 0
+    done = ctl(daemon, "show", path, "--tensors")
+    assert done.returncode == 4 and "distorchctl load" in done.stderr
+    assert ctl_json(daemon, "show", path, "--tensors", status=4)["error"]["code"] == "not-resident"
+
+
+def test_names_in_tables_are_escaped_once(daemon, make_model):
+    ctl(daemon, "load", make_model("esc\033[1m.safetensors"))
+    for environment in ({}, {"LANG": "C"}):
+        table = ctl(daemon, "ps", environment=environment).stdout
+        assert "esc\\x1b[1m.safetensors" in table
+
+
+def test_no_color_counts_where_it_is_not_empty(daemon):
+    for no_color, has_color in (("", True), ("1", False)):
+        said = on_terminal(daemon, ["show", "nosuch"], 80, 4, NO_COLOR=no_color)
+        assert ("\033[" in said) == has_color, said
+
+
+def test_csv_has_plain_numbers(daemon, make_model):
+    path = make_model("plain.safetensors")
+    ctl(daemon, "load", path)
+    head, row = (line.split(",") for line in ctl(daemon, "ps", "-o", "csv").stdout.splitlines())
+    cells = dict(zip(head, row))
+    assert int(cells["SIZE"]) == os.stat(path).st_size
+    assert int(cells["LAST USED"]) < 60
+    assert len(cells["ID"]) == 32
+    head, row = (line.split(",") for line in ctl(daemon, "clients", "-o", "csv").stdout.splitlines())
+    assert dict(zip(head, row))["HOLDS"] == "0"
+
+
+def test_narrow_terminals_show_less_and_cut_names(daemon, make_model):
+    ctl(daemon, "load", make_model("a-rather-long-name-of-a-model.safetensors"))
+    narrow = on_terminal(daemon, ["ps"], 50).splitlines()
+    assert "ID" not in narrow[0].split() and "LAST" not in narrow[0]
+    assert "…" in narrow[1] and max(map(len, narrow)) <= 50
+    wide = on_terminal(daemon, ["ps"], 120)
+    assert "LAST USED" in wide and "…" not in wide
+
+
+def test_ps_tells_a_pattern_from_nothing_and_from_a_time(daemon, make_model):
+    ctl(daemon, "load", make_model("there.safetensors"))
+    assert ctl(daemon, "ps", "nothing*").stdout == "No model matches 'nothing*'.\n"
+    for words in (["-w", "1s"], ["--watch", "500ms"], ["-w", "0"]):
+        done = ctl(daemon, "ps", *words)
+        assert done.returncode == 2 and "ps --watch=" in done.stderr, words
+    assert ctl(daemon, "ps", "--watch=0").returncode == 2
+    assert ctl(daemon, "ps", "--watch=often").returncode == 2
+
+
+def test_old_events_carry_their_date(daemon, make_model):
+    ctl(daemon, "load", make_model("dated.safetensors"))
+    today = time.strftime("%Y-")
+    assert not ctl(daemon, "events", "--since", "1h").stdout.startswith(today)
+    assert ctl(daemon, "events", "--since", "25h").stdout.startswith(today)
+
+
+def test_doctor_reports_an_absent_socket_once():
+    answer = json.loads(ctl(None, "doctor", "--json").stdout)
+    assert [check["ok"] for check in answer["checks"]].count(False) == answer["findings"] == 1
+
+
+def test_a_held_model_is_said_to_go_later(daemon, make_model, connect):
+    path = make_model("held.safetensors")
+    with connect() as d, d.open(path):
+        line = ctl(daemon, "unload", "held").stdout.splitlines()[0]
+    assert line.startswith("held ") and "will be freed when its last user closes it" in line
+
+
+# ---- load ------------------------------------------------------------------------------
+
+
+def test_a_file_that_fails_does_not_stop_the_others(daemon, tmp_path, make_model):
+    good = [make_model(f"good-{i}.safetensors", seed=i) for i in range(2)]
+    pickle = tmp_path / "old.ckpt"
+    pickle.write_bytes(b"\x80\x02}q\x00.")
+    files = [good[0], tmp_path / "absent", pickle, good[1]]
+    done = ctl(daemon, "load", *files)
+    assert done.returncode == 4, "the first failure's"
+    assert done.stderr.count("error:") == 2
+    assert {m["name"] for m in daemon.models()} >= {"good-0.safetensors", "good-1.safetensors"}
+    answer = ctl_json(daemon, "load", *files, status=4)
+    assert [m["name"] for m in answer["models"]] == ["good-0.safetensors", "good-1.safetensors"]
+    assert [e["path"] for e in answer["errors"]] == [str(files[1]), str(files[2])]
+    assert answer["error"]["code"] == answer["errors"][0]["code"] == "not-found"
+
+
+def test_for_bounds_the_pin_that_is_said_with_it(daemon, make_model):
+    assert ctl(daemon, "load", "--pin", "--for", "300ms", make_model("short.safetensors")).returncode == 0
+    assert ctl_json(daemon, "show", "short")["pinned"]
+    wait_until(lambda: not ctl_json(daemon, "show", "short")["pinned"])
+    assert ctl_json(daemon, "show", "short")["state"] == "resident", "only the pin lapses"
+    assert ctl(daemon, "load", "--for", "300ms", make_model("brief.safetensors", seed=1)).returncode == 0
+    wait_until(lambda: ctl_json(daemon, "show", "brief")["state"] == "registered")
+
+
+class OtherDaemon:
+    """Answers hello and then one load, with an error of the test's making."""
+
+    def __init__(self, folder, error):
+        self.socket = folder / "other.sock"
+        self.error = error
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(self.socket))
+        self.listener.listen(1)
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+
+    def serve(self):
+        limits = {"packet_bytes": 65536, "fds_per_packet": 8, "requests_in_flight": 32,
+                  "output_bytes": 1 << 20, "connections": 8, "connections_per_user": 8}
+        hello = {"protocol": 1, "server": "other/1", "epoch": 1, "limits": limits, "role": "user",
+                 "client": 1}
+        with self.listener, self.listener.accept()[0] as connection:
+            for error, result in ((None, hello), (self.error, None)):
+                number = msgpack.unpackb(connection.recv(65536))[1]
+                connection.send(msgpack.packb([1, number, error, result]))
+            connection.recv(1)
+
+
+def test_a_refusal_names_who_holds_the_memory(tmp_path, make_model):
+    holder = {"client": 3, "pid": 4711, "uid": 1000, "comm": "tra\033iner", "held_bytes": 3 << 30}
+    other = OtherDaemon(tmp_path, {
+        "code": "no-memory", "message": "not enough memory", "retryable": True,
+        "detail": {"need": 1, "holders": [holder]}})
+    done = ctl(other, "load", make_model("refused.safetensors"))
+    other.thread.join(10)
+    assert done.returncode == 6
+    assert "held:  3.0G by PID 4711 (tra\\x1biner), uid 1000" in done.stderr
+
+
+# ---- what users of the library compile -------------------------------------------------
+
+
+def test_an_installed_tree_can_be_moved_and_compiled_against(daemon, tmp_path):
+    if not shutil.which("pkg-config") or not (BUILD / "cmake_install.cmake").exists():
+        pytest.skip("needs pkg-config and a build folder")
+    if "asan" in BUILD.name or "tsan" in BUILD.name:
+        pytest.skip("an example without the sanitizer cannot load the library")
+    subprocess.run(["cmake", "--install", BUILD, "--prefix", tmp_path / "first"], check=True,
+                   capture_output=True, timeout=60)
+    root = (tmp_path / "first").rename(tmp_path / "moved")
+    pc = next(root.rglob("distorch.pc"))
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(pc.parent),
+                   "DISTORCH_SOCKET": str(daemon.socket)}
+    flags = subprocess.run(["pkg-config", "--cflags", "--libs", "distorch"], env=environment,
+                           check=True, capture_output=True, text=True).stdout.split()
+    make_safetensors(tmp_path / "one.safetensors", {"bad\033name": ("U8", [16])})
+    for source, said in (("load.c", b" 1 tensor, from disk"), ("tensors.cpp", b"bad\\x1bname U8"),
+                         ("unload_not_kept.c", b"unloaded ")):
+        program = tmp_path / source.split(".")[0]
+        compiler = ["c++", "-std=c++17"] if source.endswith("cpp") else ["cc", "-std=c99"]
+        subprocess.run([*compiler, ROOT / "docs" / "examples" / source, *flags,
+                        f"-Wl,-rpath,{pc.parent.parent}", "-o", program], check=True, timeout=60)
+        words = [] if source == "unload_not_kept.c" else [tmp_path / "one.safetensors"]
+        done = subprocess.run([program, *words], env=environment, capture_output=True, timeout=20)
+        assert done.returncode == 0 and said in done.stdout, done
+        assert b"\033" not in done.stdout
+        environment["DISTORCH_SOCKET"] = "/nonexistent/d.sock"
+        done = subprocess.run([program, *words], env=environment, capture_output=True, timeout=20)
+        assert done.returncode == 3 and b"hint: " in done.stderr, done
+        environment["DISTORCH_SOCKET"] = str(daemon.socket)

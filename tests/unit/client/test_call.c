@@ -521,6 +521,78 @@ static void no_wait_and_weights_exclude_each_other(void **state)
 	peer_stop(&peer);
 }
 
+/* The call failed as a wrong argument, and the error names which. */
+static void assert_names_argument(int rc, const char *name)
+{
+	assert_int_equal(rc, -DISTORCH_E_BAD_ARGUMENT);
+	assert_non_null(strstr(distorch_error(NULL)->message, name));
+}
+
+static void a_missing_string_is_refused_by_name(void **state)
+{
+	static const char *const holed[] = {"a", NULL};
+	const struct distorch_select no_models = {.size = sizeof no_models, .n_models = 1};
+	const struct distorch_select holes = {.size = sizeof holes, .names = holed, .n_names = 2};
+	const struct distorch_history_filter types = {.size = sizeof types,
+						      .types = holed,
+						      .n_types = 2};
+	const struct distorch_event_filter events = {.size = sizeof events,
+						     .events = holed,
+						     .n_events = 2};
+	struct distorch_detail *detail = NULL;
+	struct distorch_weights *weights = NULL;
+	struct distorch_records *records = NULL;
+	struct distorch_checks *checks = NULL;
+	struct distorch *c;
+
+	(void)state;
+	peer_start(&peer, say_hello_only, NULL);
+	c = open_connection(QUICK_MS);
+	assert_names_argument(distorch_load(c, NULL, NULL, NULL, NULL), "'path'");
+	assert_names_argument(distorch_attach(c, NULL, &weights), "'model'");
+	assert_names_argument(distorch_show(c, NULL, &detail, NULL), "'model'");
+	assert_names_argument(distorch_set(c, NULL, NULL, NULL, NULL), "'model'");
+	assert_names_argument(distorch_unload(c, &no_models, NULL), "'models'");
+	assert_names_argument(distorch_unload(c, &holes, NULL), "'names'");
+	assert_names_argument(distorch_history(c, &types, &records), "'types'");
+	assert_names_argument(distorch_subscribe(c, &events), "'events'");
+	assert_names_argument(distorch_verify(c, holed, 2, &checks), "'models'");
+	assert_names_argument(distorch_verify(c, NULL, 2, &checks), "'models'");
+	assert_names_argument(distorch_ping(NULL), "'c'");
+	assert_names_argument(distorch_default_path(NULL, 16), "'buffer'");
+	distorch_close(c);
+	peer_stop(&peer);
+}
+
+static void show_without_a_table(struct peer *p)
+{
+	const struct wire_show_response show = {.model = peer_model()};
+	int empty = peer_memfd("", 0, 0);
+
+	peer_respond(p, peer_expect(p, WIRE_METHOD_SHOW), WIRE_METHOD_SHOW, &show, NULL, 0);
+	peer_respond(p, peer_expect(p, WIRE_METHOD_SHOW), WIRE_METHOD_SHOW, &show, &empty, 1);
+	REQUIRE(close(empty) == 0);
+	(void)peer_is_closed(p);
+}
+
+static void a_table_of_a_model_that_is_not_in_memory_is_not_resident(void **state)
+{
+	struct distorch_detail *detail = NULL;
+	struct distorch_weights *table = NULL;
+	struct distorch *c;
+
+	(void)state;
+	peer_start(&peer, show_without_a_table, NULL);
+	c = open_connection(5000);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(distorch_show(c, "m", &detail, &table), -DISTORCH_E_NOT_RESIDENT);
+		assert_non_null(strstr(distorch_error(c)->hint, "distorchctl load"));
+		assert_int_equal(distorch_error(c)->exit_code, 4);
+	}
+	distorch_close(c);
+	peer_stop(&peer);
+}
+
 static void the_default_path_follows_the_environment(void **state)
 {
 	char path[256];
@@ -552,6 +624,8 @@ int main(void)
 		cmocka_unit_test(what_is_no_readable_file_is_refused_here),
 		cmocka_unit_test(options_of_other_versions_are_understood_or_refused),
 		cmocka_unit_test(no_wait_and_weights_exclude_each_other),
+		cmocka_unit_test(a_missing_string_is_refused_by_name),
+		cmocka_unit_test(a_table_of_a_model_that_is_not_in_memory_is_not_resident),
 		cmocka_unit_test(the_default_path_follows_the_environment),
 	};
 

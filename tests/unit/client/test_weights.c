@@ -114,6 +114,7 @@ static void tensors_are_mapped_and_found(void **state)
 	assert_int_equal(tensor->rank, 0);
 	assert_int_equal(tensor->bits, 16);
 	assert_int_equal(distorch_weights_find(weights, "empty")->bytes, 0);
+	assert_null(distorch_weights_find(weights, NULL));
 	assert_null(distorch_weights_find(weights, "b.weigh"));
 	assert_null(distorch_weights_tensor(weights, 4));
 
