@@ -89,7 +89,7 @@ house_flags(bench_wire)
 target_link_libraries(bench_wire PRIVATE room_proto)
 
 # ---- client ----
-foreach(name IN ITEMS call hostile weights)
+foreach(name IN ITEMS call hostile keeper weights)
 	unit_test(client ${name})
 	target_sources(test_client_${name} PRIVATE tests/unit/client/peer.c)
 endforeach()
@@ -172,6 +172,21 @@ set_target_properties(test_daemon_config PROPERTIES
 add_test(NAME daemon/config COMMAND test_daemon_config)
 set_tests_properties(daemon/config PROPERTIES LABELS "unit;fast" TIMEOUT 120)
 fuzz_target(config config)
+
+# What outlives the daemon, without the rest of the corridor.
+room(restart DEPENDS base base/os proto daemon/load
+	SOURCES daemon/ledger.c daemon/notify_parse.c)
+foreach(name ledger notify_parse)
+	add_executable(test_daemon_${name} tests/unit/daemon/test_${name}.c)
+	house_flags(test_daemon_${name})
+	target_link_libraries(test_daemon_${name} PRIVATE room_restart PkgConfig::CMOCKA)
+	set_target_properties(test_daemon_${name} PROPERTIES
+		RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+	add_test(NAME daemon/${name} COMMAND test_daemon_${name})
+	set_tests_properties(daemon/${name} PROPERTIES LABELS "unit;fast" TIMEOUT 120)
+endforeach()
+fuzz_target(ledger restart)
+fuzz_target(notify restart)
 
 # ---- core ----
 unit_test(daemon/core loads)

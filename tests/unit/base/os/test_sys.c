@@ -182,6 +182,7 @@ static unsigned call_each(void)
 	struct statx extended;
 	pthread_t thread;
 	void *memory;
+	int ends[2] = {-1, -1};
 	int fd;
 
 #define COUNT(expression)                                          \
@@ -206,6 +207,12 @@ static unsigned call_each(void)
 	COUNT(sys_fsync(fd) < 0);
 	COUNT(sys_rename("/nonexistent/a", "/nonexistent/b") < 0);
 	COUNT(sys_getrandom(&byte, 1) < 0);
+	COUNT(sys_pipe(ends) < 0);
+	for (int i = 0; i < 2; i++) {
+		if (ends[i] >= 0) {
+			(void)close(ends[i]);
+		}
+	}
 	if (memory != MAP_FAILED) {
 		(void)munmap(memory, 4096);
 	}
