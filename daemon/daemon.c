@@ -351,6 +351,41 @@ static int init_signals(struct daemon *daemon, struct err *err)
 	return 0;
 }
 
+static bool is_default(const struct config *config, const char *key)
+{
+	struct config_item item;
+	uint32_t cursor = 0;
+
+	while (config_next(config, &cursor, &item)) {
+		if (strcmp(item.key, key) == 0) {
+			return strcmp(item.source, "default") == 0;
+		}
+	}
+	return true;
+}
+
+/* Names that somebody wrote must exist: a typo would open or close the door unseen. */
+static int check_names(const struct daemon_options *options, struct err *err)
+{
+	const char *group = options->config->access_group;
+	const char *user = options->config->access_control;
+
+	if (group != NULL && group[0] != '\0' && getgrnam(group) == NULL) {
+		if (!is_default(options->config, "access.group")) {
+			return err_set(err, WIRE_BAD_ARGUMENT,
+				       "access.group = %s: there is no such group", group);
+		}
+		if (!options->is_user) {
+			log_notice("there is no group %s: only root may connect", group);
+		}
+	}
+	if (user != NULL && user[0] != '\0' && getpwnam(user) == NULL) {
+		return err_set(err, WIRE_BAD_ARGUMENT, "access.control = %s: there is no such user",
+			       user);
+	}
+	return 0;
+}
+
 /* The group that may connect to a machine-wide daemon; UINT32_MAX: there is none. */
 static uint32_t find_group(const struct daemon_options *options)
 {
@@ -431,6 +466,9 @@ int daemon_init(struct daemon *daemon, const struct daemon_options *options, str
 	}
 	if (code == 0) {
 		code = init_signals(daemon, err);
+	}
+	if (code == 0) {
+		code = check_names(options, err);
 	}
 	if (code < 0) {
 		return code;

@@ -3,6 +3,7 @@
  * Requests that the core decides: load, attach, map, detach, unload, set, cancel, verify.
  * Each becomes an event; the answer comes by answer.c.
  */
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/os/sys.h"
 
@@ -25,6 +26,14 @@
 
 #define NS_PER_MS 1000000U
 
+/* A time that does not fit is as good as for ever. */
+static uint64_t ns_of(uint64_t ms)
+{
+	uint64_t ns;
+
+	return checked_mul(ms, NS_PER_MS, &ns) ? ns : UINT64_MAX - 1;
+}
+
 static struct core_policy read_policy(const struct wire_policy *wire)
 {
 	struct core_policy policy = {0};
@@ -39,13 +48,13 @@ static struct core_policy read_policy(const struct wire_policy *wire)
 	}
 	if (wire->has_ttl_ms) {
 		policy.said |= CORE_SAID_TTL;
-		policy.ttl_ns = wire->ttl_ms * NS_PER_MS;
+		policy.ttl_ns = ns_of(wire->ttl_ms);
 	}
 	if (wire->has_priority) {
 		policy.said |= CORE_SAID_PRIORITY;
 		policy.priority = (int16_t)wire->priority;
 	}
-	policy.for_ns = wire->has_for_ms ? wire->for_ms * NS_PER_MS : 0;
+	policy.for_ns = wire->has_for_ms ? ns_of(wire->for_ms) : 0;
 	return policy;
 }
 
@@ -441,7 +450,7 @@ select_matching(const struct call *call, const struct wire_select *select,
 	}
 	while ((model = store_next_model(daemon->store, model)) != NULL) {
 		if (!core_client_may(daemon->core, call->client->id, model->id) ||
-		    (select->has_under && !is_under(model->path, folder)) ||
+		    (folder[0] != '\0' && !is_under(model->path, folder)) ||
 		    (select->has_names && !fits_patterns(model, patterns))) {
 			continue;
 		}
@@ -463,12 +472,14 @@ static int read_selection(const struct call *call, const struct wire_select *sel
 			  struct failure *failure)
 {
 	bool is_named = select->has_models && select->models.count > 0;
-	bool is_matched = select->has_names || select->has_under;
+	bool is_matched = (select->has_names && select->names.count > 0) ||
+			  (select->has_under && select->under.size > 0);
+	bool is_idle = select->has_idle_ms && select->idle_ms > 0;
 	int code = 0;
 
 	event->unload.not_kept = flag(select->has_not_kept, select->not_kept);
 	event->unload.mine = flag(select->has_mine, select->mine);
-	event->unload.idle_ns = select->has_idle_ms ? select->idle_ms * NS_PER_MS : 0;
+	event->unload.idle_ns = select->has_idle_ms ? ns_of(select->idle_ms) : 0;
 	event->unload.has_device = select->has_device;
 	event->unload.by_name = is_named;
 	if (select->has_device &&
@@ -476,7 +487,7 @@ static int read_selection(const struct call *call, const struct wire_select *sel
 		failure_set_no_device(failure, call->daemon, select->device, "select.device");
 		return -WIRE_NOT_FOUND;
 	}
-	if (!is_named && !is_matched && !select->has_idle_ms && !select->has_device &&
+	if (!is_named && !is_matched && !is_idle && !select->has_device &&
 	    !event->unload.not_kept && !event->unload.mine && !flag(select->has_all, select->all)) {
 		failure_set(failure, WIRE_BAD_ARGUMENT, "nothing is selected");
 		failure_set_hint(failure, "name models, or say --not-kept, --idle 10m or --all");

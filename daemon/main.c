@@ -51,7 +51,8 @@ struct arguments {
 
 static const struct argp_option options[] = {
 	{"socket", OPTION_SOCKET, "PATH", 0, "Listen on this Unix socket", 0},
-	{"state-dir", OPTION_STATE_DIR, "DIR", 0, "Keep what has to outlive the daemon here", 0},
+	{"state-dir", OPTION_STATE_DIR, "DIR", 0,
+	 "Folder for what has to outlive the machine (a later version uses it)", 0},
 	{"config", OPTION_CONFIG, "FILE", 0, "Read this file instead of the standard ones", 0},
 	{"set", OPTION_SET, "SECTION.KEY=VALUE", 0, "Set one value; wins over every file", 0},
 	{"system", OPTION_SYSTEM, NULL, 0, "Serve the whole machine (default for root)", 0},
@@ -125,9 +126,21 @@ static void prepare_process(void)
 
 static int prepare_state_dir(const char *path)
 {
-	if (path != NULL && mkdir(path, 0700) < 0 && errno != EEXIST) {
+	struct stat status;
+
+	if (path == NULL) {
+		return 0;
+	}
+	if (mkdir(path, 0700) < 0 && errno != EEXIST) {
 		(void)fprintf(stderr, "distorchd: cannot make the folder %s: %s\n", path,
 			      strerror(errno));
+		return -1;
+	}
+	if (stat(path, &status) < 0 || !S_ISDIR(status.st_mode) || access(path, W_OK | X_OK) < 0) {
+		(void)fprintf(stderr,
+			      "distorchd: the state folder %s is not a folder that can be "
+			      "written\nhint: name another one: --state-dir DIR\n",
+			      path);
 		return -1;
 	}
 	return 0;

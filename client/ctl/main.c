@@ -636,5 +636,9 @@ int main(int argc, char **argv)
 	}
 	status = run_verb(&ctl, verb, argc, argv);
 	(void)distorch_close(ctl.c);
-	return fflush(stdout) != 0 && status == EXIT_DONE ? EXIT_FAILED : status;
+	if (fflush(stdout) != 0 || ferror(stdout) != 0) {
+		(void)fprintf(stderr, "error: cannot write the output: %s\n", strerror(errno));
+		return status == EXIT_DONE ? EXIT_FAILED : status;
+	}
+	return status;
 }

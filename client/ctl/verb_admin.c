@@ -361,6 +361,12 @@ static int run_config(struct ctl *ctl)
 	struct distorch_settings *settings = NULL;
 	int status;
 
+	if (strcmp(what, "check") == 0 && ctl->arguments.n_words > 1) {
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument",
+				  "distorchd --config FILE --check-config",
+				  "config check reads the usual files and takes no \"%s\"",
+				  ctl->arguments.words[1]);
+	}
 	if (strcmp(what, "check") == 0) {
 		return run_check(ctl);
 	}

@@ -55,6 +55,18 @@ static void read_owner(int fd, char *ret, size_t ret_size)
 	(void)snprintf(ret, ret_size, "%s", text[0] == '\0' ? "unknown" : text);
 }
 
+/* Nothing that somebody may want: empty, or a pid and no more. */
+static bool is_lock(int fd, const struct stat *status)
+{
+	char owner[24];
+
+	read_owner(fd, owner, sizeof owner);
+	return S_ISREG(status->st_mode) && status->st_uid == geteuid() &&
+	       (status->st_size == 0 ||
+		(status->st_size < (off_t)sizeof owner &&
+		 strspn(owner, "0123456789") + 1 == (size_t)status->st_size));
+}
+
 /* One daemon a name: a lock on PATH.lock, which ends with us whatever happens. */
 static int take_lock(struct server *server, struct err *err)
 {
@@ -83,6 +95,11 @@ static int take_lock(struct server *server, struct err *err)
 				       server->path);
 		}
 	} while (fstat(fd, &ours) < 0 || stat(path, &there) < 0 || ours.st_ino != there.st_ino);
+	if (!is_lock(fd, &ours)) {
+		return err_set(err, WIRE_BAD_ARGUMENT,
+			       "%s exists and is no lock of ours; choose another socket path",
+			       path);
+	}
 	size = snprintf(text, sizeof text, "%d\n", (int)getpid());
 	if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)size, 0) != size) {
 		return err_set_sys(err, WIRE_INTERNAL, errno, "cannot write %s: %s", path,
@@ -146,7 +163,15 @@ static int bind_path(struct server *server, struct err *err)
 	}
 	(void)snprintf(name, sizeof name, "%s~", server->path);
 	address = address_of(name);
-	(void)unlink(name); /* left by a daemon that was killed in between; the lock is ours */
+	if (lstat(name, &status) == 0) {
+		if (!S_ISSOCK(status.st_mode) || status.st_uid != geteuid()) {
+			return err_set(
+				err, WIRE_BAD_ARGUMENT,
+				"%s is in the way and no socket of ours; choose another path",
+				name);
+		}
+		(void)unlink(name); /* of a daemon killed in between; the lock is ours */
+	}
 	if (bind(fd, (const struct sockaddr *)&address, sizeof address) < 0) {
 		return err_set_sys(err, WIRE_BAD_ARGUMENT, errno, "cannot bind %s: %s",
 				   server->path, strerror(errno));

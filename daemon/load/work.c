@@ -114,9 +114,15 @@ static int check_key(const struct job *job, struct err *err)
 	int code = file_read_key(job->file, &now, err);
 
 	if (code == 0 && !file_key_is_equal(&now, &job->key)) {
-		return err_set(err, WIRE_CHANGED_WHILE_READING,
-			       "the file changed while it was read: %llu bytes before, %llu now",
-			       (unsigned long long)job->key.size, (unsigned long long)now.size);
+		return now.size == job->key.size
+			       ? err_set(err, WIRE_CHANGED_WHILE_READING,
+					 "the file changed while it was read: it was written or "
+					 "touched")
+			       : err_set(err, WIRE_CHANGED_WHILE_READING,
+					 "the file changed while it was read: %llu bytes before, "
+					 "%llu now",
+					 (unsigned long long)job->key.size,
+					 (unsigned long long)now.size);
 	}
 	return code;
 }
