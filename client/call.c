@@ -11,6 +11,7 @@
 
 #include "client/client.h"
 #include "client/error.h"
+#include "client/event.h"
 #include "client/keeper.h"
 #include "client/packet.h"
 

@@ -144,13 +144,6 @@ void client_unref(struct distorch *c);
 /* A request whose answer nobody waits for; false when the socket does not take it now. */
 bool client_post(struct distorch *c, enum wire_method method, const void *body);
 
-/* An event packet came; lock held. */
-void client_take_event(struct distorch *c, const struct wire_packet *packet, const void *bytes,
-		       size_t size);
-void client_drop_events(struct distorch *c);
-/* Queue an event of our own making; lock held. */
-void client_queue_event(struct distorch *c, enum wire_event number, const void *bytes, size_t size);
-
 uint64_t client_now_ms(void);
 
 #endif

@@ -15,6 +15,7 @@
 
 #include "client/client.h"
 #include "client/error.h"
+#include "client/event.h"
 #include "client/keeper.h"
 #include "client/options.h"
 #include "client/result.h"

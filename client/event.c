@@ -3,6 +3,8 @@
  * Events: progress goes to the load that waits for it, everything else into a bounded queue
  * that distorch_next_event empties. A queued event is its packet.
  */
+#include "client/event.h"
+
 #include "base/cleanup.h"
 
 #include <stdio.h>

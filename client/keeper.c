@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "client/error.h"
+#include "client/event.h"
 #include "client/result.h"
 
 #define FIRST_WAIT_MS   10 /* between two tries to connect, doubled up to the longest */

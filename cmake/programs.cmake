@@ -64,7 +64,7 @@ if(SCDOC)
 		DEPENDS ${CMAKE_SOURCE_DIR}/docs/man/distorchd.conf.5.scd.in distorchd
 		COMMAND sh -c "'$<TARGET_FILE:distorchd>' --help-config > reference.txt && sed -e '/@REFERENCE@/r reference.txt' -e '/@REFERENCE@/d' '${CMAKE_SOURCE_DIR}/docs/man/distorchd.conf.5.scd.in' > distorchd.conf.5.scd"
 		WORKING_DIRECTORY ${man_dir} VERBATIM)
-	foreach(page distorchd.8 distorchctl.1 distorchd.conf.5 libdistorch.3)
+	foreach(page distorchd.8 distorchd-hold.8 distorchctl.1 distorchd.conf.5 libdistorch.3)
 		set(source ${CMAKE_SOURCE_DIR}/docs/man/${page}.scd)
 		if(page STREQUAL "distorchd.conf.5")
 			set(source ${man_dir}/${page}.scd)

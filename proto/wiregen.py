@@ -11,8 +11,12 @@ walks the tables is proto/wire.c and proto/wire_encode.c, written by hand.
 
 import re
 import sys
-import tomllib
 from pathlib import Path
+
+try:
+    import tomllib
+except ImportError:  # Python before 3.11
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "proto" / "schema.toml"

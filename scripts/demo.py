@@ -275,8 +275,9 @@ def start_daemon(folder, ram):
     socket = f"{folder}/distorchd.sock"
     log = open(f"{folder}/log", "wb")
     daemon = subprocess.Popen(
-        [BUILD / "bin" / "distorchd", "--socket", socket, "--state-dir", f"{folder}/state",
-         "--set", f"memory.ram={ram}"], stdout=log, stderr=log)
+        [BUILD / "bin" / "distorchd-hold", "--", BUILD / "bin" / "distorchd",
+         "--socket", socket, "--state-dir", f"{folder}/state", "--set", f"memory.ram={ram}"],
+        stdout=log, stderr=log)
     for _ in range(500):
         if os.path.exists(socket):
             os.environ["DISTORCH_SOCKET"] = socket
@@ -304,6 +305,7 @@ def tell(paths, folder):
         show_sharing(path, readers)
         show_unload(path, paths, folder, readers)
         show_refusal(folder, budget)
+        show_restart(daemon, path, readers)
         for r in readers:
             r.end()
         readers.clear()
@@ -377,6 +379,36 @@ def show_refusal(folder, budget):
         file.truncate(8 + len(text) + nbytes)  # sparse: no disk is used
     ctl("load", huge, expect=6)
     say()
+    ctl("ps")
+    say()
+
+
+def daemon_of(holder):
+    """The pid of the daemon that distorchd-hold runs now; 0 between two."""
+    children = pathlib.Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()
+    return int(children[0]) if children else 0
+
+
+def show_restart(holder, path, readers):
+    say("6. kill -9 of the daemon itself, while a process computes:")
+    expected = read_from_file(path)
+    before = json.loads(ctl("status", "--json", show=False))
+    pid = daemon_of(holder)
+    begun = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    again = {k: v for k, v in readers[0].compute().items() if k != "seconds"}
+    while daemon_of(holder) in (0, pid):
+        time.sleep(0.001)
+    status = json.loads(ctl("status", "--json", show=False))
+    milliseconds = (time.monotonic() - begun) * 1000
+    model = json.loads(ctl("show", path, "--json", show=False))
+    say(f"   the process computed meanwhile: {'the same result' if again == expected else 'WRONG'}")
+    say(f"   another daemon answered {milliseconds:.0f} ms after the kill (epoch "
+        f"{before['epoch']} became {status['epoch']})")
+    say(f"   {path.name} is {model['state']}, loaded from: {model['loaded_from']}; "
+        f"bytes read from the disk since then: {status['bytes_read']}")
+    if again != expected or model["loaded_from"] != "store" or status["bytes_read"] != 0:
+        raise SystemExit("demo: the restart lost something")
     ctl("ps")
     say()
 

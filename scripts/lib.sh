@@ -15,8 +15,11 @@ fail() {
 packages=(cmake ninja-build gcc g++ pkg-config python3 python3-venv libuv1-dev libmsgpack-dev
 	libcjson-dev libxxhash-dev libeconf-dev libsmartcols-dev libsystemd-dev uthash-dev
 	libcmocka-dev scdoc)
-# What scripts/test wants besides.
-test_packages=(clang clang-format clang-tidy libclang-rt-14-dev codespell shellcheck)
+# What scripts/test wants besides; the sanitizers' runtime is that of the default clang.
+clang_version=$(apt-cache depends clang 2>/dev/null |
+	sed -n 's/^ *Depends: clang-\([0-9][0-9]*\)$/\1/p' | head -n 1)
+test_packages=(clang clang-format clang-tidy "libclang-rt-${clang_version:-14}-dev" codespell
+	shellcheck)
 
 missing_packages() {
 	local package

@@ -307,7 +307,8 @@ def test_a_new_file_under_an_old_inode_or_path_is_never_the_old_bytes(daemon, ra
         raw.load(path)
         assert bytes_of(seed), "old bytes under a reused inode"
         daemon.unload_all()
-    assert len(seen) < 9, "this filesystem never reuses an inode"
     other = tmp_path / "other.safetensors"
     shutil.copy(path, other)
     assert raw.load(other)["source"] == "disk", "another inode is another model"
+    if len(seen) == 9:
+        pytest.skip("this filesystem never reuses an inode: that part could not be shown")

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from conftest import close_all, opened, slowness, wait_until
+from conftest import close_all, need_hooks, opened, slowness, wait_until
 from store import StoredDaemon
 
 MIB = 1 << 20
@@ -142,6 +142,7 @@ def test_a_lease_is_asserted_again_once(held, make_model):
 
 @pytest.mark.fault("M07")
 def test_bytes_that_changed_unseen_are_found_and_loaded_again(held, make_model, distorch):
+    need_hooks()
     path = make_model(size=2 * MIB)
     with distorch.connect(str(held.socket)) as d:
         weights = d.open(str(path))

@@ -14,7 +14,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
+
+try:
+    import tomllib
+except ImportError:  # Python before 3.11
+    import tomli as tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
