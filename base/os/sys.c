@@ -341,3 +341,13 @@ int sys_fsync(int fd)
 {
 	return fails(SYS_CALL_fsync) ? -1 : fsync(fd);
 }
+
+int sys_close(int fd)
+{
+	const bool is_struck = fails(SYS_CALL_close);
+	const int error = errno;
+	const int result = close(fd); /* a close that fails has closed all the same */
+
+	errno = is_struck ? error : errno;
+	return is_struck ? -1 : result;
+}

@@ -18,7 +18,7 @@
 #define SYS_CALLS(X) \
 	X(recvmsg) X(sendmsg) X(accept) X(memfd_create) X(ftruncate) X(mmap) X(madvise) \
 	X(pread) X(write) X(fcntl) X(fchmod) X(fstat) X(statx) X(open) X(malloc) \
-	X(pthread_create) X(getrandom) X(rename) X(fsync) X(pipe)
+	X(pthread_create) X(getrandom) X(rename) X(fsync) X(pipe) X(close)
 /* clang-format on */
 
 enum sys_call {
@@ -52,6 +52,7 @@ int sys_getrandom(void *bytes, size_t size); /* 0, or -1 */
 int sys_pipe(int ret_ends[2]);               /* non-blocking and close-on-exec */
 int sys_rename(const char *from, const char *to);
 int sys_fsync(int fd);
+int sys_close(int fd); /* for those whose close may block: it can be made slow */
 
 #ifdef DISTORCH_TESTING
 /*

@@ -223,6 +223,7 @@ static unsigned call_each(void)
 	if (fd >= 0) {
 		(void)close(fd);
 	}
+	COUNT(sys_close(open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0);
 	memory = NULL;
 	COUNT((memory = sys_malloc(1)) == NULL);
 	free(memory);
