@@ -208,6 +208,7 @@ static void read_packets(struct distorch *c)
 			return;
 		}
 		if (status != FDPASS_OK) {
+			fdpass_close_all(packet.fds, packet.n_fds);
 			lose_by(c, status);
 			return;
 		}

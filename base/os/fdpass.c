@@ -14,17 +14,16 @@
 #	define SCM_PIDFD 0x04
 #endif
 
-/* The kernel passes at most 253 descriptors a message; beside them credentials and a pidfd. */
-#define KERNEL_MAX_FDS 253
-#define CONTROL_BYTES                                                                  \
-	(CMSG_SPACE(KERNEL_MAX_FDS * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred)) + \
+/* Beside the descriptors there may be credentials and a pidfd. */
+#define CONTROL_BYTES                                                                       \
+	(CMSG_SPACE(FDPASS_MAX_RECEIVED * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred)) + \
 	 CMSG_SPACE(sizeof(int)))
 
 void fdpass_close_all(int *fds, uint32_t n_fds)
 {
 	for (uint32_t i = 0; i < n_fds; i++) {
 		if (fds[i] >= 0) {
-			(void)close(fds[i]); /* foreign: its close errors are not ours */
+			(void)close(fds[i]); /* there is nothing to do about a failed close */
 			fds[i] = -1;
 		}
 	}
@@ -32,15 +31,15 @@ void fdpass_close_all(int *fds, uint32_t n_fds)
 
 static void close_one(int fd)
 {
-	(void)close(fd);
+	(void)close(fd); /* a pidfd: does not block */
 }
 
-int fdpass_collect(void *control, size_t control_size, int fds[FDPASS_MAX_FDS],
-		   void (*drop)(int fd))
+/* As fdpass_collect, for any capacity: what is over that goes to 'drop'. Returns how many came. */
+static uint32_t collect(void *control, size_t control_size, int *fds, uint32_t capacity,
+			void (*drop)(int fd))
 {
 	struct msghdr message = {.msg_control = control, .msg_controllen = control_size};
 	uint32_t n_fds = 0;
-	uint32_t n_seen = 0;
 
 	for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header != NULL;
 	     header = CMSG_NXTHDR(&message, header)) {
@@ -62,22 +61,27 @@ int fdpass_collect(void *control, size_t control_size, int fds[FDPASS_MAX_FDS],
 			int fd;
 
 			memcpy(&fd, data + at, sizeof fd);
-			n_seen += is_rights ? 1 : 0;
-			if (is_rights && n_fds < FDPASS_MAX_FDS) {
-				fds[n_fds++] = fd;
+			if (is_rights && n_fds < capacity) {
+				fds[n_fds] = fd;
 			} else {
 				drop(fd);
 			}
+			n_fds += is_rights ? 1 : 0;
 		}
 	}
-	if (n_seen > FDPASS_MAX_FDS) {
-		for (uint32_t i = 0; i < n_fds; i++) {
-			drop(fds[i]);
-			fds[i] = -1;
-		}
-		return -1;
+	return n_fds;
+}
+
+int fdpass_collect(void *control, size_t control_size, int fds[FDPASS_MAX_FDS],
+		   void (*drop)(int fd))
+{
+	const uint32_t n_fds = collect(control, control_size, fds, FDPASS_MAX_FDS, drop);
+
+	for (uint32_t i = 0; n_fds > FDPASS_MAX_FDS && i < FDPASS_MAX_FDS; i++) {
+		drop(fds[i]);
+		fds[i] = -1;
 	}
-	return (int)n_fds;
+	return n_fds > FDPASS_MAX_FDS ? -1 : (int)n_fds;
 }
 
 enum fdpass_status fdpass_receive(int socket, void *bytes, size_t capacity,
@@ -90,7 +94,7 @@ enum fdpass_status fdpass_receive(int socket, void *bytes, size_t capacity,
 				 .msg_control = control,
 				 .msg_controllen = sizeof control};
 	ssize_t size;
-	int n_fds;
+	uint32_t n_fds;
 
 	*ret = (struct fdpass_packet){0};
 	memset(ret->fds, 0xff, sizeof ret->fds); /* -1: no stale number is ever closed again */
@@ -103,17 +107,17 @@ enum fdpass_status fdpass_receive(int socket, void *bytes, size_t capacity,
 		       : errno == ECONNRESET ? FDPASS_END
 					     : FDPASS_FAILED;
 	}
-	n_fds = fdpass_collect(control, message.msg_controllen, ret->fds, close_one);
-	if (n_fds < 0 || (message.msg_flags & MSG_CTRUNC) != 0) {
-		fdpass_close_all(ret->fds, n_fds < 0 ? 0 : (uint32_t)n_fds);
+	ret->size = (size_t)size;
+	n_fds = collect(control, message.msg_controllen, ret->fds, FDPASS_MAX_RECEIVED, close_one);
+	ret->n_fds = n_fds < FDPASS_MAX_RECEIVED ? n_fds : FDPASS_MAX_RECEIVED;
+	if (ret->n_fds > FDPASS_MAX_FDS || (message.msg_flags & MSG_CTRUNC) != 0) {
 		return FDPASS_BAD_FDS;
 	}
-	ret->n_fds = (uint32_t)n_fds;
-	ret->size = (size_t)size;
-	if (size == 0 || (message.msg_flags & MSG_TRUNC) != 0) {
-		fdpass_close_all(ret->fds, ret->n_fds);
-		ret->n_fds = 0;
-		return size == 0 ? FDPASS_END : FDPASS_TOO_LARGE;
+	if (size == 0) {
+		return FDPASS_END;
+	}
+	if ((message.msg_flags & MSG_TRUNC) != 0) {
+		return FDPASS_TOO_LARGE;
 	}
 	return FDPASS_OK;
 }

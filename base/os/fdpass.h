@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One packet with descriptors over SOCK_SEQPACKET. What is received is close-on-exec, and
- * every descriptor that is not handed over is closed here, on every path. Never blocks, no
- * SIGPIPE. Any thread, one at a time a socket.
+ * One packet with descriptors over SOCK_SEQPACKET. What is received is close-on-exec and the
+ * receiver's in any case: closing a stranger's descriptor may block, so it is not done here.
+ * Never blocks, no SIGPIPE. Any thread, one at a time a socket.
  */
 #ifndef BASE_OS_FDPASS_H
 #define BASE_OS_FDPASS_H
@@ -11,25 +11,27 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define FDPASS_MAX_FDS 32
+#define FDPASS_MAX_FDS      32
+#define FDPASS_MAX_RECEIVED 253 /* the kernel passes no more with a message */
 
 enum fdpass_status {
 	FDPASS_OK,
 	FDPASS_AGAIN,     /* nothing there, or no room: poll and try again */
 	FDPASS_END,       /* the peer has closed, or sent an empty packet */
 	FDPASS_TOO_LARGE, /* larger than the buffer: cut, and so of no use */
-	FDPASS_BAD_FDS,   /* more than 32, or cut by our own descriptor limit; all closed */
+	FDPASS_BAD_FDS,   /* more than 32, or cut by our own descriptor limit */
 	FDPASS_FAILED,    /* 'ret_errno' says why */
 };
 
 struct fdpass_packet {
-	size_t size; /* bytes received */
-	int fds[FDPASS_MAX_FDS];
+	size_t size;                  /* bytes received */
+	int fds[FDPASS_MAX_RECEIVED]; /* -1 where there is none */
 	uint32_t n_fds;
 	int error; /* errno of FDPASS_FAILED */
 };
 
-/* 'ret' is filled in any case; fds only with FDPASS_OK, then they are the caller's. */
+/* 'ret' is filled in any case and its descriptors are the caller's, also those of a packet that
+ * is refused; with FDPASS_OK they are at most 32. */
 enum fdpass_status fdpass_receive(int socket, void *bytes, size_t capacity,
 				  struct fdpass_packet *ret);
 

@@ -4,12 +4,14 @@
 
 #include "base/err.h"
 #include "base/os/clock.h"
+#include "base/os/closer.h"
 #include "base/os/fdpass.h"
 #include "base/os/log.h"
 #include "base/os/sys.h"
 #include "base/require.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -48,6 +50,41 @@ int conn_take_pidfd(struct conn *conn)
 
 /* ---- the end of a connection ---- */
 
+/* Do packets wait in the socket that carry descriptors? Unknown is yes (before Linux 5.7). */
+static bool holds_descriptors(int fd)
+{
+	static const char none[] = "\nscm_fds: 0\n";
+	char path[64];
+	char text[512];
+	ssize_t size;
+	int info;
+
+	(void)snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
+	info = sys_open(path, O_RDONLY);
+	if (info < 0) {
+		return true;
+	}
+	size = read(info, text, sizeof text - 1);
+	(void)close(info); /* of procfs */
+	text[size > 0 ? size : 0] = '\0';
+	return strstr(text, none) == NULL;
+}
+
+void conn_close_socket(int fd)
+{
+	struct ucred peer = {.uid = UINT32_MAX};
+	socklen_t size = sizeof peer;
+
+	/* From here on nothing more comes in; the peer sees the end whenever the rest goes. */
+	(void)shutdown(fd, SHUT_RDWR);
+	if (!holds_descriptors(fd)) {
+		(void)close(fd); /* nothing to act on */
+		return;
+	}
+	(void)getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size); /* else nobody's */
+	closer_give(peer.uid, &fd, 1);
+}
+
 static void on_handle_closed(uv_handle_t *handle)
 {
 	struct conn *conn = handle->data;
@@ -57,7 +94,7 @@ static void on_handle_closed(uv_handle_t *handle)
 	if (conn->n_open_handles > 0) {
 		return;
 	}
-	(void)close(conn->fd); /* the peer sees the end; nothing to act on */
+	conn_close_socket(conn->fd);
 	list_remove(&conn->by_server);
 	packet_free(conn->reserve);
 	peer_fini(&conn->peer);
@@ -186,11 +223,21 @@ static void handle_request(struct conn *conn, const struct wire_packet *packet, 
 			   uint32_t n_fds)
 {
 	const struct wire_message *message = packet->message;
+	const uint32_t n_unclosed = n_fds == 0 ? 0 : closer_count(conn->peer.uid);
 	struct wire_fault fault;
 	union wire_body body;
 	char text[160];
 
 	if (!is_permitted(conn, packet)) {
+		return;
+	}
+	if (n_unclosed >= CLOSER_LIMIT) {
+		(void)snprintf(
+			text, sizeof text,
+			"%u descriptors of uid %u cannot be closed: a file's server does not "
+			"answer",
+			n_unclosed, conn->peer.uid);
+		refuse(conn, packet->id, WIRE_TOO_MANY, NULL, text);
 		return;
 	}
 	if (n_fds < message->request_fds_min || n_fds > message->request_fds_max) {
@@ -254,6 +301,18 @@ static void note_end(struct conn *conn)
 	}
 }
 
+/* Nobody may fill our table of descriptors with what cannot be closed. */
+static void drop_descriptors(struct conn *conn, struct fdpass_packet *packet)
+{
+	if (packet->n_fds > 0) {
+		closer_give(conn->peer.uid, packet->fds, packet->n_fds);
+		if (closer_count(conn->peer.uid) >= 2 * CLOSER_LIMIT) {
+			conn_say_goodbye(conn, WIRE_TOO_MANY,
+					 "too many of your descriptors cannot be closed");
+		}
+	}
+}
+
 static void read_turn(struct conn *conn)
 {
 	struct server *server = conn->server;
@@ -264,13 +323,16 @@ static void read_turn(struct conn *conn)
 		enum fdpass_status status =
 			fdpass_receive(conn->fd, server->in, sizeof server->in, &packet);
 
+		if (status != FDPASS_OK) {
+			drop_descriptors(conn, &packet);
+		}
 		switch (status) {
 		case FDPASS_OK:
 			n_bytes += packet.size;
 			server->is_flushing = true;
 			handle_packet(conn, server->in, packet.size, packet.fds, packet.n_fds);
 			server->is_flushing = false;
-			fdpass_close_all(packet.fds, packet.n_fds);
+			drop_descriptors(conn, &packet);
 			break;
 		case FDPASS_AGAIN:
 			return;
@@ -374,6 +436,10 @@ static const char *refusal(const struct conn *conn, enum wire_code *ret_code)
 	uint32_t n_new = 0;
 	uint32_t n_new_same_uid = 0;
 
+	if (closer_count(conn->peer.uid) >= 2 * CLOSER_LIMIT) {
+		*ret_code = WIRE_TOO_MANY;
+		return "too many of your descriptors cannot be closed";
+	}
 	if (server->options.gid != UINT32_MAX && !conn->peer.is_admin &&
 	    !peer_is_in_group(conn->fd, &conn->peer, server->options.gid)) {
 		*ret_code = WIRE_NOT_ALLOWED;
@@ -423,7 +489,7 @@ void conn_open(struct server *server, int fd)
 			packet_free(conn->reserve);
 		}
 		free(conn);
-		(void)close(fd);
+		conn_close_socket(fd);
 		return;
 	}
 	/* The default holds only three or four full packets; a smaller one serves, slower. */

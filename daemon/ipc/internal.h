@@ -68,6 +68,8 @@ void conn_open(struct server *server, int fd);
 /* Queue a goodbye with its reason, flush, close. */
 void conn_say_goodbye(struct conn *conn, enum wire_code code, const char *reason);
 void conn_close(struct conn *conn);
+/* A socket that was accepted: at once, unless what waits in it may hold that up. */
+void conn_close_socket(int fd);
 
 /* conn_out.c */
 #define RESERVE_BYTES 512                /* of the packet prepared for an answer without memory */

@@ -4,6 +4,7 @@
 
 #include "base/cleanup.h"
 #include "base/err.h"
+#include "base/os/closer.h"
 #include "base/os/log.h"
 #include "base/os/sys.h"
 
@@ -264,7 +265,7 @@ static void shed(struct server *server)
 	(void)close(server->spare_fd);
 	fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	if (fd >= 0) {
-		(void)close(fd);
+		conn_close_socket(fd);
 	}
 	server->spare_fd = sys_open("/dev/null", O_RDONLY);
 }
@@ -299,12 +300,17 @@ static void on_connection(uv_poll_t *poll, int status, int events)
 
 /* ---- life ---- */
 
+/* Elsewhere: who was not accepted yet may have sent descriptors already. */
+static void close_listener(struct server *server)
+{
+	closer_give(geteuid(), &server->listen_fd, 1);
+}
+
 static void on_listen_closed(uv_handle_t *handle)
 {
 	struct server *server = handle->data;
 
-	(void)close(server->listen_fd);
-	server->listen_fd = -1;
+	close_listener(server);
 	server->has_listen_handle = false;
 	server_release(server);
 }
@@ -352,7 +358,7 @@ int server_new(uv_loop_t *loop, const struct server_options *options,
 	list_init(&server->conns);
 	list_init(&server->dirty);
 	server->path = sys_strdup(options->socket_path);
-	if (server->path == NULL) {
+	if (server->path == NULL || !closer_start()) {
 		code = err_set(err, WIRE_NO_MEMORY, "no memory for the server");
 	}
 	/* One that a service manager made under another name is its own affair. */
@@ -377,8 +383,7 @@ void server_stop(struct server *server)
 	if (server->has_listen_handle && !uv_is_closing((uv_handle_t *)&server->listen)) {
 		uv_close((uv_handle_t *)&server->listen, on_listen_closed);
 	} else if (!server->has_listen_handle && server->listen_fd >= 0) {
-		(void)close(server->listen_fd);
-		server->listen_fd = -1;
+		close_listener(server);
 	}
 }
 

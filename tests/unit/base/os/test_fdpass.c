@@ -18,7 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define KERNEL_MAX_FDS 253
+#define KERNEL_MAX_FDS FDPASS_MAX_RECEIVED
 
 struct pair {
 	int near;
@@ -90,6 +90,17 @@ static enum fdpass_status receive(const struct pair *pair, struct fdpass_packet 
 	return fdpass_receive(pair->near, bytes, sizeof bytes, packet);
 }
 
+/* A packet that is refused; all its descriptors are handed over all the same. */
+static void receive_refused(const struct pair *pair, enum fdpass_status expected, uint32_t n_fds)
+{
+	struct fdpass_packet packet;
+
+	assert_int_equal(receive(pair, &packet), expected);
+	assert_int_equal(packet.n_fds, n_fds);
+	fdpass_close_all(packet.fds, packet.n_fds);
+	assert_int_equal(baseline_n_fds(), pair->before.n_fds + 3);
+}
+
 static void a_packet_arrives_whole_with_its_descriptors(void **state)
 {
 	struct pair *pair = *state;
@@ -147,19 +158,15 @@ static void d01_up_to_32_descriptors_are_handed_over(void **state)
 }
 
 /* fault: D01 */
-static void d01_more_than_32_are_all_closed(void **state)
+static void d01_more_than_32_are_refused_and_all_handed_over(void **state)
 {
 	struct pair *pair = *state;
 	struct fdpass_packet packet;
 
 	assert_int_equal(send_raw(pair, FDPASS_MAX_FDS + 1, 0, 1), 0);
-	assert_int_equal(receive(pair, &packet), FDPASS_BAD_FDS);
-	assert_int_equal(packet.n_fds, 0);
-	assert_int_equal(packet.fds[0], -1);
-	assert_int_equal(baseline_n_fds(), pair->before.n_fds + 3);
+	receive_refused(pair, FDPASS_BAD_FDS, FDPASS_MAX_FDS + 1);
 	assert_int_equal(send_raw(pair, KERNEL_MAX_FDS, 0, 1), 0);
-	assert_int_equal(receive(pair, &packet), FDPASS_BAD_FDS);
-	assert_int_equal(baseline_n_fds(), pair->before.n_fds + 3);
+	receive_refused(pair, FDPASS_BAD_FDS, KERNEL_MAX_FDS);
 	assert_int_equal(send_raw(pair, KERNEL_MAX_FDS + 1, 0, 1), -EINVAL);
 	/* The connection still works; what to do with it is the caller's choice. */
 	assert_int_equal(send_raw(pair, 1, 0, 1), 0);
@@ -171,13 +178,11 @@ static void d01_more_than_32_are_all_closed(void **state)
 static void d02_a_flood_of_descriptors_leaves_none(void **state)
 {
 	struct pair *pair = *state;
-	struct fdpass_packet packet;
 
 	for (int i = 0; i < 2000; i++) {
 		assert_int_equal(send_raw(pair, KERNEL_MAX_FDS, 0, 1), 0);
-		assert_int_equal(receive(pair, &packet), FDPASS_BAD_FDS);
+		receive_refused(pair, FDPASS_BAD_FDS, KERNEL_MAX_FDS);
 	}
-	assert_int_equal(baseline_n_fds(), pair->before.n_fds + 3);
 }
 
 /* fault: D03 */
@@ -191,8 +196,7 @@ static void d03_several_headers_count_together(void **state)
 	assert_int_equal(packet.n_fds, 5);
 	fdpass_close_all(packet.fds, packet.n_fds);
 	assert_int_equal(send_raw(pair, 20, 13, 1), 0);
-	assert_int_equal(receive(pair, &packet), FDPASS_BAD_FDS);
-	assert_int_equal(baseline_n_fds(), pair->before.n_fds + 3);
+	receive_refused(pair, FDPASS_BAD_FDS, 33);
 }
 
 /* fault: D03 */
@@ -205,7 +209,7 @@ static void d03_credentials_beside_descriptors_are_skipped(void **state)
 	assert_int_equal(setsockopt(pair->near, SOL_SOCKET, SO_PASSCRED, &on, sizeof on), 0);
 	assert_int_equal(send_raw(pair, KERNEL_MAX_FDS, 0, 1), 0);
 	/* Room for both: the credentials do not cut the descriptors. */
-	assert_int_equal(receive(pair, &packet), FDPASS_BAD_FDS);
+	receive_refused(pair, FDPASS_BAD_FDS, KERNEL_MAX_FDS);
 	assert_int_equal(send_raw(pair, 2, 0, 1), 0);
 	assert_int_equal(receive(pair, &packet), FDPASS_OK);
 	assert_int_equal(packet.n_fds, 2);
@@ -213,13 +217,14 @@ static void d03_credentials_beside_descriptors_are_skipped(void **state)
 }
 
 /* fault: D05 */
-static void d05_descriptors_cut_by_our_own_limit_are_closed(void **state)
+static void d05_descriptors_cut_by_our_own_limit_are_refused(void **state)
 {
 	struct pair *pair = *state;
 	struct fdpass_packet packet;
 	struct rlimit old;
 	struct rlimit few;
-	int lowest_free = dup(0); /* closed at once: with the limit four above it, four fit */
+	int lowest_free =
+		dup(0); /* closed at once: with the limit four above it, at most four fit */
 	enum fdpass_status status;
 
 	(void)close(lowest_free);
@@ -231,7 +236,8 @@ static void d05_descriptors_cut_by_our_own_limit_are_closed(void **state)
 	status = receive(pair, &packet);
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
 	assert_int_equal(status, FDPASS_BAD_FDS);
-	assert_int_equal(packet.n_fds, 0);
+	assert_true(packet.n_fds < 8);
+	fdpass_close_all(packet.fds, packet.n_fds);
 	assert_int_equal(baseline_n_fds(), pair->before.n_fds + 3);
 }
 
@@ -277,9 +283,7 @@ static void a_packet_larger_than_the_buffer_is_refused_whole(void **state)
 	struct fdpass_packet packet;
 
 	assert_int_equal(send_raw(pair, 2, 0, 65), 0);
-	assert_int_equal(receive(pair, &packet), FDPASS_TOO_LARGE);
-	assert_int_equal(packet.n_fds, 0);
-	assert_int_equal(baseline_n_fds(), pair->before.n_fds + 3);
+	receive_refused(pair, FDPASS_TOO_LARGE, 2);
 	assert_int_equal(send_raw(pair, 0, 0, 64), 0);
 	assert_int_equal(receive(pair, &packet), FDPASS_OK);
 	assert_int_equal(packet.size, 64);
@@ -293,9 +297,7 @@ static void an_empty_packet_and_a_closed_peer_are_the_end(void **state)
 	int error = 0;
 
 	assert_int_equal(send_raw(pair, 2, 0, 0), 0);
-	assert_int_equal(receive(pair, &packet), FDPASS_END);
-	assert_int_equal(packet.n_fds, 0);
-	assert_int_equal(baseline_n_fds(), pair->before.n_fds + 3);
+	receive_refused(pair, FDPASS_END, 2);
 	assert_int_equal(shutdown(pair->far, SHUT_RDWR), 0);
 	assert_int_equal(receive(pair, &packet), FDPASS_END);
 	(void)signal(SIGPIPE, SIG_DFL); /* a signal would end the test */
@@ -481,11 +483,11 @@ int main(void)
 		PAIR_TEST(a_packet_arrives_whole_with_its_descriptors),
 		PAIR_TEST(packets_without_descriptors_keep_their_edges),
 		PAIR_TEST(d01_up_to_32_descriptors_are_handed_over),
-		PAIR_TEST(d01_more_than_32_are_all_closed),
+		PAIR_TEST(d01_more_than_32_are_refused_and_all_handed_over),
 		PAIR_TEST(d02_a_flood_of_descriptors_leaves_none),
 		PAIR_TEST(d03_several_headers_count_together),
 		PAIR_TEST(d03_credentials_beside_descriptors_are_skipped),
-		PAIR_TEST(d05_descriptors_cut_by_our_own_limit_are_closed),
+		PAIR_TEST(d05_descriptors_cut_by_our_own_limit_are_refused),
 		PAIR_TEST(d11_sockets_within_sockets_are_closed_with_their_packet),
 		PAIR_TEST(a_packet_larger_than_the_buffer_is_refused_whole),
 		PAIR_TEST(an_empty_packet_and_a_closed_peer_are_the_end),
