@@ -20,6 +20,8 @@
 #include "daemon/device/device.h"
 #include "daemon/dispatch.h"
 #include "daemon/format/format.h"
+#include "daemon/ipc/conn.h"
+#include "daemon/ipc/peer.h"
 #include "daemon/load/file.h"
 #include "daemon/persist.h"
 #include "proto/table.h"
@@ -114,7 +116,8 @@ static uint64_t take_file(const struct call *call, struct core_file_key *ret_key
 	uint64_t id;
 	int direct_fd = call->n_fds > 1 ? steal_fd(&call->fds[1]) : -1;
 
-	if (file_new(steal_fd(&call->fds[0]), direct_fd, &file, &err) < 0) {
+	if (file_take(conn_peer(call->conn)->uid, steal_fd(&call->fds[0]), direct_fd, &file, &err) <
+	    0) {
 		struct failure failure;
 
 		failure_from_err(&failure, "", &err);

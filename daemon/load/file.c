@@ -4,6 +4,7 @@
 
 #include "base/cleanup.h"
 #include "base/err.h"
+#include "base/os/closer.h"
 #include "base/os/sys.h"
 #include "base/require.h"
 
@@ -149,20 +150,25 @@ static char *read_own_path(int fd)
 	return sys_strdup(path);
 }
 
-int file_new(int fd, int direct_fd, struct file **ret, struct err *err)
+/* Not here: asking the file's server can take for ever. */
+static void give_up(uint32_t owner, int fd, int direct_fd)
+{
+	int fds[] = {fd, direct_fd};
+
+	closer_give(owner, fds, 2);
+}
+
+int file_take(uint32_t owner, int fd, int direct_fd, struct file **ret, struct err *err)
 {
 	struct file *file = sys_calloc(1, sizeof *file);
 	int flags;
 	int code;
 
 	if (file == NULL) {
-		(void)close(fd); /* refused: a descriptor of a client's that was only read */
-		if (direct_fd >= 0) {
-			(void)close(direct_fd);
-		}
+		give_up(owner, fd, direct_fd);
 		return err_set(err, WIRE_NO_MEMORY, "no memory for a source file");
 	}
-	*file = (struct file){.fd = fd, .direct_fd = direct_fd, .n_refs = 1};
+	*file = (struct file){.fd = fd, .direct_fd = direct_fd, .owner = owner, .n_refs = 1};
 	code = check_access(fd, "the descriptor", &flags, err);
 	if (code == 0) {
 		code = check_regular(fd, "the descriptor", &file->key, err);
@@ -185,6 +191,11 @@ int file_new(int fd, int direct_fd, struct file **ret, struct err *err)
 	return 0;
 }
 
+int file_new(int fd, int direct_fd, struct file **ret, struct err *err)
+{
+	return file_take(geteuid(), fd, direct_fd, ret, err);
+}
+
 struct file *file_ref(struct file *file)
 {
 	REQUIRE(__atomic_add_fetch(&file->n_refs, 1, __ATOMIC_RELAXED) > 1);
@@ -196,12 +207,7 @@ struct file *file_unref(struct file *file)
 	if (file == NULL || __atomic_sub_fetch(&file->n_refs, 1, __ATOMIC_ACQ_REL) > 0) {
 		return NULL;
 	}
-	if (file->fd >= 0) {
-		(void)close(file->fd); /* was only read: nothing can be lost */
-	}
-	if (file->direct_fd >= 0) {
-		(void)close(file->direct_fd);
-	}
+	give_up(file->owner, file->fd, file->direct_fd);
 	free(file->path);
 	free(file);
 	return NULL;

@@ -23,22 +23,25 @@ struct file {
 	int direct_fd;       /* the same file opened O_DIRECT, or -1 */
 	struct file_key key; /* as it was when the descriptor came */
 	struct file_key read_key; /* written by a header read, compared by that job's fill */
+	uint32_t owner;           /* uid that sent the descriptors */
 	uint32_t n_refs;
 	char *path; /* where it lay when it came, for people only; never NULL */
 };
 
 /*
- * Judge and take two descriptors; 'direct_fd' may be -1. Both are this function's from the call
- * on: it closes them on failure. Refuses with WIRE_BAD_FD, naming what it is: anything but a
+ * Judge and take two descriptors that the uid 'owner' sent; 'direct_fd' may be -1. Both are this
+ * function's from the call on: on failure they go to base/os/closer.h. Refuses with WIRE_BAD_FD, naming what it is: anything but a
  * readable regular file, O_PATH, a memfd that its sender could still write or shrink, and a
  * second descriptor that is another file. Does not block: the file's server, if it has one, is
  * not asked (statx with DONT_SYNC), so size and times may be those last seen.
  */
+int file_take(uint32_t owner, int fd, int direct_fd, struct file **ret, struct err *err);
+/* The same for descriptors of our own. */
 int file_new(int fd, int direct_fd, struct file **ret, struct err *err);
 
 struct file *file_ref(struct file *file);
-/* The last one closes, which can block where the file has a server: not on the loop. NULL is
- * fine. Returns NULL. */
+/* The last one has the descriptors closed, elsewhere, for that can block. NULL is fine. Returns
+ * NULL. */
 struct file *file_unref(struct file *file);
 
 const char *file_path(const struct file *file);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The whole load room over real files: submissions in, results out of the mailbox. */
+#include "base/os/clock.h"
 #include "base/os/sys.h"
 #include "tests/support/baseline.h"
 #include "tests/support/scratch.h"
@@ -728,7 +729,7 @@ static void any_failing_call_gives_one_result_and_leaves_nothing(void **state)
 			}
 			assert_quiet();
 			wait_for_threads(fixture.n_threads + 3);
-			assert_int_equal(baseline_n_fds(), before.n_fds);
+			baseline_wait_fds(before.n_fds);
 		}
 	}
 	(void)tensor_map_free(map);
@@ -868,7 +869,7 @@ static void a_drop_frees_the_image_and_answers(void **state)
 	assert_int_equal(result->segment, SEGMENT);
 	assert_int_equal(result->err.code, 0);
 	assert_true(result->available > 0);
-	assert_int_equal(baseline_n_fds(), n_fds - 1);
+	baseline_wait_fds(n_fds - 1);
 	(void)load_result_free(result);
 	loader_drop(fixture.loader, SEGMENT + 1, NULL); /* a fill that failed has none */
 	result = next_final();
@@ -969,18 +970,44 @@ static void a_hanging_file_holds_only_its_own_job_up(void **state)
 static void closing_a_file_happens_elsewhere(void **state)
 {
 	const size_t n_fds = baseline_n_fds();
+	uint64_t begun_ns;
 
 	(void)state;
 	given_model(1000);
-	assert_true(sys_fault_set("pthread_create", (struct sys_fault){.nth = 1, .error = EAGAIN}));
-	loader_close_file(fixture.loader, file_ref(fixture.file)); /* no thread: here, then */
-	assert_int_equal(sys_fault_n_hits("pthread_create"), 1);
-	sys_fault_clear();
+	assert_true(
+		sys_fault_set("close",
+			      (struct sys_fault){.nth = 1, .delay_ms = 500, .is_forever = true}));
+	loader_close_file(fixture.loader, file_ref(fixture.file)); /* not the last reference */
+	begun_ns = clock_mono_ns();
 	loader_close_file(fixture.loader, fixture.file);
+	assert_true(clock_mono_ns() - begun_ns < 400000000);
 	fixture.file = NULL;
 	loader_close_file(fixture.loader, NULL);
-	wait_for_threads(fixture.n_threads + 3);
-	assert_int_equal(baseline_n_fds(), n_fds + 1);
+	baseline_wait_fds(n_fds + 1);
+}
+
+/* The thread of a job never closes: it would stay, and nothing would count it. */
+static void a_job_ends_whatever_becomes_of_its_descriptors(void **state)
+{
+	(void)state;
+	for (uint32_t i = 0; i < 20; i++) {
+		struct load_result *result;
+
+		if (fixture.fd >= 0) {
+			(void)close(fixture.fd);
+		}
+		given_model(1000);
+		assert_true(sys_fault_set("close", (struct sys_fault){.nth = 1,
+								      .delay_ms = 200,
+								      .is_forever = true}));
+		loader_read_header(fixture.loader, i, fixture.file, FORMAT_AUTO);
+		fixture.file = file_unref(fixture.file); /* the job has the last reference */
+		result = next_final();
+		assert_int_equal(result->err.code, 0);
+		(void)load_result_free(result);
+	}
+	/* Three of the loader, at most eight that close, perhaps one idle. */
+	assert_in_range(scratch_count_threads(), fixture.n_threads + 3, fixture.n_threads + 13);
 }
 
 static void at_rest_three_threads_sleep(void **state)
@@ -1101,6 +1128,7 @@ int main(void)
 		CASE(without_any_memory_every_submission_is_still_answered),
 		CASE(a_hanging_file_holds_only_its_own_job_up),
 		CASE(closing_a_file_happens_elsewhere),
+		CASE(a_job_ends_whatever_becomes_of_its_descriptors),
 		CASE(at_rest_three_threads_sleep),
 		CASE(the_end_abandons_what_runs_and_posts_nothing_more),
 		CASE(the_end_does_not_wait_for_a_thread_that_is_stuck),

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Descriptors whose close() does not come back: of a FUSE file whose server is silent, of a
+socket that lingers. Whoever sends them may wait; the daemon and everybody else do not.
+
+A close that FUSE holds cannot be killed, so each server here is a process that aborts its own
+connection when it ends, whatever becomes of the test."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+import msgpack
+import pytest
+from conftest import RawError, opened, slowness, wait_until
+from test_wire_hostile import as_nobody, goodbye
+
+# A filesystem of one file "m" of 4096 bytes, spoken to the kernel by hand. It answers all but
+# FLUSH, which a close() asks for; on a line, or at the end, it aborts its connection.
+SERVER = r"""
+import ctypes, os, struct, sys, threading
+mount = sys.argv[1]
+libc = ctypes.CDLL(None, use_errno=True)
+fuse = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+if libc.mount(b"fuse", mount.encode(), b"fuse", 0, options) != 0:
+    print(os.strerror(ctypes.get_errno()), flush=True)
+    sys.exit(1)
+
+def attributes(node):
+    mode, size = (0o40755, 0) if node == 1 else (0o100644, 4096)
+    return struct.pack("<QQQQQQIIIIIIIIII", node, size, 8, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+
+def serve():
+    while True:
+        try:
+            request = os.read(fuse, 1 << 20)
+        except OSError:
+            return
+        _, code, unique, node = struct.unpack("<IIQQ", request[:24])
+        def reply(body=b"", error=0):
+            os.write(fuse, struct.pack("<IiQ", 16 + len(body), error, unique) + body)
+        if code == 26:  # INIT
+            reply(struct.pack("<IIIIHHIIHHI", 7, 31, 65536, 0, 16, 12, 65536, 1, 0, 0, 0) + b"\0" * 28)
+        elif code == 1:  # LOOKUP
+            reply(struct.pack("<QQQQII", 2, 0, 60, 60, 0, 0) + attributes(2))
+        elif code == 3:  # GETATTR
+            reply(struct.pack("<QII", 60, 0, 0) + attributes(node))
+        elif code in (14, 27):  # OPEN, OPENDIR
+            reply(struct.pack("<QII", 1, 0, 0))
+        elif code == 15:  # READ
+            reply(b"x" * 4096)
+        elif code not in (25, 2, 42, 36):  # FLUSH; FORGET, BATCH_FORGET, INTERRUPT want none
+            reply(error=-38)
+
+threading.Thread(target=serve, daemon=True).start()
+number = os.minor(os.stat(mount).st_dev)
+print("READY", flush=True)
+sys.stdin.readline()
+abort = f"/sys/fs/fuse/connections/{number}/abort"
+if os.path.exists(abort):
+    with open(abort, "w") as file:
+        file.write("1")
+libc.umount2(mount.encode(), 2)  # MNT_DETACH; the end of this process aborts as well
+"""
+
+# Says hello on the socket argv[1], sends a packet so often with so many descriptors of a file, says
+# so and stays: its own close() would wait as well, and its end does.
+SENDER = r"""
+import os, socket, sys, time
+path, model, n_fds, n_packets = *sys.argv[1:3], *map(int, sys.argv[3:5])
+hello, packet = (bytes.fromhex(sys.stdin.readline()) for _ in range(2))
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.connect(path)
+connection.send(hello)
+connection.recv(65536)
+fd = os.open(model, os.O_RDONLY)
+for _ in range(n_packets):
+    socket.send_fds(connection, [packet], [fd] * n_fds)
+print("SENT", flush=True)
+time.sleep(100)
+"""
+HELLO = [0, 1, "hello", {"protocol": [1, 1], "client": "sender/1"}]
+
+
+@pytest.fixture
+def send():
+    """send(daemon, file, message, n_fds, n_packets) -> the process, which lives on."""
+    senders = []
+
+    def start(daemon, file, message, n_fds=1, n_packets=1):
+        packet = message if isinstance(message, bytes) else msgpack.packb(message)
+        sender = subprocess.Popen(
+            [sys.executable, "-c", SENDER, str(daemon.socket), str(file), str(n_fds),
+             str(n_packets)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        senders.append(sender)
+        sender.stdin.write(f"{msgpack.packb(HELLO).hex()}\n{packet.hex()}\n")
+        sender.stdin.close()
+        assert sender.stdout.readline() == "SENT\n"
+        return sender
+
+    yield start
+    for sender in senders:
+        sender.kill()
+        sender.wait(10)
+        sender.stdout.close()
+
+
+class SilentFile:
+    """A file at 'path' whose server lets no close() end until end()."""
+
+    def __init__(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="distorch-fuse-"))
+        self.path = self.folder / "m"
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(self.folder)], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True)
+        self.said = self.server.stdout.readline().strip()
+
+    def end(self):
+        if self.server.returncode is None:
+            self.server.stdin.close()  # this process's death does the same
+            self.server.wait(20)
+            self.server.stdout.close()
+            self.folder.rmdir()
+
+
+@pytest.fixture
+def silent_file(send):  # ends before the senders, which it holds
+    file = SilentFile()
+    if file.said == "READY":
+        yield file
+    file.end()
+    if file.said != "READY":
+        pytest.skip(f"no FUSE here: {file.said or 'its server did not start'}")
+
+
+def is_in_close(daemon):
+    """Does a thread of the daemon wait for the server of a FUSE file?"""
+    for task in pathlib.Path(f"/proc/{daemon.pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            if (task / "wchan").read_text() == "request_wait_answer":
+                return True
+    return False
+
+
+def count_threads(daemon):
+    return len(os.listdir(f"/proc/{daemon.pid}/task"))
+
+
+def serves_at_once(daemon, make_model):
+    begun = time.monotonic()
+    with daemon.raw(timeout=5.0) as raw:
+        assert raw.call("ping") == {}
+        raw.load(make_model())
+    assert time.monotonic() - begun < 3 * slowness()
+
+
+CASES = {
+    "refused": [0, 2, "load", {"nosuch": 1, "fds": 1}],
+    "not announced": [0, 2, "load", {}],
+    "no message": b"\xc1",
+    "too large": b"\x94" + b"\x00" * 70000,
+    "empty": b"",
+    "no model": [0, 2, "load", {"fds": 1}],
+    "attach": [0, 2, "attach", {"fds": 1}],
+    "ping": [0, 2, "ping", {"fds": 1}],
+    "too many": [0, 2, "load", {"fds": 40}],
+}
+
+
+@pytest.mark.fault("F33")
+@pytest.mark.parametrize("case", CASES)
+def test_a_close_that_never_ends_holds_nobody_up(daemon, make_model, silent_file, send, case):
+    send(daemon, silent_file.path, CASES[case], n_fds=40 if case == "too many" else 1)
+    wait_until(lambda: is_in_close(daemon), 5.0, "a close that waits")
+    serves_at_once(daemon, make_model)
+
+
+@pytest.mark.fault("F33")
+def test_closes_that_never_end_take_few_threads(daemon, make_model, silent_file, send):
+    before = count_threads(daemon)  # one of them is there to close
+    send(daemon, silent_file.path, [0, 2, "load", {"fds": 32}], n_fds=32, n_packets=8)
+    wait_until(lambda: count_threads(daemon) >= before + 7, 5.0, "closes that wait")
+    serves_at_once(daemon, make_model)
+    wait_until(lambda: count_threads(daemon) <= before + 8, 5.0, "few threads")
+    silent_file.end()
+    wait_until(lambda: count_threads(daemon) <= before, 5.0, "no threads that wait")
+
+
+def refusal(raw, fds):
+    """The code by which 32 descriptors are refused; None: the connection was closed."""
+    try:
+        raw.call("load", {}, fds)
+    except RawError as error:
+        return error.code
+    except ConnectionError:
+        return None
+
+
+@pytest.mark.fault("F33")
+def test_whoever_sends_what_cannot_be_closed_is_refused_more(daemon, make_model):
+    model = make_model()
+    os.chmod(model, 0o644)
+    with opened("/dev/null") as fd, opened(model) as readable, daemon.raw() as raw:
+        daemon.tell("fault close:1:delay=4000:ever")
+        codes = [refusal(raw, [fd] * 32) for _ in range(31)]
+        assert codes == ["bad-fd"] * 16 + ["too-many"] * 15
+        assert raw.call("ping") == {}  # it is only descriptors that are refused
+        if os.getuid() == 0:
+            assert as_nobody(daemon, lambda: load_by(daemon, readable)) == "loaded"
+        assert refusal(raw, [fd] * 32) == "too-many"
+        assert goodbye(raw) == "too-many"
+        with daemon.raw(hello=False) as late:
+            assert goodbye(late) == "too-many"
+    daemon.tell("clear")
+    wait_until(lambda: can_connect(daemon), 10.0 * slowness(), "a connection")
+
+
+def load_by(daemon, fd):
+    with daemon.raw() as raw:
+        raw.call("load", {}, [fd])
+    return "loaded"
+
+
+def can_connect(daemon):
+    try:
+        with daemon.raw() as raw:
+            return raw.call("ping") == {}
+    except (ConnectionError, RawError):
+        return False
+
+
+# ---- sockets that linger -------------------------------------------------------------------
+
+
+@pytest.fixture
+def lingering():
+    """lingering() -> a TCP socket with unsent bytes whose close() waits until the test ends."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    try:
+        listener.bind(("127.0.0.1", 0))
+    except OSError as error:
+        pytest.skip(f"no TCP here: {error}")
+    listener.listen(1)
+    sender = socket.create_connection(listener.getsockname())
+    sender.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sender.send(bytes(65536))
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
+    taken = [False]
+
+    def take():
+        taken[0] = True
+        return sender.detach()
+
+    yield take
+    listener.close()  # unread: the other side is reset and waits no longer
+    if not taken[0]:
+        sender.close()
+
+
+def send_and_forget(daemon, raw, packets, fd):
+    """Send packets, the last with the only descriptor that is left then: the close here does
+    not wait, the daemon's would."""
+    daemon.process.send_signal(signal.SIGSTOP)
+    for packet in packets[:-1]:
+        raw.send_bytes(packet)
+    raw.send_bytes(packets[-1], [fd])
+    os.close(fd)
+    daemon.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_a_socket_that_lingers_holds_nobody_up(daemon, make_model, lingering, is_announced):
+    params = {"fds": 1} if is_announced else {}
+    with daemon.raw() as raw:
+        send_and_forget(daemon, raw, [msgpack.packb([0, 9, "load", params])], lingering())
+        serves_at_once(daemon, make_model)
+
+
+def test_a_socket_that_lingers_in_what_was_never_read_holds_nobody_up(daemon, make_model,
+                                                                      lingering):
+    with daemon.raw() as raw:
+        # An empty packet reads as the end: the rest stays in the socket.
+        send_and_forget(daemon, raw, [b"", msgpack.packb([0, 9, "load", {"fds": 1}])],
+                        lingering())
+        assert raw.is_closed()
+    serves_at_once(daemon, make_model)
+
+
+def test_a_connection_that_is_shed_with_a_socket_that_lingers_holds_nobody_up(daemon, make_model,
+                                                                              lingering):
+    daemon.tell("fault accept:1:EMFILE:once")
+    daemon.process.send_signal(signal.SIGSTOP)
+    with daemon.raw(hello=False) as early:
+        send_and_forget(daemon, early, [b"x"], lingering())
+        serves_at_once(daemon, make_model)
+
+
+@pytest.mark.fault("F33")
+def test_the_daemon_ends_what_it_can_while_a_close_waits(start_daemon, silent_file, send):
+    daemon = start_daemon(check=False)
+    send(daemon, silent_file.path, CASES["refused"])
+    wait_until(lambda: is_in_close(daemon), 5.0, "a close that waits")
+    daemon.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "ended" in daemon.log(), 5.0 * slowness(), "the end")
+    assert not daemon.socket.exists()
+    silent_file.end()  # the kernel lets no process go whose thread waits here
+    assert daemon.process.wait(10) == 0
