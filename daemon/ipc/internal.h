@@ -19,15 +19,16 @@ struct server {
 	struct server_handlers handlers;
 	struct server_counters counters;
 	uv_poll_t listen;
-	int listen_fd; /* -1: no longer listening */
-	int spare_fd;  /* given up to shed a connection when there is no other descriptor left */
-	int lock_fd;   /* held while the name is ours; -1: inherited socket */
-	char *path;    /* owner: server */
+	uv_timer_t pause; /* runs while no connection can be taken, not even to end it */
+	int listen_fd;    /* -1: no longer listening */
+	int spare_fd;     /* given up to shed a connection when there is no other descriptor left */
+	int lock_fd;      /* held while the name is ours; -1: inherited socket */
+	char *path;       /* owner: server */
 	uint64_t path_dev, path_ino; /* of the name that we made */
 	struct list conns;           /* conn::by_server */
 	struct list dirty;           /* conn::by_dirty: have something to send or to end */
 	bool is_freed;               /* freed when the last handle is closed */
-	bool has_listen_handle;
+	int n_open_handles;          /* listen and pause */
 	bool is_flushing; /* or handling a packet: a nested server_flush leaves it to the outer */
 	uint8_t in[WIRE_PACKET_BYTES]; /* one packet at a time, for all connections */
 };

@@ -24,6 +24,7 @@
 
 #define ACCEPTS_A_TURN 64
 #define BACKLOG        512
+#define PAUSE_MS       100
 #define MAX_PATH_SIZE  106 /* sun_path less the NUL and one to spare */
 
 /* ---- the name ---- */
@@ -252,22 +253,51 @@ static void drop_path(struct server *server)
 
 /* ---- accept ---- */
 
-/* Out of descriptors: give up the spare one to take the connection off the queue and end it. */
-static void shed(struct server *server)
+static void keep_spare(struct server *server)
+{
+	if (server->spare_fd < 0) {
+		server->spare_fd = sys_open("/dev/null", O_RDONLY);
+	}
+}
+
+/* Out of descriptors: give up the spare one to take the connection off the queue and end it.
+ * False when that cannot be done. */
+static bool shed(struct server *server)
 {
 	int fd;
 
-	server->counters.n_shed++;
 	if (server->spare_fd < 0) {
-		server->spare_fd = sys_open("/dev/null", O_RDONLY);
-		return;
+		return false;
 	}
-	(void)close(server->spare_fd);
+	(void)close(server->spare_fd); /* of /dev/null */
+	server->spare_fd = -1;
 	fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	if (fd >= 0) {
+		server->counters.n_shed++;
 		conn_close_socket(fd);
 	}
-	server->spare_fd = sys_open("/dev/null", O_RDONLY);
+	keep_spare(server);
+	return fd >= 0;
+}
+
+static void on_connection(uv_poll_t *poll, int status, int events);
+
+static void on_pause_over(uv_timer_t *timer)
+{
+	struct server *server = timer->data;
+
+	keep_spare(server);
+	if (!uv_is_closing((uv_handle_t *)&server->listen)) {
+		(void)uv_poll_start(&server->listen, UV_READABLE, on_connection); /* did before */
+	}
+}
+
+/* The connection stays in the queue and the socket readable: looking again at once would be all
+ * that we do. */
+static void pause_listening(struct server *server)
+{
+	(void)uv_poll_stop(&server->listen); /* neither fails on a handle that is open */
+	(void)uv_timer_start(&server->pause, on_pause_over, PAUSE_MS, 0);
 }
 
 static void on_connection(uv_poll_t *poll, int status, int events)
@@ -289,7 +319,9 @@ static void on_connection(uv_poll_t *poll, int status, int events)
 			if (log_allows("shed", 0, uv_hrtime(), &n_skipped)) {
 				log_warning("no descriptor for a connection: %s", strerror(errno));
 			}
-			shed(server);
+			if (!shed(server)) {
+				pause_listening(server);
+			}
 			break;
 		} else if (errno != EINTR && errno != ECONNABORTED) {
 			break; /* EAGAIN: all taken */
@@ -306,18 +338,20 @@ static void close_listener(struct server *server)
 	closer_give(geteuid(), &server->listen_fd, 1);
 }
 
-static void on_listen_closed(uv_handle_t *handle)
+static void on_handle_closed(uv_handle_t *handle)
 {
 	struct server *server = handle->data;
 
-	close_listener(server);
-	server->has_listen_handle = false;
-	server_release(server);
+	server->n_open_handles--;
+	if (server->n_open_handles == 0) {
+		close_listener(server);
+		server_release(server);
+	}
 }
 
 void server_release(struct server *server)
 {
-	if (!server->is_freed || server->has_listen_handle || !list_is_empty(&server->conns)) {
+	if (!server->is_freed || server->n_open_handles > 0 || !list_is_empty(&server->conns)) {
 		return;
 	}
 	if (server->spare_fd >= 0) {
@@ -329,11 +363,12 @@ void server_release(struct server *server)
 
 static int start_listening(struct server *server, struct err *err)
 {
-	server->listen.data = server;
+	server->listen.data = server->pause.data = server;
 	if (uv_poll_init(server->loop, &server->listen, server->listen_fd) < 0) {
 		return err_set(err, WIRE_INTERNAL, "cannot watch the socket");
 	}
-	server->has_listen_handle = true;
+	(void)uv_timer_init(server->loop, &server->pause); /* always succeeds */
+	server->n_open_handles = 2;
 	if (uv_poll_start(&server->listen, UV_READABLE, on_connection) < 0) {
 		return err_set(err, WIRE_INTERNAL, "cannot watch the socket");
 	}
@@ -354,7 +389,8 @@ int server_new(uv_loop_t *loop, const struct server_options *options,
 	server->handlers = *handlers;
 	server->listen_fd = options->listen_fd;
 	server->lock_fd = -1;
-	server->spare_fd = sys_open("/dev/null", O_RDONLY);
+	server->spare_fd = -1;
+	keep_spare(server);
 	list_init(&server->conns);
 	list_init(&server->dirty);
 	server->path = sys_strdup(options->socket_path);
@@ -380,9 +416,10 @@ int server_new(uv_loop_t *loop, const struct server_options *options,
 void server_stop(struct server *server)
 {
 	drop_path(server);
-	if (server->has_listen_handle && !uv_is_closing((uv_handle_t *)&server->listen)) {
-		uv_close((uv_handle_t *)&server->listen, on_listen_closed);
-	} else if (!server->has_listen_handle && server->listen_fd >= 0) {
+	if (server->n_open_handles == 2 && !uv_is_closing((uv_handle_t *)&server->listen)) {
+		uv_close((uv_handle_t *)&server->listen, on_handle_closed);
+		uv_close((uv_handle_t *)&server->pause, on_handle_closed);
+	} else if (server->n_open_handles == 0 && server->listen_fd >= 0) {
 		close_listener(server);
 	}
 }

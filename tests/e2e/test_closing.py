@@ -316,3 +316,28 @@ def test_the_daemon_ends_what_it_can_while_a_close_waits(start_daemon, silent_fi
     assert not daemon.socket.exists()
     silent_file.end()  # the kernel lets no process go whose thread waits here
     assert daemon.process.wait(10) == 0
+
+
+# ---- no descriptor at all ------------------------------------------------------------------
+
+
+def cpu_seconds(daemon):
+    fields = pathlib.Path(f"/proc/{daemon.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.fault("P15")
+def test_without_even_the_spare_descriptor_the_daemon_does_not_spin(daemon):
+    daemon.tell("fault accept:1:EMFILE:ever;open:1:ENFILE:ever")
+    with daemon.raw(hello=False) as shed, daemon.raw(hello=False) as waiting:
+        assert shed.is_closed()  # it took the spare descriptor
+        before = cpu_seconds(daemon)
+        time.sleep(1)
+        assert cpu_seconds(daemon) - before < 0.2 * slowness()
+        daemon.tell("clear")
+        waiting.send([0, 1, "hello", {"protocol": [1, 1], "client": "raw/1"}])
+        assert waiting.wait(1)[0] is None  # taken when there are descriptors again
+    daemon.tell("fault accept:1:EMFILE:once")
+    with daemon.raw(hello=False) as shed:
+        assert shed.is_closed()  # there is a spare one again
+    assert can_connect(daemon)
