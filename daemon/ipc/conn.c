@@ -97,6 +97,7 @@ static void on_handle_closed(uv_handle_t *handle)
 	conn_close_socket(conn->fd);
 	list_remove(&conn->by_server);
 	packet_free(conn->reserve);
+	packet_free(conn->farewell);
 	peer_fini(&conn->peer);
 	free(conn);
 	server_release(server);
@@ -481,12 +482,14 @@ void conn_open(struct server *server, int fd)
 
 	if (conn != NULL) {
 		conn->reserve = packet_new(RESERVE_BYTES);
+		conn->farewell = packet_new(RESERVE_BYTES);
 	}
-	if (conn == NULL || conn->reserve == NULL ||
+	if (conn == NULL || conn->reserve == NULL || conn->farewell == NULL ||
 	    peer_read(fd, server->options.admin_uid, &conn->peer, NULL) < 0) {
 		server->counters.n_refused++;
 		if (conn != NULL) {
 			packet_free(conn->reserve);
+			packet_free(conn->farewell);
 		}
 		free(conn);
 		conn_close_socket(fd);

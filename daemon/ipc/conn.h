@@ -35,7 +35,8 @@ void conn_respond_no_memory(struct conn *conn, uint32_t request);
 
 /*
  * An event without descriptors. One that nobody owns is left out (false) while more than half
- * of the output limit is queued; an owned one always goes.
+ * of the output limit is queued, or without memory. An owned one is never lost in silence:
+ * without memory for it the connection ends with a goodbye that says so.
  */
 bool conn_send_event(struct conn *conn, enum wire_event event, const void *fields);
 

@@ -193,7 +193,7 @@ void conn_respond_no_memory(struct conn *conn, uint32_t request)
 	conn->reserve = NULL;
 	forget_in_flight(conn, request);
 	if (packet == NULL) {
-		conn_close_after_flush(conn); /* not even the prepared answer is left */
+		conn_say_goodbye(conn, WIRE_NO_MEMORY, "no memory for an answer");
 		return;
 	}
 	buffer.bytes = packet->bytes;
@@ -308,6 +308,10 @@ bool conn_send_event(struct conn *conn, enum wire_event event, const void *field
 	(void)wire_encode_event(&buffer, event, fields, 0); /* counts only */
 	packet = packet_new(buffer.size);
 	if (packet == NULL) {
+		if (is_owned) {
+			conn_say_goodbye(conn, WIRE_NO_MEMORY,
+					 "no memory for an event that you have to get");
+		}
 		return false;
 	}
 	buffer = (struct wire_buffer){.bytes = packet->bytes, .capacity = buffer.size};
@@ -327,22 +331,20 @@ void conn_close_after_flush(struct conn *conn)
 
 void conn_say_goodbye(struct conn *conn, enum wire_code code, const char *reason)
 {
-	uint8_t bytes[512];
-	struct wire_buffer buffer = {.bytes = bytes, .capacity = sizeof bytes};
+	struct wire_buffer buffer = {.capacity = RESERVE_BYTES};
 	const struct wire_goodbye_event goodbye = {.code = wire_str(wire_code_info(code)->word),
 						   .reason = wire_str(reason)};
-	struct packet *packet = NULL;
+	struct packet *packet = conn->farewell;
 
 	if (conn->state != CONN_NEW && conn->state != CONN_READY) {
 		return;
 	}
 	conn->state = CONN_FLUSHING;
 	conn_arm_deadline(conn, FLUSH_MS);
+	buffer.bytes = packet->bytes; /* it is there: nothing follows a goodbye */
 	if (wire_encode_event(&buffer, WIRE_EVENT_GOODBYE, &goodbye, 0)) {
-		packet = packet_new(buffer.size);
-	}
-	if (packet != NULL) {
-		memcpy(packet->bytes, bytes, buffer.size);
+		packet->size = buffer.size;
+		conn->farewell = NULL;
 		append_packet(conn, packet);
 	}
 	conn_mark_dirty(conn);

@@ -56,12 +56,13 @@ struct conn {
 	uint32_t n_unsent;                   /* answers in the queue */
 	struct packet *out_first, *out_last; /* owner: conn */
 	uint64_t out_bytes;
-	struct packet *reserve; /* for an answer without memory; NULL: used up */
-	bool fds_outstanding;   /* the peer may not have taken the last descriptors yet */
-	bool is_half_closed;    /* the peer sends no more, but may still read */
-	bool is_at_end;         /* and all that it sent was read */
-	bool wants_write;       /* the socket's own buffer is full */
-	struct list by_dirty;   /* server::dirty */
+	struct packet *reserve;  /* for an answer without memory; NULL: used up */
+	struct packet *farewell; /* for the goodbye; NULL: it was said */
+	bool fds_outstanding;    /* the peer may not have taken the last descriptors yet */
+	bool is_half_closed;     /* the peer sends no more, but may still read */
+	bool is_at_end;          /* and all that it sent was read */
+	bool wants_write;        /* the socket's own buffer is full */
+	struct list by_dirty;    /* server::dirty */
 };
 
 /* Takes the descriptor over in any case. */
@@ -73,7 +74,7 @@ void conn_close(struct conn *conn);
 void conn_close_socket(int fd);
 
 /* conn_out.c */
-#define RESERVE_BYTES 512                /* of the packet prepared for an answer without memory */
+#define RESERVE_BYTES 512                /* of the packets prepared for want of memory */
 void conn_mark_dirty(struct conn *conn); /* server_flush will look at it */
 void conn_arm_deadline(struct conn *conn, uint64_t ms);
 void conn_arm_retry(struct conn *conn, uint64_t ms);
