@@ -19,12 +19,20 @@
 
 #include "daemon/load/job.h"
 #include "daemon/load/memory.h"
+#include "daemon/load/result.h"
 #include "daemon/load/thread.h"
 #include "proto/gen/wire_code.h"
 
 #define DEFAULT_THREADS 4U
 #define STOP_LIMIT_NS   2000000000ULL
-#define MAX_SPARES      256 /* failures for want of memory that the loop has not seen yet */
+#define MAX_UNANSWERED  (1 << 18) /* over twice the segments and jobs there can be */
+
+/* A submission for which there was no memory. */
+struct unanswered {
+	enum load_type type;
+	uint64_t job;
+	uint64_t segment;
+};
 
 struct loader {
 	struct loader_options options;
@@ -38,67 +46,16 @@ struct loader {
 	pthread_cond_t verify_wanted;
 	pthread_cond_t drop_wanted;
 	pthread_cond_t verified;
-	struct list running;   /* job::link of reads */
-	struct list to_verify; /* job::link; the first is being verified */
-	struct list to_drop;   /* job::link */
-	bool is_stopping;      /* nothing is posted any more */
+	struct list running;           /* job::link of reads */
+	struct list to_verify;         /* job::link; the first is being verified */
+	struct list to_drop;           /* job::link */
+	struct unanswered *unanswered; /* a ring; fresh zero pages until it is needed */
+	uint32_t first_unanswered, n_unanswered;
+	uint64_t available; /* as it could be read last; UINT64_MAX: never */
+	bool is_stopping;   /* nothing is posted any more */
 };
 
 /* ---- results ---- */
-
-/*
- * Every submission is answered, also when there is no memory for an answer. Not in a loader:
- * a result may outlive it.
- */
-static struct load_result spares[MAX_SPARES];
-static bool spare_is_used[MAX_SPARES];
-static pthread_mutex_t spares_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static struct load_result *take_spare(void)
-{
-	uint32_t i = 0;
-
-	thread_lock(&spares_lock);
-	while (i < MAX_SPARES && spare_is_used[i]) {
-		i++;
-	}
-	REQUIRE(i < MAX_SPARES);
-	spare_is_used[i] = true;
-	thread_unlock(&spares_lock);
-	spares[i] = (struct load_result){.is_spare = true};
-	return &spares[i];
-}
-
-static void give_spare_back(const struct load_result *result)
-{
-	thread_lock(&spares_lock);
-	spare_is_used[result - spares] = false;
-	thread_unlock(&spares_lock);
-}
-
-struct load_result *load_result_from_mail(struct mail *mail)
-{
-	return container_of(mail, struct load_result, mail);
-}
-
-struct load_result *load_result_free(struct load_result *result)
-{
-	if (result == NULL) {
-		return NULL;
-	}
-	tensor_map_free(result->map);
-	(void)device_release(result->extent, NULL); /* nobody is left who could be told */
-	if (result->table_fd >= 0) {
-		(void)close(result->table_fd); /* a small memfd */
-	}
-	free(result->sums);
-	if (result->is_spare) {
-		give_spare_back(result);
-	} else {
-		free(result); /* NOLINT(clang-analyzer-unix.Malloc): no spare */
-	}
-	return NULL;
-}
 
 static uint64_t read_available(const struct loader *loader)
 {
@@ -118,23 +75,59 @@ static void post_locked(const struct loader *loader, struct load_result *result)
 	}
 }
 
-/* The answer to a submission that could not even become a job. */
+/* The answer to a submission that could not even become a job: the watch has time for it. */
 static void post_no_memory(struct loader *loader, enum load_type type, uint64_t job,
 			   uint64_t segment)
 {
-	struct load_result *result = take_spare();
-
-	result->type = type;
-	result->job = job;
-	result->segment = segment;
-	result->table_fd = -1;
-	result->available = read_available(loader);
-	if (type != LOAD_DROPPED) {
-		(void)err_set(&result->err, WIRE_NO_MEMORY, "no memory for the job");
-	}
 	thread_lock(&loader->lock);
-	post_locked(loader, result);
+	/* The ring is larger than what the core can ask for. */
+	if (loader->n_unanswered < MAX_UNANSWERED) {
+		const uint32_t at =
+			(loader->first_unanswered + loader->n_unanswered) % MAX_UNANSWERED;
+
+		loader->unanswered[at] =
+			(struct unanswered){.type = type, .job = job, .segment = segment};
+		loader->n_unanswered++;
+	}
+	(void)pthread_cond_signal(&loader->watch_wanted);
 	thread_unlock(&loader->lock);
+}
+
+/* Without the lock, which the loop may want meanwhile. What cannot be read stays as it was. */
+static void refresh_available_locked(struct loader *loader)
+{
+	uint64_t available;
+
+	thread_unlock(&loader->lock);
+	available = read_available(loader);
+	thread_lock(&loader->lock);
+	loader->available = available == UINT64_MAX ? loader->available : available;
+}
+
+static void answer_locked(struct loader *loader)
+{
+	if (loader->n_unanswered > 0) {
+		refresh_available_locked(loader);
+	}
+	while (loader->n_unanswered > 0) {
+		const struct unanswered *one = &loader->unanswered[loader->first_unanswered];
+		struct load_result *result = result_take_spare();
+
+		if (result == NULL) {
+			return; /* the loop has many to see first */
+		}
+		result->type = one->type;
+		result->job = one->job;
+		result->segment = one->segment;
+		result->table_fd = -1;
+		result->available = loader->available;
+		if (one->type != LOAD_DROPPED) {
+			(void)err_set(&result->err, WIRE_NO_MEMORY, "no memory for the job");
+		}
+		loader->first_unanswered = (loader->first_unanswered + 1) % MAX_UNANSWERED;
+		loader->n_unanswered--;
+		post_locked(loader, result);
+	}
 }
 
 /* ---- jobs ---- */
@@ -220,6 +213,9 @@ static void job_finish(struct job *job, struct load_result *found)
 	found->available = read_available(loader);
 	found->duration_ns = clock_mono_ns() - job->begun_ns;
 	thread_lock(&loader->lock);
+	if (found->available != UINT64_MAX) {
+		loader->available = found->available;
+	}
 	list_remove(&job->link);
 	if (job->stop_code != 0 && found->err.code == WIRE_CANCELLED) {
 		describe_stop(job, &found->err);
@@ -314,9 +310,15 @@ static void abandon_locked(struct job *job)
 	job->result = NULL;
 	*result = result_of(job);
 	describe_stop(job, &result->err);
-	result->available = read_available(job->loader);
+	result->available = job->loader->available;
 	result->duration_ns = clock_mono_ns() - job->begun_ns;
 	post_locked(job->loader, result);
+}
+
+static bool is_to_abandon(const struct job *job, uint64_t now_ns)
+{
+	return job->stop_code != 0 && job->can_abandon && job->result != NULL &&
+	       now_ns - job->stopped_ns >= job->loader->options.progress_ns;
 }
 
 static void watch_job_locked(struct job *job, uint64_t now_ns)
@@ -341,10 +343,33 @@ static void watch_job_locked(struct job *job, uint64_t now_ns)
 	if (now_ns - job->moved_ns >= 2 * options->stall_ns) {
 		stop_locked(job, WIRE_TIMEOUT);
 	}
-	if (job->stop_code != 0 && job->can_abandon && job->result != NULL &&
-	    now_ns - job->stopped_ns >= options->progress_ns) {
-		abandon_locked(job);
+}
+
+/* Answers for jobs that do not come back. */
+static void abandon_stuck_locked(struct loader *loader)
+{
+	const uint64_t now_ns = clock_mono_ns();
+	bool is_any = false;
+
+	LIST_FOR_EACH (link, &loader->running) {
+		is_any = is_any || is_to_abandon(container_of(link, struct job, link), now_ns);
 	}
+	if (!is_any) {
+		return;
+	}
+	refresh_available_locked(loader);
+	LIST_FOR_EACH (link, &loader->running) {
+		struct job *job = container_of(link, struct job, link);
+
+		if (is_to_abandon(job, now_ns)) {
+			abandon_locked(job);
+		}
+	}
+}
+
+static bool is_watch_idle(const struct loader *loader)
+{
+	return list_is_empty(&loader->running) && loader->n_unanswered == 0;
 }
 
 static void watch(void *argument)
@@ -354,11 +379,12 @@ static void watch(void *argument)
 	thread_lock(&loader->lock);
 	while (!loader->is_stopping) {
 		thread_wait(&loader->watch_wanted, &loader->lock,
-			    list_is_empty(&loader->running) ? UINT64_MAX
-							    : loader->options.progress_ns);
+			    is_watch_idle(loader) ? UINT64_MAX : loader->options.progress_ns);
+		answer_locked(loader);
 		LIST_FOR_EACH (link, &loader->running) {
 			watch_job_locked(container_of(link, struct job, link), clock_mono_ns());
 		}
+		abandon_stuck_locked(loader);
 	}
 	thread_unlock(&loader->lock);
 }
@@ -556,6 +582,7 @@ static struct loader *loader_destroy(struct loader *loader)
 	REQUIRE(pthread_cond_destroy(&loader->drop_wanted) == 0);
 	REQUIRE(pthread_cond_destroy(&loader->verified) == 0);
 	REQUIRE(pthread_mutex_destroy(&loader->lock) == 0);
+	free(loader->unanswered);
 	free(loader->root);
 	free(loader);
 	return NULL;
@@ -580,14 +607,20 @@ struct loader *loader_new(const struct loader_options *options, struct device *d
 
 	if (loader != NULL) {
 		loader->root = sys_strdup(options->root == NULL ? "" : options->root);
+		loader->unanswered = sys_calloc(MAX_UNANSWERED, sizeof *loader->unanswered);
 	}
-	if (loader == NULL || loader->root == NULL) {
+	if (loader == NULL || loader->root == NULL || loader->unanswered == NULL) {
+		if (loader != NULL) {
+			free(loader->root);
+			free(loader->unanswered);
+		}
 		free(loader);
 		(void)err_set(err, WIRE_NO_MEMORY, "no memory for the loader");
 		return NULL;
 	}
 	take_options(loader, options);
 	loader->box = box;
+	loader->available = UINT64_MAX;
 	loader->work = (struct work){.options = &loader->options,
 				     .device = device,
 				     .group = &loader->group};

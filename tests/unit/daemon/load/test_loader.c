@@ -939,6 +939,100 @@ static void without_any_memory_every_submission_is_still_answered(void **state)
 	(void)load_result_free(filled);
 }
 
+/* More failures than there are prepared results: the rest waits its turn. */
+/* fault: M10 */
+static void without_memory_many_submissions_at_once_are_answered(void **state)
+{
+	bool is_seen[2000] = {false};
+
+	(void)state;
+	given_model(1000);
+	assert_true(
+		sys_fault_set("malloc",
+			      (struct sys_fault){.nth = 1, .error = ENOMEM, .is_forever = true}));
+	for (uint64_t i = 0; i < 2000; i++) {
+		loader_read_header(fixture.loader, i, fixture.file, FORMAT_AUTO);
+	}
+	for (int i = 0; i < 2000; i++) {
+		struct load_result *result = next_result();
+
+		assert_true(result->job < 2000 && !is_seen[result->job]);
+		is_seen[result->job] = true;
+		assert_int_equal(result->err.code, WIRE_NO_MEMORY);
+		assert_true(result->available > 0);
+		(void)load_result_free(result);
+	}
+	assert_quiet();
+	sys_fault_clear();
+}
+
+static void write_meminfo(const char *path)
+{
+	static const char text[] = "MemTotal: 1000000 kB\nMemAvailable: 500000 kB\n";
+	int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+
+	assert_int_equal(write(fd, text, sizeof text - 1), sizeof text - 1);
+	(void)close(fd);
+}
+
+/* The FIFO gets a writer, which lets its readers go, and makes room for a file. */
+static void release_readers(const char *path, const char *good)
+{
+	int fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	assert_int_equal(rename(good, path), 0);
+	scratch_sleep_ms(100);
+	(void)close(fd);
+}
+
+/* What the host has left is read where it may take long: never under the lock, never here. */
+static void a_slow_proc_holds_no_submission_up(void **state)
+{
+	char root[] = "/tmp/distorch-test-XXXXXX";
+	char folder[40];
+	char path[56];
+	char good[56];
+	const struct loader_options options = {.stall_ns = 20000000000U,
+					       .progress_ns = 10000000U,
+					       .root = root};
+	uint64_t begun_ns;
+
+	(void)state;
+	assert_non_null(mkdtemp(root));
+	(void)snprintf(folder, sizeof folder, "%s/proc", root);
+	(void)snprintf(path, sizeof path, "%s/meminfo", folder);
+	(void)snprintf(good, sizeof good, "%s/good", folder);
+	assert_int_equal(mkdir(folder, 0700), 0);
+	write_meminfo(path);
+	assert_null(loader_free(fixture.loader));
+	fixture.loader = loader_new(&options, fixture.device, fixture.box, NULL);
+	assert_non_null(fixture.loader);
+	given_model(1000);
+	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 1500}));
+	loader_read_header(fixture.loader, JOB, fixture.file, FORMAT_AUTO);
+	scratch_sleep_ms(100);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(mkfifo(path, 0600), 0);
+	loader_cancel(fixture.loader, JOB); /* it hangs: the watch answers for it */
+	scratch_sleep_ms(200);
+	sys_fault_clear();
+	begun_ns = clock_mono_ns();
+	loader_cancel(fixture.loader, JOB + 1);
+	assert_true(sys_fault_set("malloc", (struct sys_fault){.nth = 1, .error = ENOMEM}));
+	loader_read_header(fixture.loader, JOB + 2, fixture.file, FORMAT_AUTO);
+	sys_fault_clear();
+	assert_true(clock_mono_ns() - begun_ns < 500000000U);
+	write_meminfo(good);
+	release_readers(path, good);
+	for (int i = 0; i < 2; i++) {
+		(void)load_result_free(next_final());
+	}
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(rmdir(folder), 0);
+	assert_int_equal(rmdir(root), 0);
+}
+
 /* fault: F33 */
 static void a_hanging_file_holds_only_its_own_job_up(void **state)
 {
@@ -1126,6 +1220,8 @@ int main(void)
 		CASE(a_drop_frees_the_image_and_answers),
 		CASE(a_drop_waits_for_the_verification_that_it_cancels),
 		CASE(without_any_memory_every_submission_is_still_answered),
+		CASE(without_memory_many_submissions_at_once_are_answered),
+		CASE(a_slow_proc_holds_no_submission_up),
 		CASE(a_hanging_file_holds_only_its_own_job_up),
 		CASE(closing_a_file_happens_elsewhere),
 		CASE(a_job_ends_whatever_becomes_of_its_descriptors),
