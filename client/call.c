@@ -293,7 +293,7 @@ static void call_tell(struct distorch *c, const struct request *request, struct 
 	pthread_mutex_unlock(&c->lock);
 	wants_end = request->progress(&progress, request->user);
 	pthread_mutex_lock(&c->lock);
-	if (wants_end != 0) {
+	if (wants_end != 0 && call->serial == c->serial) { /* else it was forked: not ours */
 		call_cancel(c, call);
 	}
 }
@@ -342,7 +342,12 @@ static int call_wait(struct distorch *c, const struct request *request, struct c
 		uint64_t now = client_now_ms();
 		uint64_t until = call_deadline(c, request, call, begun_ms, &pinged_ms);
 
-		if (c->is_lost || call->serial != c->serial) {
+		if (call->serial != c->serial) { /* connected anew, or forked in the callback */
+			return failure_set(DISTORCH_E_NO_CONNECTION, 0, "ask again",
+					   "the connection that %s was asked on is gone",
+					   wire_messages[call->method].method);
+		}
+		if (c->is_lost) {
 			return client_lost(c);
 		}
 		if (now >= until) {

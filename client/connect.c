@@ -85,7 +85,11 @@ static void fork_child(void)
 		c->is_opening = false;
 		c->is_lost = true; /* until its first call */
 		c->n_calls = 0;
-		list_init(&c->calls); /* they lie on stacks of threads that are not here */
+		/* They lie on stacks of threads that are not here, but for one that forked in its
+		 * progress callback and goes on here: it has to find itself in no list. */
+		LIST_FOR_EACH_SAFE (call, &c->calls) {
+			list_remove(call);
+		}
 		keeper_orphan(c);
 		client_drop_events(c);
 		(void)make_condition(&c->changed); /* the old one may have waiters for ever */

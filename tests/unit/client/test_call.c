@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "client/client.h"
 #include "client/include/distorch.h"
 
 #define N_THREADS 64
@@ -428,6 +429,54 @@ static void a_forked_child_connects_anew(void **state)
 	peer_stop(&peer);
 }
 
+struct forked {
+	pid_t child; /* 0: this is the child */
+	bool is_forked;
+};
+
+static int fork_once(const struct distorch_progress *progress, void *user)
+{
+	struct forked *forked = user;
+
+	(void)progress;
+	if (!forked->is_forked) {
+		forked->is_forked = true;
+		forked->child = fork();
+		assert_true(forked->child >= 0);
+	}
+	return 1;
+}
+
+static void a_call_that_forks_in_its_callback_ends_in_the_child(void **state)
+{
+	struct forked forked = {.child = -1};
+	const struct distorch_load_options options = {.size = sizeof options,
+						      .progress = fork_once,
+						      .user = &forked};
+	struct call other = {.is_done = true}; /* as if another thread was calling, too */
+	struct distorch *c;
+	int status = -1;
+	int rc;
+
+	(void)state;
+	peer_start(&peer, load_until_cancelled, NULL);
+	c = open_connection(5000);
+	list_append(&c->calls, &other.link);
+	rc = distorch_load(c, model_path, &options, NULL, NULL);
+	if (forked.child == 0) {
+		_exit(rc == -DISTORCH_E_NO_CONNECTION && c->n_calls == 0 &&
+				      c->calls.next == &c->calls && c->calls.prev == &c->calls
+			      ? 0
+			      : 1);
+	}
+	list_remove(&other.link);
+	assert_int_equal(rc, -DISTORCH_E_CANCELLED);
+	assert_int_equal(waitpid(forked.child, &status, 0), forked.child);
+	assert_int_equal(status, 0);
+	distorch_close(c);
+	peer_stop(&peer);
+}
+
 static void say_hello_only(struct peer *p)
 {
 	(void)peer_is_closed(p);
@@ -620,6 +669,7 @@ int main(void)
 		cmocka_unit_test(events_met_while_waiting_come_once_and_in_order),
 		cmocka_unit_test(an_error_carries_its_numbers),
 		cmocka_unit_test(a_forked_child_connects_anew),
+		cmocka_unit_test(a_call_that_forks_in_its_callback_ends_in_the_child),
 		cmocka_unit_test(descriptors_are_close_on_exec),
 		cmocka_unit_test(what_is_no_readable_file_is_refused_here),
 		cmocka_unit_test(options_of_other_versions_are_understood_or_refused),
