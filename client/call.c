@@ -141,7 +141,7 @@ static void take_response(struct distorch *c, const struct wire_packet *packet, 
 	struct call *call = call_find(c, packet->id);
 
 	if (call == NULL) {
-		keeper_answered(c, packet->id); /* or its caller gave up: drop it */
+		keeper_answered(c, packet); /* or its caller gave up: drop it */
 		return;
 	}
 	if (!packet_has_right_fds(call->method, packet, n_fds)) {
@@ -152,6 +152,8 @@ static void take_response(struct distorch *c, const struct wire_packet *packet, 
 	call->answer->packet = malloc(size);
 	if (call->answer->packet == NULL) {
 		call->is_without_memory = true;
+		keeper_await(c, call->method, call->id); /* a lease in it ends at once */
+		keeper_answered(c, packet);
 	} else {
 		memcpy(call->answer->packet, c->in, size);
 		call->answer->size = size;
@@ -351,6 +353,9 @@ static int call_wait(struct distorch *c, const struct request *request, struct c
 			return client_lost(c);
 		}
 		if (now >= until) {
+			if (!request->is_hello) { /* the keeper's own look after themselves */
+				keeper_await(c, call->method, call->id);
+			}
 			return call_give_up(c, call);
 		}
 		if (request->progress != NULL && !call->is_cancelled) {

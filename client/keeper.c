@@ -91,16 +91,72 @@ static bool tell_over(struct distorch *c, struct kept_lease *lease)
 	return false;
 }
 
-void keeper_answered(struct distorch *c, uint32_t id)
+/* The lease that a response brings; 0: none. */
+static uint64_t lease_of(enum wire_method method, const struct wire_packet *packet)
+{
+	struct wire_load_response load;
+	struct wire_attach_response attach;
+	struct wire_fault fault;
+
+	if (packet->error != NULL || packet->body == NULL) {
+		return 0;
+	}
+	if (method == WIRE_METHOD_LOAD) {
+		return wire_decode_body(&wire_type_load_response, packet->body, packet->body_size,
+					false, &load, &fault) == 0 &&
+				       load.has_lease
+			       ? load.lease
+			       : 0;
+	}
+	return wire_decode_body(&wire_type_attach_response, packet->body, packet->body_size, false,
+				&attach, &fault) == 0
+		       ? attach.lease
+		       : 0;
+}
+
+void keeper_await(struct distorch *c, enum wire_method method, uint32_t id)
+{
+	struct kept_lease *lease = NULL;
+
+	if (method == WIRE_METHOD_LOAD || method == WIRE_METHOD_ATTACH) {
+		lease = calloc(1, sizeof *lease);
+	}
+	if (lease != NULL) {
+		*lease = (struct kept_lease){.epoch = c->server->epoch,
+					     .serial = c->serial,
+					     .fd = -1,
+					     .awaited_id = id,
+					     .awaited = method};
+		list_append(&c->leases, &lease->link);
+	}
+}
+
+void keeper_answered(struct distorch *c, const struct wire_packet *packet)
 {
 	LIST_FOR_EACH_SAFE (link, &c->leases) {
 		struct kept_lease *lease = container_of(link, struct kept_lease, link);
 
-		if (lease->told_id == id && lease->told_serial == c->serial) {
+		if (lease->told_id == packet->id && lease->told_serial == c->serial) {
 			lease_free(lease);
 			return;
 		}
+		if (lease->awaited_id == packet->id && lease->serial == c->serial) {
+			lease->number = lease_of(lease->awaited, packet);
+			lease->awaited_id = 0;
+			lease->is_over = true;
+			if (lease->number == 0) {
+				lease_free(lease);
+			}
+			keeper_pay(c);
+			return;
+		}
 	}
+}
+
+/* What was awaited on a connection that is gone went with it. */
+static bool is_in_vain(const struct distorch *c, const struct kept_lease *lease)
+{
+	return lease->awaited_id != 0 && lease->serial != c->serial;
 }
 
 void keeper_pay(struct distorch *c)
@@ -112,7 +168,7 @@ void keeper_pay(struct distorch *c)
 	LIST_FOR_EACH_SAFE (link, &c->leases) {
 		struct kept_lease *lease = container_of(link, struct kept_lease, link);
 
-		if (lease->is_over && lease->epoch == 0) {
+		if (is_in_vain(c, lease) || (lease->is_over && lease->epoch == 0)) {
 			lease_free(lease); /* a parent's: he tells it */
 		} else if (lease->is_over &&
 			   (lease->told_id == 0 || lease->told_serial != c->serial) &&
@@ -127,7 +183,7 @@ void keeper_drop(struct distorch *c)
 	LIST_FOR_EACH_SAFE (link, &c->leases) {
 		struct kept_lease *lease = container_of(link, struct kept_lease, link);
 
-		if (lease->is_over) {
+		if (lease->is_over || lease->awaited_id != 0) {
 			lease_free(lease);
 		} else {
 			list_remove(&lease->link); /* its weights come to keeper_over */

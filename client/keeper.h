@@ -16,12 +16,14 @@
 struct kept_lease {
 	struct list link;
 	uint64_t number;
-	uint64_t epoch;       /* of the daemon that gave the number */
-	uint64_t serial;      /* of the connection that has it */
-	int fd;               /* borrowed from the weights: an image that is mapped; -1: none */
-	bool is_over;         /* unmapped; the daemon is to be told */
-	uint32_t told_id;     /* the request that told it, until it is answered; 0: none */
-	uint64_t told_serial; /* of the connection of that request */
+	uint64_t epoch;           /* of the daemon that gave the number */
+	uint64_t serial;          /* of the connection that has it */
+	int fd;                   /* borrowed from the weights: an image that is mapped; -1: none */
+	bool is_over;             /* unmapped; the daemon is to be told */
+	uint32_t told_id;         /* the request that told it, until it is answered; 0: none */
+	uint64_t told_serial;     /* of the connection of that request */
+	uint32_t awaited_id;      /* a request that was given up and may still bring it; 0: none */
+	enum wire_method awaited; /* which one that was */
 };
 
 /* Take note of a lease of the current connection; lock not held. NULL: no memory. */
@@ -35,7 +37,11 @@ void keeper_over(struct distorch *c, struct kept_lease *lease);
 
 /* All of these with the lock held. */
 void keeper_pay(struct distorch *c); /* tell of ended leases as far as the socket takes it */
-void keeper_answered(struct distorch *c, uint32_t id); /* a response that no call waits for */
+/* A response that no call waits for; 'packet' is its own. */
+void keeper_answered(struct distorch *c, const struct wire_packet *packet);
+/* A request is given up that may still bring a lease: that ends as soon as it comes. Without
+ * memory it stays until the connection ends. */
+void keeper_await(struct distorch *c, enum wire_method method, uint32_t id);
 void keeper_restore(struct distorch *c); /* after a connect: leases and subscription again */
 void keeper_drop(struct distorch *c);    /* at the end of the connection's memory */
 void keeper_orphan(struct distorch *c);  /* in a forked child: they are the parent's */

@@ -108,6 +108,16 @@ static int lease_take(struct distorch *c, const struct lease *lease, struct answ
 	return rc;
 }
 
+/* A lease that nobody will have. */
+static void lease_end(struct distorch *c, uint64_t number, const struct answer *answer)
+{
+	struct kept_lease *kept = keeper_add(c, number, answer->serial);
+
+	if (kept != NULL) { /* else it ends with the connection */
+		keeper_over(c, kept);
+	}
+}
+
 static int load_weights(struct distorch *c, const struct wire_load_response *response,
 			struct answer *answer, struct distorch_weights **ret_weights)
 {
@@ -118,6 +128,9 @@ static int load_weights(struct distorch *c, const struct wire_load_response *res
 	};
 
 	if (!response->has_lease || lease.n_images == 0) {
+		if (response->has_lease) {
+			lease_end(c, lease.number, answer);
+		}
 		return failure_set(DISTORCH_E_INTERNAL, 0, NULL,
 				   "the daemon loaded the model, but sent nothing to map");
 	}
@@ -155,6 +168,9 @@ static int load_file(struct distorch *c, const struct file *file,
 		loaded = load_convert(&response);
 		if (loaded == NULL) {
 			rc = failure_memory();
+			if (response.has_lease) {
+				lease_end(c, response.lease, &answer);
+			}
 		}
 	}
 	if (rc == 0 && ret_weights != NULL) {

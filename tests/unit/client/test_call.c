@@ -271,6 +271,41 @@ static void a_load_ends_when_the_daemon_falls_silent(void **state)
 	peer_stop(&peer);
 }
 
+/* The answer that nobody waits for any more brings a lease. */
+static void answer_too_late(struct peer *p)
+{
+	struct wire_load_response late = loaded();
+	const uint32_t load = peer_expect(p, WIRE_METHOD_LOAD);
+	uint32_t ping = peer_expect(p, WIRE_METHOD_PING); /* is the daemon there? */
+
+	REQUIRE(peer_expect(p, WIRE_METHOD_CANCEL) != 0);
+	late.has_lease = true;
+	late.lease = 77;
+	peer_respond(p, ping, WIRE_METHOD_PING, NULL, NULL, 0);
+	peer_respond(p, load, WIRE_METHOD_LOAD, &late, NULL, 0);
+	for (int i = 0; i < 2; i++) {
+		ping = peer_expect(p, WIRE_METHOD_PING); /* the first one reads the answer */
+		peer_respond(p, ping, WIRE_METHOD_PING, NULL, NULL, 0);
+	}
+	(void)peer_is_closed(p);
+}
+
+static void a_lease_that_comes_too_late_is_given_back(void **state)
+{
+	struct distorch *c;
+
+	(void)state;
+	peer_start(&peer, answer_too_late, NULL);
+	c = open_connection(QUICK_MS);
+	assert_int_equal(distorch_load(c, model_path, NULL, NULL, NULL), -DISTORCH_E_TIMEOUT);
+	assert_int_equal(distorch_ping(c), 0);
+	assert_int_equal(distorch_ping(c), 0);
+	distorch_close(c);
+	peer_stop(&peer);
+	assert_int_equal(peer.n_detached, 1);
+	assert_int_equal(peer.detached, 77);
+}
+
 /* ---- events ---- */
 
 static void send_events_before_the_answer(struct peer *p)
@@ -666,6 +701,7 @@ int main(void)
 		cmocka_unit_test(another_thread_cancels_by_tag),
 		cmocka_unit_test(a_load_waits_as_long_as_pings_are_answered),
 		cmocka_unit_test(a_load_ends_when_the_daemon_falls_silent),
+		cmocka_unit_test(a_lease_that_comes_too_late_is_given_back),
 		cmocka_unit_test(events_met_while_waiting_come_once_and_in_order),
 		cmocka_unit_test(an_error_carries_its_numbers),
 		cmocka_unit_test(a_forked_child_connects_anew),
