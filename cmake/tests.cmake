@@ -90,7 +90,7 @@ house_flags(bench_wire)
 target_link_libraries(bench_wire PRIVATE room_proto)
 
 # ---- client ----
-foreach(name IN ITEMS call hostile keeper weights)
+foreach(name IN ITEMS call given_up hostile keeper weights)
 	unit_test(client ${name})
 	target_sources(test_client_${name} PRIVATE tests/unit/client/peer.c)
 endforeach()

@@ -12,7 +12,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "client/client.h"
 #include "client/include/distorch.h"
 
 #define N_THREADS 64
@@ -271,41 +270,6 @@ static void a_load_ends_when_the_daemon_falls_silent(void **state)
 	peer_stop(&peer);
 }
 
-/* The answer that nobody waits for any more brings a lease. */
-static void answer_too_late(struct peer *p)
-{
-	struct wire_load_response late = loaded();
-	const uint32_t load = peer_expect(p, WIRE_METHOD_LOAD);
-	uint32_t ping = peer_expect(p, WIRE_METHOD_PING); /* is the daemon there? */
-
-	REQUIRE(peer_expect(p, WIRE_METHOD_CANCEL) != 0);
-	late.has_lease = true;
-	late.lease = 77;
-	peer_respond(p, ping, WIRE_METHOD_PING, NULL, NULL, 0);
-	peer_respond(p, load, WIRE_METHOD_LOAD, &late, NULL, 0);
-	for (int i = 0; i < 2; i++) {
-		ping = peer_expect(p, WIRE_METHOD_PING); /* the first one reads the answer */
-		peer_respond(p, ping, WIRE_METHOD_PING, NULL, NULL, 0);
-	}
-	(void)peer_is_closed(p);
-}
-
-static void a_lease_that_comes_too_late_is_given_back(void **state)
-{
-	struct distorch *c;
-
-	(void)state;
-	peer_start(&peer, answer_too_late, NULL);
-	c = open_connection(QUICK_MS);
-	assert_int_equal(distorch_load(c, model_path, NULL, NULL, NULL), -DISTORCH_E_TIMEOUT);
-	assert_int_equal(distorch_ping(c), 0);
-	assert_int_equal(distorch_ping(c), 0);
-	distorch_close(c);
-	peer_stop(&peer);
-	assert_int_equal(peer.n_detached, 1);
-	assert_int_equal(peer.detached, 77);
-}
-
 /* ---- events ---- */
 
 static void send_events_before_the_answer(struct peer *p)
@@ -460,54 +424,6 @@ static void a_forked_child_connects_anew(void **state)
 	assert_int_equal(waitpid(child, &status, 0), child);
 	assert_int_equal(status, 0);
 	assert_int_equal(distorch_ping(c), 0);
-	distorch_close(c);
-	peer_stop(&peer);
-}
-
-struct forked {
-	pid_t child; /* 0: this is the child */
-	bool is_forked;
-};
-
-static int fork_once(const struct distorch_progress *progress, void *user)
-{
-	struct forked *forked = user;
-
-	(void)progress;
-	if (!forked->is_forked) {
-		forked->is_forked = true;
-		forked->child = fork();
-		assert_true(forked->child >= 0);
-	}
-	return 1;
-}
-
-static void a_call_that_forks_in_its_callback_ends_in_the_child(void **state)
-{
-	struct forked forked = {.child = -1};
-	const struct distorch_load_options options = {.size = sizeof options,
-						      .progress = fork_once,
-						      .user = &forked};
-	struct call other = {.is_done = true}; /* as if another thread was calling, too */
-	struct distorch *c;
-	int status = -1;
-	int rc;
-
-	(void)state;
-	peer_start(&peer, load_until_cancelled, NULL);
-	c = open_connection(5000);
-	list_append(&c->calls, &other.link);
-	rc = distorch_load(c, model_path, &options, NULL, NULL);
-	if (forked.child == 0) {
-		_exit(rc == -DISTORCH_E_NO_CONNECTION && c->n_calls == 0 &&
-				      c->calls.next == &c->calls && c->calls.prev == &c->calls
-			      ? 0
-			      : 1);
-	}
-	list_remove(&other.link);
-	assert_int_equal(rc, -DISTORCH_E_CANCELLED);
-	assert_int_equal(waitpid(forked.child, &status, 0), forked.child);
-	assert_int_equal(status, 0);
 	distorch_close(c);
 	peer_stop(&peer);
 }
@@ -701,11 +617,9 @@ int main(void)
 		cmocka_unit_test(another_thread_cancels_by_tag),
 		cmocka_unit_test(a_load_waits_as_long_as_pings_are_answered),
 		cmocka_unit_test(a_load_ends_when_the_daemon_falls_silent),
-		cmocka_unit_test(a_lease_that_comes_too_late_is_given_back),
 		cmocka_unit_test(events_met_while_waiting_come_once_and_in_order),
 		cmocka_unit_test(an_error_carries_its_numbers),
 		cmocka_unit_test(a_forked_child_connects_anew),
-		cmocka_unit_test(a_call_that_forks_in_its_callback_ends_in_the_child),
 		cmocka_unit_test(descriptors_are_close_on_exec),
 		cmocka_unit_test(what_is_no_readable_file_is_refused_here),
 		cmocka_unit_test(options_of_other_versions_are_understood_or_refused),
