@@ -253,7 +253,8 @@ static int init_core(struct daemon *daemon, struct err *err)
 {
 	const struct core_config config = {
 		.max_clients = 2U * daemon->config->limits_connections,
-		.max_models = 4096,
+		.max_models = DAEMON_MAX_MODELS,
+		.max_queued_per_uid = DAEMON_MAX_QUEUED,
 		.max_segments = 65536,
 		.max_leases = DAEMON_MAX_LEASES,
 		.max_waiters = WIRE_REQUESTS_IN_FLIGHT * daemon->config->limits_connections,

@@ -84,6 +84,20 @@ enum core_why {
 	CORE_WHY_N_VALUES,
 };
 
+/* Which limit an answer of too-many means. */
+enum core_limit {
+	CORE_LIMIT_NONE, /* not one of the core's */
+	CORE_LIMIT_MODELS,
+	CORE_LIMIT_JOBS,
+	CORE_LIMIT_USER_QUEUED, /* loads of one uid that wait for their turn */
+	CORE_LIMIT_SEGMENTS,
+	CORE_LIMIT_LEASES,
+	CORE_LIMIT_MODEL_LEASES, /* of one model */
+	CORE_LIMIT_WAITERS,
+	CORE_LIMIT_WISHES,
+	CORE_LIMIT_N_VALUES,
+};
+
 /* The numbers behind no-memory, of the first device that falls short. */
 struct core_shortage {
 	uint64_t need, budget, free, evictable, held, foreign;
@@ -113,6 +127,10 @@ struct core_action {
 			uint64_t current; /* stale: the current generation */
 		} reply;
 		struct core_shortage shortage; /* ACT_REPLY with no-memory */
+		struct {
+			enum core_limit limit;
+			uint64_t number;
+		} too_many; /* ACT_REPLY with too-many */
 		struct {
 			enum core_outcome outcome;
 			enum core_why why;

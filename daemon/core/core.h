@@ -29,6 +29,7 @@ struct core;
 struct core_config {
 	uint32_t max_clients; /* ghosts (closed, still mapping) included */
 	uint32_t max_models;
+	uint32_t max_queued_per_uid; /* loads that wait for their turn; 0: no bound */
 	uint32_t max_segments;
 	uint32_t max_leases;
 	uint32_t max_waiters; /* requests owed an answer */
@@ -112,7 +113,7 @@ struct core_segment_view {
 	uint64_t id, model, generation, bytes;
 	uint32_t device, index;
 	enum segment_state state;
-	uint32_t n_mappers; /* leases and ghosts that have its descriptor */
+	uint32_t n_mappers; /* clients that have its descriptor, ghosts included */
 };
 
 struct core_lease_view {
@@ -121,12 +122,19 @@ struct core_lease_view {
 	bool is_ghost;  /* connection closed, process still maps it */
 };
 
+/* One client's leases of one generation: it holds those bytes once, however many they are. */
+struct core_holder_view {
+	uint64_t client, model, generation, bytes;
+	uint32_t n_leases;
+	bool is_mapped; /* one of them is */
+};
+
 struct core_client_view {
 	uint64_t id;
 	uint32_t uid;
 	bool is_admin, is_connected;
 	uint32_t n_leases;
-	uint64_t held_bytes; /* of all its leases and ghosts */
+	uint64_t held_bytes; /* that its leases and ghosts map, each byte once */
 };
 
 struct core_wish_view {
@@ -156,7 +164,10 @@ bool core_segment_get(const struct core *core, uint64_t segment, struct core_seg
 /* 0 when there is none. */
 uint64_t core_model_find(const struct core *core, uint64_t dev, uint64_t ino);
 
-/* Walk: *cursor = 0 first; false at the end. */
+/*
+ * Walk: *cursor = 0 first; false at the end. The cursor is opaque. A walk of one model's parts
+ * costs as much as it has parts, and ends early when the part just given is removed meanwhile.
+ */
 bool core_model_next(const struct core *core, uint32_t *cursor, struct core_model_view *ret);
 bool core_client_next(const struct core *core, uint32_t *cursor, struct core_client_view *ret);
 bool core_lease_next(const struct core *core, uint32_t *cursor, struct core_lease_view *ret);
@@ -165,6 +176,9 @@ bool core_segment_next(const struct core *core, uint64_t model, uint32_t *cursor
 		       struct core_segment_view *ret);
 bool core_wish_next(const struct core *core, uint64_t model, uint32_t *cursor,
 		    struct core_wish_view *ret);
+/* Holders of one model, or of all when model is 0. */
+bool core_holder_next(const struct core *core, uint64_t model, uint32_t *cursor,
+		      struct core_holder_view *ret);
 void core_account_get(const struct core *core, uint32_t device, struct core_account_view *ret);
 void core_counters_get(const struct core *core, struct core_counters *ret);
 

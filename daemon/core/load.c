@@ -5,10 +5,10 @@
 #include "daemon/core/state.h"
 
 static void refuse(struct core *core, const struct core_event *event, const struct client *client,
-		   int code, const struct model *model)
+		   enum core_limit limit, const struct model *model)
 {
 	core_close_file(core, event->load.file);
-	core_reply(core, client, event->request, code, model);
+	core_reply_too_many(core, client, event->request, limit, model);
 }
 
 static bool is_same_key(const struct core_file_key *a, const struct core_file_key *b)
@@ -46,6 +46,7 @@ static void answer_resident(struct core *core, const struct core_event *event,
 	core_close_file(core, event->load.file);
 	model->is_doomed = false;
 	model->last_used_ns = core->now_ns;
+	model_touch(core, model);
 	if (lease_grant(core, &now, model, CORE_SOURCE_RAM, NULL)) {
 		core->counters.hits++;
 		core->counters.bytes_saved += model->key.size;
@@ -56,7 +57,12 @@ static void answer_resident(struct core *core, const struct core_event *event,
 static bool wait_for(struct core *core, const struct core_event *event, struct client *client,
 		     struct job *job, bool is_first)
 {
-	struct waiter *waiter;
+	const struct waiter like = {.client = client,
+				    .model = job->model,
+				    .request = event->request,
+				    .attach = event->load.attach,
+				    .map = event->load.map,
+				    .is_first = is_first};
 	struct core_action *action;
 
 	if (event->load.no_wait) {
@@ -67,16 +73,10 @@ static bool wait_for(struct core *core, const struct core_event *event, struct c
 		action->reply.source = CORE_SOURCE_BEGUN;
 		return true;
 	}
-	waiter = waiter_add(core, client, event->request, &job->waiters);
-	if (waiter == NULL) {
-		core_reply(core, client, event->request, WIRE_TOO_MANY, job->model);
+	if (waiter_add(core, &like, job) == NULL) {
+		core_reply_too_many(core, client, event->request, CORE_LIMIT_WAITERS, job->model);
 		return false;
 	}
-	waiter->kind = WAITER_LOAD;
-	waiter->model = job->model;
-	waiter->attach = event->load.attach;
-	waiter->map = event->load.map;
-	waiter->is_first = is_first;
 	return true;
 }
 
@@ -89,7 +89,7 @@ static void begin(struct core *core, const struct core_event *event, struct clie
 				    event->load.key, event->load.file, client->uid);
 
 	if (job == NULL) {
-		refuse(core, event, client, WIRE_TOO_MANY, model);
+		refuse(core, event, client, job_limit(core, client->uid), model);
 		model_settle(core, model);
 		return;
 	}
@@ -113,12 +113,12 @@ void load_on_load(struct core *core, const struct core_event *event)
 	}
 	model = find_model(core, event, client);
 	if (model == NULL) {
-		refuse(core, event, client, WIRE_TOO_MANY, NULL);
+		refuse(core, event, client, CORE_LIMIT_MODELS, NULL);
 		return;
 	}
 	wish = wish_get(core, model, client->uid);
 	if (wish == NULL) {
-		refuse(core, event, client, WIRE_TOO_MANY, model);
+		refuse(core, event, client, CORE_LIMIT_WISHES, model);
 		model_settle(core, model);
 		return;
 	}

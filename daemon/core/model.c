@@ -15,7 +15,14 @@ static uint32_t hash_of(const struct core *core, uint64_t dev, uint64_t ino)
 
 static struct model *model_at(const struct core *core, uint32_t index)
 {
-	return (struct model *)core->models.slots + index;
+	return core_slot(&core->models, index);
+}
+
+void model_touch(struct core *core, struct model *model)
+{
+	if (list_is_empty(&model->touched)) {
+		list_append(&core->touched, &model->touched);
+	}
 }
 
 bool model_is_same_content(const struct core_file_key *a, const struct core_file_key *b)
@@ -91,25 +98,35 @@ struct model *model_add(struct core *core, const struct core_file_key *key, cons
 	memcpy(model->uuid, uuid, sizeof model->uuid);
 	model->format = format;
 	model->owner_uid = uid;
+	model->owner = user_get(core, uid);
+	model->owner->n_models++;
+	model->expiry.at_ns = NEVER;
 	model->last_used_ns = core->now_ns;
 	list_init(&model->segments);
 	list_init(&model->wishes);
 	list_init(&model->leases);
+	list_init(&model->holders);
+	list_init(&model->verifiers);
+	list_init(&model->touched);
 	model->hash_next = *head;
-	*head = (uint32_t)(model - (struct model *)core->models.slots) + 1;
+	*head = core_index(&core->models, model) + 1;
 	return model;
 }
 
 void model_forget(struct core *core, struct model *model)
 {
 	REQUIRE(list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
-		model->job == NULL);
+		model->job == NULL && list_is_empty(&model->verifiers));
 	core_close_file(core, model->file);
 	core_act(core, ACT_FORGET_MODEL)->model = idtab_id(&core->models, model);
 	LIST_FOR_EACH_SAFE (link, &model->wishes) {
 		wish_remove(core, OF(link, struct wish, by_model));
 	}
 	unhash(core, model);
+	model->owner->n_models--;
+	user_settle(core, model->owner);
+	list_remove(&model->touched);
+	timer_set(&core->expiries, &model->expiry, NEVER);
 	idtab_remove(&core->models, model);
 }
 
@@ -125,6 +142,7 @@ void model_settle(struct core *core, struct model *model)
 	}
 	if (!has_ready && list_is_empty(&model->leases) && model->generation != 0) {
 		model->generation = 0; /* nothing of it is left to be asked for */
+		model_touch(core, model);
 		core_act(core, ACT_RETIRE)->model = idtab_id(&core->models, model);
 	}
 	if (list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
@@ -265,10 +283,10 @@ uint64_t model_drop(struct core *core, struct model *model, enum core_note_type 
 
 static bool is_leased(const struct model *model, uint64_t generation)
 {
-	LIST_FOR_EACH (link, &model->leases) {
-		const struct lease *lease = OF(link, struct lease, by_model);
+	LIST_FOR_EACH (link, &model->holders) {
+		const struct holder *holder = OF(link, struct holder, by_model);
 
-		if (lease->generation == generation && !lease->is_ghost) {
+		if (holder->generation == generation && holder->n_live > 0) {
 			return true;
 		}
 	}

@@ -116,6 +116,7 @@ static void take_reply(struct driver *driver, const struct core_action *action)
 	check(driver, pending != NULL, "I8 a request is answered once, while its client is there");
 	check(driver, action->code >= 0 && action->code < WIRE_N_CODES, "a code is a known one");
 	driver->replies[action->code]++;
+	driver->limits[action->code == WIRE_TOO_MANY ? action->too_many.limit : 0]++;
 	if (action->code == 0 && (pending->kind == EV_LOAD || pending->kind == EV_ATTACH) &&
 	    action->reply.source != CORE_SOURCE_BEGUN) {
 		check(driver,
@@ -656,6 +657,7 @@ static void begin(struct driver *driver)
 	driver->config = (struct core_config){
 		.max_clients = is_small ? 4 : 12,
 		.max_models = is_small ? 4 : 9,
+		.max_queued_per_uid = pick(driver, 4),
 		.max_segments = is_small ? 10 : 50,
 		.max_leases = is_small ? 5 : 40,
 		.max_waiters = is_small ? 4 : 40,

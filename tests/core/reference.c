@@ -444,25 +444,32 @@ static bool is_replaced(struct reference *r, uint64_t id)
 	       (!is_same_content(&r->key, &model->key) || r->key.ctime_ns != model->key.ctime_ns);
 }
 
+static void before_load(struct reference *r, const struct core_event *event, uint32_t uid)
+{
+	uint64_t id;
+
+	r->key = *event->load.key;
+	r->policy = *event->load.policy;
+	id = core_model_find(r->core, r->key.dev, r->key.ino);
+	if (r->is_shut) {
+		r->expected = WIRE_SHUTTING_DOWN;
+	} else if (is_replaced(r, id)) {
+		r->replaced = id;
+	} else {
+		(void)grant(r, id, uid, &r->policy);
+	}
+}
+
 static const char *before_request(struct reference *r, const struct core_event *event)
 {
 	const struct reference_client *client = find_client(r, event->client);
-	uint64_t id;
 
 	if (client == NULL || !client->is_connected) {
 		return NULL;
 	}
 	switch ((int)event->type) {
 	case EV_LOAD:
-		r->key = *event->load.key;
-		r->policy = *event->load.policy;
-		r->expected = r->is_shut ? WIRE_SHUTTING_DOWN : -1;
-		id = core_model_find(r->core, r->key.dev, r->key.ino);
-		if (!r->is_shut && is_replaced(r, id)) {
-			r->replaced = id;
-		} else if (!r->is_shut) {
-			(void)grant(r, id, client->uid, &r->policy);
-		}
+		before_load(r, event, client->uid);
 		break;
 	case EV_ATTACH:
 		if (event->attach.file != 0) {
@@ -796,6 +803,14 @@ static const char *act_shortage(const struct reference *r, const struct core_act
 	return NULL;
 }
 
+/* A refusal is told with what it is for. */
+static const char *act_too_many(const struct core_action *action)
+{
+	return action->too_many.limit == CORE_LIMIT_NONE || action->too_many.number == 0
+		       ? "a refusal names the limit and its number"
+		       : NULL;
+}
+
 static const char *act_reply(struct reference *r, const struct core_action *action)
 {
 	bool is_now = action->client == r->event.client && action->request == r->event.request;
@@ -808,6 +823,9 @@ static const char *act_reply(struct reference *r, const struct core_action *acti
 	}
 	if (action->code == WIRE_NO_MEMORY) {
 		return act_shortage(r, action);
+	}
+	if (action->code == WIRE_TOO_MANY) {
+		return act_too_many(action);
 	}
 	return action->code == 0 && action->reply.lease != 0 ? act_lease(r, action) : NULL;
 }
@@ -954,6 +972,42 @@ static const char *compare_leases(struct reference *r)
 		n_seen--;
 	}
 	return n_seen == 0 ? NULL : "no lease is missing";
+}
+
+/* A client holds each byte once, however many of its leases map it. */
+static const char *compare_clients(struct reference *r)
+{
+	struct core_client_view view;
+	uint32_t cursor = 0;
+
+	while (core_client_next(r->core, &cursor, &view)) {
+		uint64_t bytes = 0;
+		uint32_t n_leases = 0;
+
+		EACH(r->copies, copy)
+		{
+			bool is_mapped = false;
+
+			if (copy->segment == 0) {
+				continue;
+			}
+			EACH(r->leases, lease)
+			{
+				is_mapped |= lease->id != 0 && lease->client == view.id &&
+					     lease->model == copy->model && lease->is_mapped &&
+					     lease->generation == copy->generation;
+			}
+			bytes += is_mapped ? copy->bytes : 0;
+		}
+		EACH(r->leases, lease)
+		{
+			n_leases += lease->id != 0 && lease->client == view.id ? 1 : 0;
+		}
+		if (bytes != view.held_bytes || n_leases != view.n_leases) {
+			return "a client holds what its leases map, once";
+		}
+	}
+	return NULL;
 }
 
 static const char *compare_wishes(struct reference *r, uint64_t model)
@@ -1110,6 +1164,7 @@ const char *reference_after(struct reference *r, const struct core_event *event)
 	}
 	broken = compare_copies(r);
 	broken = broken != NULL ? broken : compare_leases(r);
+	broken = broken != NULL ? broken : compare_clients(r);
 	broken = broken != NULL ? broken : compare_models(r);
 	broken = broken != NULL ? broken : compare_accounts(r);
 	return broken != NULL ? broken : compare_jobs(r);
