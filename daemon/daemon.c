@@ -254,6 +254,7 @@ static int init_core(struct daemon *daemon, struct err *err)
 	const struct core_config config = {
 		.max_clients = 2U * daemon->config->limits_connections,
 		.max_models = DAEMON_MAX_MODELS,
+		.max_models_per_uid = DAEMON_MAX_MODELS / 2,
 		.max_queued_per_uid = DAEMON_MAX_QUEUED,
 		.max_segments = 65536,
 		.max_leases = DAEMON_MAX_LEASES,

@@ -88,6 +88,7 @@ enum core_why {
 enum core_limit {
 	CORE_LIMIT_NONE, /* not one of the core's */
 	CORE_LIMIT_MODELS,
+	CORE_LIMIT_USER_MODELS, /* that one uid loaded first */
 	CORE_LIMIT_JOBS,
 	CORE_LIMIT_USER_QUEUED, /* loads of one uid that wait for their turn */
 	CORE_LIMIT_SEGMENTS,

@@ -159,12 +159,14 @@ static const char *check_users(const struct core *core)
 	uint32_t n_models = 0;
 	uint32_t n_jobs = 0;
 	uint32_t n_queued = 0;
+	uint32_t n_leaving = 0;
 
 	while ((user = idtab_next(&core->users, &cursor)) != NULL) {
 		n_clients += user->n_clients;
 		n_models += user->n_models;
 		n_jobs += user->n_queued + user->n_running;
 		n_queued += user->n_queued;
+		n_leaving += user->n_leaving;
 	}
 	cursor = 0;
 	while ((client = idtab_next(&core->clients, &cursor)) != NULL) {
@@ -177,6 +179,7 @@ static const char *check_users(const struct core *core)
 		if (user_find(core, model->owner_uid) != model->owner) {
 			return "a model is counted in its user";
 		}
+		n_leaving -= model->is_leaving ? 1 : 0;
 	}
 	LIST_FOR_EACH (link, &core->jobs) {
 		const struct job *job = OF(link, struct job, by_age);
@@ -188,7 +191,7 @@ static const char *check_users(const struct core *core)
 		}
 	}
 	return n_clients == core->clients.n_used && n_models == core->models.n_used &&
-			       n_jobs == core->job_table.n_used && n_queued == 0
+			       n_jobs == core->job_table.n_used && n_queued == 0 && n_leaving == 0
 		       ? NULL
 		       : "users count what they have";
 }

@@ -26,7 +26,7 @@ static bool count_actions(const struct core_config *config, uint64_t *ret)
 	return checked_add(n, 2ULL * config->max_waiters, &n) &&
 	       checked_add(n, 4ULL * config->max_segments, &n) &&
 	       checked_add(n, 5ULL * config->max_leases, &n) &&
-	       checked_add(n, 8ULL * config->max_models, &n) &&
+	       checked_add(n, 8ULL * model_capacity(config), &n) &&
 	       checked_add(n, 4ULL * config->max_wishes, &n) && checked_add(n, 0, ret);
 }
 
@@ -43,7 +43,7 @@ static uint32_t hash_size(uint32_t n_objects)
 /* A user has a client, a model or a job; of jobs there are as many as models. */
 static uint32_t user_capacity(const struct core_config *config)
 {
-	return config->max_clients + 2 * config->max_models;
+	return config->max_clients + 2 * model_capacity(config);
 }
 
 static bool add_part(uint64_t *total, uint64_t count, uint64_t size)
@@ -66,8 +66,8 @@ size_t core_size(const struct core_config *config)
 	    config->max_segments > limit || config->max_leases > limit ||
 	    config->max_waiters > limit || config->max_wishes > limit ||
 	    !count_actions(config, &n_actions) || !add_part(&total, 1, sizeof(struct core)) ||
-	    !add_part(&total, config->max_models, sizeof(struct model)) ||
-	    !add_part(&total, config->max_models, sizeof(struct job)) ||
+	    !add_part(&total, model_capacity(config), sizeof(struct model)) ||
+	    !add_part(&total, model_capacity(config), sizeof(struct job)) ||
 	    !add_part(&total, config->max_segments, sizeof(struct segment)) ||
 	    !add_part(&total, config->max_leases, sizeof(struct lease)) ||
 	    !add_part(&total, config->max_leases, sizeof(struct holder)) ||
@@ -75,9 +75,9 @@ size_t core_size(const struct core_config *config)
 	    !add_part(&total, config->max_clients, sizeof(struct client)) ||
 	    !add_part(&total, config->max_waiters, sizeof(struct waiter)) ||
 	    !add_part(&total, user_capacity(config), sizeof(struct user)) ||
-	    !add_part(&total, hash_size(config->max_models), sizeof(uint32_t)) ||
+	    !add_part(&total, hash_size(model_capacity(config)), sizeof(uint32_t)) ||
 	    !add_part(&total, hash_size(user_capacity(config)), sizeof(uint32_t)) ||
-	    !add_part(&total, config->max_models, sizeof(struct timer *)) ||
+	    !add_part(&total, model_capacity(config), sizeof(struct timer *)) ||
 	    !add_part(&total, config->max_wishes, sizeof(struct timer *)) ||
 	    !add_part(&total, config->max_segments, sizeof(struct segment *)) ||
 	    !add_part(&total, n_actions, sizeof(struct core_action))) {
@@ -114,8 +114,8 @@ struct core *core_init(void *memory, const struct core_config *config)
 	uint64_t n_actions = 0;
 
 	core->config = *config;
-	init_table(&core->models, &at, config->max_models, sizeof(struct model));
-	init_table(&core->job_table, &at, config->max_models, sizeof(struct job));
+	init_table(&core->models, &at, model_capacity(config), sizeof(struct model));
+	init_table(&core->job_table, &at, model_capacity(config), sizeof(struct job));
 	init_table(&core->segments, &at, config->max_segments, sizeof(struct segment));
 	init_table(&core->leases, &at, config->max_leases, sizeof(struct lease));
 	init_table(&core->holders, &at, config->max_leases, sizeof(struct holder));
@@ -123,11 +123,11 @@ struct core *core_init(void *memory, const struct core_config *config)
 	init_table(&core->clients, &at, config->max_clients, sizeof(struct client));
 	init_table(&core->waiters, &at, config->max_waiters, sizeof(struct waiter));
 	init_table(&core->users, &at, user_capacity(config), sizeof(struct user));
-	core->n_hash = hash_size(config->max_models);
+	core->n_hash = hash_size(model_capacity(config));
 	core->hash = take_part(&at, core->n_hash, sizeof *core->hash);
 	core->n_user_hash = hash_size(user_capacity(config));
 	core->user_hash = take_part(&at, core->n_user_hash, sizeof *core->user_hash);
-	init_timers(&core->expiries, &at, config->max_models);
+	init_timers(&core->expiries, &at, model_capacity(config));
 	init_timers(&core->lapses, &at, config->max_wishes);
 	core->victims = take_part(&at, config->max_segments, sizeof(struct segment *));
 	REQUIRE(count_actions(config, &n_actions) && n_actions <= UINT32_MAX);
@@ -177,6 +177,7 @@ uint64_t core_limit_number(const struct core *core, enum core_limit limit)
 	const struct core_config *config = &core->config;
 	const uint64_t numbers[CORE_LIMIT_N_VALUES] = {
 		[CORE_LIMIT_MODELS] = config->max_models,
+		[CORE_LIMIT_USER_MODELS] = config->max_models_per_uid,
 		[CORE_LIMIT_JOBS] = core->job_table.capacity,
 		[CORE_LIMIT_USER_QUEUED] = config->max_queued_per_uid,
 		[CORE_LIMIT_SEGMENTS] = config->max_segments,

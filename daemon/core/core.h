@@ -27,8 +27,9 @@
 struct core;
 
 struct core_config {
-	uint32_t max_clients; /* ghosts (closed, still mapping) included */
-	uint32_t max_models;
+	uint32_t max_clients;        /* ghosts (closed, still mapping) included */
+	uint32_t max_models;         /* and some more while others leave for them */
+	uint32_t max_models_per_uid; /* that it loaded first; 0: as many as there are */
 	uint32_t max_queued_per_uid; /* loads that wait for their turn; 0: no bound */
 	uint32_t max_segments;
 	uint32_t max_leases;

@@ -166,6 +166,53 @@ bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const s
 	return true;
 }
 
+/* The copy by which the model is judged, when it has some and all of them may go; else NULL. */
+static const struct segment *find_leavable(const struct model *model)
+{
+	const struct segment *first = NULL;
+
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->sum != SUM_EVICTABLE) {
+			return NULL;
+		}
+		first = first == NULL ? segment : first;
+	}
+	return list_is_empty(&model->leases) && model->job == NULL ? first : NULL;
+}
+
+bool evict_model(struct core *core, const struct user *owner, bool may_be_kept)
+{
+	const struct segment *best = NULL;
+	struct model *model;
+	uint32_t cursor = 0;
+
+	account_settle(core);
+	if (core->now_ns < core->quiet_until_ns) {
+		return false;
+	}
+	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		const struct segment *segment =
+			owner != NULL && model->owner != owner ? NULL : find_leavable(model);
+
+		if (segment != NULL && (may_be_kept || !model_is_kept(core, model)) &&
+		    (best == NULL || goes_before(core, segment, best))) {
+			best = segment;
+		}
+	}
+	if (best == NULL) {
+		return false;
+	}
+	model = best->model;
+	core->counters.evictions++;
+	(void)model_drop(core, model, CORE_NOTE_EVICTED, CORE_WHY_ROOM);
+	model->is_leaving = true;
+	model->owner->n_leaving++;
+	core->n_leaving++;
+	return true;
+}
+
 /* When the model's time without use runs out; NEVER: it does not, or something keeps it. */
 uint64_t evict_expiry(const struct core *core, const struct model *model)
 {

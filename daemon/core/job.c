@@ -69,6 +69,7 @@ struct job *job_begin(struct core *core, struct model *model, enum job_kind kind
 	list_append(&job->user->queued, &job->by_user);
 	job->user->n_queued++;
 	user_may_start(core, job->user);
+	model_stay(core, model);
 	model_touch(core, model);
 	model->job = job;
 	model->fail_code = 0;

@@ -19,7 +19,7 @@ static bool is_same_key(const struct core_file_key *a, const struct core_file_ke
 /* The model behind the file. One that has no open source may be another file under a reused
  * inode: then nobody's rights to the old one count for it. */
 static struct model *find_model(struct core *core, const struct core_event *event,
-				const struct client *client)
+				const struct client *client, enum core_limit *ret_limit)
 {
 	const struct core_file_key *key = event->load.key;
 	struct model *model = model_find(core, key->dev, key->ino);
@@ -30,9 +30,13 @@ static struct model *find_model(struct core *core, const struct core_event *even
 		model_forget(core, model);
 		model = NULL;
 	}
-	return model != NULL ? model
-			     : model_add(core, key, event->load.fresh_id, event->load.format,
-					 client->uid);
+	if (model != NULL) {
+		return model;
+	}
+	*ret_limit = model_make_place(core, client->uid);
+	return *ret_limit != CORE_LIMIT_NONE ? NULL
+					     : model_add(core, key, event->load.fresh_id,
+							 event->load.format, client->uid);
 }
 
 static void answer_resident(struct core *core, const struct core_event *event,
@@ -101,6 +105,7 @@ static void begin(struct core *core, const struct core_event *event, struct clie
 void load_on_load(struct core *core, const struct core_event *event)
 {
 	struct client *client = client_of(core, event->client);
+	enum core_limit limit = CORE_LIMIT_NONE;
 	struct model *model;
 	struct wish *wish;
 
@@ -111,9 +116,9 @@ void load_on_load(struct core *core, const struct core_event *event)
 		}
 		return;
 	}
-	model = find_model(core, event, client);
+	model = find_model(core, event, client, &limit);
 	if (model == NULL) {
-		refuse(core, event, client, CORE_LIMIT_MODELS, NULL);
+		refuse(core, event, client, limit, NULL);
 		return;
 	}
 	wish = wish_get(core, model, client->uid);

@@ -44,6 +44,7 @@ struct user {
 	uint32_t uid;
 	uint32_t n_clients; /* ghosts included */
 	uint32_t n_models;  /* that it loaded first */
+	uint32_t n_leaving; /* of them */
 	uint32_t n_queued, n_running;
 	struct list queued;    /* job::by_user, oldest first */
 	struct list startable; /* core::startable: may have a job that can start */
@@ -75,6 +76,7 @@ struct model {
 	uint64_t unload; /* core::n_unloads when one last named it */
 	int fail_code;   /* of the last load, until the next one */
 	bool is_doomed;  /* unload when the last lease ends */
+	bool is_leaving; /* forget it when its copies are gone: another needs the place */
 };
 
 /* What of a segment's bytes admission may count on. */
@@ -228,6 +230,7 @@ struct core {
 	uint32_t n_actions, max_actions, n_given;
 	uint64_t now_ns;
 	uint64_t n_jobs_begun;
+	uint32_t n_leaving; /* models */
 	uint64_t n_unloads;
 	uint64_t quiet_until_ns; /* after a restart: nothing is evicted for another */
 	bool is_shutting_down;
@@ -262,6 +265,10 @@ struct model *model_find(const struct core *core, uint64_t dev, uint64_t ino);
 /* NULL: the table is full. */
 struct model *model_add(struct core *core, const struct core_file_key *key, const uint8_t *uuid,
 			uint32_t format, uint32_t uid);
+uint32_t model_capacity(const struct core_config *config); /* those that leave included */
+/* Let go of models that nobody uses until this uid may add one, or name what stands in the way. */
+enum core_limit model_make_place(struct core *core, uint32_t uid);
+void model_stay(struct core *core, struct model *model); /* it is wanted again */
 /* Something of it has changed that core_settle looks at. */
 void model_touch(struct core *core, struct model *model);
 void model_settle(struct core *core, struct model *model); /* gives up what nothing needs */
@@ -318,6 +325,8 @@ void account_on_budget(struct core *core, const struct core_event *event);
 uint64_t evict_evictable(struct core *core, uint32_t device, const struct model *spare);
 /* Choose and drop victims for 'bytes' on the device; all or none. */
 bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const struct job *job);
+/* Have one idle model leave, of this user or (NULL) of any: another needs its place. */
+bool evict_model(struct core *core, const struct user *owner, bool may_be_kept);
 uint64_t evict_expiry(const struct core *core, const struct model *model); /* NEVER: none */
 void evict_expired(struct core *core);
 

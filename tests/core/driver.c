@@ -148,6 +148,9 @@ static void take_action(struct driver *driver, const struct core_action *action)
 		(void)inode_of(driver, action->fill.file);
 		driver->files[action->fill.file] = 0;
 		break;
+	case ACT_FORGET_MODEL:
+		driver->n_left += driver->reference.event.type == EV_DROPPED ? 1 : 0;
+		break;
 	case ACT_FORGET_CLIENT:
 		client = client_with(driver, action->client);
 		check(driver, client != NULL && !client->is_connected,
@@ -656,7 +659,8 @@ static void begin(struct driver *driver)
 
 	driver->config = (struct core_config){
 		.max_clients = is_small ? 4 : 12,
-		.max_models = is_small ? 4 : 9,
+		.max_models = is_small ? 3 : 9,
+		.max_models_per_uid = is_small ? 2 : pick(driver, 8),
 		.max_queued_per_uid = pick(driver, 4),
 		.max_segments = is_small ? 10 : 50,
 		.max_leases = is_small ? 5 : 40,

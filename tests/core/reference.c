@@ -180,6 +180,17 @@ static bool has_copies(const struct reference *r, uint64_t model)
 	return false;
 }
 
+static uint32_t n_copies_of(const struct reference *r, uint64_t model)
+{
+	uint32_t n_copies = 0;
+
+	EACH(r->copies, copy)
+	{
+		n_copies += copy->segment != 0 && copy->model == model ? 1 : 0;
+	}
+	return n_copies;
+}
+
 static uint64_t charged(const struct reference *r, uint32_t device)
 {
 	uint64_t bytes = 0;
@@ -803,12 +814,37 @@ static const char *act_shortage(const struct reference *r, const struct core_act
 	return NULL;
 }
 
-/* A refusal is told with what it is for. */
-static const char *act_too_many(const struct core_action *action)
+static uint32_t count_models(const struct reference *r)
 {
-	return action->too_many.limit == CORE_LIMIT_NONE || action->too_many.number == 0
-		       ? "a refusal names the limit and its number"
-		       : NULL;
+	uint32_t n_models = 0;
+
+	EACH(r->models, model)
+	{
+		n_models += model->id != 0 ? 1 : 0;
+	}
+	return n_models;
+}
+
+/* An idle model that nobody keeps never makes another one's load fail, while places are left. */
+static const char *act_too_many(struct reference *r, const struct core_action *action)
+{
+	if (action->too_many.limit == CORE_LIMIT_NONE || action->too_many.number == 0) {
+		return "a refusal names the limit and its number";
+	}
+	if (action->too_many.limit != CORE_LIMIT_MODELS || r->now_ns < r->quiet_until_ns ||
+	    count_models(r) > r->config.max_models + r->config.max_models / 8) {
+		return NULL;
+	}
+	EACH(r->models, model)
+	{
+		if (model->id != 0 && is_resident(r, model) && !has_job(r, model->id) &&
+		    !is_wished(r, model->id, true) &&
+		    n_copies_of(r, model->id) == model->n_copies &&
+		    count_leases(r, model->id, 0, false, false) == 0) {
+			return "an idle model gives its place to another";
+		}
+	}
+	return NULL;
 }
 
 static const char *act_reply(struct reference *r, const struct core_action *action)
@@ -825,7 +861,7 @@ static const char *act_reply(struct reference *r, const struct core_action *acti
 		return act_shortage(r, action);
 	}
 	if (action->code == WIRE_TOO_MANY) {
-		return act_too_many(action);
+		return act_too_many(r, action);
 	}
 	return action->code == 0 && action->reply.lease != 0 ? act_lease(r, action) : NULL;
 }
@@ -1054,6 +1090,7 @@ static const char *compare_models(struct reference *r)
 {
 	struct core_model_view view;
 	uint32_t cursor = 0;
+	uint32_t n_owned[3] = {0}; /* by uid from 1000 */
 
 	while (core_model_next(r->core, &cursor, &view)) {
 		struct reference_model *model = find_model(r, view.id);
@@ -1075,6 +1112,13 @@ static const char *compare_models(struct reference *r)
 			return "I6 a published generation stays until the next one";
 		}
 		model->key = view.generation != 0 ? view.key : model->key;
+		n_owned[view.owner_uid < 1000 ? 2 : view.owner_uid % 1000 % 3]++;
+	}
+	for (uint32_t i = 0; i < 2; i++) {
+		if (r->config.max_models_per_uid != 0 &&
+		    n_owned[i] > r->config.max_models_per_uid + r->config.max_models / 8 + 1) {
+			return "one uid leaves places for others";
+		}
 	}
 	return NULL;
 }

@@ -9,6 +9,7 @@
 static const struct scene_load plain;
 static const struct scene_load attached = {.attach = true, .map = true};
 static const struct scene_load unwaited = {.no_wait = true};
+static const struct scene_load pinned = {.policy = {.said = CORE_SAID_PIN, .pin = true}};
 
 static void expect_limit(const struct scene *scene, uint64_t client, uint32_t request,
 			 enum core_limit limit, uint64_t number)
@@ -47,6 +48,120 @@ static void one_uid_queues_only_so_many_loads(void **state)
 	scene_fill(scene, 1, 0);
 	assert_non_null(scene_find(scene, ACT_READ_HEADER, scene_model(scene, 2)));
 	request = scene_load(scene, client, 5, unwaited);
+	scene_expect(scene, client, request, 0);
+	scene_free(scene);
+}
+
+static struct core_config few_models(void)
+{
+	struct core_config config = scene_usual();
+
+	config.max_models = 8;
+	config.max_models_per_uid = 4;
+	return config;
+}
+
+static void an_idle_model_gives_its_place_to_another(void **state)
+{
+	const struct core_config config = few_models();
+	struct scene *scene = scene_new(&config);
+	uint64_t users[3] = {scene_open(scene, 1000), scene_open(scene, 1001),
+			     scene_open(scene, 1002)};
+	uint64_t oldest;
+	uint32_t request;
+
+	(void)state;
+	for (uint32_t i = 0; i < 8; i++) {
+		(void)scene_loaded(scene, users[i / 4], 1 + i, MIB, plain);
+	}
+	oldest = scene_model(scene, 1);
+	request = scene_load(scene, users[2], 20, plain);
+	assert_null(scene_reply(scene, users[2], request)); /* under way */
+	assert_int_equal(scene_count(scene, ACT_DROP), 1);
+	assert_int_equal(scene_find(scene, ACT_DROP, 0)->model, oldest);
+	assert_int_equal(scene_note(scene, CORE_NOTE_EVICTED)->note.why, CORE_WHY_ROOM);
+	scene_drop_all(scene);
+	assert_non_null(scene_find(scene, ACT_FORGET_MODEL, oldest));
+	assert_int_equal(scene_model(scene, 1), 0);
+	scene_header(scene, 20, MIB, 0);
+	scene_fill(scene, 20, 0);
+	scene_expect(scene, users[2], request, 0);
+	scene_free(scene);
+}
+
+static void what_is_kept_gives_its_place_last_and_what_is_pinned_never(void **state)
+{
+	const struct core_config config = few_models();
+	const struct scene_load kept = {.policy = {.said = CORE_SAID_KEEP, .keep = true}};
+	struct scene *scene = scene_new(&config);
+	uint64_t users[3] = {scene_open(scene, 1000), scene_open(scene, 1001),
+			     scene_open(scene, 1002)};
+	uint32_t request;
+
+	(void)state;
+	(void)scene_loaded(scene, users[0], 1, MIB, kept);
+	(void)scene_loaded(scene, users[0], 2, MIB, plain);
+	for (uint32_t i = 3; i <= 8; i++) {
+		(void)scene_loaded(scene, users[i > 4], i, MIB, pinned);
+	}
+	(void)scene_load(scene, users[2], 20, pinned);
+	assert_int_equal(scene_find(scene, ACT_DROP, 0)->model, scene_model(scene, 2));
+	scene_drop_all(scene);
+	(void)scene_load(scene, users[2], 21, pinned);
+	assert_int_equal(scene_find(scene, ACT_DROP, 0)->model, scene_model(scene, 1));
+	scene_drop_all(scene);
+	request = scene_load(scene, users[2], 22, plain);
+	expect_limit(scene, users[2], request, CORE_LIMIT_MODELS, 8);
+	scene_free(scene);
+}
+
+/* One that pins all it can leaves the others their places. */
+static void one_uid_does_not_fill_the_table(void **state)
+{
+	const struct core_config config = few_models();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint64_t other = scene_open(scene, 1001);
+	uint32_t request;
+
+	(void)state;
+	for (uint32_t i = 1; i <= 4; i++) {
+		(void)scene_loaded(scene, client, i, MIB, pinned);
+	}
+	request = scene_load(scene, client, 5, pinned);
+	expect_limit(scene, client, request, CORE_LIMIT_USER_MODELS, 4);
+	for (uint32_t i = 11; i <= 14; i++) {
+		(void)scene_loaded(scene, other, i, MIB, plain);
+	}
+	/* Its own idle ones make way for its next, as long as not too many are on their way out. */
+	(void)scene_load(scene, other, 15, unwaited);
+	assert_int_equal(scene_find(scene, ACT_DROP, 0)->model, scene_model(scene, 11));
+	request = scene_load(scene, other, 16, unwaited);
+	expect_limit(scene, other, request, CORE_LIMIT_USER_MODELS, 4);
+	scene_drop_all(scene);
+	request = scene_load(scene, other, 16, unwaited);
+	scene_expect(scene, other, request, 0);
+	scene_free(scene);
+}
+
+static void one_that_leaves_stays_when_it_is_loaded_again(void **state)
+{
+	const struct core_config config = few_models();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint32_t request;
+
+	(void)state;
+	for (uint32_t i = 1; i <= 4; i++) {
+		(void)scene_loaded(scene, client, i, MIB, plain);
+	}
+	(void)scene_load(scene, client, 5, unwaited);
+	assert_int_equal(scene_find(scene, ACT_DROP, 0)->model, scene_model(scene, 1));
+	request = scene_load(scene, client, 1, plain);
+	scene_drop_all(scene);
+	assert_null(scene_find(scene, ACT_FORGET_MODEL, 0));
+	scene_header(scene, 1, MIB, 0);
+	scene_fill(scene, 1, 0);
 	scene_expect(scene, client, request, 0);
 	scene_free(scene);
 }
@@ -276,6 +391,10 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(one_uid_queues_only_so_many_loads),
+		cmocka_unit_test(an_idle_model_gives_its_place_to_another),
+		cmocka_unit_test(what_is_kept_gives_its_place_last_and_what_is_pinned_never),
+		cmocka_unit_test(one_uid_does_not_fill_the_table),
+		cmocka_unit_test(one_that_leaves_stays_when_it_is_loaded_again),
 		cmocka_unit_test(bytes_are_held_once_by_a_client),
 		cmocka_unit_test(a_walk_over_one_models_parts_ends_with_them),
 		cmocka_unit_test(the_soonest_of_many_moments_is_named),
