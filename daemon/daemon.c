@@ -253,6 +253,8 @@ static int init_core(struct daemon *daemon, struct err *err)
 {
 	const struct core_config config = {
 		.max_clients = 2U * daemon->config->limits_connections,
+		.max_clients_per_uid = 2U * daemon->config->limits_connections_per_user,
+		.reserved_clients = daemon->config->limits_connections / 8U,
 		.max_models = DAEMON_MAX_MODELS,
 		.max_models_per_uid = DAEMON_MAX_MODELS / 2,
 		.max_queued_per_uid = DAEMON_MAX_QUEUED,

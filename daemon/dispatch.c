@@ -172,6 +172,21 @@ int dispatch_find_model(const struct call *call, struct wire_str text, uint64_t 
 	return n_candidates > 1 ? refuse_ambiguous(failure, wanted, n_candidates) : 0;
 }
 
+static void refuse_client(const struct call *call, const struct peer *peer)
+{
+	uint64_t number;
+	enum core_limit limit =
+		core_client_limit(call->daemon->core, peer->uid, peer->is_admin, &number);
+
+	call_refuse(call, WIRE_TOO_MANY, NULL,
+		    limit == CORE_LIMIT_USER_CLIENTS
+			    ? "uid %u has %llu clients already, those included that have closed "
+			      "their connection and still map models"
+			    : "no place for uid %u among %llu clients, those included that have "
+			      "closed their connection and still map models",
+		    peer->uid, (unsigned long long)number);
+}
+
 static void open_client(const struct call *call, const struct wire_hello_request *request)
 {
 	struct daemon *daemon = call->daemon;
@@ -187,7 +202,7 @@ static void open_client(const struct call *call, const struct wire_hello_request
 	client->id = daemon_step(daemon, &event);
 	if (client->id == 0) {
 		free(client);
-		call_refuse(call, WIRE_TOO_MANY, NULL, "no more clients can be kept track of");
+		refuse_client(call, peer);
 		return;
 	}
 	client->conn = call->conn;

@@ -87,6 +87,8 @@ enum core_why {
 /* Which limit an answer of too-many means. */
 enum core_limit {
 	CORE_LIMIT_NONE, /* not one of the core's */
+	CORE_LIMIT_CLIENTS,
+	CORE_LIMIT_USER_CLIENTS, /* of one uid, those included that are gone and still map bytes */
 	CORE_LIMIT_MODELS,
 	CORE_LIMIT_USER_MODELS, /* that one uid loaded first */
 	CORE_LIMIT_JOBS,

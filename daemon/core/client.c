@@ -11,11 +11,36 @@ struct client *client_of(const struct core *core, uint64_t id)
 	return client != NULL && client->is_connected ? client : NULL;
 }
 
+enum core_limit core_client_limit(const struct core *core, uint32_t uid, bool is_admin,
+				  uint64_t *ret_number)
+{
+	const struct core_config *config = &core->config;
+	const struct user *user = user_find(core, uid);
+	uint32_t n_reserved = is_admin ? 0 : config->reserved_clients;
+	enum core_limit limit = CORE_LIMIT_NONE;
+
+	if (!is_admin && config->max_clients_per_uid != 0 && user != NULL &&
+	    user->n_clients >= config->max_clients_per_uid) {
+		limit = CORE_LIMIT_USER_CLIENTS;
+	} else if (core->clients.n_used + (uint64_t)n_reserved >= config->max_clients) {
+		limit = CORE_LIMIT_CLIENTS;
+	}
+	*ret_number = core_limit_number(core, limit);
+	return limit;
+}
+
 uint64_t client_open(struct core *core, const struct core_event *event)
 {
 	uint64_t id = 0;
-	struct client *client = idtab_add(&core->clients, &id);
+	uint64_t number;
+	struct client *client;
 
+	if (!event->opened.is_back &&
+	    core_client_limit(core, event->opened.uid, event->opened.is_admin, &number) !=
+		    CORE_LIMIT_NONE) {
+		return 0;
+	}
+	client = idtab_add(&core->clients, &id);
 	if (client == NULL) {
 		return 0;
 	}

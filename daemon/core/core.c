@@ -176,6 +176,8 @@ uint64_t core_limit_number(const struct core *core, enum core_limit limit)
 {
 	const struct core_config *config = &core->config;
 	const uint64_t numbers[CORE_LIMIT_N_VALUES] = {
+		[CORE_LIMIT_CLIENTS] = config->max_clients,
+		[CORE_LIMIT_USER_CLIENTS] = config->max_clients_per_uid,
 		[CORE_LIMIT_MODELS] = config->max_models,
 		[CORE_LIMIT_USER_MODELS] = config->max_models_per_uid,
 		[CORE_LIMIT_JOBS] = core->job_table.capacity,

@@ -27,10 +27,12 @@
 struct core;
 
 struct core_config {
-	uint32_t max_clients;        /* ghosts (closed, still mapping) included */
-	uint32_t max_models;         /* and some more while others leave for them */
-	uint32_t max_models_per_uid; /* that it loaded first; 0: as many as there are */
-	uint32_t max_queued_per_uid; /* loads that wait for their turn; 0: no bound */
+	uint32_t max_clients;         /* ghosts (closed, still mapping) included */
+	uint32_t max_clients_per_uid; /* likewise, admins excepted; 0: as many as there are */
+	uint32_t reserved_clients;    /* of max_clients, for admins */
+	uint32_t max_models;          /* and some more while others leave for them */
+	uint32_t max_models_per_uid;  /* that it loaded first; 0: as many as there are */
+	uint32_t max_queued_per_uid;  /* loads that wait for their turn; 0: no bound */
 	uint32_t max_segments;
 	uint32_t max_leases;
 	uint32_t max_waiters; /* requests owed an answer */
@@ -183,6 +185,9 @@ bool core_holder_next(const struct core *core, uint64_t model, uint32_t *cursor,
 void core_account_get(const struct core *core, uint32_t device, struct core_account_view *ret);
 void core_counters_get(const struct core *core, struct core_counters *ret);
 
+/* Which limit stands in the way of another client of this uid, and its number. */
+enum core_limit core_client_limit(const struct core *core, uint32_t uid, bool is_admin,
+				  uint64_t *ret_number);
 /* May this client see and use the model (admin, or its uid has presented the file)? */
 bool core_client_may(const struct core *core, uint64_t client, uint64_t model);
 /* Has this uid a wish about the model? */

@@ -80,6 +80,7 @@ struct core_event {
 		struct {
 			uint32_t uid;
 			bool is_admin;
+			bool is_back; /* of before a restart, for EV_ADOPT_LEASE: always let in */
 		} opened;
 		struct {
 			uint64_t file; /* corridor's id; the core owns it now and

@@ -232,10 +232,13 @@ static void open_client(struct driver *driver, uint32_t place)
 	static const uint32_t uids[] = {1000, 1001, 0, 1000, 1001, 1002};
 	struct driver_client *client = &driver->clients[place];
 	struct core_event event = {.type = EV_CLIENT_OPENED};
+	bool may_open;
 
 	event.opened.uid = uids[place];
 	event.opened.is_admin = uids[place] == 0;
+	may_open = reference_may_open(&driver->reference, uids[place], event.opened.is_admin);
 	client->id = step(driver, &event);
+	check(driver, (client->id != 0) == may_open, "who has a place left is let in, nobody else");
 	client->uid = event.opened.uid;
 	client->is_admin = event.opened.is_admin;
 	client->is_connected = client->is_alive = client->id != 0;
@@ -659,6 +662,8 @@ static void begin(struct driver *driver)
 
 	driver->config = (struct core_config){
 		.max_clients = is_small ? 4 : 12,
+		.max_clients_per_uid = pick(driver, 4),
+		.reserved_clients = 1,
 		.max_models = is_small ? 3 : 9,
 		.max_models_per_uid = is_small ? 2 : pick(driver, 8),
 		.max_queued_per_uid = pick(driver, 4),

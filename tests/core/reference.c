@@ -104,6 +104,24 @@ void reference_open(struct reference *r, uint64_t client, uint32_t uid, bool is_
 	}
 }
 
+bool reference_may_open(const struct reference *r, uint32_t uid, bool is_admin)
+{
+	const struct core_config *config = &r->config;
+	uint32_t n_clients = 0;
+	uint32_t n_of_uid = 0;
+
+	EACH(r->clients, client)
+	{
+		n_clients += client->id != 0 ? 1 : 0;
+		n_of_uid += client->id != 0 && client->uid == uid ? 1 : 0;
+	}
+	if (is_admin) {
+		return n_clients < config->max_clients;
+	}
+	return n_clients + config->reserved_clients < config->max_clients &&
+	       (config->max_clients_per_uid == 0 || n_of_uid < config->max_clients_per_uid);
+}
+
 static bool has_job(const struct reference *r, uint64_t model)
 {
 	for (uint32_t i = 0; i < r->n_jobs; i++) {

@@ -1,6 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one user can take from the others."""
-from conftest import close_all, opened
+"""What one user can take from the others, and requests that contradict themselves."""
+import os
+
+import pytest
+
+from conftest import RawError, close_all, make_safetensors, make_sparse_model, opened
+
+
+def as_user(uid, work):
+    """Run work() in a process of that user; what it returns as text."""
+    out, into = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            text = str(work())
+        except BaseException as error:
+            text = repr(error)
+        os.write(into, text.encode())
+        os._exit(0)
+    os.close(into)
+    with os.fdopen(out) as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def open_to_all(daemon):
+    os.chmod(daemon.folder, 0o755)
+    os.chmod(daemon.socket, 0o666)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+def test_connections_that_close_and_still_map_are_counted(start_daemon):
+    daemon = start_daemon("limits.connections=64", "limits.connections-per-user=4")
+    open_to_all(daemon)
+    path = daemon.folder / "m.safetensors"
+    make_safetensors(path, {"a": ("F32", [16])})
+    os.chmod(path, 0o644)
+
+    def take_all():
+        for n in range(100):
+            try:
+                with daemon.raw() as raw, opened(path) as file:
+                    close_all(raw.call_fds("load", {"attach": True, "map": True}, [file])[1])
+            except RawError as error:
+                return f"{n} {error.code} {error.error['message']}"
+        return "no end"
+
+    first = as_user(1000, take_all)
+    assert first.startswith("8 too-many uid 1000 has 8 clients already"), first
+    assert as_user(1001, lambda: daemon.raw().call("ping")) == "{}"
 
 
 def test_bytes_are_held_once_however_many_leases(raw, make_model):

@@ -52,6 +52,64 @@ static void one_uid_queues_only_so_many_loads(void **state)
 	scene_free(scene);
 }
 
+/* Clients that close their connection and still map something keep their place. */
+static void one_uid_has_only_so_many_clients_ghosts_included(void **state)
+{
+	struct core_config config = scene_usual();
+	struct scene *scene;
+	uint64_t clients[4];
+	uint64_t number;
+
+	(void)state;
+	config.max_clients = 6;
+	config.reserved_clients = 1;
+	config.max_clients_per_uid = 4;
+	scene = scene_new(&config);
+	for (uint32_t i = 0; i < 4; i++) {
+		clients[i] = scene_open(scene, 1000);
+		if (i == 0) {
+			(void)scene_loaded(scene, clients[0], 1, MIB, attached);
+		} else {
+			(void)scene_load(scene, clients[i], 1, attached);
+		}
+		scene_client_event(scene, EV_CLIENT_CLOSED, clients[i]);
+	}
+	assert_int_equal(scene_step(scene, (struct core_event){.type = EV_CLIENT_OPENED,
+							       .opened = {.uid = 1000}}),
+			 0);
+	assert_int_equal(core_client_limit(scene->core, 1000, false, &number),
+			 CORE_LIMIT_USER_CLIENTS);
+	assert_int_equal(number, 4);
+	(void)scene_open(scene, 1001);
+	/* The last place is for an administrator. */
+	assert_int_equal(scene_step(scene, (struct core_event){.type = EV_CLIENT_OPENED,
+							       .opened = {.uid = 1002}}),
+			 0);
+	assert_int_equal(core_client_limit(scene->core, 1002, false, &number), CORE_LIMIT_CLIENTS);
+	(void)scene_open(scene, 0);
+	scene_client_event(scene, EV_PROCESS_GONE, clients[1]);
+	scene_client_event(scene, EV_PROCESS_GONE, clients[2]);
+	(void)scene_open(scene, 1000);
+	scene_free(scene);
+}
+
+/* Who is back after a restart was let in before it: his bytes are held whatever the bounds say. */
+static void who_is_back_is_let_in(void **state)
+{
+	struct core_config config = scene_usual();
+	struct scene *scene;
+
+	(void)state;
+	config.max_clients_per_uid = 1;
+	scene = scene_new(&config);
+	(void)scene_open(scene, 1000);
+	assert_int_not_equal(scene_step(scene, (struct core_event){.type = EV_CLIENT_OPENED,
+								   .opened = {.uid = 1000,
+									      .is_back = true}}),
+			     0);
+	scene_free(scene);
+}
+
 static struct core_config few_models(void)
 {
 	struct core_config config = scene_usual();
@@ -391,6 +449,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(one_uid_queues_only_so_many_loads),
+		cmocka_unit_test(one_uid_has_only_so_many_clients_ghosts_included),
+		cmocka_unit_test(who_is_back_is_let_in),
 		cmocka_unit_test(an_idle_model_gives_its_place_to_another),
 		cmocka_unit_test(what_is_kept_gives_its_place_last_and_what_is_pinned_never),
 		cmocka_unit_test(one_uid_does_not_fill_the_table),
