@@ -23,7 +23,8 @@ enum core_action_type {
 	ACT_FORGET_JOB,    /* nothing refers to the job any more */
 	ACT_FORGET_MODEL,  /* its id means nothing any more */
 	ACT_FORGET_CLIENT, /* likewise */
-	ACT_REPLY,         /* the one answer of a request */
+	ACT_REPLY,         /* the one answer of a request; of a verify one for each model, or,
+			    * when it was cancelled, one without a model and no more */
 	ACT_UNLOAD_ITEM,   /* one line of an unload's answer; ACT_REPLY follows */
 	ACT_PROGRESS,      /* tell one waiter how far its load is */
 	ACT_LOST,          /* tell the holder that its lease's bytes cannot be trusted */

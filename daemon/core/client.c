@@ -172,8 +172,12 @@ void client_on_cancel(struct core *core, const struct core_event *event)
 		if (waiter->request != event->cancel.request) {
 			continue;
 		}
+		/* A verify waits for each of its models, and gets one answer for all. */
+		if (!is_found) {
+			core_reply(core, client, waiter->request, WIRE_CANCELLED,
+				   job == NULL ? NULL : waiter->model);
+		}
 		is_found = true;
-		core_reply(core, client, waiter->request, WIRE_CANCELLED, waiter->model);
 		waiter_remove(core, waiter);
 		if (job != NULL) {
 			job_drop_if_unwanted(core, job);

@@ -55,6 +55,19 @@ def test_connections_that_close_and_still_map_are_counted(start_daemon):
     assert as_user(1001, lambda: daemon.raw().call("ping")) == "{}"
 
 
+def test_a_cancelled_verify_says_so(daemon, raw, tmp_path):
+    for name in ("a", "b"):
+        raw.load(make_sparse_model(tmp_path / f"{name}.safetensors", 256 << 20))
+    number = raw.request("verify", {})
+    cancel = raw.request("cancel", {"id": number})
+    error, result, _ = raw.wait(number)
+    if raw.wait(cancel)[1]["found"]:
+        assert error["code"] == "cancelled"
+    else:
+        assert all(check["ok"] for check in result["checks"])
+    raw.call("ping")
+
+
 def test_bytes_are_held_once_however_many_leases(raw, make_model):
     path = make_model(size=1 << 20)
     leases = []

@@ -284,6 +284,35 @@ static void a_walk_over_one_models_parts_ends_with_them(void **state)
 	scene_free(scene);
 }
 
+static void a_cancelled_verify_is_answered_once_for_all_its_models(void **state)
+{
+	const struct core_config config = scene_usual();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+
+	(void)state;
+	for (uint32_t inode = 1; inode <= 3; inode++) {
+		(void)scene_loaded(scene, client, inode, MIB, plain);
+	}
+	for (uint32_t inode = 1; inode <= 3; inode++) {
+		(void)scene_step(scene,
+				 (struct core_event){.type = EV_VERIFY,
+						     .client = client,
+						     .request = 77,
+						     .verify = {
+							     .model = scene_model(scene, inode)}});
+	}
+	(void)scene_step(scene, (struct core_event){.type = EV_CANCEL,
+						    .client = client,
+						    .request = 78,
+						    .cancel = {.request = 77}});
+	assert_int_equal(scene_count(scene, ACT_REPLY), 2);
+	scene_expect(scene, client, 77, WIRE_CANCELLED);
+	assert_int_equal(scene_reply(scene, client, 77)->model, 0);
+	scene_expect(scene, client, 78, 0);
+	scene_free(scene);
+}
+
 /* Whatever the order they are said in, the soonest is the one that the core asks to be woken for. */
 static void the_soonest_of_many_moments_is_named(void **state)
 {
@@ -457,6 +486,7 @@ int main(void)
 		cmocka_unit_test(one_that_leaves_stays_when_it_is_loaded_again),
 		cmocka_unit_test(bytes_are_held_once_by_a_client),
 		cmocka_unit_test(a_walk_over_one_models_parts_ends_with_them),
+		cmocka_unit_test(a_cancelled_verify_is_answered_once_for_all_its_models),
 		cmocka_unit_test(the_soonest_of_many_moments_is_named),
 		cmocka_unit_test(timers_know_the_soonest_whatever_was_set_or_stopped),
 		cmocka_unit_test(full_tables_cost_a_step_little),
