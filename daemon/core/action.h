@@ -73,7 +73,7 @@ enum core_why {
 	CORE_WHY_IN_USE, /* leased */
 	CORE_WHY_PINNED,
 	CORE_WHY_KEPT,
-	CORE_WHY_WANTED, /* another uid still has a wish */
+	CORE_WHY_WANTED, /* another uid's time has not run out, or it said a priority */
 	CORE_WHY_MAPPED, /* lease ended, process still maps it */
 	CORE_WHY_LOADING,
 	CORE_WHY_CHANGED, /* a newer generation */

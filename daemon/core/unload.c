@@ -58,6 +58,16 @@ static bool is_selected(const struct core *core, const struct core_event *event,
 	       (event->unload.by_name || model->job != NULL || !list_is_empty(&model->segments));
 }
 
+/* Its uid said that it wants the model: its time has not run out, or it goes after others. */
+static bool is_wanted(const struct core *core, const struct wish *wish)
+{
+	const struct model *model = wish->model;
+
+	return wish->priority > 0 ||
+	       (wish->ttl_ns != 0 &&
+		(!model_is_idle(model) || core->now_ns - model->last_used_ns < wish->ttl_ns));
+}
+
 /* A wish that stands in the way: kept by not_kept, pinned always, others' for a plain user. */
 static const struct wish *find_obstacle(const struct core *core, const struct core_event *event,
 					const struct client *client, const struct model *model,
@@ -74,6 +84,10 @@ static const struct wish *find_obstacle(const struct core *core, const struct co
 		if (wish->keep && wish->keep_until_ns > core->now_ns &&
 		    (event->unload.not_kept || is_foreign)) {
 			*ret_why = CORE_WHY_KEPT;
+			return wish;
+		}
+		if (is_foreign && is_wanted(core, wish)) {
+			*ret_why = CORE_WHY_WANTED;
 			return wish;
 		}
 	}

@@ -92,7 +92,9 @@ void wish_apply(struct core *core, struct wish *wish, const struct core_policy *
 	if ((policy->said & CORE_SAID_PRIORITY) != 0) {
 		wish->priority = policy->priority;
 	}
-	if ((wish->pin && !was_pinned) || (wish->keep && !was_kept)) {
+	if ((wish->pin && !was_pinned) || (wish->keep && !was_kept) ||
+	    ((policy->said & CORE_SAID_TTL) != 0 && policy->ttl_ns != 0) ||
+	    ((policy->said & CORE_SAID_PRIORITY) != 0 && policy->priority > 0)) {
 		wish->model->is_doomed = false; /* said after the unload that waits */
 	}
 	wish_changed(core, wish);

@@ -707,6 +707,26 @@ static const char *act_fill(struct reference *r, const struct core_action *actio
 	return "the reference is full of copies";
 }
 
+/* Another uid wants it for a time that is not over, or after others: what it said counts. */
+static bool is_wanted_by_others(struct reference *r, uint64_t model)
+{
+	const struct reference_client *client = find_client(r, r->event.client);
+	struct core_model_view view;
+
+	if (client == NULL || client->is_admin || !core_model_get(r->core, model, &view)) {
+		return false;
+	}
+	EACH(r->wishes, wish)
+	{
+		if (wish->model == model && wish->uid != client->uid &&
+		    ((wish->keep && wish->keep_until_ns > r->now_ns) || wish->priority > 0 ||
+		     (wish->ttl_ns != 0 && r->now_ns - view.last_used_ns < wish->ttl_ns))) {
+			return true;
+		}
+	}
+	return false;
+}
+
 static const char *act_drop(struct reference *r, const struct core_action *action)
 {
 	struct reference_copy *copy = find_copy(r, action->segment);
@@ -929,6 +949,10 @@ static const char *act_note(struct reference *r, const struct core_action *actio
 		if (r->now_ns < r->quiet_until_ns) {
 			return "after a restart nothing is evicted for another for a while";
 		}
+	}
+	if (action->note.note == CORE_NOTE_UNLOADED && r->event.type == EV_UNLOAD &&
+	    is_wanted_by_others(r, action->model)) {
+		return "nobody unloads what another uid said it wants";
 	}
 	if (action->note.note == CORE_NOTE_REFUSED) {
 		r->refused = action->model;

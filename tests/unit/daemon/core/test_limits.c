@@ -284,6 +284,63 @@ static void a_walk_over_one_models_parts_ends_with_them(void **state)
 	scene_free(scene);
 }
 
+static const struct core_action *unload(struct scene *scene, uint64_t client, uint32_t inode)
+{
+	uint64_t models[2] = {scene_model(scene, inode), scene_model(scene, inode)};
+
+	(void)scene_step(scene, (struct core_event){.type = EV_UNLOAD,
+						    .client = client,
+						    .request = ++scene->last_request,
+						    .unload = {.models = models,
+							       .n_models = 2,
+							       .by_name = true}});
+	assert_int_equal(scene_count(scene, ACT_UNLOAD_ITEM), 1); /* named twice, told once */
+	return scene_find(scene, ACT_UNLOAD_ITEM, models[0]);
+}
+
+static void another_uids_time_keeps_the_copy_until_it_is_over(void **state)
+{
+	const struct core_config config = scene_usual();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint64_t other = scene_open(scene, 1001);
+	const struct scene_load an_hour = {
+		.policy = {.said = CORE_SAID_TTL, .ttl_ns = 3600000000000U}};
+	const struct core_action *line;
+
+	(void)state;
+	(void)scene_loaded(scene, client, 1, MIB, plain);
+	(void)scene_load(scene, other, 1, an_hour);
+	line = unload(scene, client, 1);
+	assert_int_equal(line->unload.outcome, CORE_OUTCOME_KEPT);
+	assert_int_equal(line->unload.why, CORE_WHY_WANTED);
+	assert_int_equal(line->unload.uid, 1001);
+	assert_true(scene_is_resident(scene, 1));
+	(void)scene_set(scene, other, 1,
+			(struct core_policy){.said = CORE_SAID_TTL | CORE_SAID_PRIORITY,
+					     .priority = 5});
+	line = unload(scene, client, 1);
+	assert_int_equal(line->unload.why, CORE_WHY_WANTED);
+	(void)scene_set(scene, other, 1, (struct core_policy){.said = CORE_SAID_PRIORITY});
+	line = unload(scene, client, 1);
+	assert_int_equal(line->unload.outcome, CORE_OUTCOME_UNLOADED);
+	scene_free(scene);
+}
+
+static void an_own_time_goes_with_the_unload(void **state)
+{
+	const struct core_config config = scene_usual();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	const struct scene_load an_hour = {
+		.policy = {.said = CORE_SAID_TTL, .ttl_ns = 3600000000000U}};
+
+	(void)state;
+	(void)scene_loaded(scene, client, 1, MIB, an_hour);
+	assert_int_equal(unload(scene, client, 1)->unload.outcome, CORE_OUTCOME_UNLOADED);
+	scene_free(scene);
+}
+
 static void a_cancelled_verify_is_answered_once_for_all_its_models(void **state)
 {
 	const struct core_config config = scene_usual();
@@ -486,6 +543,8 @@ int main(void)
 		cmocka_unit_test(one_that_leaves_stays_when_it_is_loaded_again),
 		cmocka_unit_test(bytes_are_held_once_by_a_client),
 		cmocka_unit_test(a_walk_over_one_models_parts_ends_with_them),
+		cmocka_unit_test(another_uids_time_keeps_the_copy_until_it_is_over),
+		cmocka_unit_test(an_own_time_goes_with_the_unload),
 		cmocka_unit_test(a_cancelled_verify_is_answered_once_for_all_its_models),
 		cmocka_unit_test(the_soonest_of_many_moments_is_named),
 		cmocka_unit_test(timers_know_the_soonest_whatever_was_set_or_stopped),
