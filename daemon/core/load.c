@@ -105,14 +105,17 @@ static void begin(struct core *core, const struct core_event *event, struct clie
 void load_on_load(struct core *core, const struct core_event *event)
 {
 	struct client *client = client_of(core, event->client);
+	/* Who does not wait could not be given what he asks for. */
+	bool is_contrary = event->load.no_wait && event->load.attach;
 	enum core_limit limit = CORE_LIMIT_NONE;
 	struct model *model;
 	struct wish *wish;
 
-	if (client == NULL || core->is_shutting_down) {
+	if (client == NULL || core->is_shutting_down || is_contrary) {
 		core_close_file(core, event->load.file);
 		if (client != NULL) {
-			core_reply(core, client, event->request, WIRE_SHUTTING_DOWN, NULL);
+			core_reply(core, client, event->request,
+				   is_contrary ? WIRE_BAD_ARGUMENT : WIRE_SHUTTING_DOWN, NULL);
 		}
 		return;
 	}

@@ -480,7 +480,9 @@ static void before_load(struct reference *r, const struct core_event *event, uin
 	r->key = *event->load.key;
 	r->policy = *event->load.policy;
 	id = core_model_find(r->core, r->key.dev, r->key.ino);
-	if (r->is_shut) {
+	if (event->load.no_wait && event->load.attach) {
+		r->expected = WIRE_BAD_ARGUMENT;
+	} else if (r->is_shut) {
 		r->expected = WIRE_SHUTTING_DOWN;
 	} else if (is_replaced(r, id)) {
 		r->replaced = id;

@@ -68,6 +68,14 @@ def test_a_cancelled_verify_says_so(daemon, raw, tmp_path):
     raw.call("ping")
 
 
+def test_who_does_not_wait_cannot_ask_for_a_lease(raw, make_model):
+    with opened(make_model()) as file:
+        with pytest.raises(RawError) as caught:
+            raw.call("load", {"no_wait": True, "attach": True}, [file])
+    assert caught.value.code == "bad-argument"
+    assert raw.call("list", {"all": True})["models"] == []
+
+
 def test_bytes_are_held_once_however_many_leases(raw, make_model):
     path = make_model(size=1 << 20)
     leases = []

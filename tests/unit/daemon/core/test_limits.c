@@ -370,6 +370,21 @@ static void a_cancelled_verify_is_answered_once_for_all_its_models(void **state)
 	scene_free(scene);
 }
 
+static void who_does_not_wait_cannot_ask_for_a_lease(void **state)
+{
+	const struct core_config config = scene_usual();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint32_t request =
+		scene_load(scene, client, 1, (struct scene_load){.no_wait = true, .attach = true});
+
+	(void)state;
+	scene_expect(scene, client, request, WIRE_BAD_ARGUMENT);
+	assert_int_equal(scene_count(scene, ACT_CLOSE_FILE), 1);
+	assert_int_equal(scene_model(scene, 1), 0);
+	scene_free(scene);
+}
+
 /* Whatever the order they are said in, the soonest is the one that the core asks to be woken for. */
 static void the_soonest_of_many_moments_is_named(void **state)
 {
@@ -546,6 +561,7 @@ int main(void)
 		cmocka_unit_test(another_uids_time_keeps_the_copy_until_it_is_over),
 		cmocka_unit_test(an_own_time_goes_with_the_unload),
 		cmocka_unit_test(a_cancelled_verify_is_answered_once_for_all_its_models),
+		cmocka_unit_test(who_does_not_wait_cannot_ask_for_a_lease),
 		cmocka_unit_test(the_soonest_of_many_moments_is_named),
 		cmocka_unit_test(timers_know_the_soonest_whatever_was_set_or_stopped),
 		cmocka_unit_test(full_tables_cost_a_step_little),
