@@ -260,6 +260,7 @@ static int init_core(struct daemon *daemon, struct err *err)
 		.max_queued_per_uid = DAEMON_MAX_QUEUED,
 		.max_segments = 65536,
 		.max_leases = DAEMON_MAX_LEASES,
+		.max_leases_per_uid = DAEMON_MAX_LEASES / 2,
 		.max_waiters = WIRE_REQUESTS_IN_FLIGHT * daemon->config->limits_connections,
 		.max_wishes = DAEMON_MAX_WISHES,
 		.n_devices = daemon->n_devices,

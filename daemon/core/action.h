@@ -96,6 +96,7 @@ enum core_limit {
 	CORE_LIMIT_USER_QUEUED, /* loads of one uid that wait for their turn */
 	CORE_LIMIT_SEGMENTS,
 	CORE_LIMIT_LEASES,
+	CORE_LIMIT_USER_LEASES,
 	CORE_LIMIT_MODEL_LEASES, /* of one model */
 	CORE_LIMIT_WAITERS,
 	CORE_LIMIT_WISHES,

@@ -159,6 +159,7 @@ static const char *check_users(const struct core *core)
 	uint32_t n_models = 0;
 	uint32_t n_jobs = 0;
 	uint32_t n_queued = 0;
+	uint32_t n_leases = 0;
 	uint32_t n_leaving = 0;
 
 	while ((user = idtab_next(&core->users, &cursor)) != NULL) {
@@ -166,6 +167,7 @@ static const char *check_users(const struct core *core)
 		n_models += user->n_models;
 		n_jobs += user->n_queued + user->n_running;
 		n_queued += user->n_queued;
+		n_leases += user->n_leases;
 		n_leaving += user->n_leaving;
 	}
 	cursor = 0;
@@ -190,7 +192,8 @@ static const char *check_users(const struct core *core)
 			return "a job is counted in its user";
 		}
 	}
-	return n_clients == core->clients.n_used && n_models == core->models.n_used &&
+	return n_clients == core->clients.n_used && n_leases == core->leases.n_used &&
+			       n_models == core->models.n_used &&
 			       n_jobs == core->job_table.n_used && n_queued == 0 && n_leaving == 0
 		       ? NULL
 		       : "users count what they have";

@@ -184,6 +184,7 @@ uint64_t core_limit_number(const struct core *core, enum core_limit limit)
 		[CORE_LIMIT_USER_QUEUED] = config->max_queued_per_uid,
 		[CORE_LIMIT_SEGMENTS] = config->max_segments,
 		[CORE_LIMIT_LEASES] = config->max_leases,
+		[CORE_LIMIT_USER_LEASES] = config->max_leases_per_uid,
 		[CORE_LIMIT_MODEL_LEASES] = COUNT_MAX,
 		[CORE_LIMIT_WAITERS] = config->max_waiters,
 		[CORE_LIMIT_WISHES] = config->max_wishes,

@@ -35,9 +35,10 @@ struct core_config {
 	uint32_t max_queued_per_uid;  /* loads that wait for their turn; 0: no bound */
 	uint32_t max_segments;
 	uint32_t max_leases;
-	uint32_t max_waiters; /* requests owed an answer */
-	uint32_t max_wishes;  /* (uid, model) pairs */
-	uint32_t n_devices;   /* at most CORE_MAX_DEVICES */
+	uint32_t max_leases_per_uid; /* 0: as many as there are */
+	uint32_t max_waiters;        /* requests owed an answer */
+	uint32_t max_wishes;         /* (uid, model) pairs */
+	uint32_t n_devices;          /* at most CORE_MAX_DEVICES */
 	uint32_t loads_per_uid;
 	uint64_t idle_evict_ns; /* for models that nobody named a time for; 0: until needed */
 };

@@ -26,13 +26,28 @@ static struct holder *get_holder(struct core *core, struct model *model, struct 
 	return holder;
 }
 
+/* In the way of one more lease. */
+static enum core_limit limit_of(const struct core *core, const struct model *model,
+				const struct client *client)
+{
+	uint32_t bound = core->config.max_leases_per_uid;
+
+	if (model->n_leases >= COUNT_MAX) {
+		return CORE_LIMIT_MODEL_LEASES;
+	}
+	if (bound != 0 && client->user->n_leases >= bound) {
+		return CORE_LIMIT_USER_LEASES;
+	}
+	return core->leases.n_used < core->leases.capacity ? CORE_LIMIT_NONE : CORE_LIMIT_LEASES;
+}
+
 struct lease *lease_add(struct core *core, struct model *model, struct client *client,
 			uint64_t generation, bool map)
 {
 	uint64_t id = 0;
 	struct lease *lease;
 
-	if (model->n_leases >= COUNT_MAX) {
+	if (limit_of(core, model, client) != CORE_LIMIT_NONE) {
 		return NULL;
 	}
 	lease = idtab_add(&core->leases, &id);
@@ -47,6 +62,7 @@ struct lease *lease_add(struct core *core, struct model *model, struct client *c
 	lease->holder->n_leases++;
 	lease->holder->n_live++;
 	lease->holder->n_mapped += map ? 1 : 0;
+	client->user->n_leases++;
 	list_append(&model->leases, &lease->by_model);
 	list_append(&client->leases, &lease->by_client);
 	model->n_leases++;
@@ -105,6 +121,7 @@ void lease_end(struct core *core, struct lease *lease)
 		stop_living(core, lease);
 	}
 	holder->n_mapped -= lease->is_mapped ? 1 : 0;
+	lease->client->user->n_leases--;
 	if (--holder->n_leases == 0) {
 		list_remove(&holder->by_model);
 		list_remove(&holder->by_client);
@@ -118,12 +135,6 @@ void lease_end(struct core *core, struct lease *lease)
 	segment_release_held(core, model);
 }
 
-/* Why lease_add gave none. */
-static enum core_limit limit_of(const struct model *model)
-{
-	return model->n_leases >= COUNT_MAX ? CORE_LIMIT_MODEL_LEASES : CORE_LIMIT_LEASES;
-}
-
 /* Answer one who waits for the model, which is resident. False: no lease was left. */
 bool lease_grant(struct core *core, const struct waiter *waiter, struct model *model,
 		 enum core_source source, const struct job *job)
@@ -135,7 +146,8 @@ bool lease_grant(struct core *core, const struct waiter *waiter, struct model *m
 		lease = lease_add(core, model, waiter->client, model->generation, waiter->map);
 	}
 	if (waiter->attach && lease == NULL) {
-		core_reply_too_many(core, waiter->client, waiter->request, limit_of(model), model);
+		core_reply_too_many(core, waiter->client, waiter->request,
+				    limit_of(core, model, waiter->client), model);
 		return false;
 	}
 	core_reply(core, waiter->client, waiter->request, 0, model);
@@ -212,7 +224,8 @@ static void reassert(struct core *core, const struct core_event *event, struct c
 	}
 	lease = lease_add(core, model, client, model->generation, true);
 	if (lease == NULL) {
-		core_reply_too_many(core, client, event->request, limit_of(model), model);
+		core_reply_too_many(core, client, event->request, limit_of(core, model, client),
+				    model);
 		return;
 	}
 	core_reply(core, client, event->request, 0, model);

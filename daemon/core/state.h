@@ -45,6 +45,7 @@ struct user {
 	uint32_t n_clients; /* ghosts included */
 	uint32_t n_models;  /* that it loaded first */
 	uint32_t n_leaving; /* of them */
+	uint32_t n_leases;  /* of its clients */
 	uint32_t n_queued, n_running;
 	struct list queued;    /* job::by_user, oldest first */
 	struct list startable; /* core::startable: may have a job that can start */

@@ -669,6 +669,7 @@ static void begin(struct driver *driver)
 		.max_queued_per_uid = pick(driver, 4),
 		.max_segments = is_small ? 10 : 50,
 		.max_leases = is_small ? 5 : 40,
+		.max_leases_per_uid = is_small ? 4 : pick(driver, 12),
 		.max_waiters = is_small ? 4 : 40,
 		.max_wishes = is_small ? 7 : 40,
 		.n_devices = DRIVER_DEVICES,

@@ -283,15 +283,22 @@ static bool is_same_content(const struct core_file_key *a, const struct core_fil
 	return a->size == b->size && a->mtime_ns == b->mtime_ns;
 }
 
-static int expect_room_for_lease(const struct reference *r)
+static int expect_room_for_lease(struct reference *r, uint32_t uid)
 {
+	uint32_t n_leases = 0;
+	uint32_t n_of_uid = 0;
+
 	EACH(r->leases, lease)
 	{
-		if (lease->id == 0 && lease < r->leases + r->config.max_leases) {
-			return 0;
-		}
+		const struct reference_client *client = find_client(r, lease->client);
+
+		n_leases += lease->id != 0 ? 1 : 0;
+		n_of_uid += lease->id != 0 && client != NULL && client->uid == uid ? 1 : 0;
 	}
-	return WIRE_TOO_MANY;
+	if (r->config.max_leases_per_uid != 0 && n_of_uid >= r->config.max_leases_per_uid) {
+		return WIRE_TOO_MANY;
+	}
+	return n_leases < r->config.max_leases ? 0 : WIRE_TOO_MANY;
 }
 
 static int expect_reassert(struct reference *r, const struct core_event *event)
@@ -309,7 +316,7 @@ static int expect_reassert(struct reference *r, const struct core_event *event)
 	if (!grant(r, event->attach.model, find_client(r, event->client)->uid, NULL)) {
 		return WIRE_TOO_MANY;
 	}
-	return expect_room_for_lease(r);
+	return expect_room_for_lease(r, find_client(r, event->client)->uid);
 }
 
 static int expect_attach(struct reference *r, const struct core_event *event)
@@ -338,7 +345,7 @@ static int expect_attach(struct reference *r, const struct core_event *event)
 	if (by_file && r->key.ctime_ns != model->key.ctime_ns) {
 		return -1; /* its bytes are looked at first */
 	}
-	return expect_room_for_lease(r);
+	return expect_room_for_lease(r, uid);
 }
 
 static bool is_of_same_uid(struct reference *r, uint64_t a, uint64_t b)

@@ -69,7 +69,7 @@ static void assert_everything_was_met(const struct totals *totals)
 	static const enum core_limit limits[] = {CORE_LIMIT_MODELS,      CORE_LIMIT_USER_MODELS,
 						 CORE_LIMIT_USER_QUEUED, CORE_LIMIT_SEGMENTS,
 						 CORE_LIMIT_LEASES,      CORE_LIMIT_WAITERS,
-						 CORE_LIMIT_WISHES};
+						 CORE_LIMIT_WISHES,      CORE_LIMIT_USER_LEASES};
 
 	assert_true(totals->n_left > 0);
 	for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {

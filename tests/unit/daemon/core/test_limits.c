@@ -110,6 +110,32 @@ static void who_is_back_is_let_in(void **state)
 	scene_free(scene);
 }
 
+static void one_uid_has_only_so_many_leases(void **state)
+{
+	struct core_config config = scene_usual();
+	struct scene *scene;
+	uint64_t client;
+	uint64_t other;
+	uint64_t lease;
+	uint32_t request;
+
+	(void)state;
+	config.max_leases_per_uid = 2;
+	scene = scene_new(&config);
+	client = scene_open(scene, 1000);
+	other = scene_open(scene, 1001);
+	lease = scene_loaded(scene, client, 1, MIB, attached);
+	(void)scene_load(scene, client, 1, attached);
+	request = scene_load(scene, client, 1, attached);
+	expect_limit(scene, client, request, CORE_LIMIT_USER_LEASES, 2);
+	request = scene_load(scene, other, 1, attached);
+	scene_expect(scene, other, request, 0);
+	scene_lease_event(scene, EV_DETACH, client, lease);
+	request = scene_load(scene, client, 1, attached);
+	scene_expect(scene, client, request, 0);
+	scene_free(scene);
+}
+
 static struct core_config few_models(void)
 {
 	struct core_config config = scene_usual();
@@ -552,6 +578,7 @@ int main(void)
 		cmocka_unit_test(one_uid_queues_only_so_many_loads),
 		cmocka_unit_test(one_uid_has_only_so_many_clients_ghosts_included),
 		cmocka_unit_test(who_is_back_is_let_in),
+		cmocka_unit_test(one_uid_has_only_so_many_leases),
 		cmocka_unit_test(an_idle_model_gives_its_place_to_another),
 		cmocka_unit_test(what_is_kept_gives_its_place_last_and_what_is_pinned_never),
 		cmocka_unit_test(one_uid_does_not_fill_the_table),
