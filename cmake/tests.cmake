@@ -190,6 +190,7 @@ fuzz_target(ledger restart)
 fuzz_target(notify restart)
 
 # ---- core ----
+unit_test(daemon/core limits)
 unit_test(daemon/core loads)
 unit_test(daemon/core policy)
 add_library(core_driver STATIC tests/core/driver.c tests/core/reference.c)

@@ -384,7 +384,9 @@ void answer_reply(struct daemon *daemon, const struct core_action *action)
 		pending_clear(pending);
 		return;
 	}
-	if (pending->method == WIRE_METHOD_VERIFY) {
+	/* A cancelled verify has one answer, without a model, for all that it still waits for. */
+	if (pending->method == WIRE_METHOD_VERIFY &&
+	    (action->code != WIRE_CANCELLED || action->model != 0)) {
 		answer_verify(daemon, client, pending, action);
 		if (pending->n_expected > 0) {
 			return;

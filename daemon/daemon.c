@@ -253,9 +253,14 @@ static int init_core(struct daemon *daemon, struct err *err)
 {
 	const struct core_config config = {
 		.max_clients = 2U * daemon->config->limits_connections,
-		.max_models = 4096,
+		.max_clients_per_uid = 2U * daemon->config->limits_connections_per_user,
+		.reserved_clients = daemon->config->limits_connections / 8U,
+		.max_models = DAEMON_MAX_MODELS,
+		.max_models_per_uid = DAEMON_MAX_MODELS / 2,
+		.max_queued_per_uid = DAEMON_MAX_QUEUED,
 		.max_segments = 65536,
 		.max_leases = DAEMON_MAX_LEASES,
+		.max_leases_per_uid = DAEMON_MAX_LEASES / 2,
 		.max_waiters = WIRE_REQUESTS_IN_FLIGHT * daemon->config->limits_connections,
 		.max_wishes = DAEMON_MAX_WISHES,
 		.n_devices = daemon->n_devices,

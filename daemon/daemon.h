@@ -19,6 +19,8 @@
 #include "proto/wire.h"
 
 #define DAEMON_MAX_REVOKED 64
+#define DAEMON_MAX_MODELS  4096
+#define DAEMON_MAX_QUEUED  512 /* loads of one uid that wait for their turn */
 #define DAEMON_MAX_LEASES  65536
 #define DAEMON_MAX_WISHES  16384
 

@@ -281,38 +281,35 @@ void describe_holder(const struct daemon *daemon, uint64_t id, uint64_t held_byt
 uint32_t describe_holders(const struct daemon *daemon, uint64_t model, struct wire_holder *holders,
 			  uint32_t capacity)
 {
-	struct core_lease_view lease;
+	struct core_holder_view holder;
 	uint32_t cursor = 0;
 	uint32_t n_holders = 0;
 
-	while (core_lease_next(daemon->core, &cursor, &lease)) {
+	while (core_holder_next(daemon->core, model, &cursor, &holder)) {
 		uint32_t i = 0;
 
-		if (lease.model != model) {
-			continue;
-		}
-		while (i < n_holders && holders[i].client != lease.client) {
+		while (i < n_holders && holders[i].client != holder.client) {
 			i++;
 		}
 		if (i < n_holders) {
-			holders[i].held_bytes += lease.bytes;
+			holders[i].held_bytes += holder.bytes;
 		} else if (n_holders < capacity) {
-			describe_holder(daemon, lease.client, lease.bytes, &holders[n_holders]);
+			describe_holder(daemon, holder.client, holder.bytes, &holders[n_holders]);
 			n_holders++;
 		}
 	}
 	return n_holders;
 }
 
-static uint64_t bytes_on(const struct daemon *daemon, const struct core_lease_view *lease,
+static uint64_t bytes_on(const struct daemon *daemon, const struct core_holder_view *held,
 			 uint32_t device)
 {
 	struct core_segment_view segment;
 	uint64_t bytes = 0;
 	uint32_t cursor = 0;
 
-	while (core_segment_next(daemon->core, lease->model, &cursor, &segment)) {
-		bytes += segment.device == device && segment.generation == lease->generation
+	while (core_segment_next(daemon->core, held->model, &cursor, &segment)) {
+		bytes += segment.device == device && segment.generation == held->generation
 				 ? segment.bytes
 				 : 0;
 	}
@@ -337,40 +334,23 @@ static void add_holder(const struct daemon *daemon, const struct client *viewer,
 static void find_holders(const struct daemon *daemon, const struct client *viewer, uint32_t device,
 			 struct device_use *use)
 {
-	struct {
-		uint64_t client, model, generation;
-	} seen[8 * DESCRIBE_MAX_IN_USE];
-	struct core_lease_view lease;
+	struct core_holder_view held;
 	uint32_t cursor = 0;
-	uint32_t n_seen = 0;
 
-	while (n_seen < sizeof seen / sizeof seen[0] &&
-	       core_lease_next(daemon->core, &cursor, &lease)) {
-		uint32_t i = 0;
+	while (core_holder_next(daemon->core, 0, &cursor, &held)) {
+		uint64_t bytes = bytes_on(daemon, &held, device);
 		uint32_t holder = 0;
-		uint64_t bytes;
 
-		while (i < n_seen &&
-		       (seen[i].client != lease.client || seen[i].model != lease.model ||
-			seen[i].generation != lease.generation)) {
-			i++;
-		}
-		while (holder < use->n_holders && use->holders[holder].client != lease.client) {
+		while (holder < use->n_holders && use->holders[holder].client != held.client) {
 			holder++;
 		}
-		if (i < n_seen || holder == DESCRIBE_MAX_IN_USE) {
+		if (bytes == 0 || holder == DESCRIBE_MAX_IN_USE) {
 			continue;
 		}
-		seen[n_seen].client = lease.client;
-		seen[n_seen].model = lease.model;
-		seen[n_seen++].generation = lease.generation;
-		bytes = bytes_on(daemon, &lease, device);
-		if (bytes > 0 && holder == use->n_holders) {
-			add_holder(daemon, viewer, use, lease.client);
+		if (holder == use->n_holders) {
+			add_holder(daemon, viewer, use, held.client);
 		}
-		if (bytes > 0) {
-			use->holders[holder].held_bytes += bytes;
-		}
+		use->holders[holder].held_bytes += bytes;
 	}
 }
 

@@ -81,13 +81,14 @@ static bool is_stem(const char *text, const char *name)
 
 static enum fit fit_model(const struct model_info *model, const char *text)
 {
-	char id[33];
-	char name[512];
+	char id[33] = "";
+	char buffer[512];
 	size_t size = strlen(text);
+	bool is_hex = size >= 4 && size <= 32 && strspn(text, "0123456789abcdefABCDEF") == size;
+	const char *name = model->n_folders == 0 ? model->name
+						 : store_display_name(model, buffer, sizeof buffer);
 
-	(void)describe_id(model->uuid, id);
-	(void)store_display_name(model, name, (uint32_t)sizeof name);
-	if (strcasecmp(id, text) == 0) {
+	if (is_hex && strcasecmp(describe_id(model->uuid, id), text) == 0) {
 		return FIT_ID;
 	}
 	if (model->path[0] != '\0' && strcmp(model->path, text) == 0) {
@@ -99,7 +100,7 @@ static enum fit fit_model(const struct model_info *model, const char *text)
 	if (is_stem(text, model->name) || is_stem(text, name)) {
 		return FIT_STEM;
 	}
-	if (size >= 4 && size < 32 && strncasecmp(id, text, size) == 0) {
+	if (is_hex && strncasecmp(id, text, size) == 0) {
 		return FIT_PREFIX;
 	}
 	return FIT_NONE;
@@ -143,17 +144,19 @@ int dispatch_find_model(const struct call *call, struct wire_str text, uint64_t 
 			struct failure *failure)
 {
 	const struct daemon *daemon = call->daemon;
-	const struct model_info *model = NULL;
+	const struct model_info *model;
+	struct text_walk walk = {0};
 	enum fit best = FIT_NONE;
 	uint32_t n_candidates = 0;
 	char wanted[4097];
 
 	(void)wire_str_copy(text, wanted, sizeof wanted);
-	while ((model = store_next_model(daemon->store, model)) != NULL) {
-		enum fit fit = fit_model(model, wanted);
+	while ((model = store_next_meant(daemon->store, wanted, &walk)) != NULL) {
+		enum fit fit = core_client_may(daemon->core, call->client->id, model->id)
+				       ? fit_model(model, wanted)
+				       : FIT_NONE;
 
-		if (fit == FIT_NONE || fit < best ||
-		    !core_client_may(daemon->core, call->client->id, model->id)) {
+		if (fit == FIT_NONE || fit < best) {
 			continue;
 		}
 		n_candidates = fit > best ? 0 : n_candidates;
@@ -167,6 +170,21 @@ int dispatch_find_model(const struct call *call, struct wire_str text, uint64_t 
 		return -WIRE_NOT_FOUND;
 	}
 	return n_candidates > 1 ? refuse_ambiguous(failure, wanted, n_candidates) : 0;
+}
+
+static void refuse_client(const struct call *call, const struct peer *peer)
+{
+	uint64_t number;
+	enum core_limit limit =
+		core_client_limit(call->daemon->core, peer->uid, peer->is_admin, &number);
+
+	call_refuse(call, WIRE_TOO_MANY, NULL,
+		    limit == CORE_LIMIT_USER_CLIENTS
+			    ? "uid %u has %llu clients already, those included that have closed "
+			      "their connection and still map models"
+			    : "no place for uid %u among %llu clients, those included that have "
+			      "closed their connection and still map models",
+		    peer->uid, (unsigned long long)number);
 }
 
 static void open_client(const struct call *call, const struct wire_hello_request *request)
@@ -184,7 +202,7 @@ static void open_client(const struct call *call, const struct wire_hello_request
 	client->id = daemon_step(daemon, &event);
 	if (client->id == 0) {
 		free(client);
-		call_refuse(call, WIRE_TOO_MANY, NULL, "no more clients can be kept track of");
+		refuse_client(call, peer);
 		return;
 	}
 	client->conn = call->conn;

@@ -44,6 +44,7 @@ struct store {
 	struct stored_extent *extents;
 	struct model_info *models;
 	struct list models_by_age; /* model_info::by_age, oldest first */
+	struct text_index texts;   /* of the models */
 	struct job_info *jobs;
 };
 
@@ -234,6 +235,8 @@ struct model_info *store_add_model(struct store *store, uint64_t id, const uint8
 				   const char *name, const char *path)
 {
 	struct model_info *model = sys_calloc(1, sizeof *model);
+	struct model_info *other;
+	struct text_walk walk = {0};
 
 	if (model == NULL) {
 		return NULL;
@@ -253,9 +256,10 @@ struct model_info *store_add_model(struct store *store, uint64_t id, const uint8
 		model_info_free(model);
 		return NULL;
 	}
-	LIST_FOR_EACH (link, &store->models_by_age) {
-		tell_apart(container_of(link, struct model_info, by_age), model);
+	while ((other = text_index_next(&store->texts, model->name, &walk)) != NULL) {
+		tell_apart(other, model);
 	}
+	text_index_add(&store->texts, model);
 	list_append(&store->models_by_age, &model->by_age);
 	return model;
 }
@@ -268,6 +272,11 @@ struct model_info *store_find_model(const struct store *store, uint64_t id)
 	return model;
 }
 
+struct model_info *store_next_meant(struct store *store, const char *text, struct text_walk *walk)
+{
+	return text_index_next(&store->texts, text, walk);
+}
+
 void store_forget_model(struct store *store, uint64_t id)
 {
 	struct model_info *model = store_find_model(store, id);
@@ -276,6 +285,7 @@ void store_forget_model(struct store *store, uint64_t id)
 		return;
 	}
 	HASH_DEL(store->models, model);
+	text_index_remove(&store->texts, model);
 	list_remove(&model->by_age);
 	model_info_free(model);
 }

@@ -14,6 +14,7 @@
 #include <uthash.h>
 
 #include "daemon/history.h"
+#include "daemon/model_text.h"
 
 struct extent;
 struct file;
@@ -54,6 +55,8 @@ struct model_info {
 	uint64_t bad_at;    /* start of the 64 MiB that a verification found to differ */
 	UT_hash_handle hh;  /* store::models, by id */
 	struct list by_age; /* store::models_by_age */
+	struct model_text texts[MODEL_TEXT_N_KINDS];
+	uint64_t seen; /* by the last walk that met it */
 };
 
 /* owner: store::jobs, from the first action of a job until ACT_FORGET_JOB */
@@ -112,6 +115,9 @@ struct model_info *store_find_model(const struct store *store, uint64_t id);
 void store_forget_model(struct store *store, uint64_t id);
 /* Walk in the order of registration: NULL first; NULL at the end. */
 struct model_info *store_next_model(const struct store *store, const struct model_info *previous);
+
+/* Walk over the models that a person's text may mean (model_text.h); '*walk' is zeroed first. */
+struct model_info *store_next_meant(struct store *store, const char *text, struct text_walk *walk);
 
 /*
  * The name that tells a model from the others of the same name: lengthened by as much of

@@ -52,20 +52,29 @@ uint64_t account_lacking(const struct account *account, uint64_t coming, uint64_
 	return by_budget > by_machine ? by_budget : by_machine;
 }
 
-/* What comes back without anybody's help: copies being dropped that nobody maps. */
-uint64_t account_dropping(const struct core *core, uint32_t device)
+/* Sums and moments follow from a model's parts: worked out again for those that changed. */
+void account_settle(struct core *core)
 {
-	const struct segment *segment;
-	uint64_t bytes = 0;
-	uint32_t cursor = 0;
+	LIST_FOR_EACH_SAFE (link, &core->touched) {
+		struct model *model = OF(link, struct model, touched);
 
-	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
-		if (segment->device == device && segment->state == SEGMENT_DROPPING &&
-		    segment_n_mappers(segment) == 0) {
-			bytes += segment->bytes;
+		list_remove(&model->touched);
+		LIST_FOR_EACH (part, &model->segments) {
+			struct segment *segment = OF(part, struct segment, by_model);
+			uint64_t *sums = core->accounts[segment->device].sums;
+
+			sums[segment->sum] -= segment->bytes;
+			segment->sum = (uint8_t)segment_sum_of(core, segment);
+			sums[segment->sum] += segment->bytes;
 		}
+		timer_set(&core->expiries, &model->expiry, evict_expiry(core, model));
 	}
-	return bytes;
+}
+
+uint64_t account_sum(struct core *core, uint32_t device, enum segment_sum sum)
+{
+	account_settle(core);
+	return core->accounts[device].sums[sum];
 }
 
 void account_set_available(struct core *core, const uint64_t *available)
@@ -88,7 +97,7 @@ void account_on_budget(struct core *core, const struct core_event *event)
 	account->budget = event->budget.bytes;
 	over = account_left(account_charged(account),
 			    account_add(account->budget,
-					account_dropping(core, event->budget.device)));
+					account_sum(core, event->budget.device, SUM_DROPPING)));
 	evictable = evict_evictable(core, event->budget.device, NULL);
 	/* What is in use stays; the rest goes as far as it reaches. */
 	over = over > evictable ? evictable : over;

@@ -23,7 +23,8 @@ enum core_action_type {
 	ACT_FORGET_JOB,    /* nothing refers to the job any more */
 	ACT_FORGET_MODEL,  /* its id means nothing any more */
 	ACT_FORGET_CLIENT, /* likewise */
-	ACT_REPLY,         /* the one answer of a request */
+	ACT_REPLY,         /* the one answer of a request; of a verify one for each model, or,
+			    * when it was cancelled, one without a model and no more */
 	ACT_UNLOAD_ITEM,   /* one line of an unload's answer; ACT_REPLY follows */
 	ACT_PROGRESS,      /* tell one waiter how far its load is */
 	ACT_LOST,          /* tell the holder that its lease's bytes cannot be trusted */
@@ -72,7 +73,7 @@ enum core_why {
 	CORE_WHY_IN_USE, /* leased */
 	CORE_WHY_PINNED,
 	CORE_WHY_KEPT,
-	CORE_WHY_WANTED, /* another uid still has a wish */
+	CORE_WHY_WANTED, /* another uid's time has not run out, or it said a priority */
 	CORE_WHY_MAPPED, /* lease ended, process still maps it */
 	CORE_WHY_LOADING,
 	CORE_WHY_CHANGED, /* a newer generation */
@@ -82,6 +83,24 @@ enum core_why {
 	CORE_WHY_BUDGET, /* the budget was lowered */
 	CORE_WHY_LOST,   /* device gone */
 	CORE_WHY_N_VALUES,
+};
+
+/* Which limit an answer of too-many means. */
+enum core_limit {
+	CORE_LIMIT_NONE, /* not one of the core's */
+	CORE_LIMIT_CLIENTS,
+	CORE_LIMIT_USER_CLIENTS, /* of one uid, those included that are gone and still map bytes */
+	CORE_LIMIT_MODELS,
+	CORE_LIMIT_USER_MODELS, /* that one uid loaded first */
+	CORE_LIMIT_JOBS,
+	CORE_LIMIT_USER_QUEUED, /* loads of one uid that wait for their turn */
+	CORE_LIMIT_SEGMENTS,
+	CORE_LIMIT_LEASES,
+	CORE_LIMIT_USER_LEASES,
+	CORE_LIMIT_MODEL_LEASES, /* of one model */
+	CORE_LIMIT_WAITERS,
+	CORE_LIMIT_WISHES,
+	CORE_LIMIT_N_VALUES,
 };
 
 /* The numbers behind no-memory, of the first device that falls short. */
@@ -113,6 +132,10 @@ struct core_action {
 			uint64_t current; /* stale: the current generation */
 		} reply;
 		struct core_shortage shortage; /* ACT_REPLY with no-memory */
+		struct {
+			enum core_limit limit;
+			uint64_t number;
+		} too_many; /* ACT_REPLY with too-many */
 		struct {
 			enum core_outcome outcome;
 			enum core_why why;

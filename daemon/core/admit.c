@@ -47,7 +47,7 @@ enum possible { POSSIBLE_NEVER, POSSIBLE_LATER, POSSIBLE_NOW };
  * Could the job be admitted by evicting what may go, now or once running loads have ended?
  * If never, the numbers are kept for the answer.
  */
-static enum possible how_possible(const struct core *core, struct job *job)
+static enum possible how_possible(struct core *core, struct job *job)
 {
 	enum possible possible = POSSIBLE_NOW;
 
@@ -61,12 +61,12 @@ static enum possible how_possible(const struct core *core, struct job *job)
 			continue;
 		}
 		coming = account_add(evict_evictable(core, device, job->model),
-				     account_dropping(core, device));
+				     account_sum(core, device, SUM_DROPPING));
 		reachable = account_room(account, coming);
 		if (!account->is_lost && need <= reachable) {
 			continue;
 		}
-		coming = account_add(coming, evict_evictable_later(core, device));
+		coming = account_add(coming, account_sum(core, device, SUM_LATER));
 		if (account->is_lost || need > account_room(account, coming)) {
 			set_shortage(core, job, device, reachable);
 			return POSSIBLE_NEVER;
@@ -94,9 +94,9 @@ static void make_room(struct core *core, const struct job *job, const uint64_t *
 {
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {
 		uint64_t need = need_on(job, device);
+		uint64_t dropping = account_sum(core, device, SUM_DROPPING);
 		uint64_t lacking = need == 0 ? 0
-					     : account_lacking(&core->accounts[device],
-							       account_dropping(core, device),
+					     : account_lacking(&core->accounts[device], dropping,
 							       account_add(need, older[device]));
 
 		if (lacking > 0) {
@@ -110,14 +110,10 @@ void admit_run(struct core *core)
 {
 	uint64_t older[CORE_MAX_DEVICES] = {0};
 
-	LIST_FOR_EACH_SAFE (link, &core->jobs) {
-		struct job *job = OF(link, struct job, by_age);
-		enum possible possible;
+	LIST_FOR_EACH_SAFE (link, &core->rooms) {
+		struct job *job = OF(link, struct job, by_room);
+		enum possible possible = how_possible(core, job);
 
-		if (job->state != JOB_ROOM || job->model == NULL) {
-			continue;
-		}
-		possible = how_possible(core, job);
 		if (possible == POSSIBLE_NEVER) {
 			job_fail(core, job, WIRE_NO_MEMORY);
 			continue;

@@ -76,6 +76,7 @@ uint64_t adopt_copy(struct core *core, const struct core_event *event)
 	segment->device = (uint16_t)event->adopt.device;
 	segment->index = (uint16_t)event->adopt.index;
 	segment->state = SEGMENT_READY;
+	model_touch(core, model);
 	list_append(&model->segments, &segment->by_model);
 	core->accounts[segment->device].bucket[SEGMENT_READY] += segment->bytes;
 	take_generation(core, model, event);
@@ -96,6 +97,7 @@ void adopt_wish(struct core *core, const struct core_event *event)
 	wish->ttl_ns = event->adopt_wish.ttl_ns;
 	wish->pin_until_ns = event->adopt_wish.pin_until_ns;
 	wish->keep_until_ns = event->adopt_wish.keep_until_ns;
+	wish_changed(core, wish);
 	wish_record(core, wish);
 }
 
@@ -111,12 +113,8 @@ uint64_t adopt_lease(struct core *core, const struct core_event *event)
 	    find_copy(model, event->adopt_lease.generation, 0, 0) == NULL) {
 		return 0;
 	}
-	lease = lease_add(core, model, client, true);
-	if (lease == NULL) {
-		return 0;
-	}
-	lease->generation = event->adopt_lease.generation;
-	return idtab_id(&core->leases, lease);
+	lease = lease_add(core, model, client, event->adopt_lease.generation, true);
+	return lease == NULL ? 0 : idtab_id(&core->leases, lease);
 }
 
 /* All is back: hash it in the background, and let those who used it come back first. */

@@ -1,22 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The invariants that can be seen from inside; see docs/memory-model.md. */
+#include <string.h>
+
 #include "daemon/core/state.h"
 
 /* I4: each copy's bytes are in exactly the bucket of its state. */
 static const char *check_buckets(const struct core *core)
 {
 	uint64_t sums[CORE_MAX_DEVICES][SEGMENT_N_STATES] = {{0}};
+	uint64_t kept[CORE_MAX_DEVICES][SUM_N_VALUES] = {{0}};
 	const struct segment *segment;
 	uint32_t cursor = 0;
 
 	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
 		sums[segment->device][segment->state] += segment->bytes;
+		kept[segment->device][segment->sum] += segment->bytes;
 	}
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {
 		for (int state = 0; state < SEGMENT_N_STATES; state++) {
 			if (sums[device][state] != core->accounts[device].bucket[state]) {
 				return "I4 bytes are in the bucket of their state";
 			}
+		}
+		if (memcmp(kept[device] + 1, core->accounts[device].sums + 1,
+			   (SUM_N_VALUES - 1) * sizeof kept[device][0]) != 0) {
+			return "the sums of what may go are those of the copies";
 		}
 	}
 	return NULL;
@@ -30,11 +38,14 @@ static const char *check_segment(const struct core *core, const struct segment *
 	if (is_filling && (job == NULL || job->n_outstanding == 0)) {
 		return "I7 a copy is filled by a job";
 	}
-	if (segment->state == SEGMENT_HELD && segment_n_mappers(segment) == 0) {
+	if (segment->state == SEGMENT_HELD && !segment_is_mapped(segment)) {
 		return "I4 held bytes have a holder";
 	}
 	if (segment->generation > segment->model->last_generation) {
 		return "I6 generations only grow";
+	}
+	if (segment->sum != segment_sum_of(core, segment)) {
+		return "what may go is known after every step";
 	}
 	LIST_FOR_EACH (link, &segment->model->segments) {
 		const struct segment *other = OF(link, struct segment, by_model);
@@ -47,9 +58,39 @@ static const char *check_segment(const struct core *core, const struct segment *
 	return NULL;
 }
 
-static const char *check_model(const struct model *model)
+/* A holder counts what its leases are. */
+static const char *check_holder(const struct holder *holder)
+{
+	uint32_t n_leases = 0;
+	uint32_t n_live = 0;
+	uint32_t n_mapped = 0;
+
+	LIST_FOR_EACH (link, &holder->model->leases) {
+		const struct lease *lease = OF(link, struct lease, by_model);
+
+		if (lease->client == holder->client && lease->generation == holder->generation) {
+			n_leases += lease->holder == holder ? 1 : 0;
+			n_live += lease->is_ghost ? 0 : 1;
+			n_mapped += lease->is_mapped ? 1 : 0;
+		}
+	}
+	return n_leases > 0 && n_leases == holder->n_leases && n_live == holder->n_live &&
+			       n_mapped == holder->n_mapped
+		       ? NULL
+		       : "I14 a holder counts its leases";
+}
+
+static const char *check_model(const struct core *core, const struct model *model)
 {
 	uint32_t n_live = 0;
+	uint32_t n_counted = 0;
+
+	if (model->expiry.at_ns != evict_expiry(core, model)) {
+		return "when a model's time runs out is known after every step";
+	}
+	LIST_FOR_EACH (link, &model->holders) {
+		n_counted += OF(link, struct holder, by_model)->n_leases;
+	}
 
 	if (model->generation > model->last_generation) {
 		return "I6 generations only grow";
@@ -58,6 +99,7 @@ static const char *check_model(const struct model *model)
 		const struct lease *lease = OF(link, struct lease, by_model);
 
 		n_live += lease->is_ghost ? 0 : 1;
+		n_counted--;
 		if (lease->generation == 0 || lease->generation > model->last_generation) {
 			return "I5 a lease names a generation that was published";
 		}
@@ -65,7 +107,7 @@ static const char *check_model(const struct model *model)
 			return "I14 a ghost maps something and is not connected";
 		}
 	}
-	if (n_live != model->n_leases) {
+	if (n_live != model->n_leases || n_counted != 0) {
 		return "I5 leases are counted";
 	}
 	if (model->file == 0 && model->job == NULL && !list_is_empty(&model->segments)) {
@@ -106,12 +148,64 @@ static const char *check_jobs(const struct core *core)
 	return NULL;
 }
 
+/* The counts of the users are those of the tables. */
+static const char *check_users(const struct core *core)
+{
+	const struct user *user;
+	const struct client *client;
+	const struct model *model;
+	uint32_t cursor = 0;
+	uint32_t n_clients = 0;
+	uint32_t n_models = 0;
+	uint32_t n_jobs = 0;
+	uint32_t n_queued = 0;
+	uint32_t n_leases = 0;
+	uint32_t n_leaving = 0;
+
+	while ((user = idtab_next(&core->users, &cursor)) != NULL) {
+		n_clients += user->n_clients;
+		n_models += user->n_models;
+		n_jobs += user->n_queued + user->n_running;
+		n_queued += user->n_queued;
+		n_leases += user->n_leases;
+		n_leaving += user->n_leaving;
+	}
+	cursor = 0;
+	while ((client = idtab_next(&core->clients, &cursor)) != NULL) {
+		if (user_find(core, client->uid) != client->user) {
+			return "a client is counted in its user";
+		}
+	}
+	cursor = 0;
+	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		if (user_find(core, model->owner_uid) != model->owner) {
+			return "a model is counted in its user";
+		}
+		n_leaving -= model->is_leaving ? 1 : 0;
+	}
+	LIST_FOR_EACH (link, &core->jobs) {
+		const struct job *job = OF(link, struct job, by_age);
+
+		n_queued -= job->state == JOB_QUEUED ? 1 : 0;
+		if (job->is_running == (job->state == JOB_QUEUED) ||
+		    user_find(core, job->uid) != job->user) {
+			return "a job is counted in its user";
+		}
+	}
+	return n_clients == core->clients.n_used && n_leases == core->leases.n_used &&
+			       n_models == core->models.n_used &&
+			       n_jobs == core->job_table.n_used && n_queued == 0 && n_leaving == 0
+		       ? NULL
+		       : "users count what they have";
+}
+
 const char *core_check(const struct core *core)
 {
 	const char *broken = check_buckets(core);
 	const struct segment *segment;
 	const struct model *model;
 	const struct client *client;
+	const struct holder *holder;
 	uint32_t cursor = 0;
 
 	while (broken == NULL && (segment = idtab_next(&core->segments, &cursor)) != NULL) {
@@ -119,11 +213,16 @@ const char *core_check(const struct core *core)
 	}
 	cursor = 0;
 	while (broken == NULL && (model = idtab_next(&core->models, &cursor)) != NULL) {
-		broken = check_model(model);
+		broken = check_model(core, model);
 	}
 	cursor = 0;
 	while (broken == NULL && (client = idtab_next(&core->clients, &cursor)) != NULL) {
 		broken = check_client(client);
 	}
-	return broken != NULL ? broken : check_jobs(core);
+	cursor = 0;
+	while (broken == NULL && (holder = idtab_next(&core->holders, &cursor)) != NULL) {
+		broken = check_holder(holder);
+	}
+	broken = broken != NULL ? broken : check_jobs(core);
+	return broken != NULL ? broken : check_users(core);
 }

@@ -11,18 +11,46 @@ struct client *client_of(const struct core *core, uint64_t id)
 	return client != NULL && client->is_connected ? client : NULL;
 }
 
+enum core_limit core_client_limit(const struct core *core, uint32_t uid, bool is_admin,
+				  uint64_t *ret_number)
+{
+	const struct core_config *config = &core->config;
+	const struct user *user = user_find(core, uid);
+	uint32_t n_reserved = is_admin ? 0 : config->reserved_clients;
+	enum core_limit limit = CORE_LIMIT_NONE;
+
+	if (!is_admin && config->max_clients_per_uid != 0 && user != NULL &&
+	    user->n_clients >= config->max_clients_per_uid) {
+		limit = CORE_LIMIT_USER_CLIENTS;
+	} else if (core->clients.n_used + (uint64_t)n_reserved >= config->max_clients) {
+		limit = CORE_LIMIT_CLIENTS;
+	}
+	*ret_number = core_limit_number(core, limit);
+	return limit;
+}
+
 uint64_t client_open(struct core *core, const struct core_event *event)
 {
 	uint64_t id = 0;
-	struct client *client = idtab_add(&core->clients, &id);
+	uint64_t number;
+	struct client *client;
 
+	if (!event->opened.is_back &&
+	    core_client_limit(core, event->opened.uid, event->opened.is_admin, &number) !=
+		    CORE_LIMIT_NONE) {
+		return 0;
+	}
+	client = idtab_add(&core->clients, &id);
 	if (client == NULL) {
 		return 0;
 	}
+	client->user = user_get(core, event->opened.uid);
+	client->user->n_clients++;
 	client->uid = event->opened.uid;
 	client->is_admin = event->opened.is_admin;
 	client->is_connected = true;
 	list_init(&client->leases);
+	list_init(&client->holders);
 	list_init(&client->waiters);
 	return id;
 }
@@ -32,6 +60,8 @@ static void settle(struct core *core, struct client *client)
 {
 	if (!client->is_connected && list_is_empty(&client->leases)) {
 		core_act(core, ACT_FORGET_CLIENT)->client = idtab_id(&core->clients, client);
+		client->user->n_clients--;
+		user_settle(core, client->user);
 		idtab_remove(&core->clients, client);
 	}
 }
@@ -44,17 +74,7 @@ static void end_leases(struct core *core, struct client *client, bool only_unmap
 		if (!only_unmapped || !lease->is_mapped) {
 			lease_end(core, lease);
 		} else if (!lease->is_ghost) {
-			struct model *model = lease->model;
-
-			/* Its bytes stay charged until the process is gone; it protects nothing. */
-			lease->is_ghost = true;
-			lease_record(core, lease);
-			model->n_leases--;
-			model->last_used_ns = core->now_ns;
-			model_drain(core, model);
-			if (model->is_doomed && model_is_idle(model)) {
-				(void)model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
-			}
+			lease_become_ghost(core, lease);
 		}
 	}
 }
@@ -77,7 +97,7 @@ void client_on_closed(struct core *core, const struct core_event *event)
 	client->is_connected = false;
 	LIST_FOR_EACH_SAFE (link, &client->waiters) {
 		struct waiter *waiter = OF(link, struct waiter, by_client);
-		struct job *job = waiter->kind == WAITER_VERIFY ? NULL : waiter->model->job;
+		struct job *job = waiter->job;
 
 		waiter_remove(core, waiter);
 		if (job != NULL) {
@@ -102,8 +122,7 @@ void client_on_process_gone(struct core *core, const struct core_event *event)
 	}
 }
 
-struct waiter *waiter_add(struct core *core, struct client *client, uint32_t request,
-			  struct list *owner)
+struct waiter *waiter_add(struct core *core, const struct waiter *like, struct job *job)
 {
 	uint64_t id = 0;
 	struct waiter *waiter = idtab_add(&core->waiters, &id);
@@ -111,15 +130,28 @@ struct waiter *waiter_add(struct core *core, struct client *client, uint32_t req
 	if (waiter == NULL) {
 		return NULL;
 	}
-	waiter->client = client;
-	waiter->request = request;
-	list_append(&client->waiters, &waiter->by_client);
-	list_append(owner, &waiter->by_owner);
+	waiter->client = like->client;
+	waiter->model = like->model;
+	waiter->job = job;
+	waiter->request = like->request;
+	waiter->attach = like->attach;
+	waiter->map = like->map;
+	waiter->is_first = like->is_first;
+	list_append(&waiter->client->waiters, &waiter->by_client);
+	list_append(job != NULL ? &job->waiters : &waiter->model->verifiers, &waiter->by_owner);
+	if (job != NULL && waiter->attach) {
+		job->n_attaching++;
+		model_touch(core, waiter->model);
+	}
 	return waiter;
 }
 
 void waiter_remove(struct core *core, struct waiter *waiter)
 {
+	if (waiter->job != NULL && waiter->attach) {
+		waiter->job->n_attaching--;
+		model_touch(core, waiter->model);
+	}
 	list_remove(&waiter->by_client);
 	list_remove(&waiter->by_owner);
 	idtab_remove(&core->waiters, waiter);
@@ -135,17 +167,20 @@ void client_on_cancel(struct core *core, const struct core_event *event)
 	}
 	LIST_FOR_EACH_SAFE (link, &client->waiters) {
 		struct waiter *waiter = OF(link, struct waiter, by_client);
-		struct model *model = waiter->model;
-		bool is_load = waiter->kind != WAITER_VERIFY;
+		struct job *job = waiter->job;
 
 		if (waiter->request != event->cancel.request) {
 			continue;
 		}
+		/* A verify waits for each of its models, and gets one answer for all. */
+		if (!is_found) {
+			core_reply(core, client, waiter->request, WIRE_CANCELLED,
+				   job == NULL ? NULL : waiter->model);
+		}
 		is_found = true;
-		core_reply(core, client, waiter->request, WIRE_CANCELLED, model);
 		waiter_remove(core, waiter);
-		if (is_load && model->job != NULL) {
-			job_drop_if_unwanted(core, model->job);
+		if (job != NULL) {
+			job_drop_if_unwanted(core, job);
 		}
 	}
 	core_reply(core, client, event->request, 0, NULL);

@@ -26,18 +26,24 @@ static bool count_actions(const struct core_config *config, uint64_t *ret)
 	return checked_add(n, 2ULL * config->max_waiters, &n) &&
 	       checked_add(n, 4ULL * config->max_segments, &n) &&
 	       checked_add(n, 5ULL * config->max_leases, &n) &&
-	       checked_add(n, 8ULL * config->max_models, &n) &&
+	       checked_add(n, 8ULL * model_capacity(config), &n) &&
 	       checked_add(n, 4ULL * config->max_wishes, &n) && checked_add(n, 0, ret);
 }
 
-static uint32_t hash_size(const struct core_config *config)
+static uint32_t hash_size(uint32_t n_objects)
 {
 	uint32_t n = 64;
 
-	while (n < config->max_models) {
+	while (n < n_objects) {
 		n *= 2;
 	}
 	return n;
+}
+
+/* A user has a client, a model or a job; of jobs there are as many as models. */
+static uint32_t user_capacity(const struct core_config *config)
+{
+	return config->max_clients + 2 * model_capacity(config);
 }
 
 static bool add_part(uint64_t *total, uint64_t count, uint64_t size)
@@ -60,14 +66,20 @@ size_t core_size(const struct core_config *config)
 	    config->max_segments > limit || config->max_leases > limit ||
 	    config->max_waiters > limit || config->max_wishes > limit ||
 	    !count_actions(config, &n_actions) || !add_part(&total, 1, sizeof(struct core)) ||
-	    !add_part(&total, config->max_models, sizeof(struct model)) ||
-	    !add_part(&total, config->max_models, sizeof(struct job)) ||
+	    !add_part(&total, model_capacity(config), sizeof(struct model)) ||
+	    !add_part(&total, model_capacity(config), sizeof(struct job)) ||
 	    !add_part(&total, config->max_segments, sizeof(struct segment)) ||
 	    !add_part(&total, config->max_leases, sizeof(struct lease)) ||
+	    !add_part(&total, config->max_leases, sizeof(struct holder)) ||
 	    !add_part(&total, config->max_wishes, sizeof(struct wish)) ||
 	    !add_part(&total, config->max_clients, sizeof(struct client)) ||
 	    !add_part(&total, config->max_waiters, sizeof(struct waiter)) ||
-	    !add_part(&total, hash_size(config), sizeof(uint32_t)) ||
+	    !add_part(&total, user_capacity(config), sizeof(struct user)) ||
+	    !add_part(&total, hash_size(model_capacity(config)), sizeof(uint32_t)) ||
+	    !add_part(&total, hash_size(user_capacity(config)), sizeof(uint32_t)) ||
+	    !add_part(&total, model_capacity(config), sizeof(struct timer *)) ||
+	    !add_part(&total, config->max_wishes, sizeof(struct timer *)) ||
+	    !add_part(&total, config->max_segments, sizeof(struct segment *)) ||
 	    !add_part(&total, n_actions, sizeof(struct core_action))) {
 		return 0;
 	}
@@ -84,6 +96,12 @@ static void *take_part(char **memory, uint64_t count, uint64_t size)
 	return part;
 }
 
+static void init_timers(struct timers *timers, char **memory, uint32_t capacity)
+{
+	timers->heap = take_part(memory, capacity, sizeof(struct timer *));
+	timers->capacity = capacity;
+}
+
 static void init_table(struct idtab *tab, char **memory, uint32_t capacity, size_t slot_size)
 {
 	idtab_init(tab, take_part(memory, capacity, slot_size), slot_size, capacity);
@@ -96,20 +114,29 @@ struct core *core_init(void *memory, const struct core_config *config)
 	uint64_t n_actions = 0;
 
 	core->config = *config;
-	init_table(&core->models, &at, config->max_models, sizeof(struct model));
-	init_table(&core->job_table, &at, config->max_models, sizeof(struct job));
+	init_table(&core->models, &at, model_capacity(config), sizeof(struct model));
+	init_table(&core->job_table, &at, model_capacity(config), sizeof(struct job));
 	init_table(&core->segments, &at, config->max_segments, sizeof(struct segment));
 	init_table(&core->leases, &at, config->max_leases, sizeof(struct lease));
+	init_table(&core->holders, &at, config->max_leases, sizeof(struct holder));
 	init_table(&core->wishes, &at, config->max_wishes, sizeof(struct wish));
 	init_table(&core->clients, &at, config->max_clients, sizeof(struct client));
 	init_table(&core->waiters, &at, config->max_waiters, sizeof(struct waiter));
-	core->n_hash = hash_size(config);
+	init_table(&core->users, &at, user_capacity(config), sizeof(struct user));
+	core->n_hash = hash_size(model_capacity(config));
 	core->hash = take_part(&at, core->n_hash, sizeof *core->hash);
+	core->n_user_hash = hash_size(user_capacity(config));
+	core->user_hash = take_part(&at, core->n_user_hash, sizeof *core->user_hash);
+	init_timers(&core->expiries, &at, model_capacity(config));
+	init_timers(&core->lapses, &at, config->max_wishes);
+	core->victims = take_part(&at, config->max_segments, sizeof(struct segment *));
 	REQUIRE(count_actions(config, &n_actions) && n_actions <= UINT32_MAX);
 	core->max_actions = (uint32_t)n_actions;
 	core->actions = take_part(&at, n_actions, sizeof *core->actions);
 	list_init(&core->jobs);
-	list_init(&core->verifiers);
+	list_init(&core->rooms);
+	list_init(&core->startable);
+	list_init(&core->touched);
 	for (uint32_t i = 0; i < CORE_MAX_DEVICES; i++) {
 		core->accounts[i].available = NEVER;
 	}
@@ -145,6 +172,38 @@ void core_reply(struct core *core, const struct client *client, uint32_t request
 	action->model = model_id(core, model);
 }
 
+uint64_t core_limit_number(const struct core *core, enum core_limit limit)
+{
+	const struct core_config *config = &core->config;
+	const uint64_t numbers[CORE_LIMIT_N_VALUES] = {
+		[CORE_LIMIT_CLIENTS] = config->max_clients,
+		[CORE_LIMIT_USER_CLIENTS] = config->max_clients_per_uid,
+		[CORE_LIMIT_MODELS] = config->max_models,
+		[CORE_LIMIT_USER_MODELS] = config->max_models_per_uid,
+		[CORE_LIMIT_JOBS] = core->job_table.capacity,
+		[CORE_LIMIT_USER_QUEUED] = config->max_queued_per_uid,
+		[CORE_LIMIT_SEGMENTS] = config->max_segments,
+		[CORE_LIMIT_LEASES] = config->max_leases,
+		[CORE_LIMIT_USER_LEASES] = config->max_leases_per_uid,
+		[CORE_LIMIT_MODEL_LEASES] = COUNT_MAX,
+		[CORE_LIMIT_WAITERS] = config->max_waiters,
+		[CORE_LIMIT_WISHES] = config->max_wishes,
+	};
+
+	return numbers[limit];
+}
+
+void core_reply_too_many(struct core *core, const struct client *client, uint32_t request,
+			 enum core_limit limit, const struct model *model)
+{
+	struct core_action *action;
+
+	core_reply(core, client, request, WIRE_TOO_MANY, model);
+	action = &core->actions[core->n_actions - 1];
+	action->too_many.limit = limit;
+	action->too_many.number = core_limit_number(core, limit);
+}
+
 void core_note(struct core *core, enum core_note_type note, enum core_why why,
 	       const struct model *model, uint64_t bytes)
 {
@@ -169,16 +228,15 @@ void core_close_file(struct core *core, uint64_t file)
 
 static void begin_shutdown(struct core *core)
 {
+	struct model *model;
+	uint32_t cursor = 0;
+
 	core->is_shutting_down = true;
 	LIST_FOR_EACH_SAFE (link, &core->jobs) {
 		job_fail(core, OF(link, struct job, by_age), WIRE_SHUTTING_DOWN);
 	}
-	LIST_FOR_EACH_SAFE (link, &core->verifiers) {
-		struct waiter *waiter = OF(link, struct waiter, by_owner);
-
-		core_reply(core, waiter->client, waiter->request, WIRE_SHUTTING_DOWN,
-			   waiter->model);
-		waiter_remove(core, waiter);
+	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		segment_answer_verifiers(core, model, WIRE_SHUTTING_DOWN);
 	}
 }
 
@@ -282,11 +340,13 @@ void core_step(struct core *core, const struct core_event *event, struct core_up
 		REQUIRE(core->n_given == core->n_actions);
 		core->n_given = core->n_actions = 0;
 		core->now_ns = event->now_ns > core->now_ns ? event->now_ns : core->now_ns;
-		handle(core, event, update);
 		wish_lapse(core);
+		handle(core, event, update);
+		wish_lapse(core); /* what was adopted may be over already */
 		evict_expired(core);
 		admit_run(core);
 		job_run(core);
+		account_settle(core);
 	}
 	update->actions = core->actions + core->n_given;
 	update->n_actions = core->n_actions - core->n_given;
@@ -295,8 +355,8 @@ void core_step(struct core *core, const struct core_event *event, struct core_up
 	}
 	core->n_given += update->n_actions;
 	update->again = core->n_given < core->n_actions;
-	soonest_ns = wish_deadline(core);
-	evict_ns = evict_deadline(core);
+	soonest_ns = timer_deadline(&core->lapses);
+	evict_ns = timer_deadline(&core->expiries);
 	soonest_ns = soonest_ns < evict_ns ? soonest_ns : evict_ns;
 	if (core->quiet_until_ns > core->now_ns && core->quiet_until_ns < soonest_ns) {
 		soonest_ns = core->quiet_until_ns; /* loads may wait for it */

@@ -27,13 +27,18 @@
 struct core;
 
 struct core_config {
-	uint32_t max_clients; /* ghosts (closed, still mapping) included */
-	uint32_t max_models;
+	uint32_t max_clients;         /* ghosts (closed, still mapping) included */
+	uint32_t max_clients_per_uid; /* likewise, admins excepted; 0: as many as there are */
+	uint32_t reserved_clients;    /* of max_clients, for admins */
+	uint32_t max_models;          /* and some more while others leave for them */
+	uint32_t max_models_per_uid;  /* that it loaded first; 0: as many as there are */
+	uint32_t max_queued_per_uid;  /* loads that wait for their turn; 0: no bound */
 	uint32_t max_segments;
 	uint32_t max_leases;
-	uint32_t max_waiters; /* requests owed an answer */
-	uint32_t max_wishes;  /* (uid, model) pairs */
-	uint32_t n_devices;   /* at most CORE_MAX_DEVICES */
+	uint32_t max_leases_per_uid; /* 0: as many as there are */
+	uint32_t max_waiters;        /* requests owed an answer */
+	uint32_t max_wishes;         /* (uid, model) pairs */
+	uint32_t n_devices;          /* at most CORE_MAX_DEVICES */
 	uint32_t loads_per_uid;
 	uint64_t idle_evict_ns; /* for models that nobody named a time for; 0: until needed */
 };
@@ -112,7 +117,7 @@ struct core_segment_view {
 	uint64_t id, model, generation, bytes;
 	uint32_t device, index;
 	enum segment_state state;
-	uint32_t n_mappers; /* leases and ghosts that have its descriptor */
+	uint32_t n_mappers; /* clients that have its descriptor, ghosts included */
 };
 
 struct core_lease_view {
@@ -121,12 +126,19 @@ struct core_lease_view {
 	bool is_ghost;  /* connection closed, process still maps it */
 };
 
+/* One client's leases of one generation: it holds those bytes once, however many they are. */
+struct core_holder_view {
+	uint64_t client, model, generation, bytes;
+	uint32_t n_leases;
+	bool is_mapped; /* one of them is */
+};
+
 struct core_client_view {
 	uint64_t id;
 	uint32_t uid;
 	bool is_admin, is_connected;
 	uint32_t n_leases;
-	uint64_t held_bytes; /* of all its leases and ghosts */
+	uint64_t held_bytes; /* that its leases and ghosts map, each byte once */
 };
 
 struct core_wish_view {
@@ -156,7 +168,10 @@ bool core_segment_get(const struct core *core, uint64_t segment, struct core_seg
 /* 0 when there is none. */
 uint64_t core_model_find(const struct core *core, uint64_t dev, uint64_t ino);
 
-/* Walk: *cursor = 0 first; false at the end. */
+/*
+ * Walk: *cursor = 0 first; false at the end. The cursor is opaque. A walk of one model's parts
+ * costs as much as it has parts, and ends early when the part just given is removed meanwhile.
+ */
 bool core_model_next(const struct core *core, uint32_t *cursor, struct core_model_view *ret);
 bool core_client_next(const struct core *core, uint32_t *cursor, struct core_client_view *ret);
 bool core_lease_next(const struct core *core, uint32_t *cursor, struct core_lease_view *ret);
@@ -165,9 +180,15 @@ bool core_segment_next(const struct core *core, uint64_t model, uint32_t *cursor
 		       struct core_segment_view *ret);
 bool core_wish_next(const struct core *core, uint64_t model, uint32_t *cursor,
 		    struct core_wish_view *ret);
+/* Holders of one model, or of all when model is 0. */
+bool core_holder_next(const struct core *core, uint64_t model, uint32_t *cursor,
+		      struct core_holder_view *ret);
 void core_account_get(const struct core *core, uint32_t device, struct core_account_view *ret);
 void core_counters_get(const struct core *core, struct core_counters *ret);
 
+/* Which limit stands in the way of another client of this uid, and its number. */
+enum core_limit core_client_limit(const struct core *core, uint32_t uid, bool is_admin,
+				  uint64_t *ret_number);
 /* May this client see and use the model (admin, or its uid has presented the file)? */
 bool core_client_may(const struct core *core, uint64_t client, uint64_t model);
 /* Has this uid a wish about the model? */

@@ -80,6 +80,7 @@ struct core_event {
 		struct {
 			uint32_t uid;
 			bool is_admin;
+			bool is_back; /* of before a restart, for EV_ADOPT_LEASE: always let in */
 		} opened;
 		struct {
 			uint64_t file; /* corridor's id; the core owns it now and
@@ -89,8 +90,8 @@ struct core_event {
 			const struct core_policy *policy;
 			uint32_t format;
 			bool no_wait;
-			bool attach;
-			bool map; /* the answer carries the image descriptors */
+			bool attach; /* not with no_wait: bad-argument */
+			bool map;    /* the answer carries the image descriptors */
 		} load;
 		struct {
 			uint64_t model; /* core id; 0 when a file is presented */

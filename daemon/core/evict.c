@@ -6,56 +6,25 @@
  */
 #include "base/require.h"
 
+#include <string.h>
+
 #include "daemon/core/state.h"
 
 __extension__ typedef unsigned __int128 wide; /* products of two 64-bit numbers */
 
-static bool may_go(const struct core *core, const struct segment *segment,
-		   const struct model *spare)
+/* What may go, but for the one model it would go for. */
+uint64_t evict_evictable(struct core *core, uint32_t device, const struct model *spare)
 {
-	const struct model *model = segment->model;
+	uint64_t bytes = account_sum(core, device, SUM_EVICTABLE);
 
-	return segment_is_droppable(segment) && model != spare && model_is_idle(model) &&
-	       !model_is_pinned(core, model) && segment_n_mappers(segment) == 0;
-}
-
-uint64_t evict_evictable(const struct core *core, uint32_t device, const struct model *spare)
-{
-	const struct segment *segment;
-	uint64_t bytes = 0;
-	uint32_t cursor = 0;
-
-	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
-		if (segment->device == device && may_go(core, segment, spare)) {
-			bytes += segment->bytes;
-		}
+	if (spare == NULL) {
+		return bytes;
 	}
-	return bytes;
-}
+	LIST_FOR_EACH (link, &spare->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
 
-static bool will_be_leased(const struct job *job)
-{
-	LIST_FOR_EACH (link, &job->waiters) {
-		if (OF(link, struct waiter, by_owner)->attach) {
-			return true;
-		}
-	}
-	return false;
-}
-
-uint64_t evict_evictable_later(const struct core *core, uint32_t device)
-{
-	const struct segment *segment;
-	uint64_t bytes = 0;
-	uint32_t cursor = 0;
-
-	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
-		const struct job *job = segment->job == 0 ? NULL : job_of(core, segment->job);
-
-		if (job != NULL && segment->device == device && segment->state <= SEGMENT_READY &&
-		    !will_be_leased(job) && !model_is_pinned(core, segment->model)) {
-			bytes += segment->bytes;
-		}
+		bytes -= segment->device == device && segment->sum == SUM_EVICTABLE ? segment->bytes
+										    : 0;
 	}
 	return bytes;
 }
@@ -84,64 +53,82 @@ static bool goes_before(const struct core *core, const struct segment *a, const 
 	if (priority_a != priority_b) {
 		return priority_a < priority_b;
 	}
-	return idle_a * cost_ns(b) > idle_b * cost_ns(a);
+	if (idle_a * cost_ns(b) != idle_b * cost_ns(a)) {
+		return idle_a * cost_ns(b) > idle_b * cost_ns(a);
+	}
+	return a < b; /* any order, but always the same */
 }
 
-static struct segment *pick(const struct core *core, uint32_t device, const struct model *spare)
+/* Let the victim at 'place' of the heap sink below all that go before it. */
+static void sink(const struct core *core, uint32_t n_victims, uint32_t place)
 {
-	struct segment *best = NULL;
+	struct segment **victims = core->victims;
+	uint32_t child = 2 * place + 1;
+
+	while (child < n_victims) {
+		struct segment *above = victims[place];
+
+		if (child + 1 < n_victims &&
+		    goes_before(core, victims[child + 1], victims[child])) {
+			child++;
+		}
+		if (goes_before(core, above, victims[child])) {
+			return;
+		}
+		victims[place] = victims[child];
+		victims[child] = above;
+		place = child;
+		child = 2 * place + 1;
+	}
+}
+
+/* All that may go, as a heap with the first to go on top. Returns how many. */
+static uint32_t gather(const struct core *core, uint32_t device, const struct model *spare)
+{
 	struct segment *segment;
 	uint32_t cursor = 0;
-
-	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
-		if (segment->device == device && segment->victim_order == 0 &&
-		    may_go(core, segment, spare) &&
-		    (best == NULL || goes_before(core, segment, best))) {
-			best = segment;
-		}
-	}
-	return best;
-}
-
-static struct segment *find_order(const struct core *core, uint32_t order)
-{
-	struct segment *segment;
-	uint32_t cursor = 0;
-
-	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
-		if (segment->victim_order == order) {
-			return segment;
-		}
-	}
-	return NULL;
-}
-
-/* Choose; returns how many, and spares from the last one back what is not needed. */
-static uint32_t choose(struct core *core, uint32_t device, uint64_t bytes,
-		       const struct model *spare, uint64_t *ret_total)
-{
 	uint32_t n_victims = 0;
+
+	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
+		if (segment->device == device && segment->sum == SUM_EVICTABLE &&
+		    segment->model != spare) {
+			core->victims[n_victims++] = segment;
+		}
+	}
+	for (uint32_t i = n_victims / 2; i > 0; i--) {
+		sink(core, n_victims, i - 1);
+	}
+	return n_victims;
+}
+
+/*
+ * Choose: the chosen ones lie behind the heap then, '*ret_first' is the place of the last chosen
+ * and the first chosen comes last. Those that turn out not to be needed become NULL.
+ */
+static uint32_t choose(const struct core *core, uint32_t device, uint64_t bytes,
+		       const struct model *spare)
+{
+	uint32_t n_all = gather(core, device, spare);
+	uint32_t n_left = n_all;
 	uint64_t total = 0;
 
-	while (total < bytes) {
-		struct segment *victim = pick(core, device, spare);
+	while (total < bytes && n_left > 0) {
+		struct segment *victim = core->victims[0];
 
-		if (victim == NULL) {
-			break;
-		}
-		victim->victim_order = ++n_victims;
+		core->victims[0] = core->victims[--n_left];
+		core->victims[n_left] = victim;
+		sink(core, n_left, 0);
 		total += victim->bytes;
 	}
-	for (uint32_t order = n_victims; order > 0 && total >= bytes; order--) {
-		struct segment *victim = find_order(core, order);
-
-		if (total - victim->bytes >= bytes) {
-			total -= victim->bytes;
-			victim->victim_order = UINT32_MAX; /* spared */
+	REQUIRE(total >= bytes);
+	for (uint32_t i = n_left; i < n_all; i++) {
+		if (total - core->victims[i]->bytes >= bytes) {
+			total -= core->victims[i]->bytes;
+			core->victims[i] = NULL; /* spared */
 		}
 	}
-	*ret_total = total;
-	return n_victims;
+	memmove(core->victims, core->victims + n_left, (n_all - n_left) * sizeof(void *));
+	return n_all - n_left;
 }
 
 static void note_eviction(struct core *core, const struct segment *victim, const struct job *job)
@@ -161,25 +148,73 @@ static void note_eviction(struct core *core, const struct segment *victim, const
 
 bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const struct job *job)
 {
-	struct segment *segment;
-	uint64_t total = 0;
-	uint32_t cursor = 0;
+	const struct model *spare = job == NULL ? NULL : job->model;
+	uint32_t n_victims;
 
-	(void)choose(core, device, bytes, job == NULL ? NULL : job->model, &total);
-	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
-		uint32_t order = segment->victim_order;
+	if (evict_evictable(core, device, spare) < bytes) {
+		return false;
+	}
+	n_victims = choose(core, device, bytes, spare);
+	for (uint32_t i = n_victims; i > 0; i--) {
+		struct segment *victim = core->victims[i - 1];
 
-		segment->victim_order = 0;
-		if (order != 0 && order != UINT32_MAX && total >= bytes) {
-			note_eviction(core, segment, job);
-			segment_drop(core, segment, CORE_WHY_ROOM);
+		if (victim != NULL) {
+			note_eviction(core, victim, job);
+			segment_drop(core, victim, CORE_WHY_ROOM);
 		}
 	}
-	return total >= bytes;
+	return true;
+}
+
+/* The copy by which the model is judged, when it has some and all of them may go; else NULL. */
+static const struct segment *find_leavable(const struct model *model)
+{
+	const struct segment *first = NULL;
+
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->sum != SUM_EVICTABLE) {
+			return NULL;
+		}
+		first = first == NULL ? segment : first;
+	}
+	return list_is_empty(&model->leases) && model->job == NULL ? first : NULL;
+}
+
+bool evict_model(struct core *core, const struct user *owner, bool may_be_kept)
+{
+	const struct segment *best = NULL;
+	struct model *model;
+	uint32_t cursor = 0;
+
+	account_settle(core);
+	if (core->now_ns < core->quiet_until_ns) {
+		return false;
+	}
+	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		const struct segment *segment =
+			owner != NULL && model->owner != owner ? NULL : find_leavable(model);
+
+		if (segment != NULL && (may_be_kept || !model_is_kept(core, model)) &&
+		    (best == NULL || goes_before(core, segment, best))) {
+			best = segment;
+		}
+	}
+	if (best == NULL) {
+		return false;
+	}
+	model = best->model;
+	core->counters.evictions++;
+	(void)model_drop(core, model, CORE_NOTE_EVICTED, CORE_WHY_ROOM);
+	model->is_leaving = true;
+	model->owner->n_leaving++;
+	core->n_leaving++;
+	return true;
 }
 
 /* When the model's time without use runs out; NEVER: it does not, or something keeps it. */
-static uint64_t expiry(const struct core *core, const struct model *model)
+uint64_t evict_expiry(const struct core *core, const struct model *model)
 {
 	uint64_t ttl_ns = model_ttl_ns(core, model);
 
@@ -193,27 +228,12 @@ static uint64_t expiry(const struct core *core, const struct model *model)
 
 void evict_expired(struct core *core)
 {
-	struct model *model;
-	uint32_t cursor = 0;
+	account_settle(core);
+	while (timer_deadline(&core->expiries) <= core->now_ns) {
+		struct model *model = OF(timer_first(&core->expiries), struct model, expiry);
 
-	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
-		if (expiry(core, model) <= core->now_ns) {
-			core->counters.evictions++;
-			(void)model_drop(core, model, CORE_NOTE_EVICTED, CORE_WHY_IDLE);
-		}
+		timer_set(&core->expiries, &model->expiry, NEVER);
+		core->counters.evictions++;
+		(void)model_drop(core, model, CORE_NOTE_EVICTED, CORE_WHY_IDLE);
 	}
-}
-
-uint64_t evict_deadline(const struct core *core)
-{
-	const struct model *model;
-	uint64_t soonest = NEVER;
-	uint32_t cursor = 0;
-
-	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
-		uint64_t at = expiry(core, model);
-
-		soonest = at < soonest ? at : soonest;
-	}
-	return soonest;
 }

@@ -15,30 +15,62 @@ struct job *job_of(const struct core *core, uint64_t id)
 
 static void forget(struct core *core, struct job *job)
 {
+	struct user *user = job->user;
+
 	core_act(core, ACT_FORGET_JOB)->job = idtab_id(&core->job_table, job);
+	user->n_running -= job->is_running ? 1 : 0;
+	user->n_queued -= job->is_running ? 0 : 1;
+	list_remove(&job->by_user);
+	list_remove(&job->by_room);
 	list_remove(&job->by_age);
 	idtab_remove(&core->job_table, job);
+	user_may_start(core, user);
+	user_settle(core, user);
+}
+
+enum core_limit job_limit(const struct core *core, uint32_t uid)
+{
+	uint32_t bound = core->config.max_queued_per_uid;
+	const struct user *user = user_find(core, uid);
+
+	if (bound != 0 && user != NULL && user->n_queued >= bound) {
+		return CORE_LIMIT_USER_QUEUED;
+	}
+	/* Those that have ended and are owed results are in the table too. */
+	return core->job_table.n_used < core->job_table.capacity ? CORE_LIMIT_NONE
+								 : CORE_LIMIT_JOBS;
 }
 
 struct job *job_begin(struct core *core, struct model *model, enum job_kind kind,
 		      const struct core_file_key *key, uint64_t file, uint32_t uid)
 {
 	uint64_t id = 0;
-	struct job *job = idtab_add(&core->job_table, &id);
+	struct job *job = NULL;
 
+	REQUIRE(model->job == NULL);
+	if (job_limit(core, uid) == CORE_LIMIT_NONE) {
+		job = idtab_add(&core->job_table, &id);
+	}
 	if (job == NULL) {
 		return NULL;
 	}
-	REQUIRE(model->job == NULL);
 	job->model = model;
 	job->kind = kind;
 	job->state = JOB_QUEUED;
 	job->key = *key;
 	job->file = file;
 	job->uid = uid;
+	job->user = user_get(core, uid);
+	job->age = ++core->n_jobs_begun;
 	job->begun_ns = core->now_ns;
 	list_init(&job->waiters);
+	list_init(&job->by_room);
 	list_append(&core->jobs, &job->by_age);
+	list_append(&job->user->queued, &job->by_user);
+	job->user->n_queued++;
+	user_may_start(core, job->user);
+	model_stay(core, model);
+	model_touch(core, model);
 	model->job = job;
 	model->fail_code = 0;
 	return job;
@@ -57,20 +89,15 @@ static bool is_outdated(const struct job *job)
 	return job->has_joined && !model_is_same_content(&job->joined, &job->key);
 }
 
-/* Jobs of this uid that keep a reader busy or hold room. */
-static uint32_t count_running(const struct core *core, uint32_t uid)
+/* From waiting for its turn to keeping a reader busy, until it is forgotten. */
+static void count_running(struct job *job)
 {
-	uint32_t n_running = 0;
-
-	LIST_FOR_EACH (link, &core->jobs) {
-		const struct job *job = OF(link, struct job, by_age);
-
-		n_running += job->uid == uid && job->state != JOB_QUEUED &&
-					     (job->model != NULL || job->n_outstanding > 0)
-				     ? 1
-				     : 0;
+	if (!job->is_running) {
+		job->is_running = true;
+		list_remove(&job->by_user);
+		job->user->n_queued--;
+		job->user->n_running++;
 	}
-	return n_running;
 }
 
 static void start(struct core *core, struct job *job)
@@ -81,6 +108,7 @@ static void start(struct core *core, struct job *job)
 	action->job = idtab_id(&core->job_table, job);
 	action->model = idtab_id(&core->models, job->model);
 	action->fill.file = job->file;
+	count_running(job);
 	job->state = is_load ? JOB_HEADER : JOB_CHECKING;
 	job->has_joined = job->has_joined && !is_load; /* a header is read after they looked */
 	job->n_outstanding++;
@@ -91,12 +119,13 @@ static void start(struct core *core, struct job *job)
 
 void job_run(struct core *core)
 {
-	LIST_FOR_EACH (link, &core->jobs) {
-		struct job *job = OF(link, struct job, by_age);
+	LIST_FOR_EACH_SAFE (link, &core->startable) {
+		struct user *user = OF(link, struct user, startable);
 
-		if (job->state == JOB_QUEUED && job->model != NULL &&
-		    count_running(core, job->uid) < core->config.loads_per_uid) {
-			start(core, job);
+		list_remove(&user->startable);
+		while (!list_is_empty(&user->queued) &&
+		       user->n_running < core->config.loads_per_uid) {
+			start(core, OF(user->queued.next, struct job, by_user));
 		}
 	}
 }
@@ -113,6 +142,9 @@ static void answer_all(struct core *core, struct job *job, int code)
 		if (code == WIRE_NO_MEMORY && job->has_shortage) {
 			action->device = job->short_device;
 			action->shortage = job->shortage;
+		} else if (code == WIRE_TOO_MANY) { /* job_fill found no place for a copy */
+			action->too_many.limit = CORE_LIMIT_SEGMENTS;
+			action->too_many.number = core_limit_number(core, CORE_LIMIT_SEGMENTS);
 		}
 		waiter_remove(core, waiter);
 	}
@@ -170,9 +202,11 @@ void job_fail(struct core *core, struct job *job, int code)
 		core_close_file(core, job->file);
 	}
 	job->file = 0;
+	list_remove(&job->by_room);
 	job->state = JOB_ENDING;
 	job->model = NULL;
 	model->job = NULL;
+	model_touch(core, model);
 	if (job->n_outstanding > 0) {
 		core_act(core, ACT_CANCEL)->job = idtab_id(&core->job_table, job);
 	} else {
@@ -220,6 +254,18 @@ static bool take_result(struct core *core, struct job *job)
 	return job->model != NULL;
 }
 
+/* In the order of arrival, which is not that of the headers. admit_run goes on with it. */
+static void wait_for_room(struct core *core, struct job *job)
+{
+	struct list *after = core->rooms.prev;
+
+	while (after != &core->rooms && OF(after, struct job, by_room)->age > job->age) {
+		after = after->prev;
+	}
+	list_insert(after, &job->by_room);
+	job->state = JOB_ROOM;
+}
+
 void job_on_header(struct core *core, const struct core_event *event)
 {
 	struct job *job = job_of(core, event->header.job);
@@ -248,7 +294,7 @@ void job_on_header(struct core *core, const struct core_event *event)
 	for (uint32_t i = 0; i < job->n_needs; i++) {
 		job->needs[i] = event->header.needs[i];
 	}
-	job->state = JOB_ROOM; /* admit_run goes on with it */
+	wait_for_room(core, job);
 }
 
 void job_on_progress(struct core *core, const struct core_event *event)
@@ -278,6 +324,7 @@ void job_fill(struct core *core, struct job *job)
 {
 	struct model *model = job->model;
 
+	list_remove(&job->by_room);
 	job->state = JOB_FILLING;
 	job->generation = ++model->last_generation;
 	for (uint32_t i = 0; i < job->n_needs; i++) {
@@ -343,6 +390,7 @@ static void publish(struct core *core, struct job *job)
 	action->fill.generation = model->generation;
 	core_note(core, CORE_NOTE_LOAD_DONE, CORE_WHY_NONE, model, model->key.size);
 	core->actions[core->n_actions - 1].note.duration_ns = model->load_ns;
+	model_touch(core, model);
 	answer_grants(core, job, model);
 	model->job = NULL;
 	job->model = NULL;
@@ -391,6 +439,7 @@ void job_on_rechecked(struct core *core, const struct core_event *event)
 		job->file = 0;
 		core->counters.hits++;
 		core->counters.bytes_saved += model->key.size;
+		model_touch(core, model);
 		answer_grants(core, job, model);
 		model->job = NULL;
 		job->model = NULL;

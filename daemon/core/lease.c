@@ -4,12 +4,50 @@
 
 #include "daemon/core/state.h"
 
-struct lease *lease_add(struct core *core, struct model *model, struct client *client, bool map)
+static struct holder *get_holder(struct core *core, struct model *model, struct client *client,
+				 uint64_t generation)
+{
+	struct holder *holder;
+	uint64_t id = 0;
+
+	LIST_FOR_EACH (link, &model->holders) {
+		holder = OF(link, struct holder, by_model);
+		if (holder->client == client && holder->generation == generation) {
+			return holder;
+		}
+	}
+	holder = idtab_add(&core->holders, &id);
+	REQUIRE(holder != NULL); /* there are as many as leases */
+	holder->model = model;
+	holder->client = client;
+	holder->generation = generation;
+	list_append(&model->holders, &holder->by_model);
+	list_append(&client->holders, &holder->by_client);
+	return holder;
+}
+
+/* In the way of one more lease. */
+static enum core_limit limit_of(const struct core *core, const struct model *model,
+				const struct client *client)
+{
+	uint32_t bound = core->config.max_leases_per_uid;
+
+	if (model->n_leases >= COUNT_MAX) {
+		return CORE_LIMIT_MODEL_LEASES;
+	}
+	if (bound != 0 && client->user->n_leases >= bound) {
+		return CORE_LIMIT_USER_LEASES;
+	}
+	return core->leases.n_used < core->leases.capacity ? CORE_LIMIT_NONE : CORE_LIMIT_LEASES;
+}
+
+struct lease *lease_add(struct core *core, struct model *model, struct client *client,
+			uint64_t generation, bool map)
 {
 	uint64_t id = 0;
 	struct lease *lease;
 
-	if (model->n_leases >= COUNT_MAX) {
+	if (limit_of(core, model, client) != CORE_LIMIT_NONE) {
 		return NULL;
 	}
 	lease = idtab_add(&core->leases, &id);
@@ -18,15 +56,54 @@ struct lease *lease_add(struct core *core, struct model *model, struct client *c
 	}
 	lease->model = model;
 	lease->client = client;
-	lease->generation = model->generation;
+	lease->generation = generation;
 	lease->is_mapped = map;
+	lease->holder = get_holder(core, model, client, generation);
+	lease->holder->n_leases++;
+	lease->holder->n_live++;
+	lease->holder->n_mapped += map ? 1 : 0;
+	client->user->n_leases++;
 	list_append(&model->leases, &lease->by_model);
 	list_append(&client->leases, &lease->by_client);
 	model->n_leases++;
 	model->is_doomed = false; /* somebody wants it again */
 	model->last_used_ns = core->now_ns;
+	model_touch(core, model);
 	lease_record(core, lease);
 	return lease;
+}
+
+void lease_set_mapped(struct core *core, struct lease *lease, bool is_mapped)
+{
+	lease->holder->n_mapped -= lease->is_mapped ? 1 : 0;
+	lease->holder->n_mapped += is_mapped ? 1 : 0;
+	lease->is_mapped = is_mapped; /* it is not a ghost: its copies may not go either way */
+	lease_record(core, lease);
+}
+
+/* It was the last one that was not a ghost, perhaps: what waited for that goes. */
+static void release(struct core *core, struct model *model)
+{
+	model_drain(core, model);
+	if (model->is_doomed && model_is_idle(model)) {
+		(void)model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
+	}
+}
+
+static void stop_living(struct core *core, const struct lease *lease)
+{
+	lease->holder->n_live--;
+	lease->model->n_leases--;
+	lease->model->last_used_ns = core->now_ns;
+	model_touch(core, lease->model);
+}
+
+void lease_become_ghost(struct core *core, struct lease *lease)
+{
+	lease->is_ghost = true;
+	lease_record(core, lease);
+	stop_living(core, lease);
+	release(core, lease->model);
 }
 
 void lease_record(struct core *core, const struct lease *lease)
@@ -37,19 +114,24 @@ void lease_record(struct core *core, const struct lease *lease)
 void lease_end(struct core *core, struct lease *lease)
 {
 	struct model *model = lease->model;
+	struct holder *holder = lease->holder;
 
 	lease_record(core, lease);
 	if (!lease->is_ghost) {
-		model->n_leases--;
-		model->last_used_ns = core->now_ns;
+		stop_living(core, lease);
+	}
+	holder->n_mapped -= lease->is_mapped ? 1 : 0;
+	lease->client->user->n_leases--;
+	if (--holder->n_leases == 0) {
+		list_remove(&holder->by_model);
+		list_remove(&holder->by_client);
+		idtab_remove(&core->holders, holder);
 	}
 	list_remove(&lease->by_model);
 	list_remove(&lease->by_client);
 	idtab_remove(&core->leases, lease);
-	model_drain(core, model);
-	if (model->is_doomed && model_is_idle(model)) {
-		(void)model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
-	}
+	model_touch(core, model);
+	release(core, model);
 	segment_release_held(core, model);
 }
 
@@ -61,10 +143,11 @@ bool lease_grant(struct core *core, const struct waiter *waiter, struct model *m
 	struct core_action *action;
 
 	if (waiter->attach) {
-		lease = lease_add(core, model, waiter->client, waiter->map);
+		lease = lease_add(core, model, waiter->client, model->generation, waiter->map);
 	}
 	if (waiter->attach && lease == NULL) {
-		core_reply(core, waiter->client, waiter->request, WIRE_TOO_MANY, model);
+		core_reply_too_many(core, waiter->client, waiter->request,
+				    limit_of(core, model, waiter->client), model);
 		return false;
 	}
 	core_reply(core, waiter->client, waiter->request, 0, model);
@@ -88,7 +171,11 @@ static void attach_presented(struct core *core, const struct core_event *event,
 			     struct client *client, struct model *model)
 {
 	const struct core_file_key *key = event->attach.key;
-	struct waiter *waiter;
+	const struct waiter like = {.client = client,
+				    .model = model,
+				    .request = event->request,
+				    .attach = true,
+				    .map = event->attach.map};
 	struct job *job;
 
 	if (!model_is_same_content(key, &model->key)) {
@@ -105,20 +192,14 @@ static void attach_presented(struct core *core, const struct core_event *event,
 		job_join(job, key);
 		core_close_file(core, event->attach.file);
 	}
-	waiter = job == NULL ? NULL : waiter_add(core, client, event->request, &job->waiters);
-	if (waiter == NULL) {
-		core_reply(core, client, event->request, WIRE_TOO_MANY, model);
-		if (job == NULL) {
-			core_close_file(core, event->attach.file);
-		} else {
-			job_drop_if_unwanted(core, job);
-		}
-		return;
+	if (job == NULL) {
+		core_close_file(core, event->attach.file);
+		core_reply_too_many(core, client, event->request, job_limit(core, client->uid),
+				    model);
+	} else if (waiter_add(core, &like, job) == NULL) {
+		core_reply_too_many(core, client, event->request, CORE_LIMIT_WAITERS, model);
+		job_drop_if_unwanted(core, job);
 	}
-	waiter->kind = WAITER_ATTACH;
-	waiter->model = model;
-	waiter->attach = true;
-	waiter->map = event->attach.map;
 }
 
 /*
@@ -131,21 +212,23 @@ static void reassert(struct core *core, const struct core_event *event, struct c
 	struct lease *ghost = idtab_find(&core->leases, event->attach.ghost);
 	struct lease *lease = NULL;
 	struct core_action *action;
-	int code = 0;
 
 	if (model == NULL || !model_is_resident(model) ||
 	    model->generation != event->attach.generation) {
-		code = WIRE_NOT_RESIDENT;
-	} else if (wish_get(core, model, client->uid) == NULL) {
-		code = WIRE_TOO_MANY;
-	} else {
-		lease = lease_add(core, model, client, true);
-		code = lease == NULL ? WIRE_TOO_MANY : 0;
-	}
-	core_reply(core, client, event->request, code, model);
-	if (lease == NULL) {
+		core_reply(core, client, event->request, WIRE_NOT_RESIDENT, model);
 		return;
 	}
+	if (wish_get(core, model, client->uid) == NULL) {
+		core_reply_too_many(core, client, event->request, CORE_LIMIT_WISHES, model);
+		return;
+	}
+	lease = lease_add(core, model, client, model->generation, true);
+	if (lease == NULL) {
+		core_reply_too_many(core, client, event->request, limit_of(core, model, client),
+				    model);
+		return;
+	}
+	core_reply(core, client, event->request, 0, model);
 	action = &core->actions[core->n_actions - 1];
 	action->reply.source = CORE_SOURCE_RAM;
 	action->reply.generation = lease->generation;
@@ -183,7 +266,9 @@ void lease_on_attach(struct core *core, const struct core_event *event)
 	} else if (!model_is_resident(model)) {
 		code = WIRE_NOT_RESIDENT;
 	} else if (file != 0 && wish_get(core, model, client->uid) == NULL) {
-		code = WIRE_TOO_MANY;
+		core_close_file(core, file);
+		core_reply_too_many(core, client, event->request, CORE_LIMIT_WISHES, model);
+		return;
 	}
 	if (code != 0) {
 		core_close_file(core, file);
@@ -229,13 +314,11 @@ void lease_on_lease_event(struct core *core, const struct core_event *event)
 	}
 	model = lease->model;
 	if (event->type == EV_MAPPED) {
-		lease->is_mapped = true;
-		lease_record(core, lease);
+		lease_set_mapped(core, lease, true);
 		return;
 	}
 	if (event->type == EV_UNMAPPED) {
-		lease->is_mapped = false;
-		lease_record(core, lease);
+		lease_set_mapped(core, lease, false);
 	} else {
 		lease_end(core, lease);
 	}

@@ -5,10 +5,10 @@
 #include "daemon/core/state.h"
 
 static void refuse(struct core *core, const struct core_event *event, const struct client *client,
-		   int code, const struct model *model)
+		   enum core_limit limit, const struct model *model)
 {
 	core_close_file(core, event->load.file);
-	core_reply(core, client, event->request, code, model);
+	core_reply_too_many(core, client, event->request, limit, model);
 }
 
 static bool is_same_key(const struct core_file_key *a, const struct core_file_key *b)
@@ -19,7 +19,7 @@ static bool is_same_key(const struct core_file_key *a, const struct core_file_ke
 /* The model behind the file. One that has no open source may be another file under a reused
  * inode: then nobody's rights to the old one count for it. */
 static struct model *find_model(struct core *core, const struct core_event *event,
-				const struct client *client)
+				const struct client *client, enum core_limit *ret_limit)
 {
 	const struct core_file_key *key = event->load.key;
 	struct model *model = model_find(core, key->dev, key->ino);
@@ -30,9 +30,13 @@ static struct model *find_model(struct core *core, const struct core_event *even
 		model_forget(core, model);
 		model = NULL;
 	}
-	return model != NULL ? model
-			     : model_add(core, key, event->load.fresh_id, event->load.format,
-					 client->uid);
+	if (model != NULL) {
+		return model;
+	}
+	*ret_limit = model_make_place(core, client->uid);
+	return *ret_limit != CORE_LIMIT_NONE ? NULL
+					     : model_add(core, key, event->load.fresh_id,
+							 event->load.format, client->uid);
 }
 
 static void answer_resident(struct core *core, const struct core_event *event,
@@ -46,6 +50,7 @@ static void answer_resident(struct core *core, const struct core_event *event,
 	core_close_file(core, event->load.file);
 	model->is_doomed = false;
 	model->last_used_ns = core->now_ns;
+	model_touch(core, model);
 	if (lease_grant(core, &now, model, CORE_SOURCE_RAM, NULL)) {
 		core->counters.hits++;
 		core->counters.bytes_saved += model->key.size;
@@ -56,7 +61,12 @@ static void answer_resident(struct core *core, const struct core_event *event,
 static bool wait_for(struct core *core, const struct core_event *event, struct client *client,
 		     struct job *job, bool is_first)
 {
-	struct waiter *waiter;
+	const struct waiter like = {.client = client,
+				    .model = job->model,
+				    .request = event->request,
+				    .attach = event->load.attach,
+				    .map = event->load.map,
+				    .is_first = is_first};
 	struct core_action *action;
 
 	if (event->load.no_wait) {
@@ -67,16 +77,10 @@ static bool wait_for(struct core *core, const struct core_event *event, struct c
 		action->reply.source = CORE_SOURCE_BEGUN;
 		return true;
 	}
-	waiter = waiter_add(core, client, event->request, &job->waiters);
-	if (waiter == NULL) {
-		core_reply(core, client, event->request, WIRE_TOO_MANY, job->model);
+	if (waiter_add(core, &like, job) == NULL) {
+		core_reply_too_many(core, client, event->request, CORE_LIMIT_WAITERS, job->model);
 		return false;
 	}
-	waiter->kind = WAITER_LOAD;
-	waiter->model = job->model;
-	waiter->attach = event->load.attach;
-	waiter->map = event->load.map;
-	waiter->is_first = is_first;
 	return true;
 }
 
@@ -89,7 +93,7 @@ static void begin(struct core *core, const struct core_event *event, struct clie
 				    event->load.key, event->load.file, client->uid);
 
 	if (job == NULL) {
-		refuse(core, event, client, WIRE_TOO_MANY, model);
+		refuse(core, event, client, job_limit(core, client->uid), model);
 		model_settle(core, model);
 		return;
 	}
@@ -101,24 +105,28 @@ static void begin(struct core *core, const struct core_event *event, struct clie
 void load_on_load(struct core *core, const struct core_event *event)
 {
 	struct client *client = client_of(core, event->client);
+	/* Who does not wait could not be given what he asks for. */
+	bool is_contrary = event->load.no_wait && event->load.attach;
+	enum core_limit limit = CORE_LIMIT_NONE;
 	struct model *model;
 	struct wish *wish;
 
-	if (client == NULL || core->is_shutting_down) {
+	if (client == NULL || core->is_shutting_down || is_contrary) {
 		core_close_file(core, event->load.file);
 		if (client != NULL) {
-			core_reply(core, client, event->request, WIRE_SHUTTING_DOWN, NULL);
+			core_reply(core, client, event->request,
+				   is_contrary ? WIRE_BAD_ARGUMENT : WIRE_SHUTTING_DOWN, NULL);
 		}
 		return;
 	}
-	model = find_model(core, event, client);
+	model = find_model(core, event, client, &limit);
 	if (model == NULL) {
-		refuse(core, event, client, WIRE_TOO_MANY, NULL);
+		refuse(core, event, client, limit, NULL);
 		return;
 	}
 	wish = wish_get(core, model, client->uid);
 	if (wish == NULL) {
-		refuse(core, event, client, WIRE_TOO_MANY, model);
+		refuse(core, event, client, CORE_LIMIT_WISHES, model);
 		model_settle(core, model);
 		return;
 	}

@@ -15,7 +15,26 @@ static uint32_t hash_of(const struct core *core, uint64_t dev, uint64_t ino)
 
 static struct model *model_at(const struct core *core, uint32_t index)
 {
-	return (struct model *)core->models.slots + index;
+	return core_slot(&core->models, index);
+}
+
+/* A model that is evicted for its place keeps it until its copies are closed: until then the
+ * new one has another. */
+static uint32_t n_spare_places(const struct core_config *config)
+{
+	return config->max_models / 8 + 1;
+}
+
+uint32_t model_capacity(const struct core_config *config)
+{
+	return config->max_models + n_spare_places(config);
+}
+
+void model_touch(struct core *core, struct model *model)
+{
+	if (list_is_empty(&model->touched)) {
+		list_append(&core->touched, &model->touched);
+	}
 }
 
 bool model_is_same_content(const struct core_file_key *a, const struct core_file_key *b)
@@ -49,21 +68,23 @@ static void unhash(struct core *core, const struct model *model)
 	*next = model->hash_next;
 }
 
-static bool is_forgettable(const struct core *core, const struct model *model)
+static bool is_forgettable(const struct core *core, const struct model *model, bool may_be_kept)
 {
 	return list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
-	       model->job == NULL && !model_is_pinned(core, model) && !model_is_kept(core, model);
+	       model->job == NULL && !model_is_pinned(core, model) &&
+	       (may_be_kept || !model_is_kept(core, model));
 }
 
 /* Make room in the table by forgetting the least recently used that holds nothing. */
-static bool forget_one(struct core *core)
+static bool forget_one(struct core *core, const struct user *owner, bool may_be_kept)
 {
 	struct model *oldest = NULL;
 	struct model *model;
 	uint32_t cursor = 0;
 
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
-		if (is_forgettable(core, model) &&
+		if ((owner == NULL || model->owner == owner) &&
+		    is_forgettable(core, model, may_be_kept) &&
 		    (oldest == NULL || model->last_used_ns < oldest->last_used_ns)) {
 			oldest = model;
 		}
@@ -75,6 +96,45 @@ static bool forget_one(struct core *core)
 	return true;
 }
 
+/* What is kept goes last: a pin is what says never. */
+static bool let_one_go(struct core *core, const struct user *owner)
+{
+	return forget_one(core, owner, false) || evict_model(core, owner, false) ||
+	       forget_one(core, owner, true) || evict_model(core, owner, true);
+}
+
+enum core_limit model_make_place(struct core *core, uint32_t uid)
+{
+	const struct core_config *config = &core->config;
+	const struct user *user = user_get(core, uid); /* of a client, which keeps it */
+	uint32_t bound = config->max_models_per_uid;
+
+	while (bound != 0 && user->n_models - user->n_leaving >= bound) {
+		if (!let_one_go(core, user)) {
+			return CORE_LIMIT_USER_MODELS;
+		}
+	}
+	while (core->models.n_used - core->n_leaving >= config->max_models) {
+		if (!let_one_go(core, NULL)) {
+			return CORE_LIMIT_MODELS;
+		}
+	}
+	/* One uid's leaving models take no more than half of the places that are there for it. */
+	if (bound != 0 && user->n_models >= bound + (n_spare_places(config) + 1) / 2) {
+		return CORE_LIMIT_USER_MODELS;
+	}
+	return core->models.n_used < core->models.capacity ? CORE_LIMIT_NONE : CORE_LIMIT_MODELS;
+}
+
+void model_stay(struct core *core, struct model *model)
+{
+	if (model->is_leaving) {
+		model->is_leaving = false;
+		model->owner->n_leaving--;
+		core->n_leaving--;
+	}
+}
+
 struct model *model_add(struct core *core, const struct core_file_key *key, const uint8_t *uuid,
 			uint32_t format, uint32_t uid)
 {
@@ -82,34 +142,44 @@ struct model *model_add(struct core *core, const struct core_file_key *key, cons
 	struct model *model;
 	uint64_t id = 0;
 
-	if (core->models.n_used == core->models.capacity && !forget_one(core)) {
+	model = idtab_add(&core->models, &id);
+	if (model == NULL) {
 		return NULL;
 	}
-	model = idtab_add(&core->models, &id);
-	REQUIRE(model != NULL);
 	model->key = *key;
 	memcpy(model->uuid, uuid, sizeof model->uuid);
 	model->format = format;
 	model->owner_uid = uid;
+	model->owner = user_get(core, uid);
+	model->owner->n_models++;
+	model->expiry.at_ns = NEVER;
 	model->last_used_ns = core->now_ns;
 	list_init(&model->segments);
 	list_init(&model->wishes);
 	list_init(&model->leases);
+	list_init(&model->holders);
+	list_init(&model->verifiers);
+	list_init(&model->touched);
 	model->hash_next = *head;
-	*head = (uint32_t)(model - (struct model *)core->models.slots) + 1;
+	*head = core_index(&core->models, model) + 1;
 	return model;
 }
 
 void model_forget(struct core *core, struct model *model)
 {
 	REQUIRE(list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
-		model->job == NULL);
+		model->job == NULL && list_is_empty(&model->verifiers));
 	core_close_file(core, model->file);
 	core_act(core, ACT_FORGET_MODEL)->model = idtab_id(&core->models, model);
 	LIST_FOR_EACH_SAFE (link, &model->wishes) {
 		wish_remove(core, OF(link, struct wish, by_model));
 	}
 	unhash(core, model);
+	model_stay(core, model);
+	model->owner->n_models--;
+	user_settle(core, model->owner);
+	list_remove(&model->touched);
+	timer_set(&core->expiries, &model->expiry, NEVER);
 	idtab_remove(&core->models, model);
 }
 
@@ -125,6 +195,7 @@ void model_settle(struct core *core, struct model *model)
 	}
 	if (!has_ready && list_is_empty(&model->leases) && model->generation != 0) {
 		model->generation = 0; /* nothing of it is left to be asked for */
+		model_touch(core, model);
 		core_act(core, ACT_RETIRE)->model = idtab_id(&core->models, model);
 	}
 	if (list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
@@ -132,6 +203,11 @@ void model_settle(struct core *core, struct model *model)
 		core_close_file(core, model->file);
 		model->file = 0;
 		model->is_doomed = false;
+		if (model->is_leaving && is_forgettable(core, model, true)) {
+			model_forget(core, model);
+		} else {
+			model_stay(core, model); /* pinned meanwhile */
+		}
 	}
 }
 
@@ -265,10 +341,10 @@ uint64_t model_drop(struct core *core, struct model *model, enum core_note_type 
 
 static bool is_leased(const struct model *model, uint64_t generation)
 {
-	LIST_FOR_EACH (link, &model->leases) {
-		const struct lease *lease = OF(link, struct lease, by_model);
+	LIST_FOR_EACH (link, &model->holders) {
+		const struct holder *holder = OF(link, struct holder, by_model);
 
-		if (lease->generation == generation && !lease->is_ghost) {
+		if (holder->generation == generation && holder->n_live > 0) {
 			return true;
 		}
 	}

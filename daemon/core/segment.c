@@ -20,6 +20,7 @@ struct segment *segment_add(struct core *core, struct job *job, uint32_t index)
 	segment->job = idtab_id(&core->job_table, job);
 	segment->state = SEGMENT_RESERVED;
 	list_append(&job->model->segments, &segment->by_model);
+	model_touch(core, job->model);
 	core->accounts[segment->device].bucket[SEGMENT_RESERVED] += segment->bytes;
 	return segment;
 }
@@ -54,17 +55,16 @@ void segment_set_state(struct core *core, struct segment *segment, enum segment_
 	account->bucket[segment->state] -= segment->bytes;
 	segment->state = (uint8_t)state;
 	account->bucket[state] += segment->bytes;
+	model_touch(core, segment->model);
 }
 
-static void answer_verifiers(struct core *core, const struct model *model, int code)
+void segment_answer_verifiers(struct core *core, const struct model *model, int code)
 {
-	LIST_FOR_EACH_SAFE (link, &core->verifiers) {
+	LIST_FOR_EACH_SAFE (link, &model->verifiers) {
 		struct waiter *waiter = OF(link, struct waiter, by_owner);
 
-		if (waiter->model == model) {
-			core_reply(core, waiter->client, waiter->request, code, model);
-			waiter_remove(core, waiter);
-		}
+		core_reply(core, waiter->client, waiter->request, code, model);
+		waiter_remove(core, waiter);
 	}
 }
 
@@ -76,7 +76,7 @@ void segment_drop(struct core *core, struct segment *segment, enum core_why why)
 	segment->job = 0;
 	if (segment->is_verifying) {
 		segment->is_verifying = false; /* its result says nothing any more */
-		answer_verifiers(core, segment->model, WIRE_CANCELLED);
+		segment_answer_verifiers(core, segment->model, WIRE_CANCELLED);
 	}
 	segment_set_state(core, segment, SEGMENT_DROPPING);
 	action = core_act(core, ACT_DROP);
@@ -91,6 +91,8 @@ void segment_remove(struct core *core, struct segment *segment)
 
 	REQUIRE(account->bucket[segment->state] >= segment->bytes);
 	account->bucket[segment->state] -= segment->bytes;
+	account->sums[segment->sum] -= segment->bytes;
+	model_touch(core, segment->model);
 	list_remove(&segment->by_model);
 	idtab_remove(&core->segments, segment);
 }
@@ -100,16 +102,34 @@ bool segment_is_droppable(const struct segment *segment)
 	return segment->state == SEGMENT_READY && segment->job == 0;
 }
 
-uint32_t segment_n_mappers(const struct segment *segment)
+bool segment_is_mapped(const struct segment *segment)
 {
-	uint32_t n_mappers = 0;
+	LIST_FOR_EACH (link, &segment->model->holders) {
+		const struct holder *holder = OF(link, struct holder, by_model);
 
-	LIST_FOR_EACH (link, &segment->model->leases) {
-		const struct lease *lease = OF(link, struct lease, by_model);
-
-		n_mappers += lease->is_mapped && lease->generation == segment->generation ? 1 : 0;
+		if (holder->n_mapped > 0 && holder->generation == segment->generation) {
+			return true;
+		}
 	}
-	return n_mappers;
+	return false;
+}
+
+enum segment_sum segment_sum_of(const struct core *core, const struct segment *segment)
+{
+	const struct model *model = segment->model;
+	const struct job *job = segment->job == 0 ? NULL : job_of(core, segment->job);
+
+	if (segment->state == SEGMENT_DROPPING) {
+		return segment_is_mapped(segment) ? SUM_NONE : SUM_DROPPING;
+	}
+	if (segment->state > SEGMENT_READY || model_is_pinned(core, model)) {
+		return SUM_NONE;
+	}
+	if (segment_is_droppable(segment)) {
+		return model_is_idle(model) && !segment_is_mapped(segment) ? SUM_EVICTABLE
+									   : SUM_NONE;
+	}
+	return job != NULL && job->n_attaching == 0 ? SUM_LATER : SUM_NONE;
 }
 
 void segment_on_filled(struct core *core, const struct core_event *event)
@@ -144,7 +164,7 @@ void segment_on_dropped(struct core *core, const struct core_event *event)
 		return;
 	}
 	model = segment->model;
-	if (segment_n_mappers(segment) > 0) {
+	if (segment_is_mapped(segment)) {
 		segment_set_state(core, segment, SEGMENT_HELD);
 		core_note(core, CORE_NOTE_HELD, CORE_WHY_MAPPED, model, segment->bytes);
 		return;
@@ -158,7 +178,7 @@ void segment_release_held(struct core *core, struct model *model)
 	LIST_FOR_EACH_SAFE (link, &model->segments) {
 		struct segment *segment = OF(link, struct segment, by_model);
 
-		if (segment->state == SEGMENT_HELD && segment_n_mappers(segment) == 0) {
+		if (segment->state == SEGMENT_HELD && !segment_is_mapped(segment)) {
 			core_note(core, CORE_NOTE_FREED, CORE_WHY_NONE, model, segment->bytes);
 			segment_remove(core, segment);
 		}
@@ -173,6 +193,7 @@ static void quarantine(struct core *core, struct segment *segment)
 	uint64_t file = model->file;
 
 	segment->is_bad = true;
+	model_touch(core, model);
 	core_note(core, CORE_NOTE_QUARANTINED, CORE_WHY_BAD_SUM, model, segment->bytes);
 	LIST_FOR_EACH (link, &model->leases) {
 		const struct lease *lease = OF(link, struct lease, by_model);
@@ -229,7 +250,7 @@ void segment_on_verified(struct core *core, const struct core_event *event)
 			return; /* the answer waits for the last copy */
 		}
 	}
-	answer_verifiers(core, model, code);
+	segment_answer_verifiers(core, model, code);
 }
 
 void segment_on_device_lost(struct core *core, const struct core_event *event)
@@ -252,7 +273,7 @@ void segment_on_device_lost(struct core *core, const struct core_event *event)
 		}
 		core_note(core, CORE_NOTE_EVICTED, CORE_WHY_LOST, model, segment->bytes);
 		if (segment->is_verifying) {
-			answer_verifiers(core, model, WIRE_DEVICE_LOST);
+			segment_answer_verifiers(core, model, WIRE_DEVICE_LOST);
 		}
 		segment_remove(core, segment);
 		if (is_filling) {
@@ -262,11 +283,11 @@ void segment_on_device_lost(struct core *core, const struct core_event *event)
 		}
 		model_settle(core, model);
 	}
-	LIST_FOR_EACH_SAFE (link, &core->jobs) {
-		struct job *job = OF(link, struct job, by_age);
+	LIST_FOR_EACH_SAFE (link, &core->rooms) {
+		struct job *job = OF(link, struct job, by_room);
 
 		for (uint32_t i = 0; i < job->n_needs; i++) {
-			if (job->needs[i].device == device && job->state == JOB_ROOM) {
+			if (job->needs[i].device == device) {
 				job_fail(core, job, WIRE_DEVICE_LOST);
 				break;
 			}

@@ -3,8 +3,13 @@
  * The core's own tables, shared by its files and nobody else. Everything lives in the one
  * block given to core_init; lists link objects inside it.
  *
- *   model ── segments (copies), wishes, leases, at most one job
- *   client ── leases, waiters        job ── waiters, segments being filled
+ *   model ── segments (copies), wishes, leases, holders, verifiers, at most one job
+ *   client ── leases, holders, waiters        job ── waiters, segments being filled
+ *   user ── queued jobs, and counts of clients, models and jobs
+ *
+ * A step must not cost more where the tables are full. So what follows from a model's parts (the
+ * bytes that may go, when its time runs out) is kept, and worked out again by model_recount for
+ * the models that model_touch named; core_check compares it with the parts.
  */
 #ifndef CORE_STATE_H
 #define CORE_STATE_H
@@ -20,11 +25,38 @@
 #define DEFAULT_NS_PER_BYTE 2        /* 500 MB a second, until a load was measured */
 #define COUNT_MAX           1000000U /* leases of one model: refused above, never wraps */
 
+/* A moment that something waits for. owner: the timers it is in */
+struct timer {
+	uint64_t at_ns; /* NEVER: not in the heap */
+	uint32_t place; /* in the heap */
+};
+
+/* Timers with the soonest first: a heap. */
+struct timers {
+	struct timer **heap; /* borrowed from the owner of the core */
+	uint32_t n_timers, capacity;
+};
+
+/* One uid, while it has anything. owner: core::users */
+struct user {
+	struct idtab_slot slot;
+	uint32_t hash_next; /* index + 1 in the chain of its uid */
+	uint32_t uid;
+	uint32_t n_clients; /* ghosts included */
+	uint32_t n_models;  /* that it loaded first */
+	uint32_t n_leaving; /* of them */
+	uint32_t n_leases;  /* of its clients */
+	uint32_t n_queued, n_running;
+	struct list queued;    /* job::by_user, oldest first */
+	struct list startable; /* core::startable: may have a job that can start */
+};
+
 struct model {
 	struct idtab_slot slot;
 	uint32_t hash_next; /* index + 1 in the chain of its (dev, ino) */
 	uint32_t format;
 	uint32_t owner_uid;
+	struct user *owner;
 	uint32_t n_leases; /* of live connections */
 	uint8_t uuid[16];
 	struct core_file_key key; /* of the published generation, else of the last load */
@@ -36,10 +68,25 @@ struct model {
 	struct list segments;     /* segment::by_model */
 	struct list wishes;       /* wish::by_model */
 	struct list leases;       /* lease::by_model */
+	struct list holders;      /* holder::by_model */
+	struct list verifiers;    /* waiter::by_owner */
+	struct list touched;      /* core::touched: to be counted again */
+	struct timer expiry;      /* core::expiries: its time without use runs out */
 	uint64_t last_used_ns;
 	uint64_t load_ns;
-	int fail_code;  /* of the last load, until the next one */
-	bool is_doomed; /* unload when the last lease ends */
+	uint64_t unload; /* core::n_unloads when one last named it */
+	int fail_code;   /* of the last load, until the next one */
+	bool is_doomed;  /* unload when the last lease ends */
+	bool is_leaving; /* forget it when its copies are gone: another needs the place */
+};
+
+/* What of a segment's bytes admission may count on. */
+enum segment_sum {
+	SUM_NONE,
+	SUM_DROPPING,  /* come back without anybody's help */
+	SUM_EVICTABLE, /* come back when they are evicted */
+	SUM_LATER,     /* may be evicted once the load that brings them has ended */
+	SUM_N_VALUES,
 };
 
 struct segment {
@@ -53,9 +100,22 @@ struct segment {
 	uint16_t index;
 	uint8_t state; /* enum segment_state */
 	uint8_t why;   /* enum core_why it is dropped for */
+	uint8_t sum;   /* enum segment_sum it is counted in */
 	bool is_verifying;
-	bool is_bad;           /* failed its checksum */
-	uint32_t victim_order; /* while victims are chosen; 0: none */
+	bool is_bad; /* failed its checksum */
+};
+
+/* One client's leases of one generation: its bytes are held by it once. owner: core::holders */
+struct holder {
+	struct idtab_slot slot;
+	struct list by_model;
+	struct model *model;
+	struct list by_client;
+	struct client *client;
+	uint64_t generation;
+	uint32_t n_leases;
+	uint32_t n_live;   /* of them not ghosts */
+	uint32_t n_mapped; /* of them with descriptors out */
 };
 
 struct lease {
@@ -64,6 +124,7 @@ struct lease {
 	struct list by_client;
 	struct model *model;
 	struct client *client;
+	struct holder *holder;
 	uint64_t generation;
 	bool is_mapped;
 	bool is_ghost;
@@ -80,28 +141,29 @@ struct wish {
 	uint64_t ttl_ns; /* 0: none, until needed */
 	uint64_t pin_until_ns;
 	uint64_t keep_until_ns;
+	struct timer lapse; /* core::lapses: its pin or keep ends */
 };
 
 struct client {
 	struct idtab_slot slot;
 	struct list leases;  /* lease::by_client */
+	struct list holders; /* holder::by_client */
 	struct list waiters; /* waiter::by_client */
+	struct user *user;
 	uint32_t uid;
 	bool is_admin;
 	bool is_connected;
 	bool is_process_gone;
 };
 
-enum waiter_kind { WAITER_LOAD, WAITER_ATTACH, WAITER_VERIFY };
-
 struct waiter {
 	struct idtab_slot slot;
 	struct list by_client;
-	struct list by_owner; /* job::waiters or core::verifiers */
+	struct list by_owner; /* job::waiters or model::verifiers */
 	struct client *client;
-	struct model *model; /* of WAITER_VERIFY */
+	struct model *model;
+	struct job *job; /* NULL: it verifies */
 	uint32_t request;
-	enum waiter_kind kind;
 	bool attach;
 	bool map;
 	bool is_first; /* began the job: its source is the disk */
@@ -113,7 +175,11 @@ enum job_state { JOB_QUEUED, JOB_HEADER, JOB_ROOM, JOB_FILLING, JOB_ENDING, JOB_
 struct job {
 	struct idtab_slot slot;
 	struct list by_age;  /* core::jobs, oldest first */
+	struct list by_user; /* user::queued, in JOB_QUEUED */
+	struct list by_room; /* core::rooms, oldest first, in JOB_ROOM */
 	struct list waiters; /* waiter::by_owner */
+	struct user *user;
+	uint64_t age;        /* grows from job to job */
 	struct model *model; /* NULL once it is ending: only results are still to come */
 	struct core_file_key key;
 	uint64_t file; /* the core's until it is the model's or given back; 0: none */
@@ -123,11 +189,13 @@ struct job {
 	struct core_need needs[JOB_MAX_NEEDS];
 	uint32_t n_needs;
 	uint32_t n_outstanding; /* results of the loader still to come */
+	uint32_t n_attaching;   /* waiters that will have a lease */
 	uint32_t uid;
 	enum job_kind kind;
 	enum job_state state;
 	int code; /* of a failed one */
 	uint8_t n_restarts;
+	bool is_running; /* keeps a reader busy or holds room: counted in its user */
 	bool no_wait;
 	bool is_reload; /* after a bad checksum: nobody asked */
 	bool has_shortage;
@@ -140,22 +208,31 @@ struct job {
 struct account {
 	uint64_t budget;
 	uint64_t bucket[SEGMENT_N_STATES];
-	uint64_t available; /* fresh bound by the outside, as last told */
+	uint64_t sums[SUM_N_VALUES]; /* see core_settle */
+	uint64_t available;          /* fresh bound by the outside, as last told */
 	bool is_lost;
 };
 
 struct core {
 	struct core_config config;
 	struct core_counters counters;
-	struct idtab models, segments, leases, wishes, clients, waiters, job_table;
+	struct idtab models, segments, leases, holders, wishes, clients, waiters, job_table, users;
 	struct list jobs;      /* job::by_age */
-	struct list verifiers; /* waiter::by_owner */
-	uint32_t *hash;        /* heads of chains: index + 1 of a model */
-	uint32_t n_hash;       /* a power of two */
+	struct list rooms;     /* job::by_room */
+	struct list startable; /* user::startable */
+	struct list touched;   /* model::touched */
+	struct timers expiries, lapses;
+	struct segment **victims;     /* room for all segments, while victims are chosen */
+	uint32_t *hash;               /* heads of chains: index + 1 of a model */
+	uint32_t *user_hash;          /* likewise of a user */
+	uint32_t n_hash, n_user_hash; /* powers of two */
 	struct account accounts[CORE_MAX_DEVICES];
 	struct core_action *actions;
 	uint32_t n_actions, max_actions, n_given;
 	uint64_t now_ns;
+	uint64_t n_jobs_begun;
+	uint32_t n_leaving; /* models */
+	uint64_t n_unloads;
 	uint64_t quiet_until_ns; /* after a restart: nothing is evicted for another */
 	bool is_shutting_down;
 };
@@ -164,15 +241,37 @@ struct core {
 struct core_action *core_act(struct core *core, enum core_action_type type);
 void core_reply(struct core *core, const struct client *client, uint32_t request, int code,
 		const struct model *model);
+/* The table is full, or the uid's share of it. */
+void core_reply_too_many(struct core *core, const struct client *client, uint32_t request,
+			 enum core_limit limit, const struct model *model);
+uint64_t core_limit_number(const struct core *core, enum core_limit limit);
 void core_note(struct core *core, enum core_note_type note, enum core_why why,
 	       const struct model *model, uint64_t bytes);
 void core_close_file(struct core *core, uint64_t file);
 
+/* timer.c */
+void timer_set(struct timers *timers, struct timer *timer, uint64_t at_ns); /* NEVER: stops it */
+struct timer *timer_first(const struct timers *timers);                     /* NULL: none */
+uint64_t timer_deadline(const struct timers *timers);                       /* NEVER: none */
+
+/* user.c */
+struct user *user_find(const struct core *core, uint32_t uid); /* NULL: it has nothing */
+struct user *user_get(struct core *core, uint32_t uid);        /* give it something at once */
+void user_settle(struct core *core, struct user *user);        /* it has less than before */
+void user_may_start(struct core *core, struct user *user);     /* job_run looks at its jobs */
+
 /* model.c */
 bool model_is_same_content(const struct core_file_key *a, const struct core_file_key *b);
 struct model *model_find(const struct core *core, uint64_t dev, uint64_t ino);
+/* NULL: the table is full. */
 struct model *model_add(struct core *core, const struct core_file_key *key, const uint8_t *uuid,
 			uint32_t format, uint32_t uid);
+uint32_t model_capacity(const struct core_config *config); /* those that leave included */
+/* Let go of models that nobody uses until this uid may add one, or name what stands in the way. */
+enum core_limit model_make_place(struct core *core, uint32_t uid);
+void model_stay(struct core *core, struct model *model); /* it is wanted again */
+/* Something of it has changed that core_settle looks at. */
+void model_touch(struct core *core, struct model *model);
 void model_settle(struct core *core, struct model *model); /* gives up what nothing needs */
 void model_forget(struct core *core, struct model *model);
 bool model_is_resident(const struct model *model);
@@ -193,7 +292,9 @@ void segment_set_state(struct core *core, struct segment *segment, enum segment_
 void segment_drop(struct core *core, struct segment *segment, enum core_why why);
 void segment_remove(struct core *core, struct segment *segment);
 bool segment_is_droppable(const struct segment *segment); /* whole, and no job counts on it */
-uint32_t segment_n_mappers(const struct segment *segment);
+bool segment_is_mapped(const struct segment *segment);    /* by a lease or a ghost */
+enum segment_sum segment_sum_of(const struct core *core, const struct segment *segment);
+void segment_answer_verifiers(struct core *core, const struct model *model, int code);
 void segment_verify(struct core *core, struct segment *segment);
 void segment_on_filled(struct core *core, const struct core_event *event);
 void segment_on_dropped(struct core *core, const struct core_event *event);
@@ -214,23 +315,27 @@ uint64_t account_left(uint64_t of, uint64_t taken); /* at least 0 */
 /* What may still be taken once 'coming' of the charged bytes are free. */
 uint64_t account_room(const struct account *account, uint64_t coming);
 uint64_t account_lacking(const struct account *account, uint64_t coming, uint64_t wanted);
-uint64_t account_dropping(const struct core *core, uint32_t device);
+/* Bytes of the device in one of the sums. */
+uint64_t account_sum(struct core *core, uint32_t device, enum segment_sum sum);
+/* Count again what was touched: sums of the accounts, expiries of the models. */
+void account_settle(struct core *core);
 void account_set_available(struct core *core, const uint64_t *available);
 void account_on_budget(struct core *core, const struct core_event *event);
 
 /* evict.c */
-uint64_t evict_evictable(const struct core *core, uint32_t device, const struct model *spare);
-/* What running loads bring that may go as soon as they have ended. */
-uint64_t evict_evictable_later(const struct core *core, uint32_t device);
+uint64_t evict_evictable(struct core *core, uint32_t device, const struct model *spare);
 /* Choose and drop victims for 'bytes' on the device; all or none. */
 bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const struct job *job);
+/* Have one idle model leave, of this user or (NULL) of any: another needs its place. */
+bool evict_model(struct core *core, const struct user *owner, bool may_be_kept);
+uint64_t evict_expiry(const struct core *core, const struct model *model); /* NEVER: none */
 void evict_expired(struct core *core);
-uint64_t evict_deadline(const struct core *core);
 
 /* admit.c */
 void admit_run(struct core *core); /* let waiting jobs go on that can */
 
 /* job.c */
+enum core_limit job_limit(const struct core *core, uint32_t uid); /* in the way of one more */
 struct job *job_begin(struct core *core, struct model *model, enum job_kind kind,
 		      const struct core_file_key *key, uint64_t file, uint32_t uid);
 /* Somebody who presents the file joins: what he has seen must be what he gets. */
@@ -246,7 +351,11 @@ void job_drop_if_unwanted(struct core *core, struct job *job);
 struct job *job_of(const struct core *core, uint64_t id);
 
 /* lease.c */
-struct lease *lease_add(struct core *core, struct model *model, struct client *client, bool map);
+struct lease *lease_add(struct core *core, struct model *model, struct client *client,
+			uint64_t generation, bool map);
+void lease_set_mapped(struct core *core, struct lease *lease, bool is_mapped);
+/* Its connection is gone, its process maps it still: it protects nothing, its bytes are held. */
+void lease_become_ghost(struct core *core, struct lease *lease);
 void lease_end(struct core *core, struct lease *lease);
 void lease_record(struct core *core, const struct lease *lease);
 bool lease_grant(struct core *core, const struct waiter *waiter, struct model *model,
@@ -261,8 +370,8 @@ void client_on_closed(struct core *core, const struct core_event *event);
 /* Its process has unmapped it, or holds it by another lease now. */
 void client_end_ghost(struct core *core, struct lease *ghost);
 void client_on_process_gone(struct core *core, const struct core_event *event);
-struct waiter *waiter_add(struct core *core, struct client *client, uint32_t request,
-			  struct list *owner);
+/* One like this (client, request, model and what it waits for); NULL: the table is full. */
+struct waiter *waiter_add(struct core *core, const struct waiter *like, struct job *job);
 void waiter_remove(struct core *core, struct waiter *waiter);
 void client_on_cancel(struct core *core, const struct core_event *event);
 
@@ -274,8 +383,8 @@ void wish_record(struct core *core, const struct wish *wish);
 void wish_withdraw(struct core *core, struct wish *wish);
 void wish_remove(struct core *core, struct wish *wish);
 void wish_on_set(struct core *core, const struct core_event *event);
+void wish_changed(struct core *core, struct wish *wish);
 void wish_lapse(struct core *core);
-uint64_t wish_deadline(const struct core *core);
 
 /* load.c */
 void load_on_load(struct core *core, const struct core_event *event);
@@ -283,6 +392,17 @@ void load_on_load(struct core *core, const struct core_event *event);
 /* unload.c */
 void unload_on_unload(struct core *core, const struct core_event *event);
 void unload_on_verify(struct core *core, const struct core_event *event);
+
+static inline void *core_slot(const struct idtab *tab, uint32_t index)
+{
+	return (char *)tab->slots + (size_t)index * tab->slot_size;
+}
+
+static inline uint32_t core_index(const struct idtab *tab, const void *object)
+{
+	return (uint32_t)((size_t)((const char *)object - (const char *)tab->slots) /
+			  tab->slot_size);
+}
 
 #define OF(link, type, member) container_of(link, type, member)
 

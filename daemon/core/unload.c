@@ -43,33 +43,29 @@ static bool has_bytes_on(const struct model *model, uint32_t device)
 	return false;
 }
 
-static bool is_named(const struct core *core, const struct core_event *event,
-		     const struct model *model)
-{
-	uint64_t id = idtab_id(&core->models, model);
-
-	for (uint32_t i = 0; i < event->unload.n_models; i++) {
-		if (event->unload.models[i] == id) {
-			return true;
-		}
-	}
-	return event->unload.models == NULL;
-}
-
 /* Do all conditions hold for this model? A name also means wishes about what is not there. */
 static bool is_selected(const struct core *core, const struct core_event *event,
 			const struct client *client, const struct model *model)
 {
 	bool only_mine = event->unload.mine || (!client->is_admin && !event->unload.by_name);
 
-	return is_named(core, event, model) &&
-	       (client->is_admin || wish_find(model, client->uid) != NULL) &&
+	return (client->is_admin || wish_find(model, client->uid) != NULL) &&
 	       (!only_mine || wish_find(model, client->uid) != NULL) &&
 	       (!event->unload.has_device || has_bytes_on(model, event->unload.device)) &&
 	       (event->unload.idle_ns == 0 ||
 		(model_is_idle(model) &&
 		 core->now_ns - model->last_used_ns >= event->unload.idle_ns)) &&
 	       (event->unload.by_name || model->job != NULL || !list_is_empty(&model->segments));
+}
+
+/* Its uid said that it wants the model: its time has not run out, or it goes after others. */
+static bool is_wanted(const struct core *core, const struct wish *wish)
+{
+	const struct model *model = wish->model;
+
+	return wish->priority > 0 ||
+	       (wish->ttl_ns != 0 &&
+		(!model_is_idle(model) || core->now_ns - model->last_used_ns < wish->ttl_ns));
 }
 
 /* A wish that stands in the way: kept by not_kept, pinned always, others' for a plain user. */
@@ -88,6 +84,10 @@ static const struct wish *find_obstacle(const struct core *core, const struct co
 		if (wish->keep && wish->keep_until_ns > core->now_ns &&
 		    (event->unload.not_kept || is_foreign)) {
 			*ret_why = CORE_WHY_KEPT;
+			return wish;
+		}
+		if (is_foreign && is_wanted(core, wish)) {
+			*ret_why = CORE_WHY_WANTED;
 			return wish;
 		}
 	}
@@ -203,7 +203,17 @@ void unload_on_unload(struct core *core, const struct core_event *event)
 	if (client == NULL) {
 		return;
 	}
-	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+	core->n_unloads++;
+	for (uint32_t i = 0; event->unload.models != NULL && i < event->unload.n_models; i++) {
+		model = idtab_find(&core->models, event->unload.models[i]);
+		if (model != NULL && model->unload != core->n_unloads &&
+		    is_selected(core, event, client, model)) {
+			model->unload = core->n_unloads; /* it may be named twice */
+			unload_one(core, event, client, model);
+		}
+	}
+	while (event->unload.models == NULL &&
+	       (model = idtab_next(&core->models, &cursor)) != NULL) {
 		if (is_selected(core, event, client, model)) {
 			unload_one(core, event, client, model);
 		}
@@ -215,7 +225,6 @@ void unload_on_verify(struct core *core, const struct core_event *event)
 {
 	struct client *client = client_of(core, event->client);
 	struct model *model = idtab_find(&core->models, event->verify.model);
-	struct waiter *waiter = NULL;
 	int code = 0;
 
 	if (client == NULL) {
@@ -228,16 +237,18 @@ void unload_on_verify(struct core *core, const struct core_event *event)
 		model = NULL;
 	} else if (!model_is_resident(model)) {
 		code = WIRE_NOT_RESIDENT;
-	} else {
-		waiter = waiter_add(core, client, event->request, &core->verifiers);
-		code = waiter == NULL ? WIRE_TOO_MANY : 0;
+	} else if (waiter_add(core,
+			      &(struct waiter){.client = client,
+					       .model = model,
+					       .request = event->request},
+			      NULL) == NULL) {
+		core_reply_too_many(core, client, event->request, CORE_LIMIT_WAITERS, model);
+		return;
 	}
 	if (code != 0) {
 		core_reply(core, client, event->request, code, model);
 		return;
 	}
-	waiter->kind = WAITER_VERIFY;
-	waiter->model = model;
 	LIST_FOR_EACH (link, &model->segments) {
 		struct segment *segment = OF(link, struct segment, by_model);
 

@@ -62,15 +62,55 @@ uint64_t core_model_find(const struct core *core, uint64_t dev, uint64_t ino)
 	return model == NULL ? 0 : idtab_id(&core->models, model);
 }
 
-/* Bytes of the generation that a lease names. */
-static uint64_t lease_bytes(const struct lease *lease)
+/*
+ * The part that follows the one at the cursor in its model's list; NULL: there is none. Every
+ * part begins with its slot, the link to the other parts and the model.
+ */
+struct part {
+	struct idtab_slot slot;
+	struct list by_model;
+	struct model *model;
+};
+
+#define ASSERT_PART(type)                                                             \
+	_Static_assert(offsetof(type, by_model) == offsetof(struct part, by_model) && \
+			       offsetof(type, model) == offsetof(struct part, model), \
+		       "a part of a model begins like every other")
+ASSERT_PART(struct segment);
+ASSERT_PART(struct wish);
+ASSERT_PART(struct holder);
+
+static const void *next_part(const struct idtab *tab, const struct model *model,
+			     const struct list *parts, uint32_t *cursor)
+{
+	const struct list *link = parts->next;
+
+	if (*cursor != 0) {
+		const struct part *last = core_slot(tab, *cursor - 1);
+
+		if ((last->slot.tag & 1) == 0 || last->model != model) {
+			return NULL; /* removed meanwhile */
+		}
+		link = last->by_model.next;
+	}
+	if (link == parts) {
+		return NULL;
+	}
+	*cursor = core_index(tab, (const char *)link - offsetof(struct part, by_model)) + 1;
+	return core_slot(tab, *cursor - 1);
+}
+
+#define NEXT_PART(core, parts, model, cursor) \
+	((model) == NULL ? NULL : next_part(&(core)->parts, model, &(model)->parts, cursor))
+
+static uint64_t generation_bytes(const struct model *model, uint64_t generation)
 {
 	uint64_t bytes = 0;
 
-	LIST_FOR_EACH (link, &lease->model->segments) {
+	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		bytes += segment->generation == lease->generation ? segment->bytes : 0;
+		bytes += segment->generation == generation ? segment->bytes : 0;
 	}
 	return bytes;
 }
@@ -83,7 +123,7 @@ static void view_lease(const struct core *core, const struct lease *lease,
 		.client = idtab_id(&core->clients, lease->client),
 		.model = idtab_id(&core->models, lease->model),
 		.generation = lease->generation,
-		.bytes = lease_bytes(lease),
+		.bytes = generation_bytes(lease->model, lease->generation),
 		.is_mapped = lease->is_mapped,
 		.is_ghost = lease->is_ghost,
 	};
@@ -118,11 +158,13 @@ static void view_client(const struct core *core, const struct client *client,
 		.is_admin = client->is_admin,
 		.is_connected = client->is_connected,
 	};
-	LIST_FOR_EACH (link, &client->leases) {
-		const struct lease *lease = OF(link, struct lease, by_client);
+	LIST_FOR_EACH (link, &client->holders) {
+		const struct holder *holder = OF(link, struct holder, by_client);
 
-		ret->n_leases++;
-		ret->held_bytes += lease->is_mapped ? lease_bytes(lease) : 0;
+		ret->n_leases += holder->n_leases;
+		ret->held_bytes += holder->n_mapped == 0
+					   ? 0
+					   : generation_bytes(holder->model, holder->generation);
 	}
 }
 
@@ -146,6 +188,18 @@ bool core_client_next(const struct core *core, uint32_t *cursor, struct core_cli
 	return client != NULL;
 }
 
+static uint32_t count_mappers(const struct segment *segment)
+{
+	uint32_t n_mappers = 0;
+
+	LIST_FOR_EACH (link, &segment->model->holders) {
+		const struct holder *holder = OF(link, struct holder, by_model);
+
+		n_mappers += holder->n_mapped > 0 && holder->generation == segment->generation;
+	}
+	return n_mappers;
+}
+
 static void view_segment(const struct core *core, const struct segment *segment,
 			 struct core_segment_view *ret)
 {
@@ -157,7 +211,7 @@ static void view_segment(const struct core *core, const struct segment *segment,
 		.device = segment->device,
 		.index = segment->index,
 		.state = (enum segment_state)segment->state,
-		.n_mappers = segment_n_mappers(segment),
+		.n_mappers = count_mappers(segment),
 	};
 }
 
@@ -171,18 +225,17 @@ bool core_segment_get(const struct core *core, uint64_t id, struct core_segment_
 	return segment != NULL;
 }
 
-bool core_segment_next(const struct core *core, uint64_t model, uint32_t *cursor,
+bool core_segment_next(const struct core *core, uint64_t model_id, uint32_t *cursor,
 		       struct core_segment_view *ret)
 {
-	const struct segment *segment;
+	const struct model *model = idtab_find(&core->models, model_id);
+	const struct segment *segment = model_id == 0 ? idtab_next(&core->segments, cursor)
+						      : NEXT_PART(core, segments, model, cursor);
 
-	while ((segment = idtab_next(&core->segments, cursor)) != NULL) {
-		if (model == 0 || idtab_id(&core->models, segment->model) == model) {
-			view_segment(core, segment, ret);
-			return true;
-		}
+	if (segment != NULL) {
+		view_segment(core, segment, ret);
 	}
-	return false;
+	return segment != NULL;
 }
 
 static void view_wish(const struct core *core, const struct wish *wish, struct core_wish_view *ret)
@@ -209,18 +262,42 @@ bool core_wish_get(const struct core *core, uint64_t id, struct core_wish_view *
 	return wish != NULL;
 }
 
-bool core_wish_next(const struct core *core, uint64_t model, uint32_t *cursor,
+bool core_wish_next(const struct core *core, uint64_t model_id, uint32_t *cursor,
 		    struct core_wish_view *ret)
 {
-	const struct wish *wish;
+	const struct model *model = idtab_find(&core->models, model_id);
+	const struct wish *wish = NEXT_PART(core, wishes, model, cursor);
 
-	while ((wish = idtab_next(&core->wishes, cursor)) != NULL) {
-		if (idtab_id(&core->models, wish->model) == model) {
-			view_wish(core, wish, ret);
-			return true;
-		}
+	if (wish != NULL) {
+		view_wish(core, wish, ret);
 	}
-	return false;
+	return wish != NULL;
+}
+
+static void view_holder(const struct core *core, const struct holder *holder,
+			struct core_holder_view *ret)
+{
+	*ret = (struct core_holder_view){
+		.client = idtab_id(&core->clients, holder->client),
+		.model = idtab_id(&core->models, holder->model),
+		.generation = holder->generation,
+		.bytes = generation_bytes(holder->model, holder->generation),
+		.n_leases = holder->n_leases,
+		.is_mapped = holder->n_mapped > 0,
+	};
+}
+
+bool core_holder_next(const struct core *core, uint64_t model_id, uint32_t *cursor,
+		      struct core_holder_view *ret)
+{
+	const struct model *model = idtab_find(&core->models, model_id);
+	const struct holder *holder = model_id == 0 ? idtab_next(&core->holders, cursor)
+						    : NEXT_PART(core, holders, model, cursor);
+
+	if (holder != NULL) {
+		view_holder(core, holder, ret);
+	}
+	return holder != NULL;
 }
 
 void core_account_get(const struct core *core, uint32_t device, struct core_account_view *ret)

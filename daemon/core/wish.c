@@ -28,8 +28,9 @@ struct wish *wish_get(struct core *core, struct model *model, uint32_t uid)
 	if (wish != NULL) {
 		wish->model = model;
 		wish->uid = uid;
-		wish->pin_until_ns = wish->keep_until_ns = NEVER;
+		wish->pin_until_ns = wish->keep_until_ns = wish->lapse.at_ns = NEVER;
 		list_append(&model->wishes, &wish->by_model);
+		wish_changed(core, wish);
 		wish_record(core, wish);
 	}
 	return wish;
@@ -40,9 +41,20 @@ void wish_record(struct core *core, const struct wish *wish)
 	core_act(core, ACT_RECORD_WISH)->record.id = idtab_id(&core->wishes, wish);
 }
 
+/* What was said of the model is another: when does it lapse, and what follows? */
+void wish_changed(struct core *core, struct wish *wish)
+{
+	uint64_t pin_ns = wish->pin ? wish->pin_until_ns : NEVER;
+	uint64_t keep_ns = wish->keep ? wish->keep_until_ns : NEVER;
+
+	timer_set(&core->lapses, &wish->lapse, pin_ns < keep_ns ? pin_ns : keep_ns);
+	model_touch(core, wish->model);
+}
+
 void wish_remove(struct core *core, struct wish *wish)
 {
 	wish_record(core, wish);
+	timer_set(&core->lapses, &wish->lapse, NEVER);
 	list_remove(&wish->by_model);
 	idtab_remove(&core->wishes, wish);
 }
@@ -80,9 +92,12 @@ void wish_apply(struct core *core, struct wish *wish, const struct core_policy *
 	if ((policy->said & CORE_SAID_PRIORITY) != 0) {
 		wish->priority = policy->priority;
 	}
-	if ((wish->pin && !was_pinned) || (wish->keep && !was_kept)) {
+	if ((wish->pin && !was_pinned) || (wish->keep && !was_kept) ||
+	    ((policy->said & CORE_SAID_TTL) != 0 && policy->ttl_ns != 0) ||
+	    ((policy->said & CORE_SAID_PRIORITY) != 0 && policy->priority > 0)) {
 		wish->model->is_doomed = false; /* said after the unload that waits */
 	}
+	wish_changed(core, wish);
 	if (policy->said != 0) {
 		wish_record(core, wish);
 	}
@@ -113,7 +128,7 @@ void wish_on_set(struct core *core, const struct core_event *event)
 	}
 	wish = wish_get(core, model, client->uid);
 	if (wish == NULL) {
-		core_reply(core, client, event->request, WIRE_TOO_MANY, model);
+		core_reply_too_many(core, client, event->request, CORE_LIMIT_WISHES, model);
 		return;
 	}
 	wish_apply(core, wish, event->set.policy);
@@ -122,10 +137,9 @@ void wish_on_set(struct core *core, const struct core_event *event)
 
 void wish_lapse(struct core *core)
 {
-	struct wish *wish;
-	uint32_t cursor = 0;
+	while (timer_deadline(&core->lapses) <= core->now_ns) {
+		struct wish *wish = OF(timer_first(&core->lapses), struct wish, lapse);
 
-	while ((wish = idtab_next(&core->wishes, &cursor)) != NULL) {
 		if (wish->pin && wish->pin_until_ns <= core->now_ns) {
 			wish->pin = false;
 			note_change(core, wish, true, false, CORE_NOTE_PINNED, CORE_NOTE_UNPINNED);
@@ -134,22 +148,6 @@ void wish_lapse(struct core *core)
 			wish->keep = false;
 			note_change(core, wish, true, false, CORE_NOTE_KEPT, CORE_NOTE_UNKEPT);
 		}
+		wish_changed(core, wish);
 	}
-}
-
-uint64_t wish_deadline(const struct core *core)
-{
-	const struct wish *wish;
-	uint64_t soonest = NEVER;
-	uint32_t cursor = 0;
-
-	while ((wish = idtab_next(&core->wishes, &cursor)) != NULL) {
-		if (wish->pin && wish->pin_until_ns < soonest) {
-			soonest = wish->pin_until_ns;
-		}
-		if (wish->keep && wish->keep_until_ns < soonest) {
-			soonest = wish->keep_until_ns;
-		}
-	}
-	return soonest;
 }

@@ -112,6 +112,31 @@ def resident(folder):
         os.unlink(f"{folder}/m{i}.safetensors")
 
 
+def many(folder):
+    """What 1,000 models cost who asks: each call measured from Python."""
+    import distorch
+    paths = [f"{folder}/many{i}.safetensors" for i in range(1000)]
+    for path in paths:
+        write_model(path, 1, 1024)
+    daemon = Daemon(folder)
+    with distorch.connect() as d:
+        begun = time.perf_counter()
+        for path in paths:
+            d.load(path)
+        load_ms = (time.perf_counter() - begun) * 1e3 / len(paths)
+        times = {"list": [], "status": []}
+        for _ in range(50):
+            for name, call in (("list", d.list), ("status", d.status)):
+                begun = time.perf_counter()
+                call()
+                times[name].append((time.perf_counter() - begun) * 1e3)
+    print(f"with 1,000 models, ms: load {load_ms:.2f}; list p50 {percentile(times['list'], .5):.2f}; "
+          f"status p50 {percentile(times['status'], .5):.2f} p99 {percentile(times['status'], .99):.2f}")
+    daemon.stop()
+    for path in paths:
+        os.unlink(path)
+
+
 def percentile(times, p):
     times = sorted(times)
     return times[min(len(times) - 1, int(len(times) * p))]
@@ -155,6 +180,9 @@ def main():
     try:
         attach(folder)
         resident(folder)
+        many(folder)
+        print(subprocess.run([BUILD / "bench" / "bench_core_step"], capture_output=True, text=True,
+                             check=True).stdout)
         os.unlink(status_during_load(folder))
         print(subprocess.run([BUILD / "bench" / "bench_cold_read", folder], capture_output=True,
                              text=True, check=True).stdout)

@@ -116,6 +116,7 @@ static void take_reply(struct driver *driver, const struct core_action *action)
 	check(driver, pending != NULL, "I8 a request is answered once, while its client is there");
 	check(driver, action->code >= 0 && action->code < WIRE_N_CODES, "a code is a known one");
 	driver->replies[action->code]++;
+	driver->limits[action->code == WIRE_TOO_MANY ? action->too_many.limit : 0]++;
 	if (action->code == 0 && (pending->kind == EV_LOAD || pending->kind == EV_ATTACH) &&
 	    action->reply.source != CORE_SOURCE_BEGUN) {
 		check(driver,
@@ -146,6 +147,9 @@ static void take_action(struct driver *driver, const struct core_action *action)
 	case ACT_CLOSE_FILE:
 		(void)inode_of(driver, action->fill.file);
 		driver->files[action->fill.file] = 0;
+		break;
+	case ACT_FORGET_MODEL:
+		driver->n_left += driver->reference.event.type == EV_DROPPED ? 1 : 0;
 		break;
 	case ACT_FORGET_CLIENT:
 		client = client_with(driver, action->client);
@@ -228,10 +232,13 @@ static void open_client(struct driver *driver, uint32_t place)
 	static const uint32_t uids[] = {1000, 1001, 0, 1000, 1001, 1002};
 	struct driver_client *client = &driver->clients[place];
 	struct core_event event = {.type = EV_CLIENT_OPENED};
+	bool may_open;
 
 	event.opened.uid = uids[place];
 	event.opened.is_admin = uids[place] == 0;
+	may_open = reference_may_open(&driver->reference, uids[place], event.opened.is_admin);
 	client->id = step(driver, &event);
+	check(driver, (client->id != 0) == may_open, "who has a place left is let in, nobody else");
 	client->uid = event.opened.uid;
 	client->is_admin = event.opened.is_admin;
 	client->is_connected = client->is_alive = client->id != 0;
@@ -655,9 +662,14 @@ static void begin(struct driver *driver)
 
 	driver->config = (struct core_config){
 		.max_clients = is_small ? 4 : 12,
-		.max_models = is_small ? 4 : 9,
+		.max_clients_per_uid = pick(driver, 4),
+		.reserved_clients = 1,
+		.max_models = is_small ? 3 : 9,
+		.max_models_per_uid = is_small ? 2 : pick(driver, 8),
+		.max_queued_per_uid = pick(driver, 4),
 		.max_segments = is_small ? 10 : 50,
 		.max_leases = is_small ? 5 : 40,
+		.max_leases_per_uid = is_small ? 4 : pick(driver, 12),
 		.max_waiters = is_small ? 4 : 40,
 		.max_wishes = is_small ? 7 : 40,
 		.n_devices = DRIVER_DEVICES,

@@ -72,6 +72,8 @@ struct driver {
 	uint64_t quiet_until_ns;      /* until then loads may wait with nothing under way */
 	uint64_t counts[EV_N_VALUES]; /* events sent, so that a test can see what was reached */
 	uint64_t replies[32];         /* by code */
+	uint64_t limits[CORE_LIMIT_N_VALUES];
+	uint64_t n_left; /* models that gave their place to another */
 	uint64_t notes[CORE_NOTE_N_VALUES];
 	bool is_shut;
 };

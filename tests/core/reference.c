@@ -104,6 +104,24 @@ void reference_open(struct reference *r, uint64_t client, uint32_t uid, bool is_
 	}
 }
 
+bool reference_may_open(const struct reference *r, uint32_t uid, bool is_admin)
+{
+	const struct core_config *config = &r->config;
+	uint32_t n_clients = 0;
+	uint32_t n_of_uid = 0;
+
+	EACH(r->clients, client)
+	{
+		n_clients += client->id != 0 ? 1 : 0;
+		n_of_uid += client->id != 0 && client->uid == uid ? 1 : 0;
+	}
+	if (is_admin) {
+		return n_clients < config->max_clients;
+	}
+	return n_clients + config->reserved_clients < config->max_clients &&
+	       (config->max_clients_per_uid == 0 || n_of_uid < config->max_clients_per_uid);
+}
+
 static bool has_job(const struct reference *r, uint64_t model)
 {
 	for (uint32_t i = 0; i < r->n_jobs; i++) {
@@ -180,6 +198,17 @@ static bool has_copies(const struct reference *r, uint64_t model)
 	return false;
 }
 
+static uint32_t n_copies_of(const struct reference *r, uint64_t model)
+{
+	uint32_t n_copies = 0;
+
+	EACH(r->copies, copy)
+	{
+		n_copies += copy->segment != 0 && copy->model == model ? 1 : 0;
+	}
+	return n_copies;
+}
+
 static uint64_t charged(const struct reference *r, uint32_t device)
 {
 	uint64_t bytes = 0;
@@ -254,15 +283,22 @@ static bool is_same_content(const struct core_file_key *a, const struct core_fil
 	return a->size == b->size && a->mtime_ns == b->mtime_ns;
 }
 
-static int expect_room_for_lease(const struct reference *r)
+static int expect_room_for_lease(struct reference *r, uint32_t uid)
 {
+	uint32_t n_leases = 0;
+	uint32_t n_of_uid = 0;
+
 	EACH(r->leases, lease)
 	{
-		if (lease->id == 0 && lease < r->leases + r->config.max_leases) {
-			return 0;
-		}
+		const struct reference_client *client = find_client(r, lease->client);
+
+		n_leases += lease->id != 0 ? 1 : 0;
+		n_of_uid += lease->id != 0 && client != NULL && client->uid == uid ? 1 : 0;
 	}
-	return WIRE_TOO_MANY;
+	if (r->config.max_leases_per_uid != 0 && n_of_uid >= r->config.max_leases_per_uid) {
+		return WIRE_TOO_MANY;
+	}
+	return n_leases < r->config.max_leases ? 0 : WIRE_TOO_MANY;
 }
 
 static int expect_reassert(struct reference *r, const struct core_event *event)
@@ -280,7 +316,7 @@ static int expect_reassert(struct reference *r, const struct core_event *event)
 	if (!grant(r, event->attach.model, find_client(r, event->client)->uid, NULL)) {
 		return WIRE_TOO_MANY;
 	}
-	return expect_room_for_lease(r);
+	return expect_room_for_lease(r, find_client(r, event->client)->uid);
 }
 
 static int expect_attach(struct reference *r, const struct core_event *event)
@@ -309,7 +345,7 @@ static int expect_attach(struct reference *r, const struct core_event *event)
 	if (by_file && r->key.ctime_ns != model->key.ctime_ns) {
 		return -1; /* its bytes are looked at first */
 	}
-	return expect_room_for_lease(r);
+	return expect_room_for_lease(r, uid);
 }
 
 static bool is_of_same_uid(struct reference *r, uint64_t a, uint64_t b)
@@ -444,25 +480,34 @@ static bool is_replaced(struct reference *r, uint64_t id)
 	       (!is_same_content(&r->key, &model->key) || r->key.ctime_ns != model->key.ctime_ns);
 }
 
+static void before_load(struct reference *r, const struct core_event *event, uint32_t uid)
+{
+	uint64_t id;
+
+	r->key = *event->load.key;
+	r->policy = *event->load.policy;
+	id = core_model_find(r->core, r->key.dev, r->key.ino);
+	if (event->load.no_wait && event->load.attach) {
+		r->expected = WIRE_BAD_ARGUMENT;
+	} else if (r->is_shut) {
+		r->expected = WIRE_SHUTTING_DOWN;
+	} else if (is_replaced(r, id)) {
+		r->replaced = id;
+	} else {
+		(void)grant(r, id, uid, &r->policy);
+	}
+}
+
 static const char *before_request(struct reference *r, const struct core_event *event)
 {
 	const struct reference_client *client = find_client(r, event->client);
-	uint64_t id;
 
 	if (client == NULL || !client->is_connected) {
 		return NULL;
 	}
 	switch ((int)event->type) {
 	case EV_LOAD:
-		r->key = *event->load.key;
-		r->policy = *event->load.policy;
-		r->expected = r->is_shut ? WIRE_SHUTTING_DOWN : -1;
-		id = core_model_find(r->core, r->key.dev, r->key.ino);
-		if (!r->is_shut && is_replaced(r, id)) {
-			r->replaced = id;
-		} else if (!r->is_shut) {
-			(void)grant(r, id, client->uid, &r->policy);
-		}
+		before_load(r, event, client->uid);
 		break;
 	case EV_ATTACH:
 		if (event->attach.file != 0) {
@@ -671,6 +716,26 @@ static const char *act_fill(struct reference *r, const struct core_action *actio
 	return "the reference is full of copies";
 }
 
+/* Another uid wants it for a time that is not over, or after others: what it said counts. */
+static bool is_wanted_by_others(struct reference *r, uint64_t model)
+{
+	const struct reference_client *client = find_client(r, r->event.client);
+	struct core_model_view view;
+
+	if (client == NULL || client->is_admin || !core_model_get(r->core, model, &view)) {
+		return false;
+	}
+	EACH(r->wishes, wish)
+	{
+		if (wish->model == model && wish->uid != client->uid &&
+		    ((wish->keep && wish->keep_until_ns > r->now_ns) || wish->priority > 0 ||
+		     (wish->ttl_ns != 0 && r->now_ns - view.last_used_ns < wish->ttl_ns))) {
+			return true;
+		}
+	}
+	return false;
+}
+
 static const char *act_drop(struct reference *r, const struct core_action *action)
 {
 	struct reference_copy *copy = find_copy(r, action->segment);
@@ -796,6 +861,39 @@ static const char *act_shortage(const struct reference *r, const struct core_act
 	return NULL;
 }
 
+static uint32_t count_models(const struct reference *r)
+{
+	uint32_t n_models = 0;
+
+	EACH(r->models, model)
+	{
+		n_models += model->id != 0 ? 1 : 0;
+	}
+	return n_models;
+}
+
+/* An idle model that nobody keeps never makes another one's load fail, while places are left. */
+static const char *act_too_many(struct reference *r, const struct core_action *action)
+{
+	if (action->too_many.limit == CORE_LIMIT_NONE || action->too_many.number == 0) {
+		return "a refusal names the limit and its number";
+	}
+	if (action->too_many.limit != CORE_LIMIT_MODELS || r->now_ns < r->quiet_until_ns ||
+	    count_models(r) > r->config.max_models + r->config.max_models / 8) {
+		return NULL;
+	}
+	EACH(r->models, model)
+	{
+		if (model->id != 0 && is_resident(r, model) && !has_job(r, model->id) &&
+		    !is_wished(r, model->id, true) &&
+		    n_copies_of(r, model->id) == model->n_copies &&
+		    count_leases(r, model->id, 0, false, false) == 0) {
+			return "an idle model gives its place to another";
+		}
+	}
+	return NULL;
+}
+
 static const char *act_reply(struct reference *r, const struct core_action *action)
 {
 	bool is_now = action->client == r->event.client && action->request == r->event.request;
@@ -808,6 +906,9 @@ static const char *act_reply(struct reference *r, const struct core_action *acti
 	}
 	if (action->code == WIRE_NO_MEMORY) {
 		return act_shortage(r, action);
+	}
+	if (action->code == WIRE_TOO_MANY) {
+		return act_too_many(r, action);
 	}
 	return action->code == 0 && action->reply.lease != 0 ? act_lease(r, action) : NULL;
 }
@@ -857,6 +958,10 @@ static const char *act_note(struct reference *r, const struct core_action *actio
 		if (r->now_ns < r->quiet_until_ns) {
 			return "after a restart nothing is evicted for another for a while";
 		}
+	}
+	if (action->note.note == CORE_NOTE_UNLOADED && r->event.type == EV_UNLOAD &&
+	    is_wanted_by_others(r, action->model)) {
+		return "nobody unloads what another uid said it wants";
 	}
 	if (action->note.note == CORE_NOTE_REFUSED) {
 		r->refused = action->model;
@@ -956,6 +1061,42 @@ static const char *compare_leases(struct reference *r)
 	return n_seen == 0 ? NULL : "no lease is missing";
 }
 
+/* A client holds each byte once, however many of its leases map it. */
+static const char *compare_clients(struct reference *r)
+{
+	struct core_client_view view;
+	uint32_t cursor = 0;
+
+	while (core_client_next(r->core, &cursor, &view)) {
+		uint64_t bytes = 0;
+		uint32_t n_leases = 0;
+
+		EACH(r->copies, copy)
+		{
+			bool is_mapped = false;
+
+			if (copy->segment == 0) {
+				continue;
+			}
+			EACH(r->leases, lease)
+			{
+				is_mapped |= lease->id != 0 && lease->client == view.id &&
+					     lease->model == copy->model && lease->is_mapped &&
+					     lease->generation == copy->generation;
+			}
+			bytes += is_mapped ? copy->bytes : 0;
+		}
+		EACH(r->leases, lease)
+		{
+			n_leases += lease->id != 0 && lease->client == view.id ? 1 : 0;
+		}
+		if (bytes != view.held_bytes || n_leases != view.n_leases) {
+			return "a client holds what its leases map, once";
+		}
+	}
+	return NULL;
+}
+
 static const char *compare_wishes(struct reference *r, uint64_t model)
 {
 	struct core_wish_view view;
@@ -1000,6 +1141,7 @@ static const char *compare_models(struct reference *r)
 {
 	struct core_model_view view;
 	uint32_t cursor = 0;
+	uint32_t n_owned[3] = {0}; /* by uid from 1000 */
 
 	while (core_model_next(r->core, &cursor, &view)) {
 		struct reference_model *model = find_model(r, view.id);
@@ -1021,6 +1163,13 @@ static const char *compare_models(struct reference *r)
 			return "I6 a published generation stays until the next one";
 		}
 		model->key = view.generation != 0 ? view.key : model->key;
+		n_owned[view.owner_uid < 1000 ? 2 : view.owner_uid % 1000 % 3]++;
+	}
+	for (uint32_t i = 0; i < 2; i++) {
+		if (r->config.max_models_per_uid != 0 &&
+		    n_owned[i] > r->config.max_models_per_uid + r->config.max_models / 8 + 1) {
+			return "one uid leaves places for others";
+		}
 	}
 	return NULL;
 }
@@ -1110,6 +1259,7 @@ const char *reference_after(struct reference *r, const struct core_event *event)
 	}
 	broken = compare_copies(r);
 	broken = broken != NULL ? broken : compare_leases(r);
+	broken = broken != NULL ? broken : compare_clients(r);
 	broken = broken != NULL ? broken : compare_models(r);
 	broken = broken != NULL ? broken : compare_accounts(r);
 	return broken != NULL ? broken : compare_jobs(r);

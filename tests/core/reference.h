@@ -90,6 +90,8 @@ struct reference {
 void reference_init(struct reference *reference, const struct core *core,
 		    const struct core_config *config);
 void reference_open(struct reference *reference, uint64_t client, uint32_t uid, bool is_admin);
+/* Has the uid a place for one more? */
+bool reference_may_open(const struct reference *reference, uint32_t uid, bool is_admin);
 /* NULL when it is over, or not yet known. */
 const struct reference_job *reference_job_of(struct reference *reference, uint64_t id);
 /* Each returns NULL, or what is wrong. */

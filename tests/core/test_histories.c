@@ -16,6 +16,7 @@
 
 struct totals {
 	uint64_t events[EV_N_VALUES], replies[WIRE_N_CODES], notes[CORE_NOTE_N_VALUES], steps;
+	uint64_t limits[CORE_LIMIT_N_VALUES], n_left;
 };
 
 static uint64_t next_random(uint64_t *state)
@@ -46,6 +47,10 @@ static void run_seed(uint64_t seed, struct totals *totals)
 	for (int i = 0; i < WIRE_N_CODES; i++) {
 		totals->replies[i] += driver->replies[i];
 	}
+	for (int i = 0; i < CORE_LIMIT_N_VALUES; i++) {
+		totals->limits[i] += driver->limits[i];
+	}
+	totals->n_left += driver->n_left;
 	for (int i = 0; i < CORE_NOTE_N_VALUES; i++) {
 		totals->notes[i] += driver->notes[i];
 	}
@@ -61,6 +66,15 @@ static void assert_everything_was_met(const struct totals *totals)
 				    WIRE_DEVICE_LOST, WIRE_IO,        WIRE_CHANGED_WHILE_READING,
 				    WIRE_CANCELLED,   WIRE_BAD_FILE,  WIRE_SHUTTING_DOWN};
 
+	static const enum core_limit limits[] = {CORE_LIMIT_MODELS,      CORE_LIMIT_USER_MODELS,
+						 CORE_LIMIT_USER_QUEUED, CORE_LIMIT_SEGMENTS,
+						 CORE_LIMIT_LEASES,      CORE_LIMIT_WAITERS,
+						 CORE_LIMIT_WISHES,      CORE_LIMIT_USER_LEASES};
+
+	assert_true(totals->n_left > 0);
+	for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
+		assert_true(totals->limits[limits[i]] > 0);
+	}
 	for (int i = EV_TICK; i < EV_N_VALUES; i++) {
 		assert_true(totals->events[i] > 0);
 	}

@@ -324,10 +324,10 @@ static void the_count_of_leases_saturates_and_never_wraps(void **state)
 	model = idtab_find(&scene->core->models, scene_model(scene, 1));
 	real_count = model->n_leases;
 	model->n_leases = COUNT_MAX; /* forced */
-	assert_null(lease_add(scene->core, model, opened, false));
+	assert_null(lease_add(scene->core, model, opened, 1, false));
 	assert_int_equal(model->n_leases, COUNT_MAX);
 	model->n_leases = real_count;
-	assert_non_null(lease_add(scene->core, model, opened, false));
+	assert_non_null(lease_add(scene->core, model, opened, 1, false));
 	scene_free(scene);
 }
 

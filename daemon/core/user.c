@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What one uid has of the tables: counted where it changes, so that its bounds cost nothing. */
+#include "base/require.h"
+
+#include "daemon/core/state.h"
+
+static uint32_t *chain_of(const struct core *core, uint32_t uid)
+{
+	return &core->user_hash[(uid * 0x9e3779b1U >> 8) & (core->n_user_hash - 1)];
+}
+
+struct user *user_find(const struct core *core, uint32_t uid)
+{
+	uint32_t next = *chain_of(core, uid);
+
+	while (next != 0) {
+		struct user *user = core_slot(&core->users, next - 1);
+
+		if (user->uid == uid) {
+			return user;
+		}
+		next = user->hash_next;
+	}
+	return NULL;
+}
+
+struct user *user_get(struct core *core, uint32_t uid)
+{
+	struct user *user = user_find(core, uid);
+	uint64_t id = 0;
+
+	if (user != NULL) {
+		return user;
+	}
+	user = idtab_add(&core->users, &id);
+	REQUIRE(user != NULL); /* there are as many as clients, models and jobs together */
+	user->uid = uid;
+	list_init(&user->queued);
+	list_init(&user->startable);
+	user->hash_next = *chain_of(core, uid);
+	*chain_of(core, uid) = core_index(&core->users, user) + 1;
+	return user;
+}
+
+void user_settle(struct core *core, struct user *user)
+{
+	uint32_t *next = chain_of(core, user->uid);
+
+	if (user->n_clients + user->n_models + user->n_queued + user->n_running > 0) {
+		return;
+	}
+	while (*next != 0 && core_slot(&core->users, *next - 1) != user) {
+		next = &((struct user *)core_slot(&core->users, *next - 1))->hash_next;
+	}
+	REQUIRE(*next != 0);
+	*next = user->hash_next;
+	list_remove(&user->startable);
+	idtab_remove(&core->users, user);
+}
+
+void user_may_start(struct core *core, struct user *user)
+{
+	if (list_is_empty(&user->startable)) {
+		list_append(&core->startable, &user->startable);
+	}
+}

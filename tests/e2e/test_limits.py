@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one user can take from the others, and requests that contradict themselves."""
+import os
+
+import pytest
+
+from conftest import RawError, close_all, make_safetensors, make_sparse_model, opened
+
+
+def as_user(uid, work):
+    """Run work() in a process of that user; what it returns as text."""
+    out, into = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            text = str(work())
+        except BaseException as error:
+            text = repr(error)
+        os.write(into, text.encode())
+        os._exit(0)
+    os.close(into)
+    with os.fdopen(out) as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def open_to_all(daemon):
+    os.chmod(daemon.folder, 0o755)
+    os.chmod(daemon.socket, 0o666)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+def test_connections_that_close_and_still_map_are_counted(start_daemon):
+    daemon = start_daemon("limits.connections=64", "limits.connections-per-user=4")
+    open_to_all(daemon)
+    path = daemon.folder / "m.safetensors"
+    make_safetensors(path, {"a": ("F32", [16])})
+    os.chmod(path, 0o644)
+
+    def take_all():
+        for n in range(100):
+            try:
+                with daemon.raw() as raw, opened(path) as file:
+                    close_all(raw.call_fds("load", {"attach": True, "map": True}, [file])[1])
+            except RawError as error:
+                return f"{n} {error.code} {error.error['message']}"
+        return "no end"
+
+    first = as_user(1000, take_all)
+    assert first.startswith("8 too-many uid 1000 has 8 clients already"), first
+    assert as_user(1001, lambda: daemon.raw().call("ping")) == "{}"
+
+
+def test_a_cancelled_verify_says_so(daemon, raw, tmp_path):
+    for name in ("a", "b"):
+        raw.load(make_sparse_model(tmp_path / f"{name}.safetensors", 256 << 20))
+    number = raw.request("verify", {})
+    cancel = raw.request("cancel", {"id": number})
+    error, result, _ = raw.wait(number)
+    if raw.wait(cancel)[1]["found"]:
+        assert error["code"] == "cancelled"
+    else:
+        assert all(check["ok"] for check in result["checks"])
+    raw.call("ping")
+
+
+def test_who_does_not_wait_cannot_ask_for_a_lease(raw, make_model):
+    with opened(make_model()) as file:
+        with pytest.raises(RawError) as caught:
+            raw.call("load", {"no_wait": True, "attach": True}, [file])
+    assert caught.value.code == "bad-argument"
+    assert raw.call("list", {"all": True})["models"] == []
+
+
+def test_bytes_are_held_once_however_many_leases(raw, make_model):
+    path = make_model(size=1 << 20)
+    leases = []
+    for _ in range(3):
+        with opened(path) as file:
+            result, fds = raw.call_fds("load", {"attach": True, "map": True}, [file])
+        close_all(fds)
+        leases.append(result["lease"])
+    place = raw.call("list")["models"][0]["where"][0]["bytes"]
+    client, = raw.call("clients")["clients"]
+    assert (client["leases"], client["held_bytes"]) == (3, place)
+    user, = raw.call("show", {"model": raw.call("list")["models"][0]["id"]})["clients"]
+    assert user["held_bytes"] == place
+    for lease in leases:
+        raw.call("detach", {"lease": lease})
