@@ -502,7 +502,8 @@ static void adopt_wishes(struct daemon *daemon)
 /* The client that stands for a process of an earlier life; NULL: it is gone. */
 static struct client *find_client(struct daemon *daemon, const struct ledger_lease *lease)
 {
-	struct core_event event = {.type = EV_CLIENT_OPENED, .opened = {.uid = lease->uid}};
+	struct core_event event = {.type = EV_CLIENT_OPENED,
+				   .opened = {.uid = lease->uid, .is_back = true}};
 	struct client *client;
 	struct peer peer;
 

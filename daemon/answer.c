@@ -138,14 +138,15 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 	int fds[2] = {-1, -1};
 	uint32_t n_fds = 0;
 
-	if (action->reply.lease != 0 && open_grant(daemon, action, fds, &n_fds) < 0) {
+	int code = action->reply.lease == 0 ? 0 : open_grant(daemon, action, fds, &n_fds);
+
+	if (code < 0) {
 		for (uint32_t i = 0; i < n_fds; i++) {
 			(void)close(fds[i]); /* read-only, nothing to lose */
 		}
 		daemon_revoke(daemon, client->id, action->reply.lease);
 		answer_failure(daemon, client, pending,
-			       &(struct core_action){.code = WIRE_TOO_MANY,
-						     .model = action->model});
+			       &(struct core_action){.code = -code, .model = action->model});
 		return;
 	}
 	REQUIRE(core_model_get(daemon->core, action->model, &view));
@@ -193,7 +194,9 @@ static const char *line_reason(const struct daemon *daemon, const struct answer_
 {
 	const struct client *holder = daemon_find_client(daemon, line->holder);
 
-	if (holder != NULL && line->why == CORE_WHY_IN_USE) {
+	if (line->why == CORE_WHY_WANTED) {
+		(void)snprintf(buffer, buffer_size, "wanted by uid %u", line->uid);
+	} else if (holder != NULL && line->why == CORE_WHY_IN_USE) {
 		(void)snprintf(buffer, buffer_size, "in use by PID %u (%s)", holder->pid,
 			       client_display(holder));
 	} else if (holder != NULL && line->why == CORE_WHY_MAPPED) {

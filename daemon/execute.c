@@ -191,15 +191,12 @@ void execute(struct daemon *daemon, const struct core_action *action)
 static void remember_difference(struct daemon *daemon, const struct load_result *result)
 {
 	struct core_segment_view view;
-	uint32_t cursor = 0;
+	struct model_info *model = core_segment_get(daemon->core, result->segment, &view)
+					   ? store_find_model(daemon->store, view.model)
+					   : NULL;
 
-	while (result->err.code == 0 && !result->is_equal &&
-	       core_segment_next(daemon->core, 0, &cursor, &view)) {
-		struct model_info *model = store_find_model(daemon->store, view.model);
-
-		if (view.id == result->segment && model != NULL) {
-			model->bad_at = result->differs_at;
-		}
+	if (result->err.code == 0 && !result->is_equal && model != NULL) {
+		model->bad_at = result->differs_at;
 	}
 }
 

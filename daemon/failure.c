@@ -331,6 +331,34 @@ const char *failure_refusal_text(const struct daemon *daemon, const struct core_
 	return buffer;
 }
 
+static void failure_too_many(struct failure *failure, const struct core_action *action)
+{
+	static const char *const words[CORE_LIMIT_N_VALUES] = {
+		[CORE_LIMIT_CLIENTS] = "clients the daemon keeps track of",
+		[CORE_LIMIT_USER_CLIENTS] =
+			"clients of one user, those included that are gone and still map memory",
+		[CORE_LIMIT_MODELS] = "models the daemon knows, none of them idle",
+		[CORE_LIMIT_USER_MODELS] = "models of one user",
+		[CORE_LIMIT_JOBS] = "loads under way",
+		[CORE_LIMIT_USER_QUEUED] = "loads of one user that wait for their turn",
+		[CORE_LIMIT_SEGMENTS] = "copies of models",
+		[CORE_LIMIT_LEASES] = "leases",
+		[CORE_LIMIT_USER_LEASES] = "leases of one user",
+		[CORE_LIMIT_MODEL_LEASES] = "leases of one model",
+		[CORE_LIMIT_WAITERS] = "requests that wait for an answer",
+		[CORE_LIMIT_WISHES] = "wishes about models",
+	};
+	const char *what =
+		action->too_many.limit < CORE_LIMIT_N_VALUES ? words[action->too_many.limit] : NULL;
+
+	if (what == NULL) {
+		failure_set(failure, WIRE_TOO_MANY, "the daemon has no descriptors left");
+	} else {
+		failure_set(failure, WIRE_TOO_MANY, "there are as many %s as there may be: %llu",
+			    what, (unsigned long long)action->too_many.number);
+	}
+}
+
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 			const struct core_action *action)
 {
@@ -361,7 +389,11 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 		failure->wire.detail.current = action->reply.current;
 		break;
 	case WIRE_CANCELLED:
-		failure_set(failure, code, "the load of %s was cancelled", name);
+		if (action->model == 0) {
+			failure_set(failure, code, "the request was cancelled");
+		} else {
+			failure_set(failure, code, "the load of %s was cancelled", name);
+		}
 		break;
 	case WIRE_SHUTTING_DOWN:
 		failure_set(failure, code, "distorchd is ending and takes no new work");
@@ -370,9 +402,12 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 		failure_set(failure, code, "no such model or lease");
 		break;
 	case WIRE_TOO_MANY:
+		failure_too_many(failure, action);
+		break;
+	case WIRE_BAD_ARGUMENT: /* of the core's outcomes there is one */
 		failure_set(failure, code,
-			    "a limit of the daemon is reached: models, leases, requests or "
-			    "descriptors");
+			    "a load that does not wait (no_wait) cannot attach: attach later");
+		failure_set_field(failure, "attach");
 		break;
 	default:
 		failure_set(failure, code, "%s: %s", name, wire_code_info(code)->text);
