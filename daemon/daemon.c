@@ -278,11 +278,18 @@ static int init_core(struct daemon *daemon, struct err *err)
 	return 0;
 }
 
+static void set_budget(struct daemon *daemon, uint64_t bytes)
+{
+	struct core_event event = {.type = EV_BUDGET, .budget = {.bytes = bytes}};
+
+	(void)daemon_step(daemon, &event);
+}
+
 /* What was adopted is taken from what is available; the budget is to hold it. */
 static int init_memory(struct daemon *daemon, uint64_t adopted_bytes, struct err *err)
 {
 	struct host_memory memory;
-	struct core_event event = {.type = EV_BUDGET};
+	uint64_t bytes;
 	char budget[16];
 	char total[16];
 	int code = host_memory_read(NULL, &memory, err);
@@ -291,13 +298,18 @@ static int init_memory(struct daemon *daemon, uint64_t adopted_bytes, struct err
 		return code;
 	}
 	daemon->host_total_bytes = memory.total;
-	memory.available += adopted_bytes < memory.total ? adopted_bytes : memory.total;
 	daemon->reserve_bytes = choose_reserve(daemon->config, &memory);
-	event.budget.bytes = choose_budget(daemon->config, &memory);
-	log_info("memory budget %s of %s",
-		 units_format_size(event.budget.bytes, budget, sizeof budget),
+	if (adopted_bytes > 0 && memory.available < daemon->reserve_bytes) {
+		/* More came back than there is room for now: what nobody uses or pins goes. */
+		uint64_t lacking = daemon->reserve_bytes - memory.available;
+
+		set_budget(daemon, adopted_bytes > lacking ? adopted_bytes - lacking : 0);
+	}
+	memory.available += adopted_bytes < memory.total ? adopted_bytes : memory.total;
+	bytes = choose_budget(daemon->config, &memory);
+	log_info("memory budget %s of %s", units_format_size(bytes, budget, sizeof budget),
 		 units_format_size(memory.total, total, sizeof total));
-	(void)daemon_step(daemon, &event);
+	set_budget(daemon, bytes);
 	return 0;
 }
 

@@ -200,6 +200,7 @@ static void pass_on(const struct hold *hold)
 	char number[32];
 	size_t size = (size_t)hold->n_stored * NOTIFY_NAME_SIZE + 1;
 	char *names = calloc(1, size);
+	char *end = names;
 	int base = FIRST_FD + (int)hold->n_stored;
 	int at = FIRST_FD;
 
@@ -211,8 +212,7 @@ static void pass_on(const struct hold *hold)
 		struct stored *stored = container_of(link, struct stored, link);
 
 		stored->fd = fcntl(stored->fd, F_DUPFD_CLOEXEC, base);
-		(void)strcat(names, names[0] == '\0' ? "" : ":");
-		(void)strcat(names, stored->name);
+		end = stpcpy(stpcpy(end, end == names ? "" : ":"), stored->name);
 	}
 	LIST_FOR_EACH (link, &hold->stored) {
 		/* dup2 leaves it open over exec. */

@@ -373,6 +373,21 @@ def test_a_store_that_hands_back_rubbish_costs_only_that(stored, how):
     assert names.count("hdr") == n_models and names.count("ledger") == 1, stored.kept
 
 
+def test_what_does_not_fit_any_more_goes_the_pinned_last(stored):
+    stored.settings += ["memory.reserve=0"]
+    stored.start()
+    with stored.raw() as raw:
+        raw.call("set", {"model": "m1.safetensors", "policy": {"pin": True}})
+    stored.die()
+    stored.settings[-1] = "memory.reserve=100%"  # as if somebody else had taken the memory
+    stored.start()
+    wait_until(lambda: [model["name"] for model in stored.models()] == ["m1.safetensors"],
+               what="only the pinned one left")
+    wait_until(lambda: sum(name.startswith("img.") for name, _fd in stored.kept) == 1)
+    with stored.raw() as raw:
+        raw.call("set", {"model": "m1.safetensors", "policy": {"pin": False}})
+
+
 @pytest.mark.fault("S04")
 def test_a_full_store_is_said_and_serves(start_daemon, make_model):
     daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=StoredDaemon,
