@@ -28,6 +28,7 @@
 #include "daemon/load/loader.h"
 #include "daemon/load/memory.h"
 #include "daemon/persist.h"
+#include "daemon/pressure.h"
 #include "daemon/testing.h"
 
 #define NS_PER_MS      1000000U
@@ -495,6 +496,7 @@ int daemon_init(struct daemon *daemon, const struct daemon_options *options, str
 	/* Last: the socket accepts as soon as it exists. */
 	code = init_server(daemon, options, listen_fd, err);
 	if (code == 0) {
+		daemon->pressure = pressure_start(daemon);
 		persist_ready(daemon);
 	}
 	return code;
@@ -582,6 +584,7 @@ void daemon_fini(struct daemon *daemon)
 		client_free(client); /* its handle with it */
 	}
 	daemon->persist = persist_free(daemon->persist);
+	pressure_stop(daemon->pressure);
 	uv_walk(&daemon->loop, close_handle, NULL);
 	while (uv_run(&daemon->loop, UV_RUN_DEFAULT) != 0) {
 		/* closing handles */

@@ -30,6 +30,7 @@ struct file;
 struct loader;
 struct mailbox;
 struct persist;
+struct pressure;
 struct process_watch;
 struct server;
 
@@ -53,6 +54,8 @@ struct daemon {
 	struct mailbox *mailbox;
 	struct server *server;
 	struct persist *persist;
+	struct pressure *pressure;
+	uint64_t pressure_ns; /* when memory was last looked at for pressure; 0: never */
 	struct history history;
 	struct client *clients; /* newest first; owner: daemon */
 	uint64_t deadline_ns;   /* of the core; UINT64_MAX: none */
@@ -130,5 +133,7 @@ void answer_unload_item(struct daemon *daemon, const struct core_action *action)
 void answer_progress(struct daemon *daemon, const struct core_action *action);
 void answer_lost(struct daemon *daemon, const struct core_action *action);
 void answer_note(struct daemon *daemon, const struct core_action *action);
+/* Memory is short: tell who subscribed. */
+void answer_pressure(struct daemon *daemon, uint64_t free_bytes, uint64_t wanted_bytes);
 
 #endif

@@ -17,6 +17,7 @@
 #include "daemon/load/file.h"
 #include "daemon/load/loader.h"
 #include "daemon/persist.h"
+#include "daemon/pressure.h"
 #include "daemon/testing.h"
 #include "proto/gen/wire_code.h"
 
@@ -344,6 +345,9 @@ void execute_result(struct daemon *daemon, struct load_result *result)
 		event.verified.code = result->err.code;
 		event.verified.is_equal = result->is_equal;
 		(void)daemon_step(daemon, &event);
+		break;
+	case LOAD_MEASURED:
+		pressure_measured(daemon, result->available);
 		break;
 	case LOAD_DROPPED:
 		for (uint32_t i = 0; i < CORE_MAX_DEVICES; i++) {

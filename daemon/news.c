@@ -9,6 +9,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <utlist.h>
 
 #include "daemon/daemon.h"
 #include "daemon/describe.h"
@@ -240,6 +241,26 @@ static void publish_state(const struct daemon *daemon, struct client *client,
 		event.name = model.wire.name;
 		event.state = model.wire.state;
 		end_event(client, conn_send_event(client->conn, WIRE_EVENT_MODEL_STATE, &event));
+	}
+}
+
+void answer_pressure(struct daemon *daemon, uint64_t free_bytes, uint64_t wanted_bytes)
+{
+	struct client *client;
+
+	DL_FOREACH(daemon->clients, client)
+	{
+		struct wire_pressure_event event = {.device = wire_str("cpu"),
+						    .free = free_bytes,
+						    .wanted = wanted_bytes,
+						    .has_seq = true};
+
+		if (client->conn != NULL && client->subscription.is_active &&
+		    (client->subscription.events & (1ULL << WIRE_EVENT_PRESSURE)) != 0 &&
+		    begin_event(client, &event.seq)) {
+			end_event(client,
+				  conn_send_event(client->conn, WIRE_EVENT_PRESSURE, &event));
+		}
 	}
 }
 

@@ -15,6 +15,7 @@
 #	include "base/os/sys.h"
 #	include "daemon/daemon.h"
 #	include "daemon/device/device.h"
+#	include "daemon/pressure.h"
 
 uint32_t testing_ms(const char *name, uint32_t usual)
 {
@@ -74,6 +75,11 @@ static void carry_out(struct daemon *daemon, const char *verb, const char *rest,
 		is_good = sys_fault_parse(rest);
 	} else if (strcmp(verb, "clear") == 0) {
 		sys_fault_clear();
+	} else if (strcmp(verb, "reserve") == 0) {
+		daemon->reserve_bytes = strtoull(rest, NULL, 10);
+	} else if (strcmp(verb, "pressure") == 0) {
+		daemon->pressure_ns = 0;
+		pressure_felt(daemon);
 	} else if (strcmp(verb, "corrupt") == 0) {
 		is_good = corrupt(daemon, strtoull(rest, NULL, 10));
 	} else {

@@ -8,6 +8,7 @@
  * came of it stands in the file of the same name with ".done" behind it:
  *   fault SPEC   as DISTORCHD_FAULT      hits CALL   how often a fault struck it
  *   clear        no faults any more      corrupt OFFSET   flip a byte of the oldest image
+ *   pressure     as if the kernel told of memory pressure      reserve BYTES   memory.reserve
  */
 #ifndef DAEMON_TESTING_H
 #define DAEMON_TESTING_H

@@ -84,24 +84,42 @@ void account_set_available(struct core *core, const uint64_t *available)
 	}
 }
 
+/* What is in use stays; the rest goes as far as it reaches. */
+static void give_back(struct core *core, uint32_t device, uint64_t bytes, enum core_why why)
+{
+	uint64_t evictable = evict_evictable(core, device, NULL);
+
+	bytes = bytes > evictable ? evictable : bytes;
+	if (bytes > 0) {
+		(void)evict_make_room(core, device, bytes, NULL, why);
+	}
+}
+
 void account_on_budget(struct core *core, const struct core_event *event)
 {
+	uint32_t device = event->budget.device;
 	struct account *account;
-	uint64_t over;
-	uint64_t evictable;
 
-	if (event->budget.device >= core->config.n_devices) {
+	if (device >= core->config.n_devices) {
 		return;
 	}
-	account = &core->accounts[event->budget.device];
+	account = &core->accounts[device];
 	account->budget = event->budget.bytes;
-	over = account_left(account_charged(account),
-			    account_add(account->budget,
-					account_sum(core, event->budget.device, SUM_DROPPING)));
-	evictable = evict_evictable(core, event->budget.device, NULL);
-	/* What is in use stays; the rest goes as far as it reaches. */
-	over = over > evictable ? evictable : over;
-	if (over > 0) {
-		(void)evict_make_room(core, event->budget.device, over, NULL);
+	give_back(core, device,
+		  account_left(account_charged(account),
+			       account_add(account->budget,
+					   account_sum(core, device, SUM_DROPPING))),
+		  CORE_WHY_BUDGET);
+}
+
+void account_on_pressure(struct core *core, const struct core_event *event)
+{
+	uint32_t device = event->pressure.device;
+
+	if (device < core->config.n_devices) {
+		give_back(core, device,
+			  account_left(event->pressure.wanted,
+				       account_sum(core, device, SUM_DROPPING)),
+			  CORE_WHY_PRESSURE);
 	}
 }

@@ -80,8 +80,9 @@ enum core_why {
 	CORE_WHY_BAD_SUM,
 	CORE_WHY_FAILED, /* 'code' says how */
 	CORE_WHY_CANCELLED,
-	CORE_WHY_BUDGET, /* the budget was lowered */
-	CORE_WHY_LOST,   /* device gone */
+	CORE_WHY_BUDGET,   /* the budget was lowered */
+	CORE_WHY_PRESSURE, /* the machine was short of memory */
+	CORE_WHY_LOST,     /* device gone */
 	CORE_WHY_N_VALUES,
 };
 

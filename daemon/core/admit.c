@@ -101,7 +101,7 @@ static void make_room(struct core *core, const struct job *job, const uint64_t *
 
 		if (lacking > 0) {
 			/* None or not all: the older jobs go first, then it is tried again. */
-			(void)evict_make_room(core, device, lacking, job);
+			(void)evict_make_room(core, device, lacking, job, CORE_WHY_ROOM);
 		}
 	}
 }

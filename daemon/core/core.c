@@ -315,6 +315,9 @@ static void handle(struct core *core, const struct core_event *event, struct cor
 	case EV_ADOPTED:
 		adopt_end(core, event);
 		break;
+	case EV_PRESSURE:
+		account_on_pressure(core, event);
+		break;
 	case EV_BUDGET:
 		account_on_budget(core, event);
 		break;

@@ -66,6 +66,7 @@ enum core_event_type {
 	EV_ADOPT_LEASE, /* at start: who still maps it -> update->ret_id is the lease */
 	EV_ADOPTED,     /* that was all */
 	EV_BUDGET,      /* a device's budget was set */
+	EV_PRESSURE,    /* the machine is short of memory: give back what nobody uses */
 	EV_DEVICE_LOST,
 	EV_SHUTDOWN, /* refuse new requests, abandon loads */
 	EV_N_VALUES,
@@ -186,6 +187,10 @@ struct core_event {
 			uint32_t device;
 			uint64_t bytes;
 		} budget;
+		struct {
+			uint32_t device;
+			uint64_t wanted; /* bytes to be given back, as far as they reach */
+		} pressure;
 		struct {
 			uint32_t device;
 		} device;

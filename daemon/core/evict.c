@@ -131,13 +131,13 @@ static uint32_t choose(const struct core *core, uint32_t device, uint64_t bytes,
 	return n_all - n_left;
 }
 
-static void note_eviction(struct core *core, const struct segment *victim, const struct job *job)
+static void note_eviction(struct core *core, const struct segment *victim, const struct job *job,
+			  enum core_why why)
 {
 	struct core_action *action;
 
 	core->counters.evictions++;
-	core_note(core, CORE_NOTE_EVICTED, job == NULL ? CORE_WHY_BUDGET : CORE_WHY_ROOM,
-		  victim->model, victim->bytes);
+	core_note(core, CORE_NOTE_EVICTED, why, victim->model, victim->bytes);
 	action = &core->actions[core->n_actions - 1];
 	action->device = victim->device;
 	if (job != NULL) {
@@ -146,7 +146,8 @@ static void note_eviction(struct core *core, const struct segment *victim, const
 	}
 }
 
-bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const struct job *job)
+bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const struct job *job,
+		     enum core_why why)
 {
 	const struct model *spare = job == NULL ? NULL : job->model;
 	uint32_t n_victims;
@@ -159,8 +160,8 @@ bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const s
 		struct segment *victim = core->victims[i - 1];
 
 		if (victim != NULL) {
-			note_eviction(core, victim, job);
-			segment_drop(core, victim, CORE_WHY_ROOM);
+			note_eviction(core, victim, job, why);
+			segment_drop(core, victim, why);
 		}
 	}
 	return true;

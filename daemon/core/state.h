@@ -321,11 +321,13 @@ uint64_t account_sum(struct core *core, uint32_t device, enum segment_sum sum);
 void account_settle(struct core *core);
 void account_set_available(struct core *core, const uint64_t *available);
 void account_on_budget(struct core *core, const struct core_event *event);
+void account_on_pressure(struct core *core, const struct core_event *event);
 
 /* evict.c */
 uint64_t evict_evictable(struct core *core, uint32_t device, const struct model *spare);
 /* Choose and drop victims for 'bytes' on the device; all or none. */
-bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const struct job *job);
+bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const struct job *job,
+		     enum core_why why);
 /* Have one idle model leave, of this user or (NULL) of any: another needs its place. */
 bool evict_model(struct core *core, const struct user *owner, bool may_be_kept);
 uint64_t evict_expiry(const struct core *core, const struct model *model); /* NEVER: none */

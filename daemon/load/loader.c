@@ -522,6 +522,21 @@ void loader_verify(struct loader *loader, uint64_t segment, struct extent *exten
 	thread_unlock(&loader->lock);
 }
 
+void loader_measure(struct loader *loader)
+{
+	struct job *job = job_new(loader, LOAD_MEASURED, 0, 0, NULL);
+
+	if (job == NULL) {
+		post_no_memory(loader, LOAD_MEASURED, 0, 0);
+		return;
+	}
+	/* By the thread that gives memory back: what it has at hand is freed before. */
+	thread_lock(&loader->lock);
+	list_append(&loader->to_drop, &job->link);
+	(void)pthread_cond_signal(&loader->drop_wanted);
+	thread_unlock(&loader->lock);
+}
+
 void loader_drop(struct loader *loader, uint64_t segment, struct extent *extent)
 {
 	struct job *job = job_new(loader, LOAD_DROPPED, 0, segment, NULL);

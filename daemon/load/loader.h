@@ -31,6 +31,7 @@ enum load_type {
 	LOAD_RECHECKED, /* key, is_equal, differs_at, bytes */
 	LOAD_VERIFIED,  /* is_equal, differs_at */
 	LOAD_DROPPED,
+	LOAD_MEASURED, /* available */
 };
 
 /*
@@ -115,6 +116,9 @@ void loader_verify(struct loader *loader, uint64_t segment, struct extent *exten
 
 /* -> LOAD_DROPPED, when the bytes are free. Takes the extent over; NULL is fine. */
 void loader_drop(struct loader *loader, uint64_t segment, struct extent *extent);
+
+/* -> LOAD_MEASURED: what the host can give now, read anew. */
+void loader_measure(struct loader *loader);
 
 /* Takes over the reference. No result. */
 void loader_close_file(struct loader *loader, struct file *file);

@@ -567,8 +567,13 @@ static void happen(struct driver *driver)
 		change_file(driver);
 	} else if (what < 240) {
 		pass_time(driver, next(driver));
-	} else if (what < 247) {
+	} else if (what < 245) {
 		set_budget(driver, what % driver->config.n_devices, next(driver));
+	} else if (what < 247) {
+		event.type = EV_PRESSURE;
+		event.pressure.device = what % driver->config.n_devices;
+		event.pressure.wanted = next(driver);
+		(void)step(driver, &event);
 	} else if (what < 253 && driver->n_bag > 0) {
 		result = &driver->bag[pick(driver, driver->n_bag)];
 		event.type = EV_FILL_PROGRESS;

@@ -4,6 +4,7 @@
 import os
 import shutil
 import threading
+import time
 
 import pytest
 from conftest import (RawError, close_all, make_safetensors, opened, pattern, slowness,
@@ -312,3 +313,39 @@ def test_a_new_file_under_an_old_inode_or_path_is_never_the_old_bytes(daemon, ra
     assert raw.load(other)["source"] == "disk", "another inode is another model"
     if len(seen) == 9:
         pytest.skip("this filesystem never reuses an inode: that part could not be shown")
+
+
+@pytest.mark.fault("M13")
+def test_pressure_evicts_the_idle_and_says_so(daemon, make_model):
+    with daemon.raw() as raw, daemon.raw() as watcher:
+        watcher.call("subscribe", {"events": ["pressure", "evicted"]})
+        raw.load(make_model("idle.safetensors", seed=1))
+        raw.load(make_model("pinned.safetensors", seed=2), policy={"pin": True})
+        with opened(make_model("used.safetensors", seed=3)) as fd:
+            result, fds = raw.call_fds("load", {"attach": True, "map": True}, [fd])
+        daemon.tell("pressure")  # nothing lacks: the reserve of this daemon is 0
+        time.sleep(0.3)
+        assert set(states(daemon).values()) == {"resident"}
+        daemon.tell("reserve 1000000000000")  # as if somebody else had taken the memory
+        daemon.tell("pressure")
+        wait_until(lambda: states(daemon).get("idle.safetensors") != "resident",
+                   what="the idle one given back")
+        left = states(daemon)
+        assert left["pinned.safetensors"] == "resident" and left["used.safetensors"] == "resident"
+        watcher.call("ping")
+        seen = {name: params for name, params in watcher.events}
+        assert seen["pressure"]["wanted"] > seen["pressure"]["free"] > 0
+        assert seen["evicted"]["name"] == "idle.safetensors"
+        assert "short of memory" in seen["evicted"]["why"]
+        assert "memory is short" in daemon.log() and "given back" in daemon.log()
+        close_all(fds)
+        raw.call("detach", {"lease": result["lease"]})
+
+
+@pytest.mark.fault("M13")
+def test_the_kernel_is_asked_to_tell_of_pressure(daemon):
+    if not os.access("/proc/pressure/memory", os.W_OK):
+        pytest.skip("this kernel tells nothing of memory pressure")
+    links = [os.readlink(f"/proc/{daemon.pid}/fd/{fd}")
+             for fd in os.listdir(f"/proc/{daemon.pid}/fd")]
+    assert any(link.endswith("/pressure/memory") for link in links), links
