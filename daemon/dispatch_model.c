@@ -217,9 +217,11 @@ static const struct model_info *find_by_image(const struct daemon *daemon, int f
 	const struct model_info *model = NULL;
 	struct stat status;
 
+	if (fstat(fd, &status) < 0) {
+		return NULL;
+	}
 	/* Inodes of memfds are one numbering: nobody can make another one with this number. */
-	while (fstat(fd, &status) == 0 &&
-	       (model = store_next_model(daemon->store, model)) != NULL) {
+	while ((model = store_next_model(daemon->store, model)) != NULL) {
 		if (model->current.table_fd >= 0 && model->current.image_ino == status.st_ino &&
 		    model->current.image_dev == status.st_dev) {
 			return model;

@@ -18,6 +18,11 @@
  *  - Any thread may call at any time, also several on one connection. A call blocks until
  *    the daemon has answered, at most 'timeout_ms' of the connection unless it says else.
  *  - No call raises SIGPIPE; every descriptor is close-on-exec.
+ *  - When the daemon dies, calls in flight fail with DISTORCH_E_NO_CONNECTION and the next call
+ *    connects again. What is mapped stays as it is; a small thread of the library, which runs
+ *    from the first weights or subscription on, asserts the leases again when a daemon is back.
+ *    One that it does not have any more is the event "lost"; a subscription begins with
+ *    "overflow" then, because something may have been missed.
  *  - After fork() the child's first call opens a connection of its own. Weights attached
  *    before stay readable in the child; the daemon counts them for the parent only.
  *  - All of it is there since 1.0.
