@@ -71,6 +71,35 @@ int distorch_shutdown(struct distorch *c)
 	return call_plain(c, WIRE_METHOD_SHUTDOWN);
 }
 
+int distorch_reload(struct distorch *c, struct distorch_reloaded **ret_reloaded)
+{
+	const struct request request = {.method = WIRE_METHOD_RELOAD};
+	AUTO_ANSWER struct answer answer = {0};
+	struct wire_reload_response response;
+	struct distorch_reloaded *result;
+	int rc;
+
+	failure_clear(c);
+	rc = client_call(c, &request, &answer, &response);
+	if (rc < 0) {
+		return rc;
+	}
+	result = result_new(sizeof *result);
+	if (result == NULL ||
+	    !convert_texts(result, response.applied, &result->applied, &result->n_applied) ||
+	    !convert_texts(result, response.later, &result->later, &result->n_later)) {
+		result_free(result);
+		return failure_memory();
+	}
+	*ret_reloaded = result;
+	return 0;
+}
+
+void distorch_reloaded_free(struct distorch_reloaded *reloaded)
+{
+	result_free(reloaded);
+}
+
 /* ---- wishes ---- */
 
 int distorch_set(struct distorch *c, const char *model, const struct distorch_policy *policy,

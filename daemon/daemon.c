@@ -29,6 +29,7 @@
 #include "daemon/load/memory.h"
 #include "daemon/persist.h"
 #include "daemon/pressure.h"
+#include "daemon/reload.h"
 #include "daemon/testing.h"
 
 #define NS_PER_MS      1000000U
@@ -240,14 +241,15 @@ static uint64_t choose_size(const struct config_size *size, const struct host_me
 	return automatic;
 }
 
-static uint64_t choose_budget(const struct config *config, const struct host_memory *memory)
+uint64_t daemon_choose_budget(const struct daemon *daemon, const struct host_memory *memory)
 {
-	return choose_size(&config->memory_ram, memory, host_memory_auto_budget(memory));
+	return choose_size(&daemon->config->memory_ram, memory, host_memory_auto_budget(memory));
 }
 
-static uint64_t choose_reserve(const struct config *config, const struct host_memory *memory)
+uint64_t daemon_choose_reserve(const struct daemon *daemon, const struct host_memory *memory)
 {
-	return choose_size(&config->memory_reserve, memory, host_memory_auto_reserve(memory));
+	return choose_size(&daemon->config->memory_reserve, memory,
+			   host_memory_auto_reserve(memory));
 }
 
 static int init_core(struct daemon *daemon, struct err *err)
@@ -299,7 +301,7 @@ static int init_memory(struct daemon *daemon, uint64_t adopted_bytes, struct err
 		return code;
 	}
 	daemon->host_total_bytes = memory.total;
-	daemon->reserve_bytes = choose_reserve(daemon->config, &memory);
+	daemon->reserve_bytes = daemon_choose_reserve(daemon, &memory);
 	if (adopted_bytes > 0 && memory.available < daemon->reserve_bytes) {
 		/* More came back than there is room for now: what nobody uses or pins goes. */
 		uint64_t lacking = daemon->reserve_bytes - memory.available;
@@ -307,7 +309,7 @@ static int init_memory(struct daemon *daemon, uint64_t adopted_bytes, struct err
 		set_budget(daemon, adopted_bytes > lacking ? adopted_bytes - lacking : 0);
 	}
 	memory.available += adopted_bytes < memory.total ? adopted_bytes : memory.total;
-	bytes = choose_budget(daemon->config, &memory);
+	bytes = daemon_choose_budget(daemon, &memory);
 	log_info("memory budget %s of %s", units_format_size(bytes, budget, sizeof budget),
 		 units_format_size(memory.total, total, sizeof total));
 	set_budget(daemon, bytes);
@@ -348,7 +350,9 @@ static int init_loader(struct daemon *daemon, struct err *err)
 static void on_signal(uv_signal_t *handle, int number)
 {
 	if (number == SIGHUP) {
-		log_notice("SIGHUP: this version reads its configuration at start only");
+		if (reload_begin(handle->data, 0, 0) == -WIRE_BUSY) {
+			log_notice("SIGHUP: the configuration is being read already");
+		}
 		return;
 	}
 	log_notice("%s", number == SIGTERM ? "told to end by SIGTERM" : "told to end by SIGINT");
@@ -456,7 +460,8 @@ int daemon_init(struct daemon *daemon, const struct daemon_options *options, str
 	int code;
 
 	memset(daemon, 0, sizeof *daemon);
-	daemon->config = options->config;
+	daemon->config = daemon->start_config = options->config;
+	daemon->request = options->request;
 	daemon->n_devices = 1;
 	daemon->deadline_ns = UINT64_MAX;
 	daemon->started_ns = clock_mono_ns();
@@ -594,6 +599,7 @@ void daemon_fini(struct daemon *daemon)
 	daemon->host = device_close(daemon->host);
 	daemon->mailbox = mailbox_free(daemon->mailbox);
 	history_fini(&daemon->history);
+	daemon->reloaded = config_free(daemon->reloaded);
 	free(daemon->core_memory);
 	log_notice("ended");
 }

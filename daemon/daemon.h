@@ -25,18 +25,22 @@
 #define DAEMON_MAX_WISHES  16384
 
 struct config;
+struct config_request;
 struct err;
+struct host_memory;
 struct file;
 struct loader;
 struct mailbox;
 struct persist;
 struct pressure;
 struct process_watch;
+struct reload;
 struct server;
 
 struct daemon_options {
-	const struct config *config; /* borrowed for the daemon's life */
-	const char *socket_path;     /* NULL: the configured or default one */
+	const struct config *config;          /* borrowed for the daemon's life */
+	const struct config_request *request; /* how it was read; likewise */
+	const char *socket_path;              /* NULL: the configured or default one */
 	bool is_user;
 };
 
@@ -45,8 +49,12 @@ struct daemon {
 	uv_poll_t mailbox_poll;
 	uv_timer_t tick;
 	uv_timer_t watchdog;
-	uv_signal_t signals[3]; /* SIGTERM, SIGINT, SIGHUP */
-	const struct config *config;
+	uv_signal_t signals[3];            /* SIGTERM, SIGINT, SIGHUP */
+	const struct config *config;       /* the snapshot now */
+	const struct config *start_config; /* what was in effect at the start */
+	struct config *reloaded;           /* 'config' after a reload; owner: daemon */
+	const struct config_request *request;
+	struct reload *reload; /* under way; see reload.c */
 	struct core *core;
 	void *core_memory; /* owner: daemon */
 	struct store *store;
@@ -100,6 +108,10 @@ struct model_info *daemon_know_model(struct daemon *daemon, uint64_t id);
 
 /* What may be taken now beyond the budget's word: less the reserve of the configuration. */
 uint64_t daemon_available(const struct daemon *daemon, uint64_t host_available);
+
+/* What the configuration says of this machine. */
+uint64_t daemon_choose_budget(const struct daemon *daemon, const struct host_memory *memory);
+uint64_t daemon_choose_reserve(const struct daemon *daemon, const struct host_memory *memory);
 
 /* End a lease that could not be handed over, after the running step. */
 void daemon_revoke(struct daemon *daemon, uint64_t client, uint64_t lease);

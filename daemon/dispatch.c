@@ -20,6 +20,7 @@
 #include "daemon/ipc/conn.h"
 #include "daemon/ipc/peer.h"
 #include "daemon/ipc/server.h"
+#include "daemon/reload.h"
 
 void call_answer(const struct call *call, const void *response)
 {
@@ -258,6 +259,20 @@ static void dispatch_hello(const struct call *call, const struct wire_hello_requ
 	conn_accept_hello(call->conn);
 }
 
+static void dispatch_reload(const struct call *call)
+{
+	struct pending *pending = call_expect(call);
+	int code = pending == NULL ? 0
+				   : reload_begin(call->daemon, call->client->id, call->request);
+
+	if (code < 0) {
+		pending_clear(pending);
+		call_refuse(call, (enum wire_code) - code, NULL, "%s",
+			    code == -WIRE_BUSY ? "the configuration is being read already"
+					       : "the configuration cannot be read now");
+	}
+}
+
 static void dispatch_shutdown(const struct call *call)
 {
 	const struct wire_shutdown_response response = {0};
@@ -348,6 +363,9 @@ static void dispatch_method(const struct call *call, const void *request)
 		break;
 	case WIRE_METHOD_BUDGET:
 		dispatch_budget(call, request);
+		break;
+	case WIRE_METHOD_RELOAD:
+		dispatch_reload(call);
 		break;
 	case WIRE_METHOD_SHUTDOWN:
 		dispatch_shutdown(call);

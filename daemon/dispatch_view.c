@@ -18,6 +18,7 @@
 #include "daemon/ipc/conn.h"
 #include "daemon/load/memory.h"
 #include "daemon/persist.h"
+#include "daemon/reload.h"
 
 #define NS_PER_MS        1000000U
 #define MAX_SHOW_CLIENTS 256
@@ -385,20 +386,30 @@ void dispatch_config(const struct call *call)
 {
 	AUTO_FREE struct wire_setting *settings =
 		sys_calloc(WIRE_CONFIG_RESPONSE_SETTINGS_MAX, sizeof *settings);
+	AUTO_FREE char(*sources)[256] =
+		sys_calloc(WIRE_CONFIG_RESPONSE_SETTINGS_MAX, sizeof *sources);
 	struct config_item item;
 	uint32_t cursor = 0;
 	uint32_t n_settings = 0;
 	struct wire_config_response response = {0};
 
-	if (settings == NULL) {
+	if (settings == NULL || sources == NULL) {
 		refuse_no_memory(call);
 		return;
 	}
 	while (n_settings < WIRE_CONFIG_RESPONSE_SETTINGS_MAX &&
 	       config_next(call->daemon->config, &cursor, &item)) {
-		settings[n_settings++] = (struct wire_setting){.key = wire_str(item.key),
-							       .value = wire_str(item.value),
-							       .source = wire_str(item.source)};
+		struct wire_setting *setting = &settings[n_settings];
+
+		*setting = (struct wire_setting){.key = wire_str(item.key),
+						 .value = wire_str(item.value),
+						 .source = wire_str(item.source)};
+		if (reload_is_later(call->daemon, item.key)) {
+			(void)snprintf(sources[n_settings], sizeof sources[0],
+				       "%.200s, from the next start on", item.source);
+			setting->source = wire_str(sources[n_settings]);
+		}
+		n_settings++;
 	}
 	response.settings.items = settings;
 	response.settings.count = n_settings;

@@ -163,12 +163,14 @@ static const char *default_socket(bool is_user, char *buffer, size_t buffer_size
 	return buffer;
 }
 
-static int serve(const struct arguments *arguments, const struct config *config)
+static int serve(const struct arguments *arguments, const struct config_request *request,
+		 const struct config *config)
 {
 	static struct daemon daemon; /* large: kept off the stack */
 	char path[4096];
 	const struct daemon_options daemon_options = {
 		.config = config,
+		.request = request,
 		.socket_path = arguments->socket_path != NULL
 				       ? arguments->socket_path
 				       : default_socket(arguments->is_user, path, sizeof path),
@@ -235,7 +237,7 @@ int main(int argc, char **argv)
 		return EXIT_SUCCESS;
 	}
 	log_open(config->log_level, config->log_format);
-	exit_code = serve(&arguments, config);
+	exit_code = serve(&arguments, &request, config);
 	config_free(config);
 	return exit_code;
 }

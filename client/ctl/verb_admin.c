@@ -405,3 +405,58 @@ const struct verb verb_config = {
 	.has_csv = true,
 	.run = run_config,
 };
+
+static void add_keys(cJSON *object, const char *name, const char *const *keys, size_t n_keys)
+{
+	cJSON *array = json_add_array(object, name);
+
+	for (size_t i = 0; i < n_keys; i++) {
+		json_add_string(array, keys[i]);
+	}
+}
+
+static void print_keys(const char *what, const char *const *keys, size_t n_keys)
+{
+	for (size_t i = 0; i < n_keys; i++) {
+		(void)printf("%s%s%s", i == 0 ? what : ", ", keys[i], i + 1 == n_keys ? "\n" : "");
+	}
+}
+
+static int run_reload(struct ctl *ctl)
+{
+	struct distorch_reloaded *reloaded = NULL;
+	int status = ctl_connect(ctl);
+
+	if (status != EXIT_DONE) {
+		return status;
+	}
+	if (distorch_reload(ctl->c, &reloaded) < 0) {
+		return ctl_fail(ctl);
+	}
+	if (is_json(ctl)) {
+		cJSON *object = json_new();
+
+		add_keys(object, "applied", reloaded->applied, reloaded->n_applied);
+		add_keys(object, "later", reloaded->later, reloaded->n_later);
+		status = json_print(ctl, object);
+	} else if (!ctl->arguments.is_quiet) {
+		print_keys("in effect: ", reloaded->applied, reloaded->n_applied);
+		print_keys("from the next start on: ", reloaded->later, reloaded->n_later);
+		if (reloaded->n_applied + reloaded->n_later == 0) {
+			(void)printf("Nothing has changed.\n");
+		}
+	}
+	distorch_reloaded_free(reloaded);
+	return status;
+}
+
+const struct verb verb_reload = {
+	.name = "reload",
+	.group = VERB_OPERATOR,
+	.usage = "",
+	.summary = "Read the configuration again; a fault in it changes nothing.",
+	.text = "Says what is in effect now, and what is from the next start on.\n"
+		"Needs an administrator: root, the daemon's own user, or access.control.",
+	.options = no_options,
+	.run = run_reload,
+};

@@ -634,6 +634,21 @@ struct distorch_checks {
 DISTORCH_PUBLIC int distorch_verify(struct distorch *c, const char *const *models, size_t n_models,
 				    struct distorch_checks **ret_checks);
 
+struct distorch_reloaded {
+	size_t n_applied;
+	const char *const *applied; /* keys of settings that changed and are in effect */
+	size_t n_later;
+	const char *const *later; /* that changed and are in effect from the next start on */
+};
+
+/*
+ * Have the daemon read its configuration again, as SIGHUP does. A fault in it changes nothing:
+ * -DISTORCH_E_BAD_ARGUMENT, naming file, line and the nearest key. Needs an admin:
+ * -DISTORCH_E_NOT_ALLOWED; _BUSY while another reload runs. Free with distorch_reloaded_free.
+ */
+DISTORCH_PUBLIC int distorch_reload(struct distorch *c, struct distorch_reloaded **ret_reloaded);
+DISTORCH_PUBLIC void distorch_reloaded_free(struct distorch_reloaded *reloaded);
+
 /* End the daemon in order, as SIGTERM does. Needs an admin: -DISTORCH_E_NOT_ALLOWED. */
 DISTORCH_PUBLIC int distorch_shutdown(struct distorch *c);
 

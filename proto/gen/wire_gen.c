@@ -755,8 +755,13 @@ const struct wire_type wire_type_reload_request = {
 	.name = "reload_request", .size = sizeof(struct wire_reload_request),
 };
 
+static const struct wire_field reload_response_fields[] = {
+	{ .name = "applied", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_reload_response, applied), .is_list = true, .max = 256u, .item_max = 128u },
+	{ .name = "later", .name_size = 5, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_reload_response, later), .is_list = true, .max = 256u, .item_max = 128u },
+};
 const struct wire_type wire_type_reload_response = {
 	.name = "reload_response", .size = sizeof(struct wire_reload_response),
+	.fields = reload_response_fields, .n_fields = 2, .required = 0x3u,
 };
 
 const struct wire_type wire_type_shutdown_request = {
@@ -915,7 +920,7 @@ const struct wire_message wire_messages[WIRE_N_METHODS] = {
 	{ .method = "store", .number = 29, .role = WIRE_ROLE_ADMIN, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_store_request, .response = &wire_type_store_response },
 	{ .method = "warm", .number = 30, .role = WIRE_ROLE_ADMIN, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_warm_request, .response = &wire_type_warm_response },
 	{ .method = "drain", .number = 31, .role = WIRE_ROLE_ADMIN, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_drain_request, .response = &wire_type_drain_response },
-	{ .method = "reload", .number = 32, .role = WIRE_ROLE_ADMIN, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_reload_request, .response = &wire_type_reload_response },
+	{ .method = "reload", .number = 32, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_reload_request, .response = &wire_type_reload_response },
 	{ .method = "shutdown", .number = 33, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_shutdown_request, .response = &wire_type_shutdown_response },
 };
 

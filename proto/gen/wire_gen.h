@@ -771,8 +771,11 @@ struct wire_reload_request {
 };
 
 struct wire_reload_response {
-	uint8_t unused; /* nothing to say */
+	struct wire_list applied; /* list:str */
+	struct wire_list later; /* list:str */
 };
+#define WIRE_RELOAD_RESPONSE_APPLIED_MAX 256
+#define WIRE_RELOAD_RESPONSE_LATER_MAX 256
 
 struct wire_shutdown_request {
 	uint8_t unused; /* nothing to say */

@@ -19,7 +19,7 @@ where there is none.
 from .client import Connection, Subscription, connect
 from .results import (
     Check, Client, Detail, Device, Error, Event, Holder, Loaded, Model, Outcome, Place,
-    Progress, Record, Report, Server, Setting, Status, Wish,
+    Progress, Record, Reloaded, Report, Server, Setting, Status, Wish,
 )
 from .tensors import Tensor, Weights
 
@@ -27,6 +27,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Check", "Client", "Connection", "Detail", "Device", "Error", "Event", "Holder", "Loaded",
-    "Model", "Outcome", "Place", "Progress", "Record", "Report", "Server", "Setting", "Status",
+    "Model", "Outcome", "Place", "Progress", "Record", "Reloaded", "Report", "Server", "Setting", "Status",
     "Subscription", "Tensor", "Weights", "Wish", "__version__", "connect",
 ]

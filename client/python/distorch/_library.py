@@ -150,6 +150,7 @@ SETTING = structure("setting", [("key", TEXT), ("value", TEXT), ("source", TEXT)
 SETTINGS = structure("settings", [("settings", _list_of(SETTING, results.Setting))])
 CHECK = structure("check", [
     ("id", TEXT), ("name", TEXT), ("ok", BOOL), ("bytes", U64), ("offset", U64), ("text", TEXT)])
+RELOADED = structure("reloaded", [("applied", TEXTS), ("later", TEXTS)])
 CHECKS = structure("checks", [("checks", _list_of(CHECK, results.Check))])
 SERVER = structure("server", [
     ("socket_path", TEXT), ("version", TEXT), ("role", TEXT), ("protocol", U64), ("epoch", U64),
@@ -235,6 +236,7 @@ PROTOTYPES = {
     "status": (c_int, [_C, POINTER(POINTER(STATUS))]),
     "config": (c_int, [_C, POINTER(POINTER(SETTINGS))]),
     "verify": (c_int, [_C, POINTER(c_char_p), c_size_t, POINTER(POINTER(CHECKS))]),
+    "reload": (c_int, [_C, POINTER(POINTER(RELOADED))]),
     "shutdown": (c_int, [_C]),
     "subscribe": (c_int, [_C, POINTER(EVENT_FILTER)]),
     "next_event": (c_int, [_C, c_uint32, POINTER(POINTER(EVENT))]),
@@ -248,7 +250,7 @@ PROTOTYPES = {
     "weights_names": (c_void_p, [_W, POINTER(c_size_t)]),
 }
 FREED = ("server", "loaded", "report", "model", "models", "detail", "devices", "clients",
-         "records", "status", "settings", "checks", "event")
+         "records", "status", "settings", "checks", "reloaded", "event")
 
 
 def _candidates():

@@ -80,7 +80,7 @@ METHODS = {
     'store': ('admin', True),
     'warm': ('admin', True),
     'drain': ('admin', True),
-    'reload': ('admin', True),
+    'reload': ('admin', False),
     'shutdown': ('admin', False),
 }
 

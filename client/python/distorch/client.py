@@ -366,6 +366,11 @@ class Connection:
         """Who answered, as a Server."""
         return self._ask_one("server", lib.SERVER, results.Server)
 
+    def reload(self):
+        """Have the daemon read its configuration again (admin); returns a Reloaded. A fault
+        in it changes nothing and is an Error that names file and line."""
+        return self._ask_one("reload", lib.RELOADED, results.Reloaded)
+
     def shutdown(self):
         """End the daemon in order (admin)."""
         self._call("shutdown")

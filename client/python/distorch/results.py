@@ -229,6 +229,14 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Reloaded:
+    """Settings that a reload found changed, by key."""
+
+    applied: List[str]
+    later: List[str]  # in effect from the next start on
+
+
+@dataclass(frozen=True)
 class Server:
     """Who answered the hello."""
 

@@ -232,7 +232,7 @@ static void each_kind_of_value_is_understood(void **state)
 	assert_string_equal(config->access_group, "a#b;c");
 	assert_string_equal(config->access_control, "");
 	expect_item(config, "memory.hugepages", "off|" ETC ":4");
-	expect_item(config, "memory.pressure-evict", "no|" ETC ":7, no effect in this version");
+	expect_item(config, "memory.pressure-evict", "no|" ETC ":7");
 	expect_item(config, "access.control", "|" ETC ":24");
 	(void)config_free(config);
 }
