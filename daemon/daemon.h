@@ -54,7 +54,7 @@ struct daemon {
 	const struct config *start_config; /* what was in effect at the start */
 	struct config *reloaded;           /* 'config' after a reload; owner: daemon */
 	const struct config_request *request;
-	struct reload *reload; /* under way; see reload.c */
+	struct reload *reload; /* under way */
 	struct core *core;
 	void *core_memory; /* owner: daemon */
 	struct store *store;
@@ -109,7 +109,6 @@ struct model_info *daemon_know_model(struct daemon *daemon, uint64_t id);
 /* What may be taken now beyond the budget's word: less the reserve of the configuration. */
 uint64_t daemon_available(const struct daemon *daemon, uint64_t host_available);
 
-/* What the configuration says of this machine. */
 uint64_t daemon_choose_budget(const struct daemon *daemon, const struct host_memory *memory);
 uint64_t daemon_choose_reserve(const struct daemon *daemon, const struct host_memory *memory);
 
