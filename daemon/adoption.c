@@ -342,6 +342,7 @@ static int adopt_one(struct daemon *daemon, struct found *found, struct err *err
 		(void)file_unref(file);
 		return code < 0 ? code : err_set(err, WIRE_NO_MEMORY, "no memory for it");
 	}
+	REQUIRE(extent != NULL && file != NULL); /* as both calls went well */
 	(void)wire_str_copy(table_shard_name(&found->view, 0), name, sizeof name);
 	(void)file_ref(file); /* its path is wanted still */
 	if (!core_segment_get(daemon->core, give_to_core(daemon, found, file, extent), &segment)) {
@@ -372,7 +373,7 @@ static bool read_name(const char *name, struct park *ret)
 	    strspn(text + 33, digits) != strlen(text + 33) || text[33] == '\0') {
 		return false;
 	}
-	for (int i = 0; i < 16; i++) {
+	for (size_t i = 0; i < 16; i++) {
 		uint8_t high = (uint8_t)(strchr(digits, text[2 * i]) - digits);
 		uint8_t low = (uint8_t)(strchr(digits, text[2 * i + 1]) - digits);
 

@@ -166,6 +166,7 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 	response.source = wire_str(source_name(action->reply.source));
 	response.has_duration_ms = true;
 	response.duration_ms = (clock_mono_ns() - pending->begun_ns) / NS_PER_MS;
+	/* NOLINTNEXTLINE(clang-analyzer-deadcode.DeadStores): freed at the end of the scope */
 	evicted = describe_evicted(daemon, client, action->job, &response);
 	response.has_lease = response.has_generation = response.has_images = action->reply.lease !=
 									     0;

@@ -44,9 +44,9 @@ void persist_park(struct daemon *daemon, uint64_t job, uint64_t segment, uint64_
 void persist_drop(struct daemon *daemon, uint64_t segment, struct extent *extent,
 		  const struct park *park);
 
-/* A lease or a wish of the core began, changed or ended. */
-void persist_record_lease(struct daemon *daemon, uint64_t lease);
-void persist_record_wish(struct daemon *daemon, uint64_t wish);
+/* A lease or a wish of the core, by its id, began, changed or ended. */
+void persist_record_lease(struct daemon *daemon, uint64_t id);
+void persist_record_wish(struct daemon *daemon, uint64_t id);
 
 /* The core's id of a lease that a client knows from this life or an earlier one; 0: none. */
 uint64_t persist_find_lease(const struct daemon *daemon, uint64_t epoch, uint64_t lease);

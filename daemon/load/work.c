@@ -130,7 +130,7 @@ static int check_key(const struct job *job, struct err *err)
 static int make_table(struct job *job, struct load_result *ret)
 {
 	AUTO_CLOSE int image_fd = -1;
-	struct stat image;
+	struct stat image = {0};
 	int code = device_export(ret->extent, &image_fd, &ret->err);
 	const struct image_facts facts = {
 		.model_id = job->model_id,
