@@ -115,11 +115,14 @@ static void what_is_no_ledger_is_refused(void **state)
 	int unsealed = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	uint32_t huge = 1U << 30;
+	char bytes[4096 + 16 * 64];
 
 	(void)state;
 	assert_int_equal(refused(ledger_fd(ledger)), -WIRE_BAD_FILE); /* never completed */
 	ledger_complete(ledger);
-	assert_int_equal(ftruncate(unsealed, 65536), 0);
+	/* A good one, but for its seals: whoever maps it could be made to fault. */
+	assert_int_equal(pread(ledger_fd(ledger), bytes, sizeof bytes, 0), sizeof bytes);
+	assert_int_equal(write(unsealed, bytes, sizeof bytes), sizeof bytes);
 	assert_int_equal(refused(unsealed), -WIRE_BAD_FILE);
 	assert_int_equal(refused(null), -WIRE_BAD_FILE);
 	assert_int_equal(refused(-1), -WIRE_BAD_FILE);

@@ -274,6 +274,19 @@ static void a_failing_call_leaves_no_descriptor(void **state)
 	assert_true(fault_loop("statx", EIO, true, take_and_drop, NULL) > 0);
 }
 
+static void flags_that_cannot_be_read_are_refused_with_the_reason(void **state)
+{
+	struct file *file = NULL;
+	struct err err = {0};
+
+	(void)state;
+	assert_true(sys_fault_set("fcntl", (struct sys_fault){.nth = 1, .error = EIO}));
+	assert_int_equal(file_new(scratch_open(), -1, &file, &err), -WIRE_BAD_FD);
+	sys_fault_clear();
+	assert_null(file);
+	assert_int_equal(err.sys, EIO);
+}
+
 static void a_key_that_cannot_be_read_is_io(void **state)
 {
 	struct file *file = given_file(scratch_open());
@@ -304,6 +317,7 @@ int main(void)
 		cmocka_unit_test(the_path_is_what_the_kernel_says_without_its_remarks),
 		cmocka_unit_test(the_last_reference_closes),
 		cmocka_unit_test(a_failing_call_leaves_no_descriptor),
+		cmocka_unit_test(flags_that_cannot_be_read_are_refused_with_the_reason),
 		cmocka_unit_test(a_key_that_cannot_be_read_is_io),
 	};
 
