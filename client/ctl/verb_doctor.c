@@ -128,6 +128,11 @@ static void check_memory(struct report *report)
 		tell(report, is_good, text,
 		     "leave a tenth to the rest of the machine: memory.ram in distorchd.conf");
 	}
+	tell(report, true,
+	     status->survives_restart
+		     ? "models outlive the daemon"
+		     : "models do not outlive the daemon; by distorchd-hold or as a service they do",
+	     NULL);
 	distorch_status_free(status);
 }
 
