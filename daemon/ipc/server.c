@@ -178,11 +178,11 @@ static int bind_path(struct server *server, struct err *err)
 		return err_set_sys(err, WIRE_BAD_ARGUMENT, errno, "cannot bind %s: %s",
 				   server->path, strerror(errno));
 	}
-	if (chmod(name, mode) < 0 ||
-	    (server->options.gid != UINT32_MAX &&
+	/* It may be of that group already, and a service may be kept from changing it. */
+	if (chmod(name, mode) < 0 || lstat(name, &status) < 0 ||
+	    (server->options.gid != UINT32_MAX && server->options.gid != status.st_gid &&
 	     chown(name, (uid_t)-1, server->options.gid) < 0) ||
-	    listen(fd, BACKLOG) < 0 || lstat(name, &status) < 0 ||
-	    sys_rename(name, server->path) < 0) {
+	    listen(fd, BACKLOG) < 0 || sys_rename(name, server->path) < 0) {
 		int error = errno;
 
 		(void)unlink(name);
