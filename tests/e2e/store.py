@@ -35,7 +35,7 @@ class StoredDaemon(Daemon):
     def __init__(self, settings=(), arguments=(), environment=None):
         super().__init__(settings, arguments, environment)
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.notify.bind(b"\0distorch-test-" + os.urandom(8).hex().encode())
+        self.notify.bind(self.notify_address())
         self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self.kept = []  # (name, fd)
         self.said = []  # lines without descriptors
@@ -45,6 +45,9 @@ class StoredDaemon(Daemon):
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
+
+    def notify_address(self):
+        return b"\0distorch-test-" + os.urandom(8).hex().encode()
 
     def _listen(self):
         while self.notify.fileno() >= 0:
