@@ -11,20 +11,37 @@ fail() {
 	exit 1
 }
 
-# What a build and its tests need from the distribution.
-packages=(cmake ninja-build gcc g++ pkg-config python3 python3-venv libuv1-dev libmsgpack-dev
-	libcjson-dev libxxhash-dev libeconf-dev libsmartcols-dev libsystemd-dev uthash-dev
-	libcmocka-dev scdoc)
+# What a build needs from the distribution; what only adds to it (man pages, the journal); and
+# what its tests need besides.
+build_packages=(cmake ninja-build gcc pkg-config libuv1-dev libmsgpack-dev libcjson-dev
+	libxxhash-dev libeconf-dev libsmartcols-dev uthash-dev)
+optional_packages=(libsystemd-dev scdoc)
+packages=("${build_packages[@]}" "${optional_packages[@]}" g++ python3 python3-venv libcmocka-dev)
 # What scripts/test wants besides; the sanitizers' runtime is that of the default clang.
-clang_version=$(apt-cache depends clang 2>/dev/null |
-	sed -n 's/^ *Depends: clang-\([0-9][0-9]*\)$/\1/p' | head -n 1)
-test_packages=(clang clang-format clang-tidy "libclang-rt-${clang_version:-14}-dev" codespell
-	shellcheck)
+list_test_packages() {
+	local version
+	version=$(apt-cache depends clang 2>/dev/null |
+		sed -n 's/^ *Depends: clang-\([0-9][0-9]*\)$/\1/p' | head -n 1)
+	printf '%s\n' clang clang-format clang-tidy "libclang-rt-${version:-14}-dev" codespell \
+		shellcheck systemd libseccomp2
+}
 
 missing_packages() {
-	local package
-	for package in "$@"; do
-		dpkg-query -W -f='${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
-			printf '%s\n' "$package"
-	done
+	comm -23 <(printf '%s\n' "$@" | sort -u) <(
+		dpkg-query -W -f='${db:Status-Status} ${Package}\n' "$@" 2>/dev/null |
+			sed -n 's/^installed //p' | sort -u
+	)
+}
+
+# How this user becomes root without a question: into the array sudo; fails when he cannot.
+find_root() {
+	sudo=()
+	[ "$(id -u)" = 0 ] && return
+	command -v sudo >/dev/null && sudo -n true 2>/dev/null || return 1
+	sudo=(sudo -n)
+}
+install_packages() { # PACKAGES…, after find_root
+	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+		--no-install-recommends "$@" >/dev/null
 }
