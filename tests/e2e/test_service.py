@@ -16,8 +16,8 @@ import time
 
 import pytest
 import sandbox
-from conftest import (BUILD, ROOT, RawClient, make_safetensors, need_hooks, slowness,
-                      wait_until)
+from conftest import (BUILD, ROOT, RawClient, list_fds, make_safetensors, need_hooks,
+                      slowness, wait_until)
 from store import StoredDaemon
 
 SYSTEM, USER = "lib/systemd/system", "lib/systemd/user"
@@ -391,6 +391,9 @@ def test_the_confined_daemon_serves_knows_its_clients_and_survives(confined, tmp
         lines = dict(line.split(":\t", 1) for line in status.read().splitlines())
     assert lines["CapBnd"].strip("0") == "" and lines["NoNewPrivs"] == "1"
     assert lines["Seccomp"] == "2" and lines["Uid"].split() == [str(SERVICE_UID)] * 4
+    if os.path.exists("/proc/pressure/memory"):
+        assert any(link.endswith("/proc/pressure/memory") for link in list_fds(daemon.pid)), \
+            "it is told of memory pressure"
     daemon.die()
     daemon.start()
     # By pid and start time, both read in /proc; it asserts nothing, so it is held for it.
