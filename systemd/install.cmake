@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-# Install the units with the daemon's path in them. Runs when things are installed, because only
+# Install the units with the programs' paths in them. Runs when things are installed, because only
 # then the prefix is known; scripts/install runs it as well (cmake -P) for one user's unit.
 # In: CMAKE_INSTALL_PREFIX, UNITS_BINDIR (below the prefix), UNITS_WORK (a folder for made files),
 # and where units go (absolute, or below the prefix; empty: not these): UNITS_SYSTEM_DIR,
 # UNITS_USER_DIR, UNITS_SYSUSERS_DIR, UNITS_TMPFILES_DIR.
 cmake_minimum_required(VERSION 3.22)
-set(DISTORCHD "${CMAKE_INSTALL_PREFIX}/${UNITS_BINDIR}/distorchd")
-string(REPLACE "%" "%%" DISTORCHD "${DISTORCHD}") # a % begins a specifier
-if(DISTORCHD MATCHES "[^A-Za-z0-9/._%+@:-]")
-	set(DISTORCHD "\"${DISTORCHD}\"")
-endif()
+foreach(program IN ITEMS distorchd distorchctl)
+	set(path "${CMAKE_INSTALL_PREFIX}/${UNITS_BINDIR}/${program}")
+	string(REPLACE "%" "%%" path "${path}") # a % begins a specifier
+	if(path MATCHES "[^A-Za-z0-9/._%+@:-]")
+		set(path "\"${path}\"")
+	endif()
+	string(TOUPPER "${program}" name)
+	set(${name} "${path}")
+endforeach()
 
 function(install_unit directory source name)
 	if(directory STREQUAL "")

@@ -42,11 +42,11 @@ IMPLIED = {"ProtectClock", "ProtectKernelLogs", "ProtectKernelModules", "Restric
 # Need systemd's cgroup, or say nothing that the daemon could notice.
 NOT_SHOWN = {"IPAddressDeny", "DevicePolicy", "RemoveIPC", "KeyringMode", "OOMPolicy"}
 # Read by the tests themselves, or about how it is started.
-ELSEWHERE = {"Type", "NotifyAccess", "ExecStart", "User", "Group", "Restart", "RestartSec",
-             "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec", "FileDescriptorStoreMax",
-             "Environment", "RuntimeDirectory", "RuntimeDirectoryMode",
-             "RuntimeDirectoryPreserve", "StateDirectory", "StateDirectoryMode",
-             "SystemCallFilter"}
+ELSEWHERE = {"Type", "NotifyAccess", "ExecStart", "ExecReload", "User", "Group", "Restart",
+             "RestartSec", "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec",
+             "FileDescriptorStoreMax", "Environment", "RuntimeDirectory",
+             "RuntimeDirectoryMode", "RuntimeDirectoryPreserve", "StateDirectory",
+             "StateDirectoryMode", "SystemCallFilter"}
 
 
 def read_unit(path):

@@ -141,6 +141,7 @@ def test_from_a_fresh_copy_to_a_loaded_model_and_back(place, tmp_path):
     older = program.read_bytes() + b"x"  # as if an older version lay there
     program.unlink()
     program.write_bytes(older)
+    os.utime(program, (1, 1))
     (place.prefix / "bin" / "old-program").touch()
     with open(place.prefix / "share" / "distorchd" / "installed", "a") as file:
         file.write(f"file {place.prefix}/bin/old-program\n")

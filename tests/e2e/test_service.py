@@ -79,10 +79,10 @@ def test_the_system_unit_is_as_little_exposed_as_promised(prefix, analyze):
 def test_what_a_unit_starts_is_installed(prefix, folder):
     for unit in (prefix / folder).iterdir():
         text = unit.read_text()
-        assert "@DISTORCHD@" not in text
+        assert "@DISTORCH" not in text
         for command in re.findall(r'^Exec\w+="?([^"\n]*?)"?(?: --.*)?$', text, re.M):
             path = pathlib.Path(command.replace("%%", "%"))
-            assert path == prefix / "bin" / "distorchd" and os.access(path, os.X_OK), command
+            assert path.parent == prefix / "bin" and os.access(path, os.X_OK), command
 
 
 @pytest.mark.fault("S12")

@@ -87,11 +87,11 @@ class Manager:
     def log(self):
         return (self.folder / "log").read_text(errors="replace")
 
-    def ctl(self, *words):
+    def ctl(self, *words, code=0):
         done = subprocess.run(["nsenter", "--mount", f"--target={self.process.pid}", "systemctl",
                                "--user", *words], env=self.environment, capture_output=True,
                               text=True, timeout=60)
-        assert done.returncode == 0, done.stdout + done.stderr + self.log()
+        assert done.returncode == code, done.stdout + done.stderr + self.log()
         return done.stdout.strip()
 
     def get(self, name, unit="distorchd.service"):
@@ -206,3 +206,16 @@ def test_a_wrong_configuration_costs_time_and_no_model(manager, make_model):
     assert manager.get("NFileDescriptorStore") == "4"
     manager.settle()
     assert source_of(manager, path) == "store"
+
+
+def test_a_reload_that_is_refused_is_told_and_changes_nothing(manager):
+    file = manager.folder / "home" / ".config" / "distorchd" / "distorchd.conf"
+    file.parent.mkdir(parents=True)
+    manager.ctl("start", "distorchd.service")
+    pid = manager.pid()
+    for content, code in (("[memory]\nram = 64M\n", 0), ("[memory]\nrma = 1G\n", 1)):
+        file.write_text(content)
+        manager.ctl("reload", "distorchd.service", code=code)
+        with manager.raw() as raw:
+            assert raw.call("status")["devices"][0]["budget"] == 64 << 20
+    assert manager.pid() == pid and manager.get("ActiveState") == "active"
