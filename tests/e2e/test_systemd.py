@@ -3,26 +3,33 @@
 namespace of its own, with the machine's root read-only below it and no units but ours. Skipped
 where the machine does not allow that."""
 import contextlib
+import grp
 import os
 import pathlib
+import pwd
 import shutil
 import signal
 import subprocess
 import tempfile
 
 import pytest
-from conftest import BUILD, RawClient, slowness, wait_until
+from conftest import BUILD, RawClient, close_all, list_fds, slowness, wait_until
 
 SYSTEMD = next((path for path in ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
                 if os.path.exists(path)), None)
 
-# In its cgroup: sees no /run of the machine's, can write nothing but its folder, becomes systemd.
+# In its cgroup: sees no /run of the machine's, can write nothing but its folder and /tmp, has the
+# nodes that cover what a service may not see, becomes systemd.
 ENTER = """
 set -e
+mount --bind /tmp /tmp
 mount --bind "$1" "$1"
 mount -o remount,bind,ro /
 mount -t tmpfs tmpfs /run
-mkdir -p /run/systemd/system
+mkdir -p /run/systemd/system /run/systemd/inaccessible/dir
+mknod /run/systemd/inaccessible/chr c 0 0; mknod /run/systemd/inaccessible/blk b 0 0
+touch /run/systemd/inaccessible/reg; mkfifo /run/systemd/inaccessible/fifo
+chmod 0 /run/systemd/inaccessible/*
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 exec "$2" --user --unit=default.target
 """
@@ -60,15 +67,20 @@ class Manager:
             "XDG_RUNTIME_DIR": str(self.folder / "run"), "SYSTEMD_LOG_TARGET": "console",
             "SYSTEMD_UNIT_PATH": str(self.units), "SYSTEMD_COLORS": "0",
             "SYSTEMD_GENERATOR_PATH": str(self.folder / "none"), "SYSTEMD_PAGER": "cat"}
+        self.folder.chmod(0o755)  # services of other users come by
         for name in ("run", "home", "units", "none"):
-            (self.folder / name).mkdir(mode=0o700)
+            (self.folder / name).mkdir(mode=0o755)
         subprocess.run(["cmake", "--install", BUILD, "--prefix", self.folder / "usr"],
                        check=True, capture_output=True)
         for name, text in UNITS.items():
             (self.units / name).write_text(text)
-        for unit in (self.folder / "usr" / "lib" / "systemd" / "user").iterdir():
-            shutil.copy(unit, self.units)
+        self.use("user")
         self.process = None
+
+    def use(self, kind):
+        """Take over the units for the system, or those for users."""
+        for unit in (self.folder / "usr" / "lib" / "systemd" / kind).iterdir():
+            shutil.copy(unit, self.units)
 
     def start(self):
         self.cgroup.mkdir()
@@ -97,13 +109,13 @@ class Manager:
     def get(self, name, unit="distorchd.service"):
         return self.ctl("show", unit, f"--property={name}", "--value")
 
-    def settle(self, *lines):
-        """A drop-in of these lines of [Service]; none: it goes."""
-        folder = self.units / "distorchd.service.d"
+    def settle(self, *lines, section="Service"):
+        """A drop-in of these lines; none: it goes."""
+        folder = self.units / f"distorchd.{section.lower()}.d"
         shutil.rmtree(folder, ignore_errors=True)
         if lines:
             folder.mkdir()
-            (folder / "test.conf").write_text("\n".join(["[Service]", *lines]) + "\n")
+            (folder / "test.conf").write_text("\n".join([f"[{section}]", *lines]) + "\n")
         self.ctl("daemon-reload")
 
     def pid(self):
@@ -144,10 +156,16 @@ def manager():
     try:
         if not manager.start():
             pytest.skip("no systemd starts in a folder here: " + manager.log().strip()[-200:])
-        manager.ctl("start", "distorchd.socket")
         yield manager
     finally:
         manager.remove()
+
+
+@pytest.fixture
+def own(manager):
+    """With the units of a user, and their socket."""
+    manager.ctl("start", "distorchd.socket")
+    return manager
 
 
 def load(manager, path):
@@ -161,61 +179,102 @@ def source_of(manager, path):
 
 
 @pytest.mark.fault("S01")
-def test_a_connect_starts_it_a_kill_costs_nothing_and_a_stop_gives_all_back(manager, make_model):
+def test_a_connect_starts_it_a_kill_costs_nothing_and_a_stop_gives_all_back(own, make_model):
     path = make_model(size=3 << 20)
-    assert manager.get("ActiveState") == "inactive"
-    load(manager, path)
-    assert manager.get("ActiveState") == "active" and manager.get("StatusText") == "serving"
-    assert manager.get("NFileDescriptorStore") == "4", "the ledger, a table, an image, a source"
-    with manager.raw() as raw:
+    assert own.get("ActiveState") == "inactive"
+    load(own, path)
+    assert own.get("ActiveState") == "active" and own.get("StatusText") == "serving"
+    assert own.get("NFileDescriptorStore") == "4", "the ledger, a table, an image, a source"
+    with own.raw() as raw:
         assert raw.call("status")["survives_restart"]
-    os.kill(manager.pid(), signal.SIGKILL)
-    assert source_of(manager, path) == "store" and manager.get("NRestarts") == "1"
-    manager.ctl("restart", "distorchd.service")
-    assert source_of(manager, path) == "store"
-    assert manager.get("NFileDescriptorStore") == "4"
+    os.kill(own.pid(), signal.SIGKILL)
+    assert source_of(own, path) == "store" and own.get("NRestarts") == "1"
+    own.ctl("restart", "distorchd.service")
+    assert source_of(own, path) == "store"
+    assert own.get("NFileDescriptorStore") == "4"
 
-    inode = os.stat(manager.socket).st_ino
-    manager.ctl("stop", "distorchd.service")
-    assert manager.get("NFileDescriptorStore") == "0", "this is how memory is given back"
-    assert os.stat(manager.socket).st_ino == inode, "and the socket waits for the next client"
-    with manager.raw() as raw:
+    inode = os.stat(own.socket).st_ino
+    own.ctl("stop", "distorchd.service")
+    assert own.get("NFileDescriptorStore") == "0", "this is how memory is given back"
+    assert os.stat(own.socket).st_ino == inode, "and the socket waits for the next client"
+    with own.raw() as raw:
         assert raw.call("list")["models"] == []
-    manager.ctl("stop", "distorchd.socket", "distorchd.service")
-    assert not manager.socket.exists()
+    own.ctl("stop", "distorchd.socket", "distorchd.service")
+    assert not own.socket.exists()
 
 
 @pytest.mark.fault("S09")
-def test_a_daemon_that_hangs_is_replaced_with_all_models(manager, make_model):
+def test_a_daemon_that_hangs_is_replaced_with_all_models(own, make_model):
     path = make_model(size=3 << 20)
-    manager.settle("WatchdogSec=1")
-    load(manager, path)
-    os.kill(manager.pid(), signal.SIGSTOP)
-    assert source_of(manager, path) == "store", manager.log()
-    assert manager.get("NRestarts") == "1"
+    own.settle("WatchdogSec=1")
+    load(own, path)
+    os.kill(own.pid(), signal.SIGSTOP)
+    assert source_of(own, path) == "store", own.log()
+    assert own.get("NRestarts") == "1"
 
 
 @pytest.mark.fault("S12")
-def test_a_wrong_configuration_costs_time_and_no_model(manager, make_model):
+def test_a_wrong_configuration_costs_time_and_no_model(own, make_model):
     path = make_model(size=3 << 20)
-    load(manager, path)
-    manager.settle("Environment=DISTORCHD_MEMORY_RAM=nonsense")
-    os.kill(manager.pid(), signal.SIGKILL)
+    load(own, path)
+    own.settle("Environment=DISTORCHD_MEMORY_RAM=nonsense")
+    os.kill(own.pid(), signal.SIGKILL)
     # Any limit on starts would have failed the unit by then, and dropped its store.
-    wait_until(lambda: int(manager.get("NRestarts")) > 8, 30, "one start after the other")
-    assert manager.get("NFileDescriptorStore") == "4"
-    manager.settle()
-    assert source_of(manager, path) == "store"
+    wait_until(lambda: int(own.get("NRestarts")) > 8, 30, "one start after the other")
+    assert own.get("NFileDescriptorStore") == "4"
+    own.settle()
+    assert source_of(own, path) == "store"
 
 
-def test_a_reload_that_is_refused_is_told_and_changes_nothing(manager):
-    file = manager.folder / "home" / ".config" / "distorchd" / "distorchd.conf"
+def test_a_reload_that_is_refused_is_told_and_changes_nothing(own):
+    file = own.folder / "home" / ".config" / "distorchd" / "distorchd.conf"
     file.parent.mkdir(parents=True)
-    manager.ctl("start", "distorchd.service")
-    pid = manager.pid()
+    own.ctl("start", "distorchd.service")
+    pid = own.pid()
     for content, code in (("[memory]\nram = 64M\n", 0), ("[memory]\nrma = 1G\n", 1)):
         file.write_text(content)
-        manager.ctl("reload", "distorchd.service", code=code)
-        with manager.raw() as raw:
+        own.ctl("reload", "distorchd.service", code=code)
+        with own.raw() as raw:
             assert raw.call("status")["devices"][0]["budget"] == 64 << 20
-    assert manager.pid() == pid and manager.get("ActiveState") == "active"
+    assert own.pid() == pid and own.get("ActiveState") == "active"
+
+
+def test_the_systems_unit_works_with_all_that_it_forbids(manager, make_model):
+    program = manager.folder / "usr" / "bin" / "distorchd"
+    user = pwd.getpwnam("nobody")
+    group = grp.getgrgid(user.pw_gid).gr_name
+    manager.use("system")
+    for name in ("", "notify"):  # those of the system's manager are open to every user
+        (manager.folder / "run" / "systemd" / name).chmod(0o777)
+    # Another user and other places, and its folder shown below the private /tmp; no more.
+    manager.settle(f"User={user.pw_name}", f"Group={group}", "ExecStart=",
+                   f"ExecStart={program} --system --socket {manager.socket}",
+                   f"BindPaths={manager.folder}")
+    manager.settle("ListenSequentialPacket=", f"ListenSequentialPacket={manager.socket}",
+                   f"SocketUser={user.pw_name}", f"SocketGroup={group}", section="Socket")
+    manager.ctl("start", "distorchd.socket")
+    path = make_model(size=3 << 20)
+    path.chmod(0o600)
+    load(manager, path)
+    assert manager.get("ActiveState") == "active"
+    text = pathlib.Path(f"/proc/{manager.pid()}/status").read_text()
+    status = dict(line.split(":\t", 1) for line in text.splitlines())
+    assert status["Uid"].split() == [str(user.pw_uid)] * 4 and status["NoNewPrivs"] == "1"
+    assert status["CapBnd"].strip("0") == "" and int(status["Seccomp_filters"]) > 5
+    assert not os.path.exists(f"/proc/{manager.pid()}/root{path}"), "it cannot see the file"
+    if os.path.exists("/proc/pressure/memory"):
+        assert any(link.endswith("/proc/pressure/memory") for link in list_fds(manager.pid()))
+    for end in ("kill", "restart"):
+        with manager.raw() as raw:
+            _result, fds = raw.attach(path)
+            if end == "kill":
+                os.kill(manager.pid(), signal.SIGKILL)
+            else:
+                manager.ctl("restart", "distorchd.service")
+            assert source_of(manager, path) == "store"
+            with manager.raw() as after:  # by the start time in /proc: it is still there
+                model = after.call("show", {"model": path.name})
+                assert [one["pid"] for one in model["clients"]] == [os.getpid()]
+            close_all(fds)
+    manager.ctl("stop", "distorchd.service")
+    assert manager.get("NFileDescriptorStore") == "0" and manager.socket.exists()
