@@ -67,7 +67,7 @@ static int read_dtype(struct json_cursor *cursor, struct entry *entry)
 	}
 	/* A name that was cut is longer than any we know. */
 	entry->dtype = dtype_find(decoded, json_string_decode(&name, decoded, sizeof decoded));
-	if (entry->dtype == 0) {
+	if (entry->dtype == 0 || dtype_group(entry->dtype) != 1) { /* those are GGUF's */
 		return fail_at(cursor, name.at,
 			       err_set(cursor->err, WIRE_UNSUPPORTED, "dtype \"%s\" is not known",
 				       show_string(&name, shown)));
