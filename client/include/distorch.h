@@ -350,7 +350,8 @@ typedef int (*distorch_progress_fn)(const struct distorch_progress *progress, vo
 struct distorch_load_options {
 	size_t size;
 	const char *name;              /* display name; NULL: the file's base name */
-	const char *format;            /* auto, safetensors, gguf, raw; NULL: auto */
+	const char *format;            /* auto, safetensors, gguf; raw: one U8 tensor "data" of the
+					  whole file, a model of its own; NULL: auto */
 	const char *allocation;        /* NULL: cpu */
 	const char *compute;           /* device that computes; NULL: none */
 	const char *backing;           /* auto, image, file; NULL: auto */
