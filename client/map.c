@@ -193,6 +193,7 @@ static int make_tensors(struct distorch_weights *weights)
 		tensor->name = name;
 		tensor->dtype = wire_dtype_name(from->dtype);
 		tensor->bits = wire_dtype_bits(from->dtype);
+		tensor->group = wire_dtype_group(from->dtype);
 		tensor->rank = from->rank;
 		tensor->shape = table_tensor_shape(&weights->table, i);
 		tensor->bytes = from->size;

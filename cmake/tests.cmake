@@ -150,7 +150,9 @@ unit_test(daemon/format blocks)
 unit_test(daemon/format dtype)
 unit_test(daemon/format order)
 unit_test(daemon/format format)
-foreach(name safetensors blocks) # they include tests/support/heap_watch.h
+unit_test(daemon/format gguf)
+unit_test(daemon/format utf8)
+foreach(name safetensors blocks gguf) # they include tests/support/heap_watch.h
 	target_link_options(test_daemon_format_${name} PRIVATE
 		-Wl,--wrap=malloc,--wrap=realloc,--wrap=free)
 endforeach()
@@ -162,6 +164,8 @@ set_target_properties(format_dump PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BI
 fuzz_target(safetensors daemon/format)
 target_link_libraries(fuzz_safetensors PRIVATE PkgConfig::CJSON) # the oracle
 fuzz_target(safetensors_structured daemon/format)
+fuzz_target(gguf daemon/format)
+fuzz_target(gguf_structured daemon/format)
 # The configuration without the rest of the corridor.
 room(config DEPENDS base base/os proto
 	SOURCES daemon/config.c daemon/config_file.c daemon/config_table.c daemon/config_value.c)

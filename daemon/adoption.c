@@ -25,6 +25,7 @@
 #include "daemon/config.h"
 #include "daemon/daemon.h"
 #include "daemon/device/device.h"
+#include "daemon/format/format.h"
 #include "daemon/ipc/peer.h"
 #include "daemon/load/file.h"
 #include "daemon/load/hash.h"
@@ -266,13 +267,16 @@ static uint64_t give_to_core(struct daemon *daemon, const struct found *found, s
 {
 	const struct table_header *header = found->view.header;
 	struct core_file_key key = key_of(found->view.shards);
+	const bool is_raw = header->format == FORMAT_RAW;
 	struct core_event event = {.type = EV_ADOPT};
 	uint64_t segment;
 
 	event.adopt.key = &key;
 	event.adopt.uuid = found->park.uuid;
 	event.adopt.generation = found->park.generation;
-	event.adopt.format = header->format;
+	key.is_raw = is_raw;
+	event.adopt.format = is_raw ? FORMAT_RAW
+				    : FORMAT_AUTO; /* its next content may be another */
 	event.adopt.owner_uid = header->owner_uid;
 	event.adopt.bytes = device_charge(daemon->host, extent->bytes);
 	event.adopt.file = store_add_file(daemon->store, file);

@@ -116,7 +116,7 @@ static uint32_t describe_stays(const struct core_model_view *view, struct wire_s
 	return n_stays;
 }
 
-static const char *format_name(uint32_t format)
+const char *describe_format(uint32_t format)
 {
 	switch ((enum format)format) {
 	case FORMAT_SAFETENSORS:
@@ -129,6 +129,18 @@ static const char *format_name(uint32_t format)
 		break;
 	}
 	return "unknown"; /* not read yet */
+}
+
+uint32_t describe_known_format(const struct daemon *daemon, const struct core_file_key *key)
+{
+	const uint64_t id = core_model_find(daemon->core, key);
+	const struct model_info *info = store_find_model(daemon->store, id);
+	struct core_model_view view;
+
+	return info != NULL && core_model_get(daemon->core, id, &view) &&
+			       view.key.size == key->size && view.key.mtime_ns == key->mtime_ns
+		       ? info->current.format
+		       : 0;
 }
 
 const char *describe_name(const struct daemon *daemon, uint64_t model, char buffer[512])
@@ -188,7 +200,7 @@ void describe_model(const struct daemon *daemon, const struct client *viewer,
 		.leases = view->n_leases,
 		.last_used_ms = ms_since(view->last_used_ns),
 		.generation = view->generation,
-		.format = wire_str(format_name(info == NULL ? 0 : info->current.format)),
+		.format = wire_str(describe_format(info == NULL ? 0 : info->current.format)),
 	};
 	if (view->state == CORE_MODEL_LOADING) {
 		wire->has_progress_bytes = true;

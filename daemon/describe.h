@@ -82,6 +82,12 @@ uint32_t describe_holders(const struct daemon *daemon, uint64_t model, struct wi
 bool describe_may_see(const struct daemon *daemon, const struct client *viewer,
 		      const struct record *record);
 
+/* "gguf"; "unknown" where no header was read yet. */
+const char *describe_format(uint32_t format);
+
+/* enum format of this very content, where it is in memory; else 0. */
+uint32_t describe_known_format(const struct daemon *daemon, const struct core_file_key *key);
+
 /* The name that listings show, or "the model". */
 const char *describe_name(const struct daemon *daemon, uint64_t model, char buffer[512]);
 

@@ -23,6 +23,7 @@
 #include "daemon/ipc/conn.h"
 #include "daemon/ipc/peer.h"
 #include "daemon/load/file.h"
+#include "daemon/load/loader.h"
 #include "daemon/persist.h"
 #include "proto/table.h"
 
@@ -159,13 +160,14 @@ __attribute__((noinline)) static void step_with_file(const struct call *call,
 	(void)daemon_step(daemon, event);
 	daemon_present(daemon, &shown);
 	daemon_present_name(daemon, name);
-	(void)daemon_know_model(daemon, core_model_find(daemon->core, key.dev, key.ino));
+	(void)daemon_know_model(daemon, core_model_find(daemon->core, &key));
 	daemon_present(daemon, NULL);
 }
 
 void dispatch_load(const struct call *call, const struct wire_load_request *request)
 {
 	enum format format = FORMAT_AUTO;
+	uint32_t known; /* of the same content in memory */
 	struct core_file_key key;
 	struct core_policy policy = read_policy(&request->policy);
 	uint8_t fresh_id[16];
@@ -178,11 +180,6 @@ void dispatch_load(const struct call *call, const struct wire_load_request *requ
 	    format_find(request->format.text, request->format.size, &format) < 0) {
 		call_refuse(call, WIRE_BAD_ARGUMENT, "format",
 			    "format is auto, safetensors, gguf or raw");
-		return;
-	}
-	if (format == FORMAT_GGUF || format == FORMAT_RAW) {
-		call_refuse(call, WIRE_UNSUPPORTED, "format",
-			    "this version reads safetensors only");
 		return;
 	}
 	if (refuse_options(call, request)) {
@@ -201,10 +198,20 @@ void dispatch_load(const struct call *call, const struct wire_load_request *requ
 		pending_clear(pending);
 		return;
 	}
+	key.is_raw = format == FORMAT_RAW;
+	event.load.format = (uint32_t)format;
+	known = describe_known_format(call->daemon, &key);
+	if (format != FORMAT_AUTO && known != 0 && known != event.load.format) {
+		pending_clear(pending);
+		call_refuse(call, WIRE_UNSUPPORTED, "format", "the file is %s, not %s",
+			    describe_format(known), describe_format(event.load.format));
+		loader_close_file(call->daemon->loader,
+				  store_take_file(call->daemon->store, event.load.file));
+		return;
+	}
 	event.load.key = &key;
 	event.load.fresh_id = fresh_id;
 	event.load.policy = &policy;
-	event.load.format = (uint32_t)format;
 	event.load.no_wait = request->has_no_wait && request->no_wait;
 	event.load.attach = request->has_attach && request->attach;
 	event.load.map = event.load.attach && request->has_map && request->map;

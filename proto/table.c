@@ -272,11 +272,12 @@ static int check_shards(const struct table *table, struct err *err)
 	return 0;
 }
 
-/* Do shape and dtype give just the tensor's bytes? */
+/* Do shape and dtype give just the tensor's bytes, in whole groups a row? */
 static bool shape_is_good(const struct table *table, const struct table_tensor *tensor)
 {
 	const uint64_t *shape;
 	uint64_t bits = wire_dtype_bits(tensor->dtype);
+	uint32_t group = wire_dtype_group(tensor->dtype);
 	uint64_t want;
 
 	if (bits == 0 || tensor->encoding != 0 || tensor->shape_offset % 8 != 0 ||
@@ -285,8 +286,13 @@ static bool shape_is_good(const struct table *table, const struct table_tensor *
 		return false;
 	}
 	shape = (const void *)(table->strings + tensor->shape_offset);
+	if (group > 1 && (tensor->rank == 0 || shape[tensor->rank - 1] % group != 0)) {
+		return false;
+	}
 	for (uint32_t i = 0; i < tensor->rank; i++) {
-		if (!checked_mul(bits, shape[i], &bits)) {
+		uint64_t n_groups = i + 1U == tensor->rank ? shape[i] / group : shape[i];
+
+		if (!checked_mul(bits, n_groups, &bits)) {
 			return false;
 		}
 	}
@@ -399,9 +405,10 @@ struct wire_str table_shard_name(const struct table *table, uint32_t shard)
 struct dtype_row {
 	const char *name;
 	uint32_t bits;
+	uint32_t group;
 };
 
-#define DTYPE_ROW(number, word, width) [number] = {#word, width},
+#define DTYPE_ROW(number, word, width, count) [number] = {#word, width, count},
 static const struct dtype_row dtypes[] = {WIRE_DTYPES(DTYPE_ROW)};
 
 #define N_DTYPES ((uint16_t)(sizeof dtypes / sizeof *dtypes))
@@ -414,6 +421,11 @@ const char *wire_dtype_name(uint16_t dtype)
 uint32_t wire_dtype_bits(uint16_t dtype)
 {
 	return dtype < N_DTYPES ? dtypes[dtype].bits : 0;
+}
+
+uint32_t wire_dtype_group(uint16_t dtype)
+{
+	return dtype < N_DTYPES ? dtypes[dtype].group : 0;
 }
 
 uint16_t wire_dtype_find(const char *name, size_t size)

@@ -92,7 +92,8 @@ struct wire_str table_block_name(const struct table *table, uint32_t block);
 struct wire_str table_shard_name(const struct table *table, uint32_t shard);
 
 const char *wire_dtype_name(uint16_t dtype);             /* "BF16"; NULL when unknown */
-uint32_t wire_dtype_bits(uint16_t dtype);                /* 0 when unknown */
+uint32_t wire_dtype_bits(uint16_t dtype);                /* of a group; 0 when unknown */
+uint32_t wire_dtype_group(uint16_t dtype);               /* elements; 1 unless quantised */
 uint16_t wire_dtype_find(const char *name, size_t size); /* 0 when unknown */
 
 #endif

@@ -43,7 +43,7 @@ KEYS = {
     "event": {"name": True, "owned": False, "doc": True, "fields": True},
     "record": {"name": True, "doc": True, "fields": True},
     "record_field": {"name": True, "type": True, "doc": False},
-    "dtype": {"number": True, "name": True, "bits": True},
+    "dtype": {"number": True, "name": True, "bits": True, "group": False},
 }
 SECTIONS = ("protocol", "error", "type", "message", "event", "record", "dtype")
 RECORD_SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8, "i64": 8}
@@ -243,14 +243,15 @@ def make_code_h(schema):
     codes = [("WIRE_OK", 0)]
     codes += [("WIRE_" + upper(row["code"]), row["number"]) for row in schema["error"]]
     dtypes = [("WIRE_DTYPE_" + row["name"], row["number"]) for row in schema["dtype"]]
-    listed = [f"\tX({row['number']}, {row['name']}, {row['bits']})" for row in schema["dtype"]]
+    listed = [f"\tX({row['number']}, {row['name']}, {row['bits']}, {row.get('group', 1)})"
+              for row in schema["dtype"]]
     return "\n".join([
         banner("/*", "Codes and dtypes."),
         "#ifndef PROTO_GEN_WIRE_CODE_H", "#define PROTO_GEN_WIRE_CODE_H", "",
         "/* What went wrong; functions return the negative of it. */", enum("wire_code", codes),
         f"#define WIRE_N_CODES {len(codes)}", "",
         "/* An element's type, as tables number it; 0 is none. */", enum("wire_dtype", dtypes), "",
-        "/* X(number, NAME, bits of one element) */",
+        "/* X(number, NAME, bits of one group, elements of a group) */",
         "#define WIRE_DTYPES(X) \\\n" + " \\\n".join(listed), "", "#endif", ""])
 
 
@@ -442,8 +443,9 @@ def make_py(schema):
         names = ", ".join(repr(field["name"]) for field in record["fields"])
         lines += [f"    {record['name']!r}: (", f"        {layout!r},", f"        ({names}),",
                   "    ),"]
-    lines += ["}", "", "# number: (name, bits of one element)", "DTYPES = {"]
-    lines += [f"    {row['number']}: ({row['name']!r}, {row['bits']})," for row in schema["dtype"]]
+    lines += ["}", "", "# number: (name, bits of one group, elements of a group)", "DTYPES = {"]
+    lines += [f"    {row['number']}: ({row['name']!r}, {row['bits']}, {row.get('group', 1)}),"
+              for row in schema["dtype"]]
     return "\n".join(lines + ["}", ""])
 
 
@@ -518,8 +520,9 @@ def make_md(schema, template):
                     row["doc"] + (" Never dropped." if row.get("owned") else ""), "",
                     *md_fields(row["fields"])]],
         "records": md_records(schema["record"]),
-        "dtypes": ["| number | name | bits |", "|---|---|---|"] + [
-            f"| {row['number']} | {row['name']} | {row['bits']} |" for row in schema["dtype"]],
+        "dtypes": ["| number | name | bits | group |", "|---|---|---|---|"] + [
+            f"| {row['number']} | {row['name']} | {row['bits']} | {row.get('group', 1)} |"
+            for row in schema["dtype"]],
     }
 
     def fill(match):

@@ -258,7 +258,8 @@ static int run(struct ctl *ctl)
 static const struct argp_option options[] = {
 	{"to", OPTION_TO, "ALLOCATION", 0, "Where its blocks go; this version: ram", 0},
 	{"compute", OPTION_COMPUTE, "DEVICE", 0, "Device that computes; this version: cpu", 0},
-	{"format", OPTION_FORMAT, "FORMAT", 0, "auto or safetensors", 0},
+	{"format", OPTION_FORMAT, "FORMAT", 0,
+	 "auto (by content), safetensors, gguf; raw: any file as one tensor \"data\" of bytes", 0},
 	{"pin", OPTION_PIN, NULL, 0, "Never evict it", 0},
 	{"keep", OPTION_KEEP, NULL, 0, "Let it survive a selective unload", 0},
 	{"for", OPTION_FOR, "TIME", 0,
@@ -279,6 +280,7 @@ const struct verb verb_load = {
 	.text = "Examples:\n"
 		"  distorchctl load model.safetensors\n"
 		"  distorchctl load --keep vae.safetensors clip.safetensors\n"
+		"  distorchctl load llama-8b.Q4_K_M.gguf\n"
 		"  distorchctl load --pin --priority 10 flux1-dev.safetensors\n"
 		"  distorchctl load --for 2h --no-wait sdxl.safetensors\n"
 		"  distorchctl load --pin --for 2h sdxl.safetensors\n\n"

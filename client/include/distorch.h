@@ -269,15 +269,17 @@ struct distorch_policy {
 /* One tensor. Borrowed from its weights. */
 struct distorch_tensor {
 	const char *name;
-	const char *dtype; /* safetensors' word: "F32", "BF16", "F8_E4M3", ... */
-	uint32_t bits;     /* an element */
+	const char
+		*dtype; /* safetensors' word: "F32", "BF16", ...; ggml's: "Q4_K", "IQ2_XXS", ... */
+	uint32_t bits;  /* 'group' elements */
 	uint32_t rank;
-	const uint64_t *shape; /* 'rank' numbers */
+	const uint64_t *shape; /* 'rank' numbers of elements, the slowest dimension first */
 	uint64_t bytes;
 	void *data;      /* NULL where nothing is mapped; aligned as in the file */
 	uint64_t offset; /* of its first byte in the image of 'shard' */
 	uint32_t shard;
 	uint32_t block; /* the planner's unit it belongs to */
+	uint32_t group; /* elements of a row that lie together: 1 unless it is quantised */
 };
 
 /*
@@ -348,7 +350,8 @@ typedef int (*distorch_progress_fn)(const struct distorch_progress *progress, vo
 struct distorch_load_options {
 	size_t size;
 	const char *name;              /* display name; NULL: the file's base name */
-	const char *format;            /* auto, safetensors, gguf, raw; NULL: auto */
+	const char *format;            /* auto, safetensors, gguf; raw: one U8 tensor "data" of the
+					  whole file, a model of its own; NULL: auto */
 	const char *allocation;        /* NULL: cpu */
 	const char *compute;           /* device that computes; NULL: none */
 	const char *backing;           /* auto, image, file; NULL: auto */

@@ -23,7 +23,7 @@ static struct segment *find_copy(const struct model *model, uint64_t generation,
 
 static struct model *get_model(struct core *core, const struct core_event *event)
 {
-	struct model *model = model_find(core, event->adopt.key->dev, event->adopt.key->ino);
+	struct model *model = model_find(core, event->adopt.key);
 
 	if (model == NULL) {
 		model = model_add(core, event->adopt.key, event->adopt.uuid, event->adopt.format,

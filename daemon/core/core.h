@@ -98,8 +98,8 @@ struct core_model_view {
 	const uint8_t *uuid; /* 16 bytes, shown as hex */
 	struct core_file_key key;
 	enum core_model_state state;
-	int fail_code; /* CORE_MODEL_FAILED */
-	uint32_t format;
+	int fail_code;   /* CORE_MODEL_FAILED */
+	uint32_t format; /* that the last load asked for */
 	uint32_t owner_uid;
 	uint64_t generation;     /* published one, 0: none */
 	uint64_t file;           /* corridor's id of the open source, 0: none */
@@ -166,7 +166,7 @@ bool core_lease_get(const struct core *core, uint64_t lease, struct core_lease_v
 bool core_wish_get(const struct core *core, uint64_t wish, struct core_wish_view *ret);
 bool core_segment_get(const struct core *core, uint64_t segment, struct core_segment_view *ret);
 /* 0 when there is none. */
-uint64_t core_model_find(const struct core *core, uint64_t dev, uint64_t ino);
+uint64_t core_model_find(const struct core *core, const struct core_file_key *key);
 
 /*
  * Walk: *cursor = 0 first; false at the end. The cursor is opaque. A walk of one model's parts

@@ -10,11 +10,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Who a file is (dev, ino) and which content it has (size, mtime, ctime). */
+/* Who a file is (dev, ino) and which content it has (size, mtime, ctime). Read raw, for its bytes
+ * and not for its tensors, it is another model. */
 struct core_file_key {
 	uint64_t dev, ino;
 	uint64_t size; /* bytes */
 	int64_t mtime_ns, ctime_ns;
+	bool is_raw;
 };
 
 /* One uid's wishes about a model; only those whose bit is set in 'said' change. */

@@ -58,6 +58,7 @@ struct job *job_begin(struct core *core, struct model *model, enum job_kind kind
 	job->kind = kind;
 	job->state = JOB_QUEUED;
 	job->key = *key;
+	job->key.is_raw = model->key.is_raw;
 	job->file = file;
 	job->uid = uid;
 	job->user = user_get(core, uid);
@@ -286,6 +287,7 @@ void job_on_header(struct core *core, const struct core_event *event)
 		return;
 	}
 	job->key = *event->header.key;
+	job->key.is_raw = job->model->key.is_raw; /* the file does not say */
 	if (is_outdated(job)) {
 		fail_or_restart(core, job, WIRE_CHANGED_WHILE_READING);
 		return;

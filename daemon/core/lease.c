@@ -239,13 +239,22 @@ static void reassert(struct core *core, const struct core_event *event, struct c
 	}
 }
 
+/* Who presents a file wants its tensors; where nobody read them, its bytes. */
+static struct model *find_presented(const struct core *core, const struct core_file_key *key)
+{
+	struct core_file_key raw = *key;
+	struct model *model = model_find(core, key);
+
+	raw.is_raw = true;
+	return model != NULL ? model : model_find(core, &raw);
+}
+
 void lease_on_attach(struct core *core, const struct core_event *event)
 {
 	struct client *client = client_of(core, event->client);
 	uint64_t file = event->attach.file;
-	struct model *model =
-		file != 0 ? model_find(core, event->attach.key->dev, event->attach.key->ino)
-			  : idtab_find(&core->models, event->attach.model);
+	struct model *model = file != 0 ? find_presented(core, event->attach.key)
+					: idtab_find(&core->models, event->attach.model);
 	int code = 0;
 
 	if (client == NULL) {

@@ -22,7 +22,7 @@ static struct model *find_model(struct core *core, const struct core_event *even
 				const struct client *client, enum core_limit *ret_limit)
 {
 	const struct core_file_key *key = event->load.key;
-	struct model *model = model_find(core, key->dev, key->ino);
+	struct model *model = model_find(core, key);
 
 	if (model != NULL && model->file == 0 && model->job == NULL &&
 	    list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
@@ -97,6 +97,7 @@ static void begin(struct core *core, const struct core_event *event, struct clie
 		model_settle(core, model);
 		return;
 	}
+	model->format = event->load.format;
 	if (!wait_for(core, event, client, job, true)) {
 		job_drop_if_unwanted(core, job);
 	}

@@ -42,14 +42,15 @@ bool model_is_same_content(const struct core_file_key *a, const struct core_file
 	return a->size == b->size && a->mtime_ns == b->mtime_ns;
 }
 
-struct model *model_find(const struct core *core, uint64_t dev, uint64_t ino)
+struct model *model_find(const struct core *core, const struct core_file_key *key)
 {
-	uint32_t next = core->hash[hash_of(core, dev, ino)];
+	uint32_t next = core->hash[hash_of(core, key->dev, key->ino)];
 
 	while (next != 0) {
 		struct model *model = model_at(core, next - 1);
 
-		if (model->key.dev == dev && model->key.ino == ino) {
+		if (model->key.dev == key->dev && model->key.ino == key->ino &&
+		    model->key.is_raw == key->is_raw) {
 			return model;
 		}
 		next = model->hash_next;

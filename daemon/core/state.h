@@ -54,7 +54,7 @@ struct user {
 struct model {
 	struct idtab_slot slot;
 	uint32_t hash_next; /* index + 1 in the chain of its (dev, ino) */
-	uint32_t format;
+	uint32_t format;    /* that the last load asked for */
 	uint32_t owner_uid;
 	struct user *owner;
 	uint32_t n_leases; /* of live connections */
@@ -262,7 +262,7 @@ void user_may_start(struct core *core, struct user *user);     /* job_run looks 
 
 /* model.c */
 bool model_is_same_content(const struct core_file_key *a, const struct core_file_key *b);
-struct model *model_find(const struct core *core, uint64_t dev, uint64_t ino);
+struct model *model_find(const struct core *core, const struct core_file_key *key);
 /* NULL: the table is full. */
 struct model *model_add(struct core *core, const struct core_file_key *key, const uint8_t *uuid,
 			uint32_t format, uint32_t uid);

@@ -55,9 +55,9 @@ bool core_model_next(const struct core *core, uint32_t *cursor, struct core_mode
 	return model != NULL;
 }
 
-uint64_t core_model_find(const struct core *core, uint64_t dev, uint64_t ino)
+uint64_t core_model_find(const struct core *core, const struct core_file_key *key)
 {
-	const struct model *model = model_find(core, dev, ino);
+	const struct model *model = model_find(core, key);
 
 	return model == NULL ? 0 : idtab_id(&core->models, model);
 }

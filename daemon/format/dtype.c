@@ -9,8 +9,9 @@
 static const struct {
 	const char *name;
 	uint32_t bits;
+	uint32_t group;
 } dtypes[] = {
-#define DTYPE_ROW(number, word, width) [number] = {#word, width},
+#define DTYPE_ROW(number, word, width, count) [number] = {#word, width, count},
 	WIRE_DTYPES(DTYPE_ROW)
 #undef DTYPE_ROW
 };
@@ -30,6 +31,11 @@ uint16_t dtype_find(const char *name, size_t size)
 uint32_t dtype_bits(uint16_t dtype)
 {
 	return dtype < N_DTYPES ? dtypes[dtype].bits : 0;
+}
+
+uint32_t dtype_group(uint16_t dtype)
+{
+	return dtype < N_DTYPES ? dtypes[dtype].group : 0;
 }
 
 const char *dtype_name(uint16_t dtype)

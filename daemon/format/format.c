@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/format/gguf.h"
+#include "daemon/format/raw.h"
 #include "daemon/format/safetensors.h"
 #include "proto/gen/wire_code.h"
 
@@ -64,32 +66,55 @@ static int refuse_pickle(struct err *err)
 		       "\"model.safetensors\")");
 }
 
+/* What is neither of the formats, or not the one that was asked for. */
+static int refuse_foreign(const void *first, size_t size, enum format wanted, struct err *err)
+{
+	if (is_pickle(first, size)) {
+		return refuse_pickle(err);
+	}
+	if (begins_with(first, size, "PK\3\4", 4)) {
+		return err_set(err, WIRE_UNSUPPORTED,
+			       "the file is a zip archive, not a safetensors file");
+	}
+	if (wanted == FORMAT_SAFETENSORS && gguf_is_likely(first, size)) {
+		return err_set(err, WIRE_UNSUPPORTED,
+			       "not a safetensors file: it is GGUF; ask for format auto or gguf");
+	}
+	return 0;
+}
+
 int format_probe(const void *first, size_t size, uint64_t file_size, enum format wanted,
 		 enum format *ret_format, uint64_t *ret_header_bytes, struct err *err)
 {
-	int code;
+	enum format format = wanted;
+	int code = 0;
 
-	if (wanted == FORMAT_RAW) {
-		return err_set(err, WIRE_UNSUPPORTED, "raw files come with a later version");
-	}
-	if (!safetensors_is_likely(first, size)) {
-		if (is_pickle(first, size)) {
-			return refuse_pickle(err);
-		}
-		if (begins_with(first, size, "PK\3\4", 4)) {
-			return err_set(err, WIRE_UNSUPPORTED,
-				       "the file is a zip archive, not a safetensors file");
-		}
-		if (begins_with(first, size, "GGUF", 4)) {
-			wanted = FORMAT_GGUF;
+	if (wanted != FORMAT_RAW && !safetensors_is_likely(first, size)) {
+		code = refuse_foreign(first, size, wanted, err);
+		if (code < 0) {
+			return code;
 		}
 	}
-	if (wanted == FORMAT_GGUF) {
-		return err_set(err, WIRE_UNSUPPORTED, "GGUF files come with a later version");
+	if (wanted == FORMAT_AUTO) {
+		format = gguf_is_likely(first, size) ? FORMAT_GGUF : FORMAT_SAFETENSORS;
 	}
-	code = safetensors_probe(first, size, file_size, ret_header_bytes, err);
+	switch (format) {
+	case FORMAT_RAW:
+		code = raw_check(file_size, err);
+		if (code == 0) {
+			*ret_header_bytes = 0;
+		}
+		break;
+	case FORMAT_GGUF:
+		code = gguf_probe(first, size, file_size, ret_header_bytes, err);
+		break;
+	case FORMAT_AUTO:
+	case FORMAT_SAFETENSORS:
+		code = safetensors_probe(first, size, file_size, ret_header_bytes, err);
+		break;
+	}
 	if (code == 0) {
-		*ret_format = FORMAT_SAFETENSORS;
+		*ret_format = format;
 	}
 	return code;
 }
@@ -97,8 +122,18 @@ int format_probe(const void *first, size_t size, uint64_t file_size, enum format
 int format_parse(enum format format, const void *header, size_t size, uint64_t file_size,
 		 struct tensor_map **ret_map, struct err *err)
 {
-	REQUIRE(format == FORMAT_SAFETENSORS); /* as format_probe said */
-	return safetensors_parse(header, size, file_size, ret_map, err);
+	switch (format) {
+	case FORMAT_SAFETENSORS:
+		return safetensors_parse(header, size, file_size, ret_map, err);
+	case FORMAT_GGUF:
+		return gguf_parse(header, size, file_size, ret_map, err);
+	case FORMAT_RAW:
+		return raw_parse(file_size, ret_map, err);
+	case FORMAT_AUTO:
+		break;
+	}
+	REQUIRE(false); /* format_probe says which */
+	return -WIRE_INTERNAL;
 }
 
 struct tensor_map *tensor_map_free(struct tensor_map *map)

@@ -5,10 +5,18 @@
  * much into a tensor map. A file is refused before any memory is taken for it, and nothing
  * is ever allocated by what a header merely claims. Pure but for memory; any thread.
  *
- * Stricter than the safetensors package, on purpose: a header begins with '{'; names hold no
+ * safetensors: stricter than the safetensors package, on purpose: a header begins with '{'; names hold no
  * NUL, are unique and at most 4,096 bytes; rank <= 64; integers <= 2^53; tensors <= 262,144;
  * `__metadata__` <= 16 MiB and only once; a tensor is an object with exactly the keys dtype,
  * shape and data_offsets, its dtype a string.
+ *
+ * GGUF: versions 2 and 3, little-endian; a header of at most 100,000,000 bytes, 65,536 keys and
+ * as many tensors as above; no array of arrays; keys and names unique; alignment a uint32,
+ * a power of two up to 1 MiB; 1 to 4 dimensions, none of them 0; offsets as ggml has them: each
+ * tensor begins where the one before it ends, padded to the alignment. Padding behind the last
+ * one may be missing. Shapes are numpy's: ggml's, reversed.
+ *
+ * raw: any file as one tensor "data", U8, of all its bytes; only where it is asked for.
  */
 #ifndef FORMAT_FORMAT_H
 #define FORMAT_FORMAT_H
@@ -23,7 +31,7 @@ struct err;
 #define FORMAT_MAX_NAME    4096
 #define FORMAT_MAX_RANK    64
 #define FORMAT_MAX_TENSORS 262144
-#define FORMAT_MAX_HEADER  100000000 /* bytes of JSON, as the safetensors package */
+#define FORMAT_MAX_HEADER  100000000 /* bytes of JSON, as the safetensors package; of GGUF */
 #define FORMAT_MAX_BLOCK   (1ULL << 30)
 #define FORMAT_N_NOTICES   2
 
@@ -60,9 +68,10 @@ struct tensor_map {
 	uint32_t n_tensors;
 	uint32_t n_blocks;
 	uint32_t n_notices;
-	const struct tensor *tensors; /* in file order: ascending, without gaps */
+	const struct tensor *tensors; /* in file order: ascending, no two overlap */
 	const struct block *blocks;
-	uint64_t data_offset, file_size;     /* tensors cover [data_offset, file_size) exactly */
+	uint64_t data_offset, file_size;     /* tensors lie in [data_offset, file_size); those of
+						safetensors cover it, GGUF's have padding between */
 	char notices[FORMAT_N_NOTICES][160]; /* worth telling, nothing wrong */
 	void *tensor_memory;                 /* tensors, shapes, names */
 	void *block_memory;                  /* blocks and the names of their parts */
@@ -74,9 +83,10 @@ int format_find(const char *name, size_t size, enum format *ret);
 /*
  * Judge the first 'size' bytes of a file (all of it, or at least FORMAT_PROBE_SIZE): which
  * format it is and how many bytes from its start format_parse needs (at most 8 +
- * FORMAT_MAX_HEADER). Refuses what is already wrong in these bytes, so a longer piece judges
- * more. Allocates nothing. Returns 0; -WIRE_BAD_FILE; -WIRE_UNSUPPORTED for GGUF, raw and
- * pickles, which can run code.
+ * FORMAT_MAX_HEADER). Where that is more than 'size', it may be a guess: read so many and ask
+ * again. Refuses what is already wrong in these bytes, so a longer piece judges more. Allocates
+ * nothing. Returns 0; -WIRE_BAD_FILE; -WIRE_UNSUPPORTED for what is not read, as pickles, which
+ * can run code.
  */
 int format_probe(const void *first, size_t size, uint64_t file_size, enum format wanted,
 		 enum format *ret_format, uint64_t *ret_header_bytes, struct err *err);

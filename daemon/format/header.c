@@ -4,13 +4,14 @@
 
 #include "base/checked.h"
 #include "base/err.h"
-#include "base/text.h"
 
 #include <string.h>
 
 #include "daemon/format/dtype.h"
 #include "daemon/format/format.h"
 #include "daemon/format/json_scan.h"
+#include "daemon/format/shelf.h"
+#include "daemon/format/show.h"
 #include "proto/gen/wire_code.h"
 
 #define MAX_METADATA (16U << 20)
@@ -27,21 +28,11 @@ struct entry {
 
 /* ---- texts of errors ---- */
 
-const char *header_show(const char *name, size_t size, char buffer[HEADER_SHOWN_SIZE])
+static const char *show_string(const struct json_string *string, char buffer[SHOW_NAME_SIZE])
 {
-	char start[HEADER_SHOWN_SIZE];
-	size_t shown = size < sizeof start ? size : sizeof start - 1;
+	char start[SHOW_NAME_SIZE];
 
-	memcpy(start, name, shown);
-	start[shown] = '\0';
-	return text_escape(start, buffer, HEADER_SHOWN_SIZE);
-}
-
-static const char *show_string(const struct json_string *string, char buffer[HEADER_SHOWN_SIZE])
-{
-	char start[HEADER_SHOWN_SIZE];
-
-	return header_show(start, json_string_decode(string, start, sizeof start), buffer);
+	return show_name(start, json_string_decode(string, start, sizeof start), buffer);
 }
 
 static int fail_at(struct json_cursor *cursor, size_t at, int code)
@@ -59,7 +50,7 @@ static int read_dtype(struct json_cursor *cursor, struct entry *entry)
 {
 	struct json_string name;
 	char decoded[DTYPE_MAX_NAME];
-	char shown[HEADER_SHOWN_SIZE];
+	char shown[SHOW_NAME_SIZE];
 	int code = json_read_string(cursor, FORMAT_MAX_NAME, &name);
 
 	if (code < 0) {
@@ -67,7 +58,7 @@ static int read_dtype(struct json_cursor *cursor, struct entry *entry)
 	}
 	/* A name that was cut is longer than any we know. */
 	entry->dtype = dtype_find(decoded, json_string_decode(&name, decoded, sizeof decoded));
-	if (entry->dtype == 0) {
+	if (entry->dtype == 0 || dtype_group(entry->dtype) != 1) { /* those are GGUF's */
 		return fail_at(cursor, name.at,
 			       err_set(cursor->err, WIRE_UNSUPPORTED, "dtype \"%s\" is not known",
 				       show_string(&name, shown)));
@@ -153,7 +144,7 @@ static int read_property(struct json_cursor *cursor, struct entry *entry, unsign
 			  {"shape", read_shape},
 			  {"data_offsets", read_offsets}};
 	struct json_string key;
-	char shown[HEADER_SHOWN_SIZE];
+	char shown[SHOW_NAME_SIZE];
 	int code = json_read_string(cursor, FORMAT_MAX_NAME, &key);
 
 	if (code == 0) {
@@ -205,7 +196,7 @@ static int read_properties(struct json_cursor *cursor, struct entry *entry)
 /* Reads the value of entry->name. Every error says whose it is. */
 static int read_entry(struct json_cursor *cursor, struct entry *entry)
 {
-	char shown[HEADER_SHOWN_SIZE];
+	char shown[SHOW_NAME_SIZE];
 	int code = read_properties(cursor, entry);
 
 	if (code < 0) {
@@ -278,7 +269,7 @@ static int count_entry(struct json_cursor *cursor, const struct entry *entry,
 	return 0;
 }
 
-static void store_entry(const struct entry *entry, struct header_shelf *shelf)
+static void store_entry(const struct entry *entry, struct shelf *shelf)
 {
 	struct tensor *tensor = shelf->tensors++;
 
@@ -297,8 +288,7 @@ static void store_entry(const struct entry *entry, struct header_shelf *shelf)
 }
 
 /* One "name": value of the header. */
-static int read_member(struct json_cursor *cursor, struct header_tally *tally,
-		       struct header_shelf *shelf)
+static int read_member(struct json_cursor *cursor, struct header_tally *tally, struct shelf *shelf)
 {
 	struct entry entry = {0};
 	int code = json_read_string(cursor, FORMAT_MAX_NAME, &entry.name);
@@ -330,7 +320,7 @@ static int read_member(struct json_cursor *cursor, struct header_tally *tally,
 }
 
 /* 'shelf' NULL: only check and count. */
-int header_walk(struct json_cursor *cursor, struct header_tally *tally, struct header_shelf *shelf)
+int header_walk(struct json_cursor *cursor, struct header_tally *tally, struct shelf *shelf)
 {
 	int code;
 

@@ -13,9 +13,7 @@
 #include <stdint.h>
 
 struct json_cursor;
-struct tensor;
-
-#define HEADER_SHOWN_SIZE 96
+struct shelf;
 
 /* What the first walk found. */
 struct header_tally {
@@ -26,22 +24,11 @@ struct header_tally {
 	bool has_metadata;
 };
 
-/* Where the second walk stores; each is as long as the tally says. */
-struct header_shelf {
-	struct tensor *tensors;
-	uint64_t *shapes;
-	char *names;
-	uint64_t data_offset;
-};
-
 /*
  * Walk the whole header. 'tally', zeroed, counts; 'shelf' NULL only checks. Two walks over the
  * same bytes find the same. Returns 0, -WIRE_BAD_FILE or -WIRE_UNSUPPORTED; when more bytes
  * than there are would be needed, cursor->is_past_end.
  */
-int header_walk(struct json_cursor *cursor, struct header_tally *tally, struct header_shelf *shelf);
-
-/* A name that may hold anything, as much of it as a message has room for. */
-const char *header_show(const char *name, size_t size, char buffer[HEADER_SHOWN_SIZE]);
+int header_walk(struct json_cursor *cursor, struct header_tally *tally, struct shelf *shelf);
 
 #endif

@@ -7,6 +7,7 @@
 
 #include <string.h>
 
+#include "daemon/format/utf8.h"
 #include "proto/gen/wire_code.h"
 
 #define MAX_UTF8_SIZE 4
@@ -200,43 +201,6 @@ static size_t decode_escape(const char *text, size_t left, char decoded[MAX_UTF8
 	code = 0x10000U + ((code & 0x3ffU) << 10) + (low & 0x3ffU);
 	*ret_decoded_size = encode_utf8(code, decoded);
 	return 12;
-}
-
-/* Bytes of the UTF-8 character at 'text'; 0 when it is none, SIZE_MAX when it is cut. */
-static size_t utf8_size(const unsigned char *text, size_t left)
-{
-	size_t size = text[0] >= 0xf0 ? 4 : text[0] >= 0xe0 ? 3 : 2;
-	unsigned char least = 0x80;
-	unsigned char most = 0xbf;
-
-	if (text[0] < 0xc2 || text[0] > 0xf4) {
-		return 0;
-	}
-	if (left < 2) {
-		return SIZE_MAX;
-	}
-	/* The second byte rules out overlong forms, surrogates and what is past 0x10ffff. */
-	if (text[0] == 0xe0) {
-		least = 0xa0;
-	} else if (text[0] == 0xed) {
-		most = 0x9f;
-	} else if (text[0] == 0xf0) {
-		least = 0x90;
-	} else if (text[0] == 0xf4) {
-		most = 0x8f;
-	}
-	if (text[1] < least || text[1] > most) {
-		return 0;
-	}
-	for (size_t i = 2; i < size; i++) {
-		if (i == left) {
-			return SIZE_MAX;
-		}
-		if ((text[i] & 0xc0) != 0x80) {
-			return 0;
-		}
-	}
-	return size;
 }
 
 static bool is_plain(char c)

@@ -47,3 +47,41 @@ void order_sort(uint32_t *items, uint32_t *scratch, uint32_t n_items, order_is_b
 		}
 	}
 }
+
+void order_number(uint32_t *items, uint32_t n_items)
+{
+	for (uint32_t i = 0; i < n_items; i++) {
+		items[i] = i;
+	}
+}
+
+struct named {
+	order_name_fn name_of;
+	const void *context;
+};
+
+static bool is_named_before(const void *context, uint32_t a, uint32_t b)
+{
+	const struct named *named = context;
+	struct order_name x = named->name_of(named->context, a);
+	struct order_name y = named->name_of(named->context, b);
+	int difference = memcmp(x.text, y.text, x.size < y.size ? x.size : y.size);
+
+	return difference < 0 || (difference == 0 && x.size < y.size);
+}
+
+bool order_find_twice(uint32_t *scratch, uint32_t n_items, order_name_fn name_of,
+		      const void *context, uint32_t *ret_item)
+{
+	const struct named named = {name_of, context};
+
+	order_number(scratch, n_items);
+	order_sort(scratch, &scratch[n_items], n_items, is_named_before, &named);
+	for (uint32_t i = 1; i < n_items; i++) {
+		if (!is_named_before(&named, scratch[i - 1], scratch[i])) {
+			*ret_item = scratch[i];
+			return true;
+		}
+	}
+	return false;
+}

@@ -11,8 +11,26 @@
 
 typedef bool (*order_is_before_fn)(const void *context, uint32_t a, uint32_t b);
 
+/* 0, 1, 2, ... */
+void order_number(uint32_t *items, uint32_t n_items);
+
 /* Sort 'items'; 'scratch' has room for as many, at most 2^31. */
 void order_sort(uint32_t *items, uint32_t *scratch, uint32_t n_items, order_is_before_fn is_before,
 		const void *context);
+
+/* A name that an item has; borrowed, not terminated. */
+struct order_name {
+	const char *text;
+	uint32_t size;
+};
+
+typedef struct order_name (*order_name_fn)(const void *context, uint32_t item);
+
+/*
+ * Is there a name that two of the items 0 to 'n_items' - 1 have? Gives the later one. 'scratch'
+ * has room for twice as many items.
+ */
+bool order_find_twice(uint32_t *scratch, uint32_t n_items, order_name_fn name_of,
+		      const void *context, uint32_t *ret_item);
 
 #endif

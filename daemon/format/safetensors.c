@@ -21,28 +21,13 @@
 #include "daemon/format/header.h"
 #include "daemon/format/json_scan.h"
 #include "daemon/format/order.h"
+#include "daemon/format/shelf.h"
+#include "daemon/format/show.h"
 #include "proto/gen/wire_code.h"
 
 #define LENGTH_SIZE  8U
 #define LEAST_LENGTH 2U /* "{}" */
 #define ALIGNMENT    8U
-
-/* "9,402,112" */
-static const char *format_count(uint64_t count, char buffer[32])
-{
-	char digits[32];
-	int n_digits = snprintf(digits, sizeof digits, "%llu", (unsigned long long)count);
-	char *at = buffer;
-
-	for (int i = 0; i < n_digits; i++) {
-		if (i > 0 && (n_digits - i) % 3 == 0) {
-			*at++ = ',';
-		}
-		*at++ = digits[i];
-	}
-	*at = '\0';
-	return buffer;
-}
 
 /* ---- the length ---- */
 
@@ -68,8 +53,8 @@ bool safetensors_is_likely(const void *first, size_t size)
 static int check_length(const void *first, size_t size, uint64_t file_size, uint64_t *ret_data,
 			struct err *err)
 {
-	char count[32];
-	char file_count[32];
+	char count[SHOW_COUNT_SIZE];
+	char file_count[SHOW_COUNT_SIZE];
 	uint64_t length;
 	uint64_t data;
 
@@ -83,13 +68,13 @@ static int check_length(const void *first, size_t size, uint64_t file_size, uint
 		return err_set(err, WIRE_BAD_FILE,
 			       "header length %s is not possible (2 to 100,000,000): "
 			       "not a safetensors file, or a damaged one",
-			       format_count(length, count));
+			       show_count(length, count));
 	}
 	if (!checked_add(length, LENGTH_SIZE, &data) || data > file_size) {
 		return err_set(err, WIRE_BAD_FILE,
 			       "header length %s, but the file is only %s bytes: "
 			       "the download is incomplete",
-			       format_count(length, count), format_count(file_size, file_count));
+			       show_count(length, count), show_count(file_size, file_count));
 	}
 	*ret_data = data;
 	return 0;
@@ -131,24 +116,6 @@ static bool is_placed_before(const void *context, uint32_t a, uint32_t b)
 	       (tensors[a].offset == tensors[b].offset && tensors[a].size < tensors[b].size);
 }
 
-static bool is_named_before(const void *context, uint32_t a, uint32_t b)
-{
-	const struct tensor *tensors = context;
-	uint32_t size_a = tensors[a].name_size;
-	uint32_t size_b = tensors[b].name_size;
-	int difference =
-		memcmp(tensors[a].name, tensors[b].name, size_a < size_b ? size_a : size_b);
-
-	return difference < 0 || (difference == 0 && size_a < size_b);
-}
-
-static void number_items(uint32_t *items, uint32_t n_items)
-{
-	for (uint32_t i = 0; i < n_items; i++) {
-		items[i] = i;
-	}
-}
-
 /* 'scratch' has room for twice as many items as there are tensors. */
 static int sort_into_file_order(struct tensor *tensors, uint32_t n_tensors, uint32_t *scratch,
 				struct err *err)
@@ -159,7 +126,7 @@ static int sort_into_file_order(struct tensor *tensors, uint32_t n_tensors, uint
 	if (n_tensors == 0) {
 		return 0;
 	}
-	number_items(scratch, n_tensors);
+	order_number(scratch, n_tensors);
 	order_sort(scratch, &scratch[n_tensors], n_tensors, is_placed_before, tensors);
 	unsorted = malloc(size);
 	if (unsorted == NULL) {
@@ -178,7 +145,7 @@ static int check_cover(const struct tensor *tensors, uint32_t n_tensors, uint64_
 		       struct err *err)
 {
 	uint64_t expected = data_offset;
-	char shown[HEADER_SHOWN_SIZE];
+	char shown[SHOW_NAME_SIZE];
 
 	for (uint32_t i = 0; i < n_tensors; i++) {
 		const struct tensor *tensor = &tensors[i];
@@ -189,7 +156,7 @@ static int check_cover(const struct tensor *tensors, uint32_t n_tensors, uint64_
 			(void)checked_add(tensor->offset, tensor->size, &expected);
 			continue;
 		}
-		(void)header_show(tensor->name, tensor->name_size, shown);
+		(void)show_name(tensor->name, tensor->name_size, shown);
 		code = err_set(err, WIRE_BAD_FILE,
 			       tensor->offset > expected
 				       ? "tensor \"%s\" at byte %llu leaves a hole after byte %llu"
@@ -200,24 +167,6 @@ static int check_cover(const struct tensor *tensors, uint32_t n_tensors, uint64_
 			err->offset = tensor->offset;
 		}
 		return code;
-	}
-	return 0;
-}
-
-static int check_names(const struct tensor *tensors, uint32_t n_tensors, uint32_t *scratch,
-		       struct err *err)
-{
-	char shown[HEADER_SHOWN_SIZE];
-
-	number_items(scratch, n_tensors);
-	order_sort(scratch, &scratch[n_tensors], n_tensors, is_named_before, tensors);
-	for (uint32_t i = 1; i < n_tensors; i++) {
-		const struct tensor *tensor = &tensors[scratch[i]];
-
-		if (!is_named_before(tensors, scratch[i - 1], scratch[i])) {
-			return err_set(err, WIRE_BAD_FILE, "tensor \"%s\" is described twice",
-				       header_show(tensor->name, tensor->name_size, shown));
-		}
 	}
 	return 0;
 }
@@ -233,7 +182,7 @@ static int arrange(struct tensor *tensors, uint32_t n_tensors, uint64_t data_off
 	}
 	code = sort_into_file_order(tensors, n_tensors, scratch, err);
 	if (code == 0) {
-		code = check_names(tensors, n_tensors, scratch, err);
+		code = shelf_check_names(tensors, n_tensors, scratch, err);
 	}
 	if (code == 0) {
 		code = check_cover(tensors, n_tensors, data_offset, err);
@@ -247,54 +196,22 @@ static int arrange(struct tensor *tensors, uint32_t n_tensors, uint64_t data_off
 static int check_file_size(const struct header_tally *tally, uint64_t data_offset,
 			   uint64_t file_size, struct err *err)
 {
-	char file_count[32];
-	char described[32];
+	char file_count[SHOW_COUNT_SIZE];
+	char described[SHOW_COUNT_SIZE];
 	uint64_t end;
 
 	if (!checked_add(data_offset, tally->end, &end)) {
 		end = UINT64_MAX;
 	}
 	if (end > file_size) {
-		return err_set(err, WIRE_BAD_FILE,
-			       "file is %s bytes but its header describes %s: "
-			       "the download is incomplete",
-			       format_count(file_size, file_count), format_count(end, described));
+		return show_incomplete(file_size, end, err);
 	}
 	if (end < file_size) {
 		return err_set(err, WIRE_BAD_FILE,
 			       "file is %s bytes but its header describes only %s: "
 			       "something was appended",
-			       format_count(file_size, file_count), format_count(end, described));
+			       show_count(file_size, file_count), show_count(end, described));
 	}
-	return 0;
-}
-
-/* Memory for exactly what was counted: tensors, then shapes, then names. */
-static int take_shelf(struct tensor_map *map, const struct header_tally *tally,
-		      struct header_shelf *ret, struct err *err)
-{
-	struct header_shelf shelf = {.data_offset = map->data_offset};
-	uint64_t tensor_bytes;
-	uint64_t shape_bytes;
-	uint64_t size;
-
-	if (!checked_mul(tally->n_tensors, sizeof *shelf.tensors, &tensor_bytes) ||
-	    !checked_mul(tally->n_dims, sizeof *shelf.shapes, &shape_bytes) ||
-	    !checked_add(tensor_bytes, shape_bytes, &size) ||
-	    !checked_add(size, tally->name_bytes, &size)) {
-		return err_set(err, WIRE_BAD_FILE, "a header that is too large");
-	}
-	map->tensor_memory = malloc(size);
-	if (map->tensor_memory == NULL) {
-		return err_set(err, WIRE_NO_MEMORY, "no memory for the names of %u tensors",
-			       tally->n_tensors);
-	}
-	shelf.tensors = map->tensor_memory;
-	shelf.shapes = (void *)((char *)map->tensor_memory + tensor_bytes);
-	shelf.names = (char *)shelf.shapes + shape_bytes;
-	map->tensors = shelf.tensors;
-	map->n_tensors = tally->n_tensors;
-	*ret = shelf;
 	return 0;
 }
 
@@ -322,14 +239,15 @@ static int fill_map(struct tensor_map *map, struct json_cursor *cursor, struct h
 	struct err *err = cursor->err;
 	struct header_tally again = {0};
 	struct tensor *tensors;
-	struct header_shelf shelf = {0};
+	struct shelf shelf = {0};
 	int code = header_walk(cursor, tally, NULL);
 
 	if (code == 0) {
 		code = check_file_size(tally, map->data_offset, map->file_size, err);
 	}
 	if (code == 0) {
-		code = take_shelf(map, tally, &shelf, err);
+		code = shelf_take(map, tally->n_tensors, tally->n_dims, tally->name_bytes, &shelf,
+				  err);
 	}
 	if (code < 0) {
 		return code;

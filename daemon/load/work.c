@@ -63,24 +63,22 @@ static int parse_header(const struct work *work, struct job *job, uint64_t file_
 			struct tensor_map **ret, struct err *err)
 {
 	AUTO_FREE uint8_t *first = NULL;
-	AUTO_FREE uint8_t *header = NULL;
-	const uint64_t probed = file_size < FORMAT_PROBE_SIZE ? file_size : FORMAT_PROBE_SIZE;
-	uint64_t header_bytes = 0;
+	uint64_t wanted = file_size < FORMAT_PROBE_SIZE ? file_size : FORMAT_PROBE_SIZE;
+	uint64_t probed;
 	enum format format = FORMAT_AUTO;
-	int code = read_first(work, job, probed, &first, err);
+	int code;
 
-	if (code == 0) {
-		code = format_probe(first, probed, file_size, job->wanted, &format, &header_bytes,
-				    err);
-	}
-	if (code == 0 && header_bytes > probed) {
-		code = read_first(work, job, header_bytes, &header, err);
-	}
-	if (code < 0) {
-		return code;
-	}
-	return format_parse(format, header == NULL ? first : header, header_bytes, file_size, ret,
-			    err);
+	do { /* each time more: a probe asks for more than it got only while it needs it */
+		probed = wanted;
+		free(first);
+		first = NULL;
+		code = read_first(work, job, probed, &first, err);
+		if (code == 0) {
+			code = format_probe(first, probed, file_size, job->wanted, &format, &wanted,
+					    err);
+		}
+	} while (code == 0 && wanted > probed);
+	return code < 0 ? code : format_parse(format, first, wanted, file_size, ret, err);
 }
 
 void work_header(const struct work *work, struct job *job, struct load_result *ret)

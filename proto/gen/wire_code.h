@@ -59,31 +59,83 @@ enum wire_dtype {
 	WIRE_DTYPE_F4 = 20,
 	WIRE_DTYPE_F6_E2M3 = 21,
 	WIRE_DTYPE_F6_E3M2 = 22,
+	WIRE_DTYPE_Q4_0 = 23,
+	WIRE_DTYPE_Q4_1 = 24,
+	WIRE_DTYPE_Q5_0 = 25,
+	WIRE_DTYPE_Q5_1 = 26,
+	WIRE_DTYPE_Q8_0 = 27,
+	WIRE_DTYPE_Q8_1 = 28,
+	WIRE_DTYPE_Q2_K = 29,
+	WIRE_DTYPE_Q3_K = 30,
+	WIRE_DTYPE_Q4_K = 31,
+	WIRE_DTYPE_Q5_K = 32,
+	WIRE_DTYPE_Q6_K = 33,
+	WIRE_DTYPE_Q8_K = 34,
+	WIRE_DTYPE_IQ2_XXS = 35,
+	WIRE_DTYPE_IQ2_XS = 36,
+	WIRE_DTYPE_IQ3_XXS = 37,
+	WIRE_DTYPE_IQ1_S = 38,
+	WIRE_DTYPE_IQ4_NL = 39,
+	WIRE_DTYPE_IQ3_S = 40,
+	WIRE_DTYPE_IQ2_S = 41,
+	WIRE_DTYPE_IQ4_XS = 42,
+	WIRE_DTYPE_IQ1_M = 43,
+	WIRE_DTYPE_TQ1_0 = 44,
+	WIRE_DTYPE_TQ2_0 = 45,
+	WIRE_DTYPE_MXFP4 = 46,
+	WIRE_DTYPE_NVFP4 = 47,
+	WIRE_DTYPE_Q1_0 = 48,
 };
 
-/* X(number, NAME, bits of one element) */
+/* X(number, NAME, bits of one group, elements of a group) */
 #define WIRE_DTYPES(X) \
-	X(1, BOOL, 8) \
-	X(2, U8, 8) \
-	X(3, I8, 8) \
-	X(4, F8_E5M2, 8) \
-	X(5, F8_E4M3, 8) \
-	X(6, F8_E8M0, 8) \
-	X(7, F8_E4M3FNUZ, 8) \
-	X(8, F8_E5M2FNUZ, 8) \
-	X(9, I16, 16) \
-	X(10, U16, 16) \
-	X(11, F16, 16) \
-	X(12, BF16, 16) \
-	X(13, I32, 32) \
-	X(14, U32, 32) \
-	X(15, F32, 32) \
-	X(16, C64, 64) \
-	X(17, F64, 64) \
-	X(18, I64, 64) \
-	X(19, U64, 64) \
-	X(20, F4, 4) \
-	X(21, F6_E2M3, 6) \
-	X(22, F6_E3M2, 6)
+	X(1, BOOL, 8, 1) \
+	X(2, U8, 8, 1) \
+	X(3, I8, 8, 1) \
+	X(4, F8_E5M2, 8, 1) \
+	X(5, F8_E4M3, 8, 1) \
+	X(6, F8_E8M0, 8, 1) \
+	X(7, F8_E4M3FNUZ, 8, 1) \
+	X(8, F8_E5M2FNUZ, 8, 1) \
+	X(9, I16, 16, 1) \
+	X(10, U16, 16, 1) \
+	X(11, F16, 16, 1) \
+	X(12, BF16, 16, 1) \
+	X(13, I32, 32, 1) \
+	X(14, U32, 32, 1) \
+	X(15, F32, 32, 1) \
+	X(16, C64, 64, 1) \
+	X(17, F64, 64, 1) \
+	X(18, I64, 64, 1) \
+	X(19, U64, 64, 1) \
+	X(20, F4, 4, 1) \
+	X(21, F6_E2M3, 6, 1) \
+	X(22, F6_E3M2, 6, 1) \
+	X(23, Q4_0, 144, 32) \
+	X(24, Q4_1, 160, 32) \
+	X(25, Q5_0, 176, 32) \
+	X(26, Q5_1, 192, 32) \
+	X(27, Q8_0, 272, 32) \
+	X(28, Q8_1, 320, 32) \
+	X(29, Q2_K, 672, 256) \
+	X(30, Q3_K, 880, 256) \
+	X(31, Q4_K, 1152, 256) \
+	X(32, Q5_K, 1408, 256) \
+	X(33, Q6_K, 1680, 256) \
+	X(34, Q8_K, 2336, 256) \
+	X(35, IQ2_XXS, 528, 256) \
+	X(36, IQ2_XS, 592, 256) \
+	X(37, IQ3_XXS, 784, 256) \
+	X(38, IQ1_S, 400, 256) \
+	X(39, IQ4_NL, 144, 32) \
+	X(40, IQ3_S, 880, 256) \
+	X(41, IQ2_S, 656, 256) \
+	X(42, IQ4_XS, 1088, 256) \
+	X(43, IQ1_M, 448, 256) \
+	X(44, TQ1_0, 432, 256) \
+	X(45, TQ2_0, 528, 256) \
+	X(46, MXFP4, 136, 32) \
+	X(47, NVFP4, 288, 64) \
+	X(48, Q1_0, 144, 128)
 
 #endif

@@ -59,7 +59,7 @@ static void finish(struct bench *bench, uint64_t inode, uint64_t bytes)
 {
 	struct core_file_key key = {.dev = 1, .ino = inode, .size = 100, .mtime_ns = 1};
 	const struct core_need need = {.device = 0, .bytes = bytes};
-	uint64_t model = core_model_find(bench->core, 1, inode);
+	uint64_t model = core_model_find(bench->core, &key);
 	struct core_model_view view;
 	struct core_segment_view segment;
 	uint32_t cursor = 0;
@@ -127,7 +127,7 @@ int main(void)
 	measure(&bench, "core_step, 4,096 models and 16,384 wishes: nothing to do",
 		(struct core_event){.type = EV_TICK});
 	set.client = bench.clients[0];
-	set.set.model = core_model_find(bench.core, 1, 7);
+	set.set.model = core_model_find(bench.core, &(struct core_file_key){.dev = 1, .ino = 7});
 	set.set.policy = &priority;
 	measure(&bench, "core_step, likewise: a wish is said", set);
 	for (uint32_t i = 0; i < 1000; i++) {

@@ -303,6 +303,7 @@ static void send_load(struct driver *driver, const struct driver_client *client)
 	struct core_file_key key = driver->keys[inode];
 	struct core_event event = {.type = EV_LOAD, .client = client->id};
 
+	key.is_raw = (flags & 96) == 96;
 	event.request = expect(driver, client, EV_LOAD);
 	driver->pending[driver->n_pending - 1].presented = key.mtime_ns;
 	event.load.file = open_file(driver, inode);
@@ -313,8 +314,7 @@ static void send_load(struct driver *driver, const struct driver_client *client)
 	event.load.attach = (flags & 8) != 0;
 	event.load.map = event.load.attach && (flags & 16) != 0;
 	(void)step(driver, &event);
-	remember(driver->models, &driver->n_models,
-		 core_model_find(driver->core, key.dev, key.ino));
+	remember(driver->models, &driver->n_models, core_model_find(driver->core, &key));
 }
 
 static void send_attach(struct driver *driver, const struct driver_client *client)

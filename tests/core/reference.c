@@ -322,8 +322,7 @@ static int expect_reassert(struct reference *r, const struct core_event *event)
 static int expect_attach(struct reference *r, const struct core_event *event)
 {
 	bool by_file = event->attach.file != 0;
-	uint64_t id = by_file ? core_model_find(r->core, r->key.dev, r->key.ino)
-			      : event->attach.model;
+	uint64_t id = by_file ? core_model_find(r->core, &r->key) : event->attach.model;
 	const struct reference_model *model = find_model(r, id);
 	uint32_t uid = find_client(r, event->client)->uid;
 
@@ -486,7 +485,7 @@ static void before_load(struct reference *r, const struct core_event *event, uin
 
 	r->key = *event->load.key;
 	r->policy = *event->load.policy;
-	id = core_model_find(r->core, r->key.dev, r->key.ino);
+	id = core_model_find(r->core, &r->key);
 	if (event->load.no_wait && event->load.attach) {
 		r->expected = WIRE_BAD_ARGUMENT;
 	} else if (r->is_shut) {
@@ -512,6 +511,7 @@ static const char *before_request(struct reference *r, const struct core_event *
 	case EV_ATTACH:
 		if (event->attach.file != 0) {
 			r->key = *event->attach.key;
+			r->key.is_raw = core_model_find(r->core, &r->key) == 0;
 		}
 		r->expected = event->attach.generation != 0 ? expect_reassert(r, event)
 							    : expect_attach(r, event);
@@ -1238,7 +1238,7 @@ static void take_request(struct reference *r, const struct core_event *event)
 	if (event->type != EV_LOAD || client == NULL || !client->is_connected || r->is_shut) {
 		return;
 	}
-	id = core_model_find(r->core, r->key.dev, r->key.ino);
+	id = core_model_find(r->core, &r->key);
 	if (find_wish(r, id, client->uid) == NULL && core_uid_has_wish(r->core, client->uid, id)) {
 		(void)grant(r, id, client->uid, &r->policy);
 	}
@@ -1250,7 +1250,7 @@ const char *reference_after(struct reference *r, const struct core_event *event)
 	uint32_t cursor = 0;
 	const char *broken;
 
-	if (r->replaced != 0 && core_model_find(r->core, r->key.dev, r->key.ino) == r->replaced) {
+	if (r->replaced != 0 && core_model_find(r->core, &r->key) == r->replaced) {
 		return "a reused inode inherits nobody's rights";
 	}
 	take_request(r, event);

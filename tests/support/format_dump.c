@@ -51,10 +51,14 @@ static int read_map(const unsigned char *bytes, size_t size, struct tensor_map *
 		    struct err *err)
 {
 	enum format format;
-	uint64_t header_bytes;
-	size_t first = size < FORMAT_PROBE_SIZE ? size : FORMAT_PROBE_SIZE;
-	int code = format_probe(bytes, first, size, FORMAT_AUTO, &format, &header_bytes, err);
+	uint64_t header_bytes = size < FORMAT_PROBE_SIZE ? size : FORMAT_PROBE_SIZE;
+	uint64_t first;
+	int code;
 
+	do {
+		first = header_bytes;
+		code = format_probe(bytes, first, size, FORMAT_AUTO, &format, &header_bytes, err);
+	} while (code == 0 && header_bytes > first);
 	return code < 0 ? code : format_parse(format, bytes, header_bytes, size, ret, err);
 }
 

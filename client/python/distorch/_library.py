@@ -172,7 +172,7 @@ PROGRESS = structure("progress", [
 TENSOR = structure("tensor", [
     ("name", TEXT), ("dtype", TEXT), ("bits", U32), ("rank", U32),
     ("shape", _Kind(POINTER(c_uint64))), ("bytes", U64), ("data", _Kind(c_void_p)),
-    ("offset", U64), ("shard", U32), ("block", U32)])
+    ("offset", U64), ("shard", U32), ("block", U32), ("group", U32)])
 
 # ---- what callers fill ----
 

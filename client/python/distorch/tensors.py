@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from . import _arguments as given
 from ._library import library
+from ._wire import DTYPES
 
 _NUMPY = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16",
@@ -25,6 +26,13 @@ _ML_DTYPES = {
 _TORCH = {
     **_NUMPY, **_ML_DTYPES, "F4": "float4_e2m1fn_x2",
 }
+_QUANTISED = {name for name, _, group in DTYPES.values() if group > 1}
+
+
+def _how_to_dequantise(dtype):
+    return (f"its blocks are the bytes in .buffer, and gguf.quants.dequantize(numpy.frombuffer("
+            f'tensor.buffer, "uint8").reshape(*tensor.shape[:-1], -1), '
+            f"gguf.GGMLQuantizationType.{dtype}) makes numbers of them")
 
 
 class Lease:
@@ -44,7 +52,8 @@ class Lease:
 
 
 class Tensor:
-    """One tensor: `name`, `dtype` (safetensors' word), `shape`, `nbytes`, `device`, `buffer`."""
+    """One tensor: `name`, `dtype`, `shape`, `nbytes`, `device`, `buffer`. `dtype` is the word of
+    safetensors ("BF16") or of ggml ("Q4_K"); `shape` counts elements, as numpy does."""
 
     __slots__ = ("name", "dtype", "shape", "nbytes", "device", "_address", "_lease")
 
@@ -73,7 +82,7 @@ class Tensor:
 
     def numpy(self):
         """The same memory as a numpy array. BF16 and F8 need ml_dtypes; numpy has nothing for
-        less than 8 bits: TypeError, which says what to do instead."""
+        less than 8 bits and quantised types: TypeError, which says what to do instead."""
         import numpy
 
         dtype = self._numpy_dtype(numpy)
@@ -92,6 +101,8 @@ class Tensor:
         if kind is not None:
             return numpy.dtype(kind)
         advice = "read the bytes in .buffer"
+        if self.dtype in _QUANTISED:
+            advice = _how_to_dequantise(self.dtype)
         if self.dtype in _TORCH:
             advice = "use .torch() or " + advice
         if self.dtype in _ML_DTYPES:  # its types of less than 8 bits are not packed as files are
@@ -104,9 +115,12 @@ class Tensor:
 
         dtype = getattr(torch, _TORCH.get(self.dtype, ""), None)
         if dtype is None:
-            advice = "update torch or " if self.dtype in _TORCH else ""
-            raise TypeError(f"this torch has no type for {self.dtype} ({self.name}); {advice}"
-                            "read the bytes in .buffer")
+            advice = "read the bytes in .buffer"
+            if self.dtype in _QUANTISED:
+                advice = _how_to_dequantise(self.dtype)
+            elif self.dtype in _TORCH:
+                advice = "update torch or " + advice
+            raise TypeError(f"this torch has no type for {self.dtype} ({self.name}); {advice}")
         shape = self.shape
         if self.dtype == "F4":  # torch counts pairs
             shape = shape[:-1] + (shape[-1] // 2,)

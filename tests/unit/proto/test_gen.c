@@ -112,14 +112,20 @@ static void every_code_has_its_word(void **state)
 static void every_dtype_has_its_name(void **state)
 {
 	(void)state;
-#define CHECK_DTYPE(number, name, bits)                      \
+#define CHECK_DTYPE(number, name, bits, group)               \
 	assert_int_equal(WIRE_DTYPE_##name, number);         \
 	assert_string_equal(wire_dtype_name(number), #name); \
 	assert_int_equal(wire_dtype_bits(number), bits);     \
+	assert_int_equal(wire_dtype_group(number), group);   \
 	assert_int_equal(wire_dtype_find(#name, sizeof #name - 1), number);
 	WIRE_DTYPES(CHECK_DTYPE)
 #undef CHECK_DTYPE
 	assert_int_equal(wire_dtype_bits(WIRE_DTYPE_BF16), 16);
+	assert_int_equal(wire_dtype_group(WIRE_DTYPE_BF16), 1);
+	assert_int_equal(wire_dtype_bits(WIRE_DTYPE_Q4_K), 144 * 8);
+	assert_int_equal(wire_dtype_group(WIRE_DTYPE_Q4_K), 256);
+	assert_int_equal(wire_dtype_group(0), 0);
+	assert_int_equal(wire_dtype_group(UINT16_MAX), 0);
 	assert_null(wire_dtype_name(0));
 	assert_int_equal(wire_dtype_bits(0), 0);
 	assert_null(wire_dtype_name(UINT16_MAX));

@@ -315,6 +315,43 @@ static void a_shape_that_overflows_is_refused(void **state)
 	ASSERT_BENT(shape[1], 4, "shape");
 }
 
+/* A table of one tensor of this shape, 34 bytes for each 32 elements of a row. */
+static int open_quantised(const uint64_t *shape, uint8_t rank, uint64_t bytes)
+{
+	struct table table;
+	struct err err;
+	int code;
+
+	tensors[0].dtype = WIRE_DTYPE_Q8_0;
+	tensors[0].shape = shape;
+	tensors[0].rank = rank;
+	tensors[0].size = bytes;
+	free(memory);
+	size = table_size(&source);
+	memory = malloc(size);
+	assert_non_null(memory);
+	table_write(&source, memory, hash);
+	code = table_open(memory, size, hash, &table, &err);
+	if (code == 0) {
+		assert_int_equal(table.tensors[0].dtype, WIRE_DTYPE_Q8_0);
+		assert_memory_equal(table_tensor_shape(&table, 0), shape, rank * sizeof *shape);
+	}
+	return code;
+}
+
+static void quantised_rows_are_whole_groups(void **state)
+{
+	(void)state;
+	assert_int_equal(open_quantised((const uint64_t[]){3, 64}, 2, 204), 0);
+	assert_int_equal(open_quantised((const uint64_t[]){32}, 1, 34), 0);
+	assert_int_equal(open_quantised((const uint64_t[]){3, 64}, 2, 203), -WIRE_BAD_FILE);
+	assert_int_equal(open_quantised((const uint64_t[]){3, 64}, 2, 192), -WIRE_BAD_FILE);
+	assert_int_equal(open_quantised((const uint64_t[]){64, 3}, 2, 204), -WIRE_BAD_FILE);
+	assert_int_equal(open_quantised((const uint64_t[]){48}, 1, 51), -WIRE_BAD_FILE);
+	assert_int_equal(open_quantised(NULL, 0, 34), -WIRE_BAD_FILE);
+	assert_int_equal(open_quantised((const uint64_t[]){1ULL << 59, 32}, 2, 0), -WIRE_BAD_FILE);
+}
+
 static void bent_blocks_are_refused(void **state)
 {
 	(void)state;
@@ -360,6 +397,7 @@ int main(void)
 		TABLE_TEST(bent_shards_are_refused),
 		TABLE_TEST(bent_tensors_are_refused),
 		TABLE_TEST(a_shape_that_overflows_is_refused),
+		TABLE_TEST(quantised_rows_are_whole_groups),
 		TABLE_TEST(bent_blocks_are_refused),
 		TABLE_TEST(names_in_tables_are_utf8_without_nul),
 		TABLE_TEST(a_table_over_4_gib_has_no_size),

@@ -61,7 +61,8 @@ def surface(schema):
         "maps": maps,
         "records": {row["name"]: [[field["name"], field["type"]] for field in row["fields"]]
                     for row in schema["record"]},
-        "dtypes": {row["name"]: [row["number"], row["bits"]] for row in schema["dtype"]},
+        "dtypes": {row["name"]: [row[key] for key in ("number", "bits", "group") if key in row]
+                   for row in schema["dtype"]},
     }
 
 
@@ -198,7 +199,7 @@ class Output(unittest.TestCase):
                          {"table_header": 136, "table_shard": 72, "table_tensor": 40,
                           "table_block": 32})
         self.assertEqual(scope["ERRORS"]["no-memory"][:4], (14, True, False, 6))
-        self.assertEqual(scope["DTYPES"][12], ("BF16", 16))
+        self.assertEqual(scope["DTYPES"][12], ("BF16", 16, 1))
         self.assertEqual(scope["METHODS"]["shutdown"], ("admin", False))
 
 

@@ -192,7 +192,7 @@ static inline uint32_t scene_load(struct scene *scene, uint64_t client, uint32_t
 
 static inline uint64_t scene_model(const struct scene *scene, uint32_t inode)
 {
-	return core_model_find(scene->core, scene->keys[inode].dev, scene->keys[inode].ino);
+	return core_model_find(scene->core, &scene->keys[inode]);
 }
 
 static inline struct core_model_view scene_view(const struct scene *scene, uint32_t inode)
@@ -210,6 +210,7 @@ static inline void scene_header(struct scene *scene, uint32_t inode, uint64_t by
 	const struct core_need needs[2] = {{0, bytes0}, {1, bytes1}};
 	struct core_file_key key = scene->keys[inode];
 
+	key.is_raw = false; /* a file does not say */
 	(void)scene_step(scene, (struct core_event){.type = EV_HEADER_READ,
 						    .header = {.job = scene_view(scene, inode).job,
 							       .key = &key,

@@ -519,7 +519,7 @@ static void finish_load(struct core *core, uint64_t inode)
 {
 	const struct core_need need = {.device = 0, .bytes = 4096};
 	struct core_file_key key = {.dev = 1, .ino = inode, .size = 100};
-	uint64_t model = core_model_find(core, 1, inode);
+	uint64_t model = core_model_find(core, &key);
 	struct core_segment_view segment;
 	struct core_model_view view;
 	uint32_t cursor = 0;

@@ -63,6 +63,37 @@ static void forty_nine_cancel_and_the_fiftieth_gets_it(void **state)
 	scene_free(scene);
 }
 
+static void a_file_read_raw_is_a_model_of_its_own(void **state)
+{
+	const struct core_config config = scene_usual();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	struct core_event attach = {.type = EV_ATTACH, .client = client};
+	struct core_file_key key = scene->keys[1];
+
+	(void)state;
+	scene->keys[2] = key;
+	scene->keys[2].is_raw = true;
+	attach.attach.key = &key;
+	(void)scene_loaded(scene, client, 2, MIB, plain);
+	assert_int_equal(scene_model(scene, 1), 0);
+	/* Presented, it is what there is; */
+	attach.request = ++scene->last_request;
+	attach.attach.file = ++scene->last_file;
+	(void)scene_step(scene, attach);
+	scene_expect(scene, client, attach.request, 0);
+	assert_int_equal(scene_reply(scene, client, attach.request)->model, scene_model(scene, 2));
+	/* but who loads it gets its tensors, and so do those who present it later. */
+	(void)scene_loaded(scene, client, 1, MIB, plain);
+	assert_true(scene_model(scene, 1) != scene_model(scene, 2));
+	assert_true(scene_is_resident(scene, 1) && scene_is_resident(scene, 2));
+	attach.request = ++scene->last_request;
+	attach.attach.file = ++scene->last_file;
+	(void)scene_step(scene, attach);
+	assert_int_equal(scene_reply(scene, client, attach.request)->model, scene_model(scene, 1));
+	scene_free(scene);
+}
+
 static void the_last_who_leaves_ends_the_load_and_frees_its_room(void **state)
 {
 	const struct core_config config = scene_usual();
@@ -357,6 +388,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(those_who_ask_during_a_load_join_it),
 		cmocka_unit_test(forty_nine_cancel_and_the_fiftieth_gets_it),
+		cmocka_unit_test(a_file_read_raw_is_a_model_of_its_own),
 		cmocka_unit_test(the_last_who_leaves_ends_the_load_and_frees_its_room),
 		cmocka_unit_test(a_load_begun_without_waiting_outlives_its_client),
 		cmocka_unit_test(a_file_that_changes_is_read_once_more_and_then_refused),

@@ -12,16 +12,20 @@ static void every_dtype_is_found_by_its_name(void **state)
 	unsigned n_found = 0;
 
 	(void)state;
-#define FIND(number, word, bits)                                    \
+#define FIND(number, word, bits, group)                             \
 	assert_int_equal(dtype_find(#word, strlen(#word)), number); \
 	assert_string_equal(dtype_name(number), #word);             \
 	assert_int_equal(dtype_bits(number), bits);                 \
+	assert_int_equal(dtype_group(number), group);               \
 	n_found++;
 	WIRE_DTYPES(FIND)
 #undef FIND
-	assert_int_equal(n_found, 22);
+	assert_int_equal(n_found, 48);
 	assert_int_equal(dtype_bits(WIRE_DTYPE_F32), 32);
 	assert_int_equal(dtype_bits(WIRE_DTYPE_F6_E2M3), 6);
+	assert_int_equal(dtype_group(WIRE_DTYPE_F32), 1);
+	assert_int_equal(dtype_bits(WIRE_DTYPE_Q8_0), 34 * 8);
+	assert_int_equal(dtype_group(WIRE_DTYPE_Q8_0), 32);
 }
 
 static void what_is_no_dtype_is_zero(void **state)
@@ -33,10 +37,12 @@ static void what_is_no_dtype_is_zero(void **state)
 	assert_int_equal(dtype_find("f32", 3), 0);
 	assert_int_equal(dtype_find("F32\0", 4), 0);
 	assert_int_equal(dtype_bits(0), 0);
-	assert_int_equal(dtype_bits(23), 0);
+	assert_int_equal(dtype_bits(49), 0);
 	assert_int_equal(dtype_bits(UINT16_MAX), 0);
+	assert_int_equal(dtype_group(0), 0);
+	assert_int_equal(dtype_group(49), 0);
 	assert_null(dtype_name(0));
-	assert_null(dtype_name(23));
+	assert_null(dtype_name(49));
 }
 
 int main(void)

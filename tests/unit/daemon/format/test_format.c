@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Which format a file has, and what is not read at all. */
 #include "base/err.h"
+#include "tests/support/map_check.h"
 #include "tests/support/unit.h"
 
 #include <string.h>
@@ -9,6 +10,7 @@
 #include "proto/gen/wire_code.h"
 
 #define SAFETENSORS "\2\0\0\0\0\0\0\0{}"
+#define GGUF        "GGUF\3\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0" /* no tensors, no keys */
 
 static int probe(const void *bytes, size_t size, enum format wanted, struct err *err)
 {
@@ -25,8 +27,17 @@ static int probe(const void *bytes, size_t size, enum format wanted, struct err 
 		test_free(copy);
 	}
 	/* Out-parameters are untouched on failure. */
-	assert_int_equal(format, code < 0 ? FORMAT_RAW : FORMAT_SAFETENSORS);
-	assert_int_equal(header_bytes, code < 0 ? 77 : size);
+	if (code < 0) {
+		assert_int_equal(format, FORMAT_RAW);
+		assert_int_equal(header_bytes, 77);
+	} else if (wanted == FORMAT_RAW) {
+		assert_int_equal(format, FORMAT_RAW);
+		assert_int_equal(header_bytes, 0);
+	} else {
+		assert_int_equal(format, ((const char *)bytes)[0] == 'G' ? FORMAT_GGUF
+									 : FORMAT_SAFETENSORS);
+		assert_int_equal(header_bytes, size);
+	}
 	assert_int_equal(err->code, -code);
 	return code;
 }
@@ -96,17 +107,50 @@ static void a_safetensors_file_that_begins_like_a_pickle_is_read(void **state)
 	assert_int_equal(probe(file, sizeof file, FORMAT_AUTO, &err), 0);
 }
 
-static void gguf_and_raw_come_later(void **state)
+static void gguf_is_found_by_its_magic(void **state)
 {
 	struct err err = {0};
 
 	(void)state;
-	assert_int_equal(probe("GGUF\3\0\0\0\0\0", 10, FORMAT_AUTO, &err), -WIRE_UNSUPPORTED);
-	assert_non_null(strstr(err.text, "GGUF"));
+	assert_int_equal(probe(GGUF, 24, FORMAT_AUTO, &err), 0);
+	assert_int_equal(probe(GGUF, 24, FORMAT_GGUF, &err), 0);
+	assert_int_equal(probe(GGUF, 24, FORMAT_SAFETENSORS, &err), -WIRE_UNSUPPORTED);
+	assert_non_null(strstr(err.text, "it is GGUF"));
 	assert_int_equal(probe(SAFETENSORS, 10, FORMAT_GGUF, &err), -WIRE_UNSUPPORTED);
-	assert_int_equal(probe(SAFETENSORS, 10, FORMAT_RAW, &err), -WIRE_UNSUPPORTED);
+	assert_non_null(strstr(err.text, "not a GGUF file"));
+	assert_int_equal(probe("\x80\2", 2, FORMAT_GGUF, &err), -WIRE_UNSUPPORTED);
+	assert_non_null(strstr(err.text, "pickle can run code"));
 	assert_int_equal(probe("GGU", 3, FORMAT_AUTO, &err), -WIRE_BAD_FILE);
 	assert_int_equal(probe("", 0, FORMAT_AUTO, &err), -WIRE_BAD_FILE);
+	assert_int_equal(probe("", 0, FORMAT_GGUF, &err), -WIRE_UNSUPPORTED);
+}
+
+static void raw_is_any_file_as_one_tensor(void **state)
+{
+	struct tensor_map *map = NULL;
+	struct err err = {0};
+
+	(void)state;
+	assert_int_equal(probe(SAFETENSORS, 10, FORMAT_RAW, &err), 0);
+	assert_int_equal(probe("\x80\2", 2, FORMAT_RAW, &err), 0);
+	assert_int_equal(probe("", 0, FORMAT_RAW, &err), -WIRE_BAD_FILE);
+	assert_non_null(strstr(err.text, "the file is empty"));
+	assert_int_equal(format_parse(FORMAT_RAW, NULL, 0, 1ULL << 40, &map, &err), 0);
+	map_check(map);
+	assert_int_equal(map->format, FORMAT_RAW);
+	assert_int_equal(map->n_tensors, 1);
+	assert_int_equal(map->tensors[0].name_size, 4);
+	assert_memory_equal(map->tensors[0].name, "data", 4);
+	assert_int_equal(map->tensors[0].dtype, WIRE_DTYPE_U8);
+	assert_int_equal(map->tensors[0].rank, 1);
+	assert_int_equal(map->tensors[0].shape[0], 1ULL << 40);
+	assert_int_equal(map->tensors[0].size, 1ULL << 40);
+	assert_int_equal(map->n_blocks, 1);
+	assert_memory_equal(map->blocks[0].name, "(head)", 6);
+	(void)tensor_map_free(map);
+	map = NULL;
+	assert_int_equal(format_parse(FORMAT_RAW, NULL, 0, 0, &map, &err), -WIRE_BAD_FILE);
+	assert_null(map);
 }
 
 int main(void)
@@ -116,7 +160,8 @@ int main(void)
 		cmocka_unit_test(safetensors_are_found_and_asked_for),
 		cmocka_unit_test(pickles_are_unsupported_because_they_can_run_code),
 		cmocka_unit_test(a_safetensors_file_that_begins_like_a_pickle_is_read),
-		cmocka_unit_test(gguf_and_raw_come_later),
+		cmocka_unit_test(gguf_is_found_by_its_magic),
+		cmocka_unit_test(raw_is_any_file_as_one_tensor),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
