@@ -41,6 +41,7 @@ install(TARGETS distorchctl RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 room(corridor DEPENDS base base/os proto daemon/core daemon/format daemon/device daemon/load
 		daemon/ipc
 	SOURCES daemon/daemon.c daemon/dispatch.c daemon/dispatch_model.c daemon/dispatch_view.c
+		daemon/dispatch_store.c daemon/metrics.c
 		daemon/execute.c daemon/answer.c daemon/news.c daemon/failure.c daemon/describe.c
 		daemon/persist.c daemon/pressure.c daemon/reload.c daemon/adoption.c daemon/ledger.c
 		daemon/notify.c daemon/notify_parse.c daemon/store.c daemon/model_text.c daemon/clients.c daemon/history.c daemon/config.c
