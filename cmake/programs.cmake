@@ -30,7 +30,8 @@ install(FILES ${CMAKE_BINARY_DIR}/distorch.pc DESTINATION ${CMAKE_INSTALL_LIBDIR
 add_executable(distorchctl client/ctl/main.c client/ctl/render.c client/ctl/verb_load.c
 	client/ctl/verb_unload.c client/ctl/verb_wish.c client/ctl/verb_ps.c
 	client/ctl/verb_show.c client/ctl/verb_status.c client/ctl/verb_events.c
-	client/ctl/verb_admin.c client/ctl/verb_doctor.c client/ctl/verb_help.c)
+	client/ctl/verb_admin.c client/ctl/verb_doctor.c client/ctl/verb_help.c
+	client/ctl/verb_store.c)
 house_flags(distorchctl)
 target_link_libraries(distorchctl PRIVATE distorch room_base PkgConfig::CJSON PkgConfig::SMARTCOLS)
 set_target_properties(distorchctl PROPERTIES BUILD_RPATH_USE_ORIGIN ON

@@ -100,6 +100,6 @@ extern volatile sig_atomic_t ctl_on_interrupt, ctl_interrupted;
 extern const struct verb verb_status, verb_ps, verb_show, verb_load, verb_unload, verb_pin,
 	verb_unpin, verb_keep, verb_unkeep, verb_why, verb_verify, verb_clients, verb_events,
 	verb_budget, verb_config, verb_doctor, verb_ping, verb_version, verb_help, verb_devices,
-	verb_reload, verb_shutdown;
+	verb_reload, verb_shutdown, verb_store, verb_metrics;
 
 #endif

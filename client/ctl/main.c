@@ -26,10 +26,11 @@ __attribute__((visibility("default")))
 const char *argp_program_version = "distorchctl " DISTORCH_VERSION;
 
 const struct verb *const verbs[] = {
-	&verb_status,  &verb_ps,     &verb_load,   &verb_unload,   &verb_pin,    &verb_doctor,
-	&verb_show,    &verb_unpin,  &verb_keep,   &verb_unkeep,   &verb_why,    &verb_clients,
-	&verb_devices, &verb_events, &verb_verify, &verb_budget,   &verb_config, &verb_ping,
-	&verb_version, &verb_help,   &verb_reload, &verb_shutdown, NULL,
+	&verb_status, &verb_ps,      &verb_load,    &verb_unload,   &verb_pin,
+	&verb_doctor, &verb_show,    &verb_unpin,   &verb_keep,     &verb_unkeep,
+	&verb_why,    &verb_clients, &verb_devices, &verb_events,   &verb_verify,
+	&verb_budget, &verb_config,  &verb_ping,    &verb_version,  &verb_help,
+	&verb_store,  &verb_metrics, &verb_reload,  &verb_shutdown, NULL,
 };
 
 const struct verb *verb_find(const char *name)
