@@ -301,6 +301,28 @@ bool convert_checks(void *result, struct wire_list from, const struct distorch_c
 	return convert_items(result, &items, from, ret, ret_n);
 }
 
+static bool fill_parked(void *result, const void *from, void *to)
+{
+	const struct wire_parked *wire = from;
+	struct distorch_parked *parked = to;
+
+	parked->generation = number_or_absent(wire->has_generation, wire->generation);
+	parked->bytes = number_or_absent(wire->has_bytes, wire->bytes);
+	return convert_text(result, true, wire->name, &parked->name) &&
+	       convert_text(result, true, wire->kind, &parked->kind) &&
+	       convert_text(result, true, wire->state, &parked->state) &&
+	       convert_text(result, wire->has_model, wire->model, &parked->model) &&
+	       convert_text(result, wire->has_model_name, wire->model_name, &parked->model_name);
+}
+
+bool convert_parked(void *result, struct wire_list from, const struct distorch_parked *const **ret,
+		    size_t *ret_n)
+{
+	const struct items items = {&wire_type_parked, sizeof(struct distorch_parked), fill_parked};
+
+	return convert_items(result, &items, from, ret, ret_n);
+}
+
 static bool fill_wish(void *result, const void *from, void *to)
 {
 	const struct wire_wish *wire = from;

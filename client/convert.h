@@ -40,6 +40,8 @@ bool convert_settings(void *result, struct wire_list from,
 		      const struct distorch_setting *const **ret, size_t *ret_n);
 bool convert_checks(void *result, struct wire_list from, const struct distorch_check *const **ret,
 		    size_t *ret_n);
+bool convert_parked(void *result, struct wire_list from, const struct distorch_parked *const **ret,
+		    size_t *ret_n);
 bool convert_wishes(void *result, struct wire_list from, const struct distorch_wish *const **ret,
 		    size_t *ret_n);
 

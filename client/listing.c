@@ -469,6 +469,67 @@ void distorch_status_free(struct distorch_status *status)
 	result_free(status);
 }
 
+/* ---- for operators ---- */
+
+int distorch_metrics(struct distorch *c, struct distorch_metrics **ret_metrics)
+{
+	const struct request request = {.method = WIRE_METHOD_METRICS};
+	struct wire_metrics_response response;
+	AUTO_ANSWER struct answer answer = {0};
+	struct distorch_metrics *result;
+	int rc;
+
+	failure_clear(c);
+	rc = client_call(c, &request, &answer, &response);
+	if (rc < 0) {
+		return rc;
+	}
+	result = result_new(sizeof *result);
+	if (result == NULL || !convert_text(result, true, response.text, &result->text)) {
+		result_free(result);
+		return failure_memory();
+	}
+	*ret_metrics = result;
+	return 0;
+}
+
+void distorch_metrics_free(struct distorch_metrics *metrics)
+{
+	result_free(metrics);
+}
+
+int distorch_store(struct distorch *c, struct distorch_store **ret_store)
+{
+	const struct request request = {.method = WIRE_METHOD_STORE};
+	struct wire_store_response response;
+	AUTO_ANSWER struct answer answer = {0};
+	struct distorch_store *result;
+	int rc;
+
+	failure_clear(c);
+	rc = client_call(c, &request, &answer, &response);
+	if (rc < 0) {
+		return rc;
+	}
+	result = result_new(sizeof *result);
+	if (result == NULL ||
+	    !convert_parked(result, response.parked, &result->parked, &result->n_parked)) {
+		result_free(result);
+		return failure_memory();
+	}
+	result->survives_restart = response.survives_restart;
+	result->descriptors = response.descriptors;
+	result->max_descriptors = response.max_descriptors;
+	result->bytes = response.bytes;
+	*ret_store = result;
+	return 0;
+}
+
+void distorch_store_free(struct distorch_store *store)
+{
+	result_free(store);
+}
+
 /* ---- verify, subscribe ---- */
 
 int distorch_verify(struct distorch *c, const char *const *models, size_t n_models,

@@ -30,17 +30,36 @@ install(FILES ${CMAKE_BINARY_DIR}/distorch.pc DESTINATION ${CMAKE_INSTALL_LIBDIR
 add_executable(distorchctl client/ctl/main.c client/ctl/render.c client/ctl/verb_load.c
 	client/ctl/verb_unload.c client/ctl/verb_wish.c client/ctl/verb_ps.c
 	client/ctl/verb_show.c client/ctl/verb_status.c client/ctl/verb_events.c
-	client/ctl/verb_admin.c client/ctl/verb_doctor.c client/ctl/verb_help.c)
+	client/ctl/verb_admin.c client/ctl/verb_doctor.c client/ctl/verb_help.c
+	client/ctl/verb_store.c client/ctl/verb_completion.c client/ctl/completion.c)
 house_flags(distorchctl)
 target_link_libraries(distorchctl PRIVATE distorch room_base PkgConfig::CJSON PkgConfig::SMARTCOLS)
 set_target_properties(distorchctl PROPERTIES BUILD_RPATH_USE_ORIGIN ON
 	INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
 install(TARGETS distorchctl RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 
+# What the shells read, from the program's own table of verbs.
+set(completion_dir ${CMAKE_BINARY_DIR}/completion)
+file(MAKE_DIRECTORY ${completion_dir})
+foreach(shell IN ITEMS bash zsh fish)
+	add_custom_command(OUTPUT ${completion_dir}/${shell} DEPENDS distorchctl
+		COMMAND sh -c "'$<TARGET_FILE:distorchctl>' completion ${shell} > '${completion_dir}/${shell}'"
+		VERBATIM)
+	list(APPEND completions ${completion_dir}/${shell})
+endforeach()
+add_custom_target(completion ALL DEPENDS ${completions})
+install(FILES ${completion_dir}/bash RENAME distorchctl
+	DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions)
+install(FILES ${completion_dir}/zsh RENAME _distorchctl
+	DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)
+install(FILES ${completion_dir}/fish RENAME distorchctl.fish
+	DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d)
+
 # ---- distorchd: the corridor as a library, so that tests can link it, and its main ----
 room(corridor DEPENDS base base/os proto daemon/core daemon/format daemon/device daemon/load
 		daemon/ipc
 	SOURCES daemon/daemon.c daemon/dispatch.c daemon/dispatch_model.c daemon/dispatch_view.c
+		daemon/dispatch_store.c daemon/metrics.c
 		daemon/execute.c daemon/answer.c daemon/news.c daemon/failure.c daemon/describe.c
 		daemon/persist.c daemon/pressure.c daemon/reload.c daemon/adoption.c daemon/ledger.c
 		daemon/notify.c daemon/notify_parse.c daemon/store.c daemon/model_text.c daemon/clients.c daemon/history.c daemon/config.c

@@ -150,6 +150,8 @@ int persist_take_listener(struct persist *persist)
 			inherited->fd = -1;
 			inherited->is_kept = true;
 			persist->has_listener = true;
+			(void)snprintf(persist->listener, sizeof persist->listener, "%s",
+				       inherited->name[0] == '\0' ? "unknown" : inherited->name);
 			persist->n_fds++;
 			return fd;
 		}
@@ -384,7 +386,7 @@ static bool read_name(const char *name, struct park *ret)
 		ret->uuid[i] = (uint8_t)(high << 4 | low);
 	}
 	ret->generation = strtoull(text + 33, NULL, 10);
-	ret->is_parked = true;
+	ret->is_parked = ret->is_taken = true;
 	return ret->generation != 0;
 }
 
@@ -408,11 +410,14 @@ static uint64_t adopt_found(struct daemon *daemon, struct found *found)
 	uint64_t bytes = 0;
 
 	if (found->image == NULL || found->source == NULL) {
+		daemon->metrics.n_given_up++;
 		log_warning("%s is given up: its %s is missing", found->table->name,
 			    found->image == NULL ? "image" : "source");
 	} else if (adopt_one(daemon, found, &err) < 0) {
+		daemon->metrics.n_given_up++;
 		log_warning("%s is given up: %s", found->table->name, err.text);
 	} else {
+		daemon->metrics.n_adopted++;
 		bytes = found->view.shards[0].image_size;
 		found->table->is_kept = found->image->is_kept = found->source->is_kept = true;
 		persist->n_fds += 3;
@@ -454,6 +459,7 @@ static uint64_t adopt_models(struct daemon *daemon, bool skip_suspect)
 	}
 	for (uint32_t i = 0; i < n_found; i++) {
 		if (skip_suspect && memcmp(suspect, all[i].park.uuid, sizeof suspect) == 0) {
+			daemon->metrics.n_given_up++;
 			log_warning("%s is given up: two starts ended while it was looked at",
 				    all[i].table->name);
 			continue;

@@ -162,6 +162,7 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 		respond(client, pending, &attached, fds, n_fds);
 		return;
 	}
+	daemon->metrics.n_from_memory += action->reply.source == CORE_SOURCE_RAM ? 1 : 0;
 	response.model = model.wire;
 	response.source = wire_str(source_name(action->reply.source));
 	response.has_duration_ms = true;

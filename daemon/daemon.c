@@ -465,6 +465,7 @@ int daemon_init(struct daemon *daemon, const struct daemon_options *options, str
 	daemon->n_devices = 1;
 	daemon->deadline_ns = UINT64_MAX;
 	daemon->started_ns = clock_mono_ns();
+	daemon->metrics.started_real_ns = clock_real_ns();
 	if (sys_getrandom(&daemon->epoch, sizeof daemon->epoch) < 0 ||
 	    uv_loop_init(&daemon->loop) < 0) {
 		return err_set(err, WIRE_INTERNAL, "cannot make an event loop");

@@ -15,6 +15,7 @@
 #include "daemon/clients.h"
 #include "daemon/core/core.h"
 #include "daemon/history.h"
+#include "daemon/metrics.h"
 #include "daemon/store.h"
 #include "proto/wire.h"
 
@@ -73,13 +74,12 @@ struct daemon {
 	struct device *host;
 	uint64_t host_total_bytes;
 	uint64_t reserve_bytes;
-	uint64_t bytes_read;          /* by loads that succeeded */
+	struct metrics metrics;
 	const struct file *presented; /* during the step of a load or attach */
 	struct wire_str presented_name;
 	struct core_event revoked[DAEMON_MAX_REVOKED]; /* to be stepped after this step */
 	uint32_t n_revoked;
-	bool is_stepping;
-	bool is_stopping;
+	bool is_stepping, is_stopping;
 	bool has_loop;
 	bool is_stopped; /* handles are being closed */
 	int exit_code;

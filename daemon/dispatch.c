@@ -315,6 +315,12 @@ static bool dispatch_look(const struct call *call, const void *request)
 	case WIRE_METHOD_EVENTS_HISTORY:
 		dispatch_history(call, request);
 		return true;
+	case WIRE_METHOD_METRICS:
+		dispatch_metrics(call);
+		return true;
+	case WIRE_METHOD_STORE:
+		dispatch_store(call);
+		return true;
 	default:
 		return false;
 	}

@@ -61,6 +61,8 @@ void dispatch_status(const struct call *call);
 void dispatch_config(const struct call *call);
 void dispatch_history(const struct call *call, const struct wire_events_history_request *request);
 void dispatch_subscribe(const struct call *call, const struct wire_subscribe_request *request);
+void dispatch_metrics(const struct call *call);
+void dispatch_store(const struct call *call);
 void dispatch_budget(const struct call *call, const struct wire_budget_request *request);
 
 #endif

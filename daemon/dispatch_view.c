@@ -5,18 +5,16 @@
 #include "base/os/sys.h"
 #include "base/units.h"
 
-#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "daemon/config.h"
 #include "daemon/describe.h"
 #include "daemon/dispatch.h"
 #include "daemon/ipc/conn.h"
 #include "daemon/load/memory.h"
+#include "daemon/metrics.h"
 #include "daemon/persist.h"
 #include "daemon/reload.h"
 
@@ -274,27 +272,6 @@ void dispatch_clients(const struct call *call)
 	call_answer(call, &response);
 }
 
-static uint64_t count_own_fds(void)
-{
-	struct stat status;
-	uint64_t n_fds = 0;
-	DIR *folder;
-
-	/* Linux 6.2 and later say it at once; reading 10,000 names would hold the loop up. */
-	if (stat("/proc/self/fd", &status) == 0 && status.st_size > 0) {
-		return (uint64_t)status.st_size;
-	}
-	folder = opendir("/proc/self/fd");
-	if (folder == NULL) {
-		return 0;
-	}
-	for (const struct dirent *entry = readdir(folder); entry != NULL; entry = readdir(folder)) {
-		n_fds += entry->d_name[0] != '.' ? 1 : 0;
-	}
-	(void)closedir(folder);
-	return n_fds - 1; /* the folder's own */
-}
-
 static uint32_t describe_last(const struct call *call, struct record_description *texts,
 			      struct wire_record *records, uint32_t capacity)
 {
@@ -365,8 +342,8 @@ void dispatch_status(const struct call *call)
 		.survives_restart = persist_is_safe(daemon->persist),
 		.devices = {.items = texts->devices,
 			    .count = describe_devices(daemon, texts->device_texts, texts->devices)},
-		.bytes_read = daemon->bytes_read,
-		.open_fds = count_own_fds(),
+		.bytes_read = daemon->metrics.bytes_read,
+		.open_fds = metrics_open_fds(),
 		.rss_bytes = memory_own_bytes(),
 		.last = {.items = texts->records,
 			 .count = describe_last(call, texts->record_texts, texts->records, 4)},

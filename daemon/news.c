@@ -324,13 +324,14 @@ void answer_note(struct daemon *daemon, const struct core_action *action)
 			   type == CORE_NOTE_LOAD_CANCELLED || type == CORE_NOTE_REFUSED;
 	bool is_departure = type == CORE_NOTE_EVICTED || type == CORE_NOTE_UNLOADED;
 
+	daemon->metrics.n_notes[type][action->note.why]++;
 	fill_record(daemon, action, record);
 	log_record(record);
 	if (type == CORE_NOTE_EVICTED) {
 		remember_evicted(daemon, action);
 	}
 	if (type == CORE_NOTE_LOAD_DONE) {
-		daemon->bytes_read += action->note.bytes;
+		daemon->metrics.bytes_read += action->note.bytes;
 	}
 	if (is_load_end) {
 		tell_watchers(daemon, action, record);

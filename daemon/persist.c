@@ -41,12 +41,6 @@ const char *persist_name(char *buffer, const char *kind, const struct park *park
 	return buffer;
 }
 
-static const char *ledger_name(char *buffer, uint64_t epoch)
-{
-	(void)snprintf(buffer, NOTIFY_NAME_SIZE, "ledger.%016llx", (unsigned long long)epoch);
-	return buffer;
-}
-
 /* ---- parking ---- */
 
 /* owner: persist::parkings, until the barrier has answered */
@@ -83,11 +77,18 @@ static void on_parked(void *context, bool is_taken)
 {
 	struct parking done = *(struct parking *)context;
 	struct job_info *job = store_find_job(done.daemon->store, done.job);
+	const struct park *park;
+	struct park taken;
 
 	list_remove(&((struct parking *)context)->link);
 	free(context);
 	if (job != NULL) {
 		job->next.is_parked = is_taken;
+	}
+	if (is_taken && (park = store_find_park(done.daemon->store, done.segment)) != NULL) {
+		taken = *park;
+		taken.is_taken = true;
+		store_set_park(done.daemon->store, done.segment, &taken);
 	}
 	if (!is_taken) {
 		note_unparked(done.daemon, done.job, "who restarts the daemon did not take it");
@@ -372,6 +373,11 @@ bool persist_is_safe(struct persist *persist)
 	return persist->max_fds > 0;
 }
 
+uint32_t persist_n_fds(struct persist *persist)
+{
+	return persist_is_safe(persist) ? persist->n_fds : 0;
+}
+
 uint64_t persist_n_restarts(const struct persist *persist)
 {
 	return persist->life == 0 ? 0 : persist->life - 1;
@@ -391,14 +397,15 @@ static void on_begun(void *context, bool is_taken)
 void persist_begin(struct daemon *daemon)
 {
 	struct persist *persist = daemon->persist;
-	char name[NOTIFY_NAME_SIZE];
 
 	if (persist->max_fds == 0 || persist->ledger == NULL) {
 		return;
 	}
 	ledger_complete(persist->ledger);
 	persist->n_fds++;
-	(void)notify_store(persist->notify, ledger_name(name, daemon->epoch),
+	(void)snprintf(persist->ledger_name, sizeof persist->ledger_name, "ledger.%016llx",
+		       (unsigned long long)daemon->epoch);
+	(void)notify_store(persist->notify, persist->ledger_name,
 			   ledger_fd(persist->ledger)); /* the barrier tells */
 	inherited_give_back(persist);
 	notify_barrier(persist->notify, PARK_WAIT_MS, on_begun, persist);
@@ -414,6 +421,7 @@ void persist_ready(struct daemon *daemon)
 
 	if (persist->max_fds > 0 && !persist->has_listener && fd >= 0) {
 		persist->n_fds++;
+		(void)snprintf(persist->listener, sizeof persist->listener, "sock");
 		(void)notify_store(persist->notify, "sock", fd); /* without, it is bound anew */
 	}
 	notify_say(persist->notify, "READY=1\nSTATUS=serving");

@@ -29,6 +29,8 @@ int persist_take_listener(struct persist *persist);
 /* Does somebody keep what is parked? */
 bool persist_is_safe(struct persist *persist);
 uint64_t persist_n_restarts(const struct persist *persist);
+/* Descriptors that are parked; 0 where nobody keeps them. */
+uint32_t persist_n_fds(struct persist *persist);
 
 /* At start, before the budget is set: take over what an earlier life parked. Returns its bytes. */
 uint64_t persist_adopt(struct daemon *daemon);

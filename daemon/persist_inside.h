@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What persist.c and adoption.c share, and nobody else. */
+/* What persist.c, adoption.c and dispatch_store.c share, and nobody else. */
 #ifndef DAEMON_PERSIST_INSIDE_H
 #define DAEMON_PERSIST_INSIDE_H
 
@@ -29,7 +29,8 @@ struct origin {
 
 struct persist {
 	struct notify *notify;
-	struct ledger *ledger;     /* NULL: nothing is kept */
+	struct ledger *ledger; /* NULL: nothing is kept */
+	char ledger_name[NOTIFY_NAME_SIZE];
 	struct ledger *old_ledger; /* of the earlier life, until adoption is over */
 	struct inherited *inherited;
 	uint32_t n_inherited;
@@ -38,8 +39,9 @@ struct persist {
 	uint32_t max_fds; /* that may be parked; 0: none */
 	uint32_t n_fds;   /* that are */
 	uint64_t probed_ns;
-	uint64_t life;     /* counts the daemons since the first */
-	bool has_listener; /* it was handed to us */
+	uint64_t life;                   /* counts the daemons since the first */
+	bool has_listener;               /* it was handed to us */
+	char listener[NOTIFY_NAME_SIZE]; /* under which it is parked; empty: it is not */
 	bool has_begun;
 };
 

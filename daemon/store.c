@@ -177,6 +177,13 @@ void store_set_park(struct store *store, uint64_t segment, const struct park *pa
 	}
 }
 
+const struct park *store_find_park(const struct store *store, uint64_t segment)
+{
+	const struct stored_extent *stored = find_extent(store, segment);
+
+	return stored == NULL ? NULL : &stored->park;
+}
+
 struct extent *store_take_extent(struct store *store, uint64_t segment, struct park *ret_park)
 {
 	struct stored_extent *stored = find_extent(store, segment);

@@ -85,6 +85,7 @@ struct job_info {
 /* Under which names a copy's descriptors are parked with who restarts us (daemon/persist.h). */
 struct park {
 	bool is_parked;
+	bool is_taken; /* he said so */
 	uint8_t uuid[16];
 	uint64_t generation;
 };
@@ -107,6 +108,8 @@ struct extent *store_find_extent(const struct store *store, uint64_t segment);
 /* '*ret_park': where it was parked; may be NULL. */
 struct extent *store_take_extent(struct store *store, uint64_t segment, struct park *ret_park);
 void store_set_park(struct store *store, uint64_t segment, const struct park *park);
+/* NULL: there is no such copy. Borrowed until its extent is taken. */
+const struct park *store_find_park(const struct store *store, uint64_t segment);
 
 /* Models. 'name' is made printable UTF-8 by the caller. NULL: no memory. */
 struct model_info *store_add_model(struct store *store, uint64_t id, const uint8_t *uuid,

@@ -59,6 +59,16 @@ struct ctl {
 
 enum verb_group { VERB_EVERYDAY, VERB_MORE, VERB_OPERATOR, VERB_N_GROUPS };
 
+/* What is offered where a word or an option's value is typed. */
+enum words_kind {
+	WORDS_NONE,
+	WORDS_CHOICES, /* those named beside it */
+	WORDS_MODELS,
+	WORDS_FILES,
+	WORDS_FOLDERS,
+	WORDS_VERBS,
+};
+
 struct verb {
 	const char *name;
 	const char *const *aliases; /* ends with NULL; NULL: none */
@@ -68,6 +78,8 @@ struct verb {
 	const char *text;    /* examples and exit codes, for --help */
 	const struct argp_option *options;
 	size_t min_words, max_words;
+	enum words_kind words;       /* for completion: what the words are */
+	const char *choices;         /* and these, with blanks between; NULL: none */
 	bool has_csv, has_id;        /* takes -o csv, -o id */
 	int (*run)(struct ctl *ctl); /* returns an exit status */
 };
@@ -100,6 +112,6 @@ extern volatile sig_atomic_t ctl_on_interrupt, ctl_interrupted;
 extern const struct verb verb_status, verb_ps, verb_show, verb_load, verb_unload, verb_pin,
 	verb_unpin, verb_keep, verb_unkeep, verb_why, verb_verify, verb_clients, verb_events,
 	verb_budget, verb_config, verb_doctor, verb_ping, verb_version, verb_help, verb_devices,
-	verb_reload, verb_shutdown;
+	verb_reload, verb_shutdown, verb_store, verb_metrics, verb_completion;
 
 #endif

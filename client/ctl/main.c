@@ -26,10 +26,11 @@ __attribute__((visibility("default")))
 const char *argp_program_version = "distorchctl " DISTORCH_VERSION;
 
 const struct verb *const verbs[] = {
-	&verb_status,  &verb_ps,     &verb_load,   &verb_unload,   &verb_pin,    &verb_doctor,
-	&verb_show,    &verb_unpin,  &verb_keep,   &verb_unkeep,   &verb_why,    &verb_clients,
-	&verb_devices, &verb_events, &verb_verify, &verb_budget,   &verb_config, &verb_ping,
-	&verb_version, &verb_help,   &verb_reload, &verb_shutdown, NULL,
+	&verb_status,   &verb_ps,     &verb_load,       &verb_unload, &verb_pin,     &verb_doctor,
+	&verb_show,     &verb_unpin,  &verb_keep,       &verb_unkeep, &verb_why,     &verb_clients,
+	&verb_devices,  &verb_events, &verb_verify,     &verb_budget, &verb_config,  &verb_ping,
+	&verb_version,  &verb_help,   &verb_completion, &verb_store,  &verb_metrics, &verb_reload,
+	&verb_shutdown, NULL,
 };
 
 const struct verb *verb_find(const char *name)
@@ -143,7 +144,7 @@ int ctl_connect(struct ctl *ctl)
 
 /* ---- options ---- */
 
-static const struct argp_option global_options[] = {
+const struct argp_option ctl_global_options[] = {
 	{NULL, 0, NULL, 0, "Everywhere:", 90},
 	{"socket", 'H', "PATH", 0, "Talk to the daemon on this socket (else DISTORCH_SOCKET)", 90},
 	{"output", 'o', "FORMAT", 0, "table, wide, json, jsonl, csv or id", 90},
@@ -343,14 +344,14 @@ static error_t parse_verb(int key, char *text, struct argp_state *state)
 
 /* ---- the words before argp sees them, so that a refusal can hint and be JSON ---- */
 
-static const struct argp_option built_in[] = {
-	{"help", '?', NULL, 0, NULL, 0},
-	{"usage", 'u' << 8, NULL, 0, NULL, 0},
-	{"version", 'V', NULL, 0, NULL, 0},
+const struct argp_option ctl_built_in_options[] = {
+	{"help", '?', NULL, 0, "Explain the verb", 0},
+	{"usage", 'u' << 8, NULL, 0, "How it is called", 0},
+	{"version", 'V', NULL, 0, "Print the version", 0},
 	OPTIONS_END,
 };
 
-static bool is_end(const struct argp_option *option)
+bool option_is_end(const struct argp_option *option)
 {
 	return option->name == NULL && option->key == 0 && option->doc == NULL;
 }
@@ -358,10 +359,12 @@ static bool is_end(const struct argp_option *option)
 /* The option of that name or, where 'name' is NULL, of that letter; NULL when there is none. */
 static const struct argp_option *option_find(const struct verb *verb, const char *name, int key)
 {
-	const struct argp_option *const lists[] = {verb->options, global_options, built_in};
+	const struct argp_option *const lists[] = {verb->options, ctl_global_options,
+						   ctl_built_in_options};
 
 	for (size_t i = 0; i < 3; i++) {
-		for (const struct argp_option *option = lists[i]; !is_end(option); option++) {
+		for (const struct argp_option *option = lists[i]; !option_is_end(option);
+		     option++) {
 			if (name == NULL
 				    ? option->key == key
 				    : option->name != NULL && strcmp(option->name, name) == 0) {
@@ -374,14 +377,16 @@ static const struct argp_option *option_find(const struct verb *verb, const char
 
 static int refuse_flag(struct ctl *ctl, const struct verb *verb, const char *flag)
 {
-	const struct argp_option *const lists[] = {verb->options, global_options, built_in};
+	const struct argp_option *const lists[] = {verb->options, ctl_global_options,
+						   ctl_built_in_options};
 	const char *names[64];
 	size_t n_names = 0;
 	const char *nearest;
 	char hint[160];
 
 	for (size_t i = 0; i < 3; i++) {
-		for (const struct argp_option *option = lists[i]; !is_end(option); option++) {
+		for (const struct argp_option *option = lists[i]; !option_is_end(option);
+		     option++) {
 			if (option->name != NULL && n_names < 64) {
 				names[n_names++] = option->name;
 			}
@@ -491,7 +496,7 @@ static int run_verb(struct ctl *ctl, const struct verb *verb, int argc, char **a
 	static char name[64];
 	char usage[256];
 	char text[2048];
-	const struct argp global = {global_options, parse_global, NULL, NULL, NULL, NULL, NULL};
+	const struct argp global = {ctl_global_options, parse_global, NULL, NULL, NULL, NULL, NULL};
 	const struct argp_child children[] = {{&global, 0, NULL, 0}, {NULL, 0, NULL, 0}};
 	const struct argp parser = {verb->options, parse_verb, usage, text, children, NULL, NULL};
 	int status = check_flags(ctl, verb, argc, argv);

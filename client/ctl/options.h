@@ -43,4 +43,8 @@ enum option_number {
 		NULL, 0, NULL, 0, NULL, 0 \
 	}
 
+/* The options of every verb, and those that argp adds; both end like every list of options. */
+extern const struct argp_option ctl_global_options[], ctl_built_in_options[];
+bool option_is_end(const struct argp_option *option);
+
 #endif

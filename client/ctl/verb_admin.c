@@ -82,6 +82,7 @@ const struct verb verb_verify = {
 		"Needs an administrator. Exit status: 9 when something differed.",
 	.options = no_options,
 	.max_words = CTL_MAX_WORDS,
+	.words = WORDS_MODELS,
 	.run = run_verify,
 };
 
@@ -241,6 +242,7 @@ const struct verb verb_budget = {
 	.text = "Examples:\n  distorchctl budget\n  distorchctl budget ram 48G",
 	.options = budget_options,
 	.max_words = 2,
+	.choices = "ram",
 	.run = run_budget,
 };
 
@@ -403,6 +405,7 @@ const struct verb verb_config = {
 	.options = no_options,
 	.max_words = 2,
 	.has_csv = true,
+	.choices = "show get check",
 	.run = run_config,
 };
 

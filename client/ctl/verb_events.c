@@ -176,6 +176,7 @@ const struct verb verb_why = {
 	.options = no_options,
 	.min_words = 1,
 	.max_words = 1,
+	.words = WORDS_MODELS,
 	.run = run_why,
 };
 

@@ -182,5 +182,7 @@ const struct verb verb_help = {
 	.text = "Example:\n  distorchctl help load",
 	.options = no_options,
 	.max_words = 1,
+	.words = WORDS_VERBS,
+	.choices = "exit-codes",
 	.run = run,
 };

@@ -292,5 +292,6 @@ const struct verb verb_load = {
 	.min_words = 1,
 	.max_words = CTL_MAX_WORDS,
 	.has_id = true,
+	.words = WORDS_FILES,
 	.run = run,
 };

@@ -222,5 +222,6 @@ const struct verb verb_ps = {
 	.max_words = 1,
 	.has_csv = true,
 	.has_id = true,
+	.words = WORDS_MODELS,
 	.run = run,
 };

@@ -212,5 +212,6 @@ const struct verb verb_show = {
 	.options = options,
 	.min_words = 1,
 	.max_words = 1,
+	.words = WORDS_MODELS,
 	.run = run,
 };

@@ -131,5 +131,6 @@ const struct verb verb_unload = {
 		"reported as held and goes when its last user is done.",
 	.options = options,
 	.max_words = CTL_MAX_WORDS,
+	.words = WORDS_MODELS,
 	.run = run,
 };

@@ -89,6 +89,7 @@ const struct verb verb_pin = {
 	.options = lapse_options,
 	.min_words = 1,
 	.max_words = CTL_MAX_WORDS,
+	.words = WORDS_MODELS,
 	.run = run_pin,
 };
 
@@ -101,6 +102,7 @@ const struct verb verb_unpin = {
 	.options = no_options,
 	.min_words = 1,
 	.max_words = CTL_MAX_WORDS,
+	.words = WORDS_MODELS,
 	.run = run_unpin,
 };
 
@@ -113,6 +115,7 @@ const struct verb verb_keep = {
 	.options = lapse_options,
 	.min_words = 1,
 	.max_words = CTL_MAX_WORDS,
+	.words = WORDS_MODELS,
 	.run = run_keep,
 };
 
@@ -125,5 +128,6 @@ const struct verb verb_unkeep = {
 	.options = no_options,
 	.min_words = 1,
 	.max_words = CTL_MAX_WORDS,
+	.words = WORDS_MODELS,
 	.run = run_unkeep,
 };

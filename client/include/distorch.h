@@ -652,6 +652,38 @@ struct distorch_reloaded {
 DISTORCH_PUBLIC int distorch_reload(struct distorch *c, struct distorch_reloaded **ret_reloaded);
 DISTORCH_PUBLIC void distorch_reloaded_free(struct distorch_reloaded *reloaded);
 
+/* Numbers of the daemon. */
+struct distorch_metrics {
+	const char *text; /* OpenMetrics, ends with "# EOF"; docs/metrics.md tells what is in it */
+};
+
+/* Needs an admin: -DISTORCH_E_NOT_ALLOWED. Free with distorch_metrics_free. */
+DISTORCH_PUBLIC int distorch_metrics(struct distorch *c, struct distorch_metrics **ret_metrics);
+
+/* One descriptor that is parked for the daemon's next life. */
+struct distorch_parked {
+	const char *name;  /* under which it is parked */
+	const char *kind;  /* ledger, socket, table, image, source */
+	const char *state; /* kept: whoever keeps it has said so; sent: no word about it yet */
+	const char *model; /* id; NULL, as the next two, for what belongs to no model */
+	const char *model_name;
+	uint64_t generation;
+	uint64_t bytes; /* of the memory, or of the file behind a source */
+};
+
+/* What whoever restarts the daemon (systemd, distorchd-hold) keeps for it. */
+struct distorch_store {
+	bool survives_restart; /* somebody keeps it, as far as is known */
+	uint64_t descriptors;
+	uint64_t max_descriptors; /* 0: nobody keeps any */
+	uint64_t bytes;           /* of the images among them */
+	size_t n_parked;
+	const struct distorch_parked *const *parked;
+};
+
+/* Needs an admin: -DISTORCH_E_NOT_ALLOWED. Free with distorch_store_free. */
+DISTORCH_PUBLIC int distorch_store(struct distorch *c, struct distorch_store **ret_store);
+
 /* End the daemon in order, as SIGTERM does. Needs an admin: -DISTORCH_E_NOT_ALLOWED. */
 DISTORCH_PUBLIC int distorch_shutdown(struct distorch *c);
 
@@ -714,6 +746,8 @@ DISTORCH_PUBLIC void distorch_records_free(struct distorch_records *records);
 DISTORCH_PUBLIC void distorch_status_free(struct distorch_status *status);
 DISTORCH_PUBLIC void distorch_settings_free(struct distorch_settings *settings);
 DISTORCH_PUBLIC void distorch_checks_free(struct distorch_checks *checks);
+DISTORCH_PUBLIC void distorch_metrics_free(struct distorch_metrics *metrics);
+DISTORCH_PUBLIC void distorch_store_free(struct distorch_store *store);
 DISTORCH_PUBLIC void distorch_event_free(struct distorch_event *event);
 
 #ifdef __cplusplus

@@ -128,7 +128,7 @@ void conn_close(struct conn *conn)
 static bool is_in_flight(const struct conn *conn, uint32_t request)
 {
 	for (uint32_t i = 0; i < conn->n_in_flight; i++) {
-		if (conn->in_flight[i] == request) {
+		if (conn->in_flight[i].id == request) {
 			return true;
 		}
 	}
@@ -276,7 +276,10 @@ static void handle_packet(struct conn *conn, const uint8_t *bytes, size_t size, 
 		/* Answering by that id would end the older request. */
 		refuse_frame(conn, "the id of a request in flight was used again");
 	} else {
-		conn->in_flight[conn->n_in_flight++] = packet.id;
+		conn->in_flight[conn->n_in_flight].id = packet.id;
+		conn->in_flight[conn->n_in_flight].method =
+			packet.message == NULL ? WIRE_N_METHODS : packet.message->number;
+		conn->n_in_flight++;
 		handle_request(conn, &packet, fds, n_fds);
 	}
 }
@@ -425,6 +428,7 @@ void conn_accept_hello(struct conn *conn)
 {
 	if (conn->state == CONN_NEW) {
 		conn->state = CONN_READY;
+		conn->server->counters.n_served++;
 		conn_arm_deadline(conn,
 				  conn->server->options.drain_ms); /* until the answer is out */
 	}

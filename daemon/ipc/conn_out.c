@@ -169,10 +169,12 @@ static void queue_packet(struct conn *conn, struct packet *packet)
 	}
 }
 
-static void forget_in_flight(struct conn *conn, uint32_t request)
+/* It is answered: no longer in flight, and counted. */
+static void end_request(struct conn *conn, uint32_t request, enum wire_code code)
 {
 	for (uint32_t i = 0; i < conn->n_in_flight; i++) {
-		if (conn->in_flight[i] == request) {
+		if (conn->in_flight[i].id == request) {
+			conn->server->counters.n_answers[conn->in_flight[i].method][code]++;
 			conn->n_in_flight--;
 			conn->in_flight[i] = conn->in_flight[conn->n_in_flight];
 			return;
@@ -191,7 +193,7 @@ void conn_respond_no_memory(struct conn *conn, uint32_t request)
 	struct wire_buffer buffer = {.capacity = RESERVE_BYTES};
 
 	conn->reserve = NULL;
-	forget_in_flight(conn, request);
+	end_request(conn, request, WIRE_NO_MEMORY);
 	if (packet == NULL) {
 		conn_say_goodbye(conn, WIRE_NO_MEMORY, "no memory for an answer");
 		return;
@@ -273,7 +275,7 @@ void conn_respond_ok(struct conn *conn, uint32_t request, const struct wire_mess
 		fds[i] = -1;
 	}
 	packet->is_response = true;
-	forget_in_flight(conn, request);
+	end_request(conn, request, WIRE_OK);
 	queue_packet(conn, packet);
 }
 
@@ -291,7 +293,7 @@ void conn_respond_error(struct conn *conn, uint32_t request, const struct wire_e
 	buffer = (struct wire_buffer){.bytes = packet->bytes, .capacity = buffer.size};
 	REQUIRE(wire_encode_error(&buffer, request, error));
 	packet->is_response = true;
-	forget_in_flight(conn, request);
+	end_request(conn, request, wire_code_find(error->code));
 	queue_packet(conn, packet);
 }
 

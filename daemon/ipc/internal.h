@@ -51,7 +51,10 @@ struct conn {
 	enum conn_state state;
 	struct peer peer;
 	void *user;
-	uint32_t in_flight[WIRE_REQUESTS_IN_FLIGHT]; /* ids that are owed an answer */
+	/* Requests that are owed an answer; a method that there is not is WIRE_N_METHODS. */
+	struct {
+		uint32_t id, method;
+	} in_flight[WIRE_REQUESTS_IN_FLIGHT];
 	uint32_t n_in_flight;
 	uint32_t n_unsent;                   /* answers in the queue */
 	struct packet *out_first, *out_last; /* owner: conn */

@@ -310,7 +310,6 @@ static void on_connection(uv_poll_t *poll, int status, int events)
 		int fd = sys_accept(server->listen_fd);
 
 		if (fd >= 0) {
-			server->counters.n_accepted++;
 			conn_open(server, fd);
 		} else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
 			   errno == ENOMEM) {
@@ -466,7 +465,7 @@ void server_limits(const struct server *server, struct wire_limits *ret)
 	};
 }
 
-void server_counters_get(const struct server *server, struct server_counters *ret)
+const struct server_counters *server_counters(const struct server *server)
 {
-	*ret = server->counters;
+	return &server->counters;
 }

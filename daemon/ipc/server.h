@@ -41,7 +41,10 @@ struct server_handlers {
 };
 
 struct server_counters {
-	uint64_t n_accepted, n_shed, n_refused, n_bad_frames, n_slow;
+	uint64_t n_served; /* said hello */
+	uint64_t n_shed, n_refused, n_bad_frames, n_slow;
+	/* By enum wire_method and enum wire_code; the last row is of methods that there are not. */
+	uint64_t n_answers[WIRE_N_METHODS + 1][WIRE_N_CODES];
 };
 
 /* 0, or a negative code with 'err': the path is taken, too long, or not ours. */
@@ -63,6 +66,6 @@ struct server *server_free(struct server *server);
 int server_listen_fd(const struct server *server); /* borrowed */
 const char *server_path(const struct server *server);
 void server_limits(const struct server *server, struct wire_limits *ret);
-void server_counters_get(const struct server *server, struct server_counters *ret);
+const struct server_counters *server_counters(const struct server *server); /* borrowed */
 
 #endif

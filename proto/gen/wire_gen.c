@@ -170,6 +170,20 @@ const struct wire_type wire_type_check = {
 	.fields = check_fields, .n_fields = 6, .required = 0xdu,
 };
 
+static const struct wire_field parked_fields[] = {
+	{ .name = "name", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_parked, name), .max = 256u },
+	{ .name = "kind", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_parked, kind), .max = 16u },
+	{ .name = "state", .name_size = 5, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_parked, state), .max = 16u },
+	{ .name = "model", .name_size = 5, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_parked, model), .is_optional = true, .has_offset = offsetof(struct wire_parked, has_model), .max = 32u },
+	{ .name = "model_name", .name_size = 10, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_parked, model_name), .is_optional = true, .has_offset = offsetof(struct wire_parked, has_model_name), .max = 512u },
+	{ .name = "generation", .name_size = 10, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_parked, generation), .is_optional = true, .has_offset = offsetof(struct wire_parked, has_generation), .max = 9223372036854775807u },
+	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_parked, bytes), .is_optional = true, .has_offset = offsetof(struct wire_parked, has_bytes), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_parked = {
+	.name = "parked", .size = sizeof(struct wire_parked),
+	.fields = parked_fields, .n_fields = 7, .required = 0x7u,
+};
+
 static const struct wire_field limits_fields[] = {
 	{ .name = "packet_bytes", .name_size = 12, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_limits, packet_bytes), .max = 9223372036854775807u },
 	{ .name = "fds_per_packet", .name_size = 14, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_limits, fds_per_packet), .max = 9223372036854775807u },
@@ -723,16 +737,28 @@ const struct wire_type wire_type_metrics_request = {
 	.name = "metrics_request", .size = sizeof(struct wire_metrics_request),
 };
 
+static const struct wire_field metrics_response_fields[] = {
+	{ .name = "text", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_metrics_response, text), .max = 131072u },
+};
 const struct wire_type wire_type_metrics_response = {
 	.name = "metrics_response", .size = sizeof(struct wire_metrics_response),
+	.fields = metrics_response_fields, .n_fields = 1, .required = 0x1u,
 };
 
 const struct wire_type wire_type_store_request = {
 	.name = "store_request", .size = sizeof(struct wire_store_request),
 };
 
+static const struct wire_field store_response_fields[] = {
+	{ .name = "survives_restart", .name_size = 16, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_store_response, survives_restart) },
+	{ .name = "descriptors", .name_size = 11, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_store_response, descriptors), .max = 9223372036854775807u },
+	{ .name = "max_descriptors", .name_size = 15, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_store_response, max_descriptors), .max = 9223372036854775807u },
+	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_store_response, bytes), .max = 9223372036854775807u },
+	{ .name = "parked", .name_size = 6, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_store_response, parked), .is_list = true, .max = 262144u, .type = &wire_type_parked },
+};
 const struct wire_type wire_type_store_response = {
 	.name = "store_response", .size = sizeof(struct wire_store_response),
+	.fields = store_response_fields, .n_fields = 5, .required = 0x1fu,
 };
 
 const struct wire_type wire_type_warm_request = {
@@ -916,8 +942,8 @@ const struct wire_message wire_messages[WIRE_N_METHODS] = {
 	{ .method = "publish.begin", .number = 25, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 0, .request_fds_max = 32, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_publish_begin_request, .response = &wire_type_publish_begin_response },
 	{ .method = "publish.commit", .number = 26, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_publish_commit_request, .response = &wire_type_publish_commit_response },
 	{ .method = "publish.abort", .number = 27, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_publish_abort_request, .response = &wire_type_publish_abort_response },
-	{ .method = "metrics", .number = 28, .role = WIRE_ROLE_ADMIN, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_metrics_request, .response = &wire_type_metrics_response },
-	{ .method = "store", .number = 29, .role = WIRE_ROLE_ADMIN, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_store_request, .response = &wire_type_store_response },
+	{ .method = "metrics", .number = 28, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_metrics_request, .response = &wire_type_metrics_response },
+	{ .method = "store", .number = 29, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_store_request, .response = &wire_type_store_response },
 	{ .method = "warm", .number = 30, .role = WIRE_ROLE_ADMIN, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_warm_request, .response = &wire_type_warm_response },
 	{ .method = "drain", .number = 31, .role = WIRE_ROLE_ADMIN, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_drain_request, .response = &wire_type_drain_response },
 	{ .method = "reload", .number = 32, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_reload_request, .response = &wire_type_reload_response },

@@ -221,6 +221,25 @@ struct wire_check {
 #define WIRE_CHECK_NAME_MAX 512
 #define WIRE_CHECK_TEXT_MAX 256
 
+struct wire_parked {
+	bool has_model;
+	bool has_model_name;
+	bool has_generation;
+	bool has_bytes;
+	struct wire_str name;
+	struct wire_str kind;
+	struct wire_str state;
+	struct wire_str model;
+	struct wire_str model_name;
+	uint64_t generation;
+	uint64_t bytes;
+};
+#define WIRE_PARKED_NAME_MAX 256
+#define WIRE_PARKED_KIND_MAX 16
+#define WIRE_PARKED_STATE_MAX 16
+#define WIRE_PARKED_MODEL_MAX 32
+#define WIRE_PARKED_MODEL_NAME_MAX 512
+
 struct wire_limits {
 	uint64_t packet_bytes;
 	uint64_t fds_per_packet;
@@ -739,16 +758,22 @@ struct wire_metrics_request {
 };
 
 struct wire_metrics_response {
-	uint8_t unused; /* nothing to say */
+	struct wire_str text;
 };
+#define WIRE_METRICS_RESPONSE_TEXT_MAX 131072
 
 struct wire_store_request {
 	uint8_t unused; /* nothing to say */
 };
 
 struct wire_store_response {
-	uint8_t unused; /* nothing to say */
+	bool survives_restart;
+	uint64_t descriptors;
+	uint64_t max_descriptors;
+	uint64_t bytes;
+	struct wire_list parked; /* list:parked */
 };
+#define WIRE_STORE_RESPONSE_PARKED_MAX 262144
 
 struct wire_warm_request {
 	uint8_t unused; /* nothing to say */
@@ -901,6 +926,7 @@ union wire_body {
 	struct wire_record record;
 	struct wire_setting setting;
 	struct wire_check check;
+	struct wire_parked parked;
 	struct wire_limits limits;
 	struct wire_error_detail error_detail;
 	struct wire_error error;
@@ -997,6 +1023,7 @@ extern const struct wire_type wire_type_client;
 extern const struct wire_type wire_type_record;
 extern const struct wire_type wire_type_setting;
 extern const struct wire_type wire_type_check;
+extern const struct wire_type wire_type_parked;
 extern const struct wire_type wire_type_limits;
 extern const struct wire_type wire_type_error_detail;
 extern const struct wire_type wire_type_error;

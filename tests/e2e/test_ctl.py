@@ -39,7 +39,7 @@ def test_every_verb_has_help_without_a_daemon():
              if line.startswith("  ") and not line.startswith("  distorchctl")]
     assert {"status", "ps", "show", "load", "unload", "pin", "unpin", "keep", "unkeep", "why",
             "verify", "clients", "events", "budget", "config", "doctor", "ping", "version",
-            "help"} <= set(names)
+            "help", "store", "metrics", "completion"} <= set(names)
     for name in names:
         done = ctl(None, name, "--help")
         assert done.returncode == 0 and "Usage:" in done.stdout, name
@@ -322,7 +322,8 @@ def test_a_wrong_usage_is_json_too(words):
 def test_every_verb_speaks_json(daemon):
     for words in (["help"], ["help", "load"], ["help", "exit-codes"], ["config", "check"],
                   ["version"], ["ping"], ["doctor"], ["devices"], ["budget"], ["clients"],
-                  ["config"], ["status"], ["ps"], ["verify"], ["events", "--since", "1h"]):
+                  ["config"], ["status"], ["ps"], ["verify"], ["events", "--since", "1h"],
+                  ["store"], ["metrics"], ["completion", "zsh"], ["completion", "models"]):
         done = ctl(daemon, *words, "--json")
         assert done.returncode in (0, 9), done.stderr
         assert json.loads(done.stdout)["schema"] == 1, words
@@ -558,6 +559,10 @@ def test_an_installed_tree_can_be_moved_and_compiled_against(daemon, tmp_path):
     subprocess.run(["cmake", "--install", BUILD, "--prefix", tmp_path / "first"], check=True,
                    capture_output=True, timeout=60)
     root = (tmp_path / "first").rename(tmp_path / "moved")
+    for shell, place in (("bash", "bash-completion/completions/distorchctl"),
+                         ("zsh", "zsh/site-functions/_distorchctl"),
+                         ("fish", "fish/vendor_completions.d/distorchctl.fish")):
+        assert (root / "share" / place).read_text() == ctl(None, "completion", shell).stdout
     pc = next(root.rglob("distorch.pc"))
     environment = {**os.environ, "PKG_CONFIG_PATH": str(pc.parent),
                    "DISTORCH_SOCKET": str(daemon.socket)}

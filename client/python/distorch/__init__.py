@@ -18,8 +18,8 @@ where there is none.
 
 from .client import Connection, Subscription, connect
 from .results import (
-    Check, Client, Detail, Device, Error, Event, Holder, Loaded, Model, Outcome, Place,
-    Progress, Record, Reloaded, Report, Server, Setting, Status, Wish,
+    Check, Client, Detail, Device, Error, Event, Holder, Loaded, Model, Outcome, Parked, Place,
+    Progress, Record, Reloaded, Report, Server, Setting, Status, Store, Wish,
 )
 from .tensors import Tensor, Weights
 
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Check", "Client", "Connection", "Detail", "Device", "Error", "Event", "Holder", "Loaded",
-    "Model", "Outcome", "Place", "Progress", "Record", "Reloaded", "Report", "Server", "Setting", "Status",
-    "Subscription", "Tensor", "Weights", "Wish", "__version__", "connect",
+    "Model", "Outcome", "Parked", "Place", "Progress", "Record", "Reloaded", "Report", "Server",
+    "Setting", "Status", "Store", "Subscription", "Tensor", "Weights", "Wish", "__version__",
+    "connect",
 ]

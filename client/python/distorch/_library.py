@@ -152,6 +152,13 @@ CHECK = structure("check", [
     ("id", TEXT), ("name", TEXT), ("ok", BOOL), ("bytes", U64), ("offset", U64), ("text", TEXT)])
 RELOADED = structure("reloaded", [("applied", TEXTS), ("later", TEXTS)])
 CHECKS = structure("checks", [("checks", _list_of(CHECK, results.Check))])
+METRICS = structure("metrics", [("text", TEXT)])
+PARKED = structure("parked", [
+    ("name", TEXT), ("kind", TEXT), ("state", TEXT), ("model", TEXT), ("model_name", TEXT),
+    ("generation", U64), ("bytes", U64)])
+STORE = structure("store", [
+    ("survives_restart", BOOL), ("descriptors", U64), ("max_descriptors", U64), ("bytes", U64),
+    ("parked", _list_of(PARKED, results.Parked))])
 SERVER = structure("server", [
     ("socket_path", TEXT), ("version", TEXT), ("role", TEXT), ("protocol", U64), ("epoch", U64),
     ("client", U64)])
@@ -237,6 +244,8 @@ PROTOTYPES = {
     "config": (c_int, [_C, POINTER(POINTER(SETTINGS))]),
     "verify": (c_int, [_C, POINTER(c_char_p), c_size_t, POINTER(POINTER(CHECKS))]),
     "reload": (c_int, [_C, POINTER(POINTER(RELOADED))]),
+    "metrics": (c_int, [_C, POINTER(POINTER(METRICS))]),
+    "store": (c_int, [_C, POINTER(POINTER(STORE))]),
     "shutdown": (c_int, [_C]),
     "subscribe": (c_int, [_C, POINTER(EVENT_FILTER)]),
     "next_event": (c_int, [_C, c_uint32, POINTER(POINTER(EVENT))]),
@@ -250,7 +259,7 @@ PROTOTYPES = {
     "weights_names": (c_void_p, [_W, POINTER(c_size_t)]),
 }
 FREED = ("server", "loaded", "report", "model", "models", "detail", "devices", "clients",
-         "records", "status", "settings", "checks", "reloaded", "event")
+         "records", "status", "settings", "checks", "metrics", "store", "reloaded", "event")
 
 
 def _candidates():

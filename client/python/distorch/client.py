@@ -347,6 +347,14 @@ class Connection:
         array, count = given.model_texts(models)
         return self._ask_list("verify", lib.CHECKS, "checks", array, count)
 
+    def metrics(self):
+        """What there is to measure, as OpenMetrics text (admin)."""
+        return self._ask_one("metrics", lib.METRICS, dict)["text"]
+
+    def store(self):
+        """What is parked with whoever restarts the daemon, as a Store (admin)."""
+        return self._ask_one("store", lib.STORE, results.Store)
+
     def events(self, *, model=None, types=(), since=None):
         """What happened, oldest first, as Records; `since` seconds ago. `types` such as
         "load.done" (a single string is one type)."""

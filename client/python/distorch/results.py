@@ -237,6 +237,31 @@ class Reloaded:
 
 
 @dataclass(frozen=True)
+class Parked:
+    """One descriptor that is parked for the daemon's next life; `model`, `model_name` and
+    `generation` are None for what belongs to no model."""
+
+    name: str
+    kind: str
+    state: str
+    model: Optional[str]
+    model_name: Optional[str]
+    generation: Optional[int]
+    bytes: Optional[int]
+
+
+@dataclass(frozen=True)
+class Store:
+    """What whoever restarts the daemon keeps for it; `bytes` are the images'."""
+
+    survives_restart: bool
+    descriptors: int
+    max_descriptors: int
+    bytes: int
+    parked: List[Parked]
+
+
+@dataclass(frozen=True)
 class Server:
     """Who answered the hello."""
 
