@@ -22,7 +22,7 @@ static const struct {
 	{'o', WORDS_CHOICES, "table wide json jsonl csv id"},
 	{OPTION_TO, WORDS_CHOICES, "ram"},
 	{OPTION_COMPUTE, WORDS_CHOICES, "cpu"},
-	{OPTION_FORMAT, WORDS_CHOICES, "auto safetensors"},
+	{OPTION_FORMAT, WORDS_CHOICES, "auto safetensors gguf raw"},
 	{OPTION_DEVICE, WORDS_CHOICES, "ram"},
 	{OPTION_UNDER, WORDS_FOLDERS, NULL},
 	{OPTION_TYPE, WORDS_CHOICES,

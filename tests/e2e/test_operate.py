@@ -380,6 +380,14 @@ def test_values_and_words_are_offered_where_they_belong(daemon, tmp_path):
     assert bash(daemon, "ping", "") == []
 
 
+def test_values_that_are_offered_are_those_of_the_help():
+    text = ctl(None, "load", "--help").stdout
+    for option, count in (("--format", 4), ("--output", 6)):
+        offered = bash(None, "load", option, "")
+        described = re.search(rf"{option}=\w+ (.*?)\n {{2,6}}-", text, re.S)[1]
+        assert len(offered) == count and all(word in described for word in offered), option
+
+
 def test_models_are_completed_by_name_else_by_id(daemon, make_model):
     names = ["flux dev.safetensors", "flex.safetensors", "line\nbreak.safetensors"]
     for number, name in enumerate(names):
