@@ -206,7 +206,7 @@ target_link_libraries(test_core_histories PRIVATE core_driver PkgConfig::CMOCKA)
 set_target_properties(test_core_histories PROPERTIES
 	RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
 add_test(NAME core/histories COMMAND test_core_histories)
-set_tests_properties(core/histories PROPERTIES LABELS "core;fast" TIMEOUT 120)
+set_tests_properties(core/histories PROPERTIES LABELS "core;fast" TIMEOUT 600)
 fuzz_target(core daemon/core)
 target_link_libraries(fuzz_core PRIVATE core_driver)
 

@@ -223,8 +223,8 @@ static bool is_permitted(struct conn *conn, const struct wire_packet *packet)
 static void handle_request(struct conn *conn, const struct wire_packet *packet, int *fds,
 			   uint32_t n_fds)
 {
-	const struct wire_message *message = packet->message;
 	const uint32_t n_unclosed = n_fds == 0 ? 0 : closer_count(conn->peer.uid);
+	const struct wire_message *message = packet->message;
 	struct wire_fault fault;
 	union wire_body body;
 	char text[160];
