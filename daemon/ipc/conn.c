@@ -184,8 +184,8 @@ static bool is_over_limit(const struct conn *conn)
 	       n_same_uid >= server->options.connections_per_uid;
 }
 
-/* May this connection use this method now? Refuses otherwise. */
-static bool is_permitted(struct conn *conn, const struct wire_packet *packet)
+/* The method asked for, or NULL: this connection may not use it now, and was told so. */
+static const struct wire_message *permitted(struct conn *conn, const struct wire_packet *packet)
 {
 	const struct wire_message *message = packet->message;
 	bool is_hello = message != NULL && message->number == WIRE_METHOD_HELLO;
@@ -215,21 +215,21 @@ static bool is_permitted(struct conn *conn, const struct wire_packet *packet)
 		(void)snprintf(text, sizeof text, "%s needs an administrator", message->method);
 		refuse(conn, packet->id, WIRE_NOT_ALLOWED, NULL, text);
 	} else {
-		return true;
+		return message;
 	}
-	return false;
+	return NULL;
 }
 
 static void handle_request(struct conn *conn, const struct wire_packet *packet, int *fds,
 			   uint32_t n_fds)
 {
 	const uint32_t n_unclosed = n_fds == 0 ? 0 : closer_count(conn->peer.uid);
-	const struct wire_message *message = packet->message;
+	const struct wire_message *message = permitted(conn, packet);
 	struct wire_fault fault;
 	union wire_body body;
 	char text[160];
 
-	if (!is_permitted(conn, packet)) {
+	if (message == NULL) {
 		return;
 	}
 	if (n_unclosed >= CLOSER_LIMIT) {
