@@ -34,6 +34,7 @@
 
 #define NS_PER_MS      1000000U
 #define RESULTS_A_TURN 64 /* then requests get their turn again */
+#define STALL_MS       30000
 
 struct client *daemon_find_client(const struct daemon *daemon, uint64_t id)
 {
@@ -322,7 +323,7 @@ static int init_loader(struct daemon *daemon, struct err *err)
 		.n_threads = daemon->config->load_threads,
 		.direct_io = daemon->config->load_direct_io,
 		.hugepages = daemon->config->memory_hugepages,
-		.stall_ns = 30000000000U,
+		.stall_ns = 1000000ULL * testing_ms("DISTORCHD_TEST_STALL_MS", STALL_MS),
 		.progress_ns = 100000000U,
 	};
 	int code;

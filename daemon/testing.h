@@ -4,6 +4,7 @@
  *
  * Environment: DISTORCHD_FAULT (sys_fault_parse, set when the daemon is ready),
  * DISTORCHD_TEST_HELLO_MS and DISTORCHD_TEST_DRAIN_MS (instead of the protocol's),
+ * DISTORCHD_TEST_STALL_MS (a read without a byte for so long is stalled),
  * DISTORCHD_TEST_FILE: on SIGUSR2 its one line is carried out, the file is removed, and what
  * came of it stands in the file of the same name with ".done" behind it:
  *   fault SPEC   as DISTORCHD_FAULT      hits CALL   how often a fault struck it
