@@ -182,9 +182,13 @@ static void on_process_gone(void *context, uint64_t id)
 	(void)daemon_step(context, &event);
 }
 
-struct process_watch *daemon_watch_process(struct daemon *daemon, int pidfd, uint64_t client)
+void daemon_watch_process(struct daemon *daemon, struct client *client, int pidfd)
 {
-	return process_watch_start(&daemon->loop, pidfd, on_process_gone, daemon, client);
+	if (!process_watch_start(client->watch, &daemon->loop, pidfd, on_process_gone, daemon,
+				 client->id)) {
+		log_warning("cannot watch pid %u: what it maps stays counted until the daemon ends",
+			    client->pid);
+	}
 }
 
 void daemon_watch_client(struct daemon *daemon, struct client *client)
@@ -195,11 +199,7 @@ void daemon_watch_client(struct daemon *daemon, struct client *client)
 	    view.held_bytes == 0) {
 		return; /* nothing mapped: nothing to wait for */
 	}
-	client->watch = daemon_watch_process(daemon, conn_take_pidfd(client->conn), client->id);
-	if (client->watch == NULL) {
-		log_warning("cannot watch pid %u: what it maps stays counted until the daemon ends",
-			    client->pid);
-	}
+	daemon_watch_process(daemon, client, conn_take_pidfd(client->conn));
 }
 
 /* ---- results of the loader ---- */
@@ -457,6 +457,7 @@ static int init_server(struct daemon *daemon, const struct daemon_options *optio
 
 int daemon_init(struct daemon *daemon, const struct daemon_options *options, struct err *err)
 {
+	uint64_t adopted_bytes;
 	int listen_fd;
 	int code;
 
@@ -467,6 +468,7 @@ int daemon_init(struct daemon *daemon, const struct daemon_options *options, str
 	daemon->deadline_ns = UINT64_MAX;
 	daemon->started_ns = clock_mono_ns();
 	daemon->metrics.started_real_ns = clock_real_ns();
+	testing_init();
 	if (sys_getrandom(&daemon->epoch, sizeof daemon->epoch) < 0 ||
 	    uv_loop_init(&daemon->loop) < 0) {
 		return err_set(err, WIRE_INTERNAL, "cannot make an event loop");
@@ -487,7 +489,10 @@ int daemon_init(struct daemon *daemon, const struct daemon_options *options, str
 		code = persist_new(daemon, err);
 	}
 	if (code == 0) {
-		code = init_memory(daemon, persist_adopt(daemon), err);
+		code = persist_adopt(daemon, &adopted_bytes, err);
+	}
+	if (code == 0) {
+		code = init_memory(daemon, adopted_bytes, err);
 	}
 	if (code == 0) {
 		code = init_signals(daemon, err);
