@@ -74,12 +74,14 @@ def alarm(request):
 def wait_until(condition, seconds=5.0, what="the condition"):
     """Poll until condition() is true and return its value; AssertionError after 'seconds'."""
     end = time.monotonic() + seconds
+    pause = 0.0005
     while True:
         value = condition()
         if value:
             return value
         assert time.monotonic() < end, f"{what} did not come true within {seconds} s"
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
 
 
 # ---- raw packets -----------------------------------------------------------------------
@@ -346,10 +348,14 @@ class Daemon:
 
     def unload_all(self):
         """Free everything; wishes of tests do not outlive them."""
+        self.unload_all_but(None)
+
+    def unload_all_but(self, name):
         with self.raw() as raw:
             for model in raw.call("list", {"all": True})["models"]:
                 with contextlib.suppress(RawError):
-                    raw.call("unload", {"select": {"models": [model["id"]]}})
+                    if model.get("name", "") != name:
+                        raw.call("unload", {"select": {"models": [model["id"]]}})
 
     def fds_at_rest(self):
         """Open descriptors less the source file that each known model keeps."""
