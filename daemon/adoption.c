@@ -639,7 +639,7 @@ int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err)
 		log_warning("nothing survives a restart: %s", ledger_err.text);
 		persist->max_fds = 0;
 	}
-	if (persist->old_ledger != NULL) {
+	if (persist->old_ledger != NULL && persist->max_fds > 0) {
 		n_failed = ledger_count_start(persist->old_ledger);
 	}
 	if (persist->max_fds == 0 || n_failed >= SKIP_ALL) {
