@@ -146,8 +146,9 @@ class RawClient:
         try:
             packet, control, flags, _ = self.sock.recvmsg(
                 PACKET_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
-        except ConnectionResetError:
-            return b"", []
+        except ConnectionResetError:  # said once; what was sent before can still be read
+            packet, control, flags, _ = self.sock.recvmsg(
+                PACKET_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
         fds = array.array("i")
         for level, kind, data in control:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
