@@ -27,7 +27,7 @@ def lease_ends(daemon, seconds=1.0):
     wait_until(lambda: bytes_in_use(daemon) == (0, 0), seconds * slowness(), "the lease's end")
 
 
-@pytest.mark.fault("C01")
+@pytest.mark.fault("C01:idle", "C01:reading", "C01:pin")
 @pytest.mark.parametrize("doing", ["idle", "reading", "pinned"])
 def test_a_killed_client_gives_its_lease_back(daemon, make_model, child, doing):
     extra = {
@@ -45,7 +45,7 @@ def test_a_killed_client_gives_its_lease_back(daemon, make_model, child, doing):
     assert model["pinned"] is (doing == "pinned")
 
 
-@pytest.mark.fault("C01")
+@pytest.mark.fault("C01:between")
 def test_a_client_killed_between_the_answer_and_its_descriptors_leaves_nothing(
         daemon, make_model, child):
     path = make_model()
@@ -76,7 +76,7 @@ d.load(sys.argv[2], progress=lambda p: getattr(begun, 'said', False) or begun(p)
 """
 
 
-@pytest.mark.fault("C01")
+@pytest.mark.fault("C01:waiting")
 def test_a_load_goes_on_for_others_when_its_client_is_killed(daemon, tmp_path, child):
     path = make_sparse_model(tmp_path / "slow.safetensors", 256 << 20)
     daemon.tell("fault pread:2:delay=200:ever")

@@ -105,7 +105,7 @@ CASES = {
 }
 
 
-@pytest.mark.fault("F33")
+@pytest.mark.fault("F33:close")
 @pytest.mark.parametrize("case", CASES)
 def test_a_close_that_never_ends_holds_nobody_up(daemon, make_model, silent_file, send, case):
     send(daemon, silent_file.path, CASES[case], n_fds=40 if case == "too many" else 1)

@@ -52,7 +52,7 @@ def peak_kib(daemon):
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-@pytest.mark.fault("F04", "F02")
+@pytest.mark.fault("F04:depth", "F04:zeros", "F04:string", "F04:tensors", "F02")
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_header_of_100_mb_is_refused_and_the_loop_answers_meanwhile(daemon, tmp_path, kind):
     path = tmp_path / "bomb.safetensors"
@@ -88,7 +88,7 @@ def begins_well(kind):
 # ---- rights and leases ------------------------------------------------------------------------
 
 
-@pytest.mark.fault("F34")
+@pytest.mark.fault("F34:mode")
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read every file")
 def test_a_file_without_permissions_is_refused_in_words(daemon, distorch, make_model):
     path = make_model()
@@ -96,7 +96,7 @@ def test_a_file_without_permissions_is_refused_in_words(daemon, distorch, make_m
     refuse_in_words(daemon.socket, path)
 
 
-@pytest.mark.fault("F34")
+@pytest.mark.fault("F34:mode")
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
 def test_a_file_without_permissions_is_refused_another_user_in_words(daemon, make_model):
     path = make_model()
@@ -120,7 +120,7 @@ def refuse_in_words(socket, path):
     connection.close()
 
 
-@pytest.mark.fault("F34")
+@pytest.mark.fault("F34:lease")
 def test_a_lease_of_another_process_is_broken_and_nobody_waits(daemon, make_model):
     path = make_model(seed=3)
     broken = threading.Event()
@@ -150,7 +150,7 @@ def test_a_lease_of_another_process_is_broken_and_nobody_waits(daemon, make_mode
 # ---- sparse files and O_DIRECT ------------------------------------------------------------------
 
 
-@pytest.mark.fault("F34")
+@pytest.mark.fault("F34:no-direct")
 def test_a_filesystem_without_direct_reads_is_read_anyhow(daemon, make_model):
     if not os.path.isdir("/dev/shm"):
         pytest.skip("no tmpfs here")
@@ -162,7 +162,7 @@ def test_a_filesystem_without_direct_reads_is_read_anyhow(daemon, make_model):
         os.unlink(path)
 
 
-@pytest.mark.fault("F34")
+@pytest.mark.fault("F34:no-direct")
 @pytest.mark.parametrize("error", ["EINVAL", "EOPNOTSUPP"])
 def test_direct_reads_that_are_refused_become_buffered_ones(daemon, make_model, error):
     path = make_model(size=20 * MIB, seed=9)
@@ -189,7 +189,7 @@ def loaded_image_is(daemon, path):
         raw.call("detach", {"lease": result["lease"]})
 
 
-@pytest.mark.fault("F34")
+@pytest.mark.fault("F34:sparse")
 def test_a_sparse_file_loads_with_its_holes(daemon, tmp_path):
     path = make_sparse_model(tmp_path / "sparse.safetensors", 24 * MIB)
     with open(path, "r+b") as file:
@@ -199,7 +199,7 @@ def test_a_sparse_file_loads_with_its_holes(daemon, tmp_path):
     loaded_image_is(daemon, path)
 
 
-@pytest.mark.fault("F34", "M01")
+@pytest.mark.fault("F34:16tb", "M01:budget")
 def test_a_sparse_file_of_16_tb_is_judged_by_its_size_and_not_read(daemon, tmp_path):
     try:
         path = make_sparse_model(tmp_path / "huge.safetensors", 16 * 10**12 - 4096)

@@ -39,7 +39,7 @@ def refused(raw, path, **params):
     return caught.value.error
 
 
-@pytest.mark.fault("M01")
+@pytest.mark.fault("M01:budget")
 @pytest.mark.daemon("memory.ram=64M")
 def test_what_can_never_fit_is_refused_with_numbers_and_nothing_is_evicted(daemon, raw,
                                                                           make_model):
@@ -54,7 +54,7 @@ def test_what_can_never_fit_is_refused_with_numbers_and_nothing_is_evicted(daemo
     assert daemon.status()["evictions"] == 0 and daemon.status()["refusals"] == 1
 
 
-@pytest.mark.fault("M01")
+@pytest.mark.fault("M01:available")
 def test_what_the_machine_does_not_have_is_refused_whatever_the_budget(start_daemon, make_model):
     daemon = start_daemon("memory.ram=1T", f"memory.reserve={total_memory()}")
     with daemon.raw() as raw:
@@ -93,7 +93,7 @@ def own_memory_cgroup():
     return None
 
 
-@pytest.mark.fault("M01")
+@pytest.mark.fault("M01:cgroup")
 def test_what_the_cgroup_does_not_allow_is_refused_and_nobody_is_killed(start_daemon, tmp_path,
                                                                        make_model):
     group = own_memory_cgroup()

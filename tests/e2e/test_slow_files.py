@@ -70,7 +70,7 @@ def nothing_is_kept(daemon):
     assert all(not model["where"] for model in daemon.models(True))
 
 
-@pytest.mark.fault("F33")
+@pytest.mark.fault("F33:silent")
 def test_a_server_that_never_answers_is_shown_as_stalled_and_holds_nobody_up(
         impatient, make_model, fuse_file):
     path = make_model(size=4 * MIB)
@@ -88,7 +88,7 @@ def test_a_server_that_never_answers_is_shown_as_stalled_and_holds_nobody_up(
     nothing_is_kept(impatient)
 
 
-@pytest.mark.fault("F33")
+@pytest.mark.fault("F33:silent")
 def test_a_server_that_answers_too_late_finds_its_load_given_up(impatient, make_model, fuse_file):
     file = fuse_file("silent", make_model(size=4 * MIB))
     with impatient.raw(timeout=20 * slowness()) as raw, opened(file.path) as fd:
@@ -103,7 +103,7 @@ def test_a_server_that_answers_too_late_finds_its_load_given_up(impatient, make_
     nothing_is_kept(impatient)
 
 
-@pytest.mark.fault("F33")
+@pytest.mark.fault("F33:silent")
 def test_a_header_that_never_comes_is_given_up_while_its_read_still_waits(
         impatient, make_model, fuse_file):
     file = fuse_file("deaf", make_model(size=4 * MIB))
@@ -116,7 +116,7 @@ def test_a_header_that_never_comes_is_given_up_while_its_read_still_waits(
     file.end()
 
 
-@pytest.mark.fault("F33")
+@pytest.mark.fault("F33:drip")
 def test_one_byte_at_a_time_is_slow_and_not_stalled(impatient, make_model, fuse_file):
     file = fuse_file("drip", make_model(size=4 * MIB))
     with impatient.raw(timeout=20 * slowness()) as raw, opened(file.path) as fd:
@@ -134,7 +134,7 @@ def test_one_byte_at_a_time_is_slow_and_not_stalled(impatient, make_model, fuse_
         nothing_is_kept(impatient)
 
 
-@pytest.mark.fault("F33", "X06")
+@pytest.mark.fault("F33:eio", "X06")
 def test_an_error_at_half_is_named_with_errno_and_offset(daemon, make_model, fuse_file):
     path = make_model(size=8 * MIB)
     half = path.stat().st_size // 2
@@ -152,7 +152,7 @@ def test_an_error_at_half_is_named_with_errno_and_offset(daemon, make_model, fus
     others_are_served(daemon, make_model)
 
 
-@pytest.mark.fault("F33")
+@pytest.mark.fault("F33:eintr", "F33:short", "D08")
 def test_interrupted_and_short_reads_are_invisible(daemon, make_model, fuse_file):
     path = make_model(size=1 * MIB)
     file = fuse_file("eintr", path)

@@ -167,7 +167,7 @@ def _can_connect(daemon):
         return False
 
 
-@pytest.mark.fault("P13")
+@pytest.mark.fault("P13:one-uid")
 def test_the_65th_connection_of_one_user_is_one_too_many(daemon):
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(daemon.raw()) for _ in range(64)]
@@ -196,7 +196,7 @@ for line in sys.stdin:
 
 
 @needs_root
-@pytest.mark.fault("P13")
+@pytest.mark.fault("P13:all")
 def test_the_1025th_connection_of_all_users_is_one_too_many(daemon, child):
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 4096:
         pytest.skip("the limit on descriptors is lower than 1,024 connections need")
