@@ -32,7 +32,7 @@ n_reads = 0
 
 def attributes(node):
     mode, size = (0o40755, 0) if node == 1 else (0o100644, len(content))
-    return struct.pack("<QQQQQQIIIIIIIIII", node, size, 8, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+    return struct.pack("<6Q10I", node, size, 8, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
 def reply_to(unique, body=b"", error=0):
     try:

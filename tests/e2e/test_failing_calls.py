@@ -232,7 +232,11 @@ def is_whole(daemon, path):
     for model in at_rest():
         if model["state"] == "resident":
             with daemon.raw() as raw:
-                assert raw.call("verify")["checks"][0]["ok"]
+                check, = raw.call("verify")["checks"]
+                if not check["ok"]:  # it joined one that the fault struck: nothing was found
+                    assert "offset" not in check, check
+                    check, = raw.call("verify")["checks"]
+                assert check["ok"], check
                 result, fds = raw.attach(path, map=True)
                 assert os.pread(fds[1], 1 << 20, 0) == path.read_bytes()
                 close_all(fds)
