@@ -26,6 +26,11 @@ static int open_failed(const char *path, int sys)
 		return failure_set(DISTORCH_E_TOO_MANY, sys, "raise ulimit -n",
 				   "%s cannot be opened: %s", path, strerror(sys));
 	}
+	if (sys == EAGAIN) { /* it is opened without waiting */
+		return failure_set(DISTORCH_E_BUSY, sys, "try again in a moment",
+				   "%s cannot be opened: another process holds a lease on it",
+				   path);
+	}
 	return failure_set(DISTORCH_E_IO, sys, NULL, "%s cannot be opened: %s", path,
 			   strerror(sys));
 }

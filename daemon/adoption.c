@@ -64,7 +64,7 @@ static void take_names(struct persist *persist)
 	}
 }
 
-void inherited_take(struct persist *persist)
+int inherited_take(struct persist *persist, struct err *err)
 {
 	uint64_t pid = take_number("LISTEN_PID");
 	uint64_t n_fds = take_number("LISTEN_FDS");
@@ -76,7 +76,12 @@ void inherited_take(struct persist *persist)
 		n_fds = MAX_INHERITED;
 	}
 	persist->inherited = !is_ours ? NULL : sys_calloc(n_fds, sizeof *persist->inherited);
-	persist->n_inherited = persist->inherited == NULL ? 0 : (uint32_t)n_fds;
+	if (is_ours && persist->inherited == NULL) {
+		/* Whoever keeps them gives them to the next start too. */
+		return err_set(err, WIRE_NO_MEMORY, "no memory to take %llu descriptors over",
+			       (unsigned long long)n_fds);
+	}
+	persist->n_inherited = is_ours ? (uint32_t)n_fds : 0;
 	for (uint32_t i = 0; i < persist->n_inherited; i++) {
 		int fd = FIRST_FD + (int)i;
 
@@ -86,6 +91,7 @@ void inherited_take(struct persist *persist)
 	(void)unsetenv("LISTEN_PID");
 	(void)unsetenv("LISTEN_FDS");
 	(void)unsetenv("LISTEN_FDNAMES");
+	return 0;
 }
 
 void inherited_free(struct persist *persist)
@@ -263,9 +269,9 @@ static struct core_file_key key_of(const struct table_shard *shard)
 				      .ctime_ns = shard->ctime_ns};
 }
 
-/* The copy as the core sees it: 0, when there is no room for it. Takes 'file' and 'extent'. */
-static uint64_t give_to_core(struct daemon *daemon, const struct found *found, struct file *file,
-			     struct extent *extent)
+/* The copy as the core sees it. Takes 'file', and 'extent' unless it fails. */
+static int give_to_core(struct daemon *daemon, const struct found *found, struct file *file,
+			struct extent *extent, struct core_segment_view *ret, struct err *err)
 {
 	const struct table_header *header = found->view.header;
 	struct core_file_key key = key_of(found->view.shards);
@@ -284,14 +290,17 @@ static uint64_t give_to_core(struct daemon *daemon, const struct found *found, s
 	event.adopt.file = store_add_file(daemon->store, file);
 	if (event.adopt.file == 0) {
 		(void)file_unref(file);
-		return 0;
+		return err_set(err, WIRE_NO_MEMORY, "no memory for its file");
 	}
 	segment = daemon_step(daemon, &event); /* gives the file back when it refuses */
-	if (segment == 0 || store_add_extent(daemon->store, segment, extent) < 0) {
-		return 0;
+	if (!core_segment_get(daemon->core, segment, ret)) {
+		return err_set(err, WIRE_TOO_MANY, "there is one of it already, or no room");
+	}
+	if (store_add_extent(daemon->store, segment, extent) < 0) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory to keep it");
 	}
 	store_set_park(daemon->store, segment, &found->park);
-	return segment;
+	return 0;
 }
 
 static bool describe_generation(const struct found *found, const struct extent *extent,
@@ -351,11 +360,12 @@ static int adopt_one(struct daemon *daemon, struct found *found, struct err *err
 	REQUIRE(extent != NULL && file != NULL); /* as both calls went well */
 	(void)wire_str_copy(table_shard_name(&found->view, 0), name, sizeof name);
 	(void)file_ref(file); /* its path is wanted still */
-	if (!core_segment_get(daemon->core, give_to_core(daemon, found, file, extent), &segment)) {
+	code = give_to_core(daemon, found, file, extent, &segment, err);
+	if (code < 0) {
 		generation_info_fini(&info);
 		(void)device_release(extent, NULL);
 		(void)file_unref(file);
-		return err_set(err, WIRE_TOO_MANY, "there is one of it already, or no room");
+		return code;
 	}
 	model = store_find_model(daemon->store, segment.model);
 	if (model == NULL) {
@@ -363,7 +373,10 @@ static int adopt_one(struct daemon *daemon, struct found *found, struct err *err
 					name[0] == '\0' ? "unnamed" : name, file_path(file));
 	}
 	(void)file_unref(file);
-	REQUIRE(model != NULL); /* at start: without memory for a name there is no daemon */
+	if (model == NULL) {
+		generation_info_fini(&info);
+		return err_set(err, WIRE_NO_MEMORY, "no memory for its name");
+	}
 	generation_info_fini(&model->current);
 	model->current = info;
 	return 0;
@@ -403,30 +416,34 @@ static bool find_parts(struct persist *persist, struct inherited *table, struct 
 	return true;
 }
 
-static uint64_t adopt_found(struct daemon *daemon, struct found *found)
+/* Without memory the start fails, and the next one gets it all; what is bad is given up. */
+static int adopt_found(struct daemon *daemon, struct found *found, uint64_t *bytes, struct err *err)
 {
 	struct persist *persist = daemon->persist;
-	struct err err = {0};
-	uint64_t bytes = 0;
+	int code = 0;
 
 	if (found->image == NULL || found->source == NULL) {
 		daemon->metrics.n_given_up++;
 		log_warning("%s is given up: its %s is missing", found->table->name,
 			    found->image == NULL ? "image" : "source");
-	} else if (adopt_one(daemon, found, &err) < 0) {
-		daemon->metrics.n_given_up++;
-		log_warning("%s is given up: %s", found->table->name, err.text);
-	} else {
+		return 0;
+	}
+	code = adopt_one(daemon, found, err);
+	if (code == 0) {
 		daemon->metrics.n_adopted++;
-		bytes = found->view.shards[0].image_size;
+		*bytes += found->view.shards[0].image_size;
 		found->table->is_kept = found->image->is_kept = found->source->is_kept = true;
 		persist->n_fds += 3;
 		testing_point("adopted");
+	} else if (code != -WIRE_NO_MEMORY) {
+		daemon->metrics.n_given_up++;
+		log_warning("%s is given up: %s", found->table->name, err->text);
+		code = 0;
 	}
 	if (found->memory != NULL) {
 		(void)munmap(found->memory, found->size); /* ours */
 	}
-	return bytes;
+	return code;
 }
 
 static int compare_generations(const void *a, const void *b)
@@ -440,18 +457,22 @@ static int compare_generations(const void *a, const void *b)
 }
 
 /* Older generations first, so that the newest is the published one. */
-static uint64_t adopt_models(struct daemon *daemon, bool skip_suspect)
+static int adopt_models(struct daemon *daemon, bool skip_suspect, uint64_t *ret_bytes,
+			struct err *err)
 {
 	struct persist *persist = daemon->persist;
 	AUTO_FREE struct found *all = sys_calloc((size_t)persist->n_inherited + 1, sizeof *all);
 	uint8_t suspect[16] = {0};
 	uint32_t n_found = 0;
-	uint64_t bytes = 0;
+	int code;
 
+	if (all == NULL) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory to look at what is kept");
+	}
 	if (skip_suspect) {
 		ledger_get_suspect(persist->old_ledger, suspect);
 	}
-	for (uint32_t i = 0; all != NULL && i < persist->n_inherited; i++) {
+	for (uint32_t i = 0; i < persist->n_inherited; i++) {
 		n_found += find_parts(persist, &persist->inherited[i], &all[n_found]) ? 1 : 0;
 	}
 	if (n_found > 0) {
@@ -467,9 +488,12 @@ static uint64_t adopt_models(struct daemon *daemon, bool skip_suspect)
 		if (persist->old_ledger != NULL) {
 			ledger_suspect(persist->old_ledger, all[i].park.uuid);
 		}
-		bytes += adopt_found(daemon, &all[i]);
+		code = adopt_found(daemon, &all[i], ret_bytes, err);
+		if (code < 0) {
+			return code;
+		}
 	}
-	return bytes;
+	return 0;
 }
 
 /* ---- who used it, and what was said ---- */
@@ -510,6 +534,12 @@ static void adopt_wishes(struct daemon *daemon)
 	}
 }
 
+static void warn_of_lost_lease(const struct ledger_lease *lease)
+{
+	log_warning("a lease of pid %u is lost: no room for it; what it maps is not counted",
+		    lease->pid);
+}
+
 /* The client that stands for a process of an earlier life; NULL: it is gone. */
 static struct client *find_client(struct daemon *daemon, const struct ledger_lease *lease)
 {
@@ -528,12 +558,13 @@ static struct client *find_client(struct daemon *daemon, const struct ledger_lea
 	if (peer_find((pid_t)lease->pid, lease->start_time, &peer, NULL) < 0) {
 		return NULL;
 	}
-	client = sys_calloc(1, sizeof *client);
+	client = client_new();
 	if (client != NULL) {
 		client->id = daemon_step(daemon, &event);
 	}
 	if (client == NULL || client->id == 0) {
-		free(client);
+		warn_of_lost_lease(lease);
+		(void)client_free(client);
 		peer_fini(&peer);
 		return NULL;
 	}
@@ -541,7 +572,7 @@ static struct client *find_client(struct daemon *daemon, const struct ledger_lea
 	client->pid = lease->pid;
 	client->start_time = lease->start_time;
 	(void)snprintf(client->comm, sizeof client->comm, "%s", peer.comm);
-	client->watch = daemon_watch_process(daemon, steal_fd(&peer.pidfd), client->id);
+	daemon_watch_process(daemon, client, steal_fd(&peer.pidfd));
 	DL_PREPEND(daemon->clients, client);
 	return client;
 }
@@ -558,6 +589,9 @@ static void adopt_leases(struct daemon *daemon)
 		struct core_event event = {.type = EV_ADOPT_LEASE};
 
 		if (origin == NULL) {
+			if (client != NULL) {
+				warn_of_lost_lease(&lease);
+			}
 			continue;
 		}
 		event.client = client->id;
@@ -589,21 +623,23 @@ static void close_clients(struct daemon *daemon)
 	}
 }
 
-uint64_t persist_adopt(struct daemon *daemon)
+int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err)
 {
 	struct persist *persist = daemon->persist;
 	struct core_event event = {.type = EV_ADOPTED, .adopted = {.quiet_ns = QUIET_NS}};
-	struct err err = {0};
+	struct err ledger_err = {0};
 	uint32_t n_failed = 0;
-	uint64_t bytes = 0;
+	int code;
+
+	*ret_bytes = 0;
 
 	open_old_ledger(persist);
 	if (persist->max_fds > 0 && ledger_new(persist->life, DAEMON_MAX_LEASES, DAEMON_MAX_WISHES,
-					       &persist->ledger, &err) < 0) {
-		log_warning("nothing survives a restart: %s", err.text);
+					       &persist->ledger, &ledger_err) < 0) {
+		log_warning("nothing survives a restart: %s", ledger_err.text);
 		persist->max_fds = 0;
 	}
-	if (persist->old_ledger != NULL) {
+	if (persist->old_ledger != NULL && persist->max_fds > 0) {
 		n_failed = ledger_count_start(persist->old_ledger);
 	}
 	if (persist->max_fds == 0 || n_failed >= SKIP_ALL) {
@@ -613,16 +649,19 @@ uint64_t persist_adopt(struct daemon *daemon)
 		}
 		return 0;
 	}
-	bytes = adopt_models(daemon, n_failed >= SKIP_SUSPECT);
+	code = adopt_models(daemon, n_failed >= SKIP_SUSPECT, ret_bytes, err);
+	if (code < 0) {
+		return code;
+	}
 	if (persist->old_ledger != NULL) {
 		adopt_wishes(daemon);
 		adopt_leases(daemon);
 		close_clients(daemon);
 	}
-	if (bytes > 0) {
+	if (*ret_bytes > 0) {
 		log_notice("took over %llu bytes of models from before the restart",
-			   (unsigned long long)bytes);
+			   (unsigned long long)*ret_bytes);
 		(void)daemon_step(daemon, &event);
 	}
-	return bytes;
+	return 0;
 }

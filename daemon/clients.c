@@ -63,6 +63,17 @@ struct answer_line *pending_add_line(struct pending *pending)
 	return line;
 }
 
+struct client *client_new(void)
+{
+	struct client *client = sys_calloc(1, sizeof *client);
+
+	if (client == NULL) {
+		return NULL;
+	}
+	client->watch = process_watch_new();
+	return client->watch == NULL ? client_free(client) : client;
+}
+
 struct client *client_free(struct client *client)
 {
 	if (client == NULL) {
@@ -71,7 +82,7 @@ struct client *client_free(struct client *client)
 	for (uint32_t i = 0; i < WIRE_REQUESTS_IN_FLIGHT; i++) {
 		pending_clear(&client->pending[i]);
 	}
-	process_watch_stop(client->watch);
+	process_watch_free(client->watch);
 	free(client->subscription.models);
 	free(client);
 	return NULL;

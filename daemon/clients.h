@@ -54,7 +54,7 @@ struct subscription {
 struct client {
 	uint64_t id;                 /* core id */
 	struct conn *conn;           /* NULL: closed */
-	struct process_watch *watch; /* on its process, while bytes are mapped */
+	struct process_watch *watch; /* on its process, once its connection is closed */
 	uint32_t uid, gid, pid;
 	uint64_t start_time; /* of its process (ipc/peer.h); 0: not asked yet */
 	bool is_admin;
@@ -74,6 +74,7 @@ void pending_clear(struct pending *pending);
 /* Returns a zeroed line to fill, or NULL without memory. */
 struct answer_line *pending_add_line(struct pending *pending);
 
+struct client *client_new(void); /* NULL: no memory */
 struct client *client_free(struct client *client);
 
 /* "ComfyUI" (its label) or the command name. */

@@ -34,6 +34,7 @@
 
 #define NS_PER_MS      1000000U
 #define RESULTS_A_TURN 64 /* then requests get their turn again */
+#define STALL_MS       30000
 
 struct client *daemon_find_client(const struct daemon *daemon, uint64_t id)
 {
@@ -181,9 +182,13 @@ static void on_process_gone(void *context, uint64_t id)
 	(void)daemon_step(context, &event);
 }
 
-struct process_watch *daemon_watch_process(struct daemon *daemon, int pidfd, uint64_t client)
+void daemon_watch_process(struct daemon *daemon, struct client *client, int pidfd)
 {
-	return process_watch_start(&daemon->loop, pidfd, on_process_gone, daemon, client);
+	if (!process_watch_start(client->watch, &daemon->loop, pidfd, on_process_gone, daemon,
+				 client->id)) {
+		log_warning("cannot watch pid %u: what it maps stays counted until the daemon ends",
+			    client->pid);
+	}
 }
 
 void daemon_watch_client(struct daemon *daemon, struct client *client)
@@ -194,11 +199,7 @@ void daemon_watch_client(struct daemon *daemon, struct client *client)
 	    view.held_bytes == 0) {
 		return; /* nothing mapped: nothing to wait for */
 	}
-	client->watch = daemon_watch_process(daemon, conn_take_pidfd(client->conn), client->id);
-	if (client->watch == NULL) {
-		log_warning("cannot watch pid %u: what it maps stays counted until the daemon ends",
-			    client->pid);
-	}
+	daemon_watch_process(daemon, client, conn_take_pidfd(client->conn));
 }
 
 /* ---- results of the loader ---- */
@@ -322,7 +323,7 @@ static int init_loader(struct daemon *daemon, struct err *err)
 		.n_threads = daemon->config->load_threads,
 		.direct_io = daemon->config->load_direct_io,
 		.hugepages = daemon->config->memory_hugepages,
-		.stall_ns = 30000000000U,
+		.stall_ns = 1000000ULL * testing_ms("DISTORCHD_TEST_STALL_MS", STALL_MS),
 		.progress_ns = 100000000U,
 	};
 	int code;
@@ -456,6 +457,7 @@ static int init_server(struct daemon *daemon, const struct daemon_options *optio
 
 int daemon_init(struct daemon *daemon, const struct daemon_options *options, struct err *err)
 {
+	uint64_t adopted_bytes;
 	int listen_fd;
 	int code;
 
@@ -466,6 +468,7 @@ int daemon_init(struct daemon *daemon, const struct daemon_options *options, str
 	daemon->deadline_ns = UINT64_MAX;
 	daemon->started_ns = clock_mono_ns();
 	daemon->metrics.started_real_ns = clock_real_ns();
+	testing_init();
 	if (sys_getrandom(&daemon->epoch, sizeof daemon->epoch) < 0 ||
 	    uv_loop_init(&daemon->loop) < 0) {
 		return err_set(err, WIRE_INTERNAL, "cannot make an event loop");
@@ -486,7 +489,10 @@ int daemon_init(struct daemon *daemon, const struct daemon_options *options, str
 		code = persist_new(daemon, err);
 	}
 	if (code == 0) {
-		code = init_memory(daemon, persist_adopt(daemon), err);
+		code = persist_adopt(daemon, &adopted_bytes, err);
+	}
+	if (code == 0) {
+		code = init_memory(daemon, adopted_bytes, err);
 	}
 	if (code == 0) {
 		code = init_signals(daemon, err);

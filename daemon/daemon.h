@@ -34,7 +34,6 @@ struct loader;
 struct mailbox;
 struct persist;
 struct pressure;
-struct process_watch;
 struct reload;
 struct server;
 
@@ -117,8 +116,8 @@ void daemon_revoke(struct daemon *daemon, uint64_t client, uint64_t lease);
 
 /* Watch the client's process, so that bytes it maps are known to be free when it is gone. */
 void daemon_watch_client(struct daemon *daemon, struct client *client);
-/* Likewise by a pidfd, which is taken over, and the client's id. NULL: it cannot be watched. */
-struct process_watch *daemon_watch_process(struct daemon *daemon, int pidfd, uint64_t client);
+/* Likewise by a pidfd, which is taken over. */
+void daemon_watch_process(struct daemon *daemon, struct client *client, int pidfd);
 
 void daemon_forget_client(struct daemon *daemon, uint64_t id);
 struct client *daemon_find_client(const struct daemon *daemon, uint64_t id);

@@ -192,7 +192,7 @@ static void open_client(const struct call *call, const struct wire_hello_request
 {
 	struct daemon *daemon = call->daemon;
 	const struct peer *peer = conn_peer(call->conn);
-	struct client *client = sys_calloc(1, sizeof *client);
+	struct client *client = client_new();
 	struct core_event event = {.type = EV_CLIENT_OPENED,
 				   .opened = {.uid = peer->uid, .is_admin = peer->is_admin}};
 
@@ -202,7 +202,7 @@ static void open_client(const struct call *call, const struct wire_hello_request
 	}
 	client->id = daemon_step(daemon, &event);
 	if (client->id == 0) {
-		free(client);
+		(void)client_free(client);
 		refuse_client(call, peer);
 		return;
 	}

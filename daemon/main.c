@@ -4,6 +4,7 @@
  * corridor that the tests do not link.
  */
 #include "base/err.h"
+#include "base/os/crash.h"
 #include "base/os/log.h"
 #include "base/os/sys.h"
 
@@ -237,6 +238,7 @@ int main(int argc, char **argv)
 		return EXIT_SUCCESS;
 	}
 	log_open(config->log_level, config->log_format);
+	crash_watch();
 	exit_code = serve(&arguments, &request, config);
 	config_free(config);
 	return exit_code;

@@ -328,8 +328,7 @@ int persist_new(struct daemon *daemon, struct err *err)
 		persist->max_fds = 0;
 	}
 	start_watchdog(daemon);
-	inherited_take(persist);
-	return 0;
+	return inherited_take(persist, err);
 }
 
 struct persist *persist_free(struct persist *persist)

@@ -32,8 +32,9 @@ uint64_t persist_n_restarts(const struct persist *persist);
 /* Descriptors that are parked; 0 where nobody keeps them. */
 uint32_t persist_n_fds(struct persist *persist);
 
-/* At start, before the budget is set: take over what an earlier life parked. Returns its bytes. */
-uint64_t persist_adopt(struct daemon *daemon);
+/* At start, before the budget is set: take over what an earlier life parked, so many bytes. What
+ * cannot be taken over is given up with a warning; a failure leaves all to the next start. */
+int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err);
 /* The ledger stands; blocks until it is parked, a few seconds at most. */
 void persist_begin(struct daemon *daemon);
 /* The socket listens: park it, and tell that the daemon is ready. */

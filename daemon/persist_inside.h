@@ -48,7 +48,8 @@ struct persist {
 const char *persist_name(char *buffer, const char *kind, const struct park *park);
 
 /* adoption.c */
-void inherited_take(struct persist *persist); /* what LISTEN_FDS says, if it is for us */
+/* What LISTEN_FDS says, if it is for us. */
+int inherited_take(struct persist *persist, struct err *err);
 void inherited_free(struct persist *persist);
 /* Whatever was not adopted is parked no longer. */
 void inherited_give_back(struct persist *persist);

@@ -115,11 +115,35 @@ static void on_usr2(uv_signal_t *handle, int number)
 	(void)unlink(path); /* tells the test that the answer is there */
 }
 
+void testing_init(void)
+{
+	const char *faults = getenv("DISTORCHD_FAULT_AT_START");
+
+	if (faults != NULL && !sys_fault_parse(faults)) {
+		log_warning("DISTORCHD_FAULT_AT_START cannot be read: %s", faults);
+	}
+}
+
+/* How often what was to fail until now did. */
+static void end_faults_at_start(void)
+{
+	const char *faults = getenv("DISTORCHD_FAULT_AT_START");
+	char name[32] = "";
+	uint64_t n_hits;
+
+	if (faults != NULL && sscanf(faults, "%31[^:]", name) == 1) {
+		n_hits = sys_fault_n_hits(name);
+		sys_fault_clear();
+		log_info("%s failed %llu times at the start", name, (unsigned long long)n_hits);
+	}
+}
+
 void testing_start(struct daemon *daemon)
 {
 	static uv_signal_t usr2; /* closed with the loop's other handles */
 	const char *faults = getenv("DISTORCHD_FAULT");
 
+	end_faults_at_start();
 	usr2.data = daemon;
 	if (getenv("DISTORCHD_TEST_FILE") != NULL &&
 	    (uv_signal_init(&daemon->loop, &usr2) < 0 ||

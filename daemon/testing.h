@@ -3,7 +3,9 @@
  * Hooks of testing builds; in others there is nothing of them. Loop only.
  *
  * Environment: DISTORCHD_FAULT (sys_fault_parse, set when the daemon is ready),
+ * DISTORCHD_FAULT_AT_START (likewise, until it is ready; a line then says how often it struck),
  * DISTORCHD_TEST_HELLO_MS and DISTORCHD_TEST_DRAIN_MS (instead of the protocol's),
+ * DISTORCHD_TEST_STALL_MS (a read without a byte for so long is stalled),
  * DISTORCHD_TEST_FILE: on SIGUSR2 its one line is carried out, the file is removed, and what
  * came of it stands in the file of the same name with ".done" behind it:
  *   fault SPEC   as DISTORCHD_FAULT      hits CALL   how often a fault struck it
@@ -18,6 +20,7 @@
 struct daemon;
 
 #ifdef DISTORCH_TESTING
+void testing_init(void); /* first of all */
 void testing_start(struct daemon *daemon);
 /* The milliseconds that the variable says, else 'usual'. */
 uint32_t testing_ms(const char *name, uint32_t usual);
@@ -29,6 +32,9 @@ void testing_point(const char *name);
 static inline void testing_point(const char *name)
 {
 	(void)name;
+}
+static inline void testing_init(void)
+{
 }
 static inline void testing_start(struct daemon *daemon)
 {

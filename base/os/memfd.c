@@ -25,6 +25,29 @@
 #	define F_SEAL_FUTURE_WRITE 0x0010
 #endif
 
+static int code_of(int error)
+{
+	switch (error) {
+	case ENOMEM:
+		return WIRE_NO_MEMORY;
+	case EMFILE:
+	case ENFILE:
+		return WIRE_TOO_MANY;
+	default:
+		return WIRE_INTERNAL;
+	}
+}
+
+static int set_size(int fd, uint64_t size)
+{
+	int result;
+
+	do {
+		result = sys_ftruncate(fd, size);
+	} while (result < 0 && errno == EINTR);
+	return result;
+}
+
 int memfd_create_sized(const char *name, uint64_t size, int *ret_fd, struct err *err)
 {
 	const unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
@@ -34,11 +57,10 @@ int memfd_create_sized(const char *name, uint64_t size, int *ret_fd, struct err 
 		fd = sys_memfd_create(name, flags); /* before Linux 6.3 */
 	}
 	if (fd < 0) {
-		return err_set_sys(err, errno == ENOMEM ? WIRE_NO_MEMORY : WIRE_TOO_MANY, errno,
-				   "memfd_create: %s", strerror(errno));
+		return err_set_sys(err, code_of(errno), errno, "memfd_create: %s", strerror(errno));
 	}
 	/* Never fallocate: it takes 4 KiB pages and makes the later collapse ten times slower. */
-	if (sys_ftruncate(fd, size) < 0) {
+	if (set_size(fd, size) < 0) {
 		return err_set_sys(err, WIRE_NO_MEMORY, errno, "memfd of %llu bytes: %s",
 				   (unsigned long long)size, strerror(errno));
 	}
@@ -138,7 +160,7 @@ int memfd_reopen(int fd, int *ret_fd, struct err *err)
 	(void)snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
 	reopened = sys_open(path, O_RDONLY);
 	if (reopened < 0) {
-		return err_set_sys(err, WIRE_TOO_MANY, errno, "reopening an image: %s",
+		return err_set_sys(err, code_of(errno), errno, "reopening an image: %s",
 				   strerror(errno));
 	}
 	*ret_fd = reopened;

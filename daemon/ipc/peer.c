@@ -140,6 +140,7 @@ bool peer_is_in_group(int socket, const struct peer *peer, uint32_t gid)
 
 struct process_watch {
 	uv_poll_t poll;
+	bool has_poll;
 	int pidfd;
 	process_gone_fn gone;
 	void *context;
@@ -164,37 +165,34 @@ static void on_process_event(uv_poll_t *poll, int status, int events)
 	watch->gone(watch->context, watch->id);
 }
 
-struct process_watch *process_watch_start(uv_loop_t *loop, int pidfd, process_gone_fn gone,
-					  void *context, uint64_t id)
+struct process_watch *process_watch_new(void)
 {
-	struct process_watch *watch = pidfd < 0 ? NULL : sys_calloc(1, sizeof *watch);
+	return sys_calloc(1, sizeof(struct process_watch));
+}
 
-	if (watch == NULL) {
+bool process_watch_start(struct process_watch *watch, uv_loop_t *loop, int pidfd,
+			 process_gone_fn gone, void *context, uint64_t id)
+{
+	if (pidfd < 0 || uv_poll_init(loop, &watch->poll, pidfd) < 0) {
 		if (pidfd >= 0) {
 			(void)close(pidfd);
 		}
-		return NULL;
+		return false;
 	}
+	watch->has_poll = true;
 	watch->pidfd = pidfd;
 	watch->gone = gone;
 	watch->context = context;
 	watch->id = id;
 	watch->poll.data = watch;
-	if (uv_poll_init(loop, &watch->poll, pidfd) < 0) {
-		(void)close(pidfd);
-		free(watch);
-		return NULL;
-	}
-	if (uv_poll_start(&watch->poll, UV_READABLE, on_process_event) < 0) {
-		uv_close((uv_handle_t *)&watch->poll, on_watch_closed);
-		return NULL;
-	}
-	return watch;
+	return uv_poll_start(&watch->poll, UV_READABLE, on_process_event) == 0;
 }
 
-void process_watch_stop(struct process_watch *watch)
+void process_watch_free(struct process_watch *watch)
 {
-	if (watch != NULL) {
+	if (watch != NULL && watch->has_poll) {
 		uv_close((uv_handle_t *)&watch->poll, on_watch_closed);
+	} else {
+		free(watch);
 	}
 }

@@ -36,15 +36,17 @@ void peer_fini(struct peer *peer);
 /* Is the peer in the group, by its own gid or its supplementary ones? */
 bool peer_is_in_group(int socket, const struct peer *peer, uint32_t gid);
 
+/* Made before it is wanted, so that its start needs no memory. NULL: no memory. */
+struct process_watch;
+struct process_watch *process_watch_new(void);
 /*
  * Tell once, on the loop, when the process behind 'pidfd' is gone. Takes the descriptor over
- * in any case. NULL when it cannot be watched.
+ * in any case. False when it cannot be watched.
  */
-struct process_watch;
 typedef void (*process_gone_fn)(void *context, uint64_t id);
-struct process_watch *process_watch_start(uv_loop_t *loop, int pidfd, process_gone_fn gone,
-					  void *context, uint64_t id);
+bool process_watch_start(struct process_watch *watch, uv_loop_t *loop, int pidfd,
+			 process_gone_fn gone, void *context, uint64_t id);
 /* No call afterwards; frees itself on the loop. NULL is fine. Also after it has told. */
-void process_watch_stop(struct process_watch *watch);
+void process_watch_free(struct process_watch *watch);
 
 #endif

@@ -4,6 +4,7 @@
 
 #include "base/cleanup.h"
 #include "base/err.h"
+#include "base/os/crash.h"
 #include "base/os/sys.h"
 #include "base/require.h"
 
@@ -275,12 +276,14 @@ static void read_ranges(struct run *run)
 	} else if (needs_scratch) {
 		lane.scratch = raw + (ALIGNMENT - (uintptr_t)raw % ALIGNMENT) % ALIGNMENT;
 	}
+	crash_note(file_path(reader->file));
 	while (!is_stopped(run)) {
 		range = __atomic_fetch_add(&run->next_range, 1, __ATOMIC_RELAXED);
 		if (range >= n_ranges || read_range(&lane, range) < 0) {
 			break;
 		}
 	}
+	crash_note(NULL);
 	__atomic_store_n(lane.position, 0, __ATOMIC_RELAXED);
 	(void)hash_stream_free(lane.hash);
 }

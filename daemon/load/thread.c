@@ -123,6 +123,7 @@ bool thread_start(struct thread_group *group, const char *name, void (*body)(voi
 	thread_unlock(&group->lock);
 	/* Signals are the loop's: a thread inherits the mask of who makes it. */
 	(void)sigfillset(&all);
+	(void)sigdelset(&all, SIGBUS); /* for whoever causes it: see base/os/crash.h */
 	REQUIRE(pthread_sigmask(SIG_SETMASK, &all, &before) == 0);
 	error = sys_pthread_create(&thread, run, start);
 	REQUIRE(pthread_sigmask(SIG_SETMASK, &before, NULL) == 0);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What jobs do, each on a thread of its own: header, fill, recheck, verify. See job.h. */
 #include "base/cleanup.h"
+#include "base/os/crash.h"
 #include "base/os/sys.h"
 
 #include <errno.h>
@@ -283,6 +284,7 @@ void work_verify(const struct work *work, struct job *job, struct load_result *r
 {
 	AUTO_FREE uint8_t *piece = sys_malloc(VERIFY_PIECE);
 	struct hash_stream *hash = hash_stream_new();
+	char note[64];
 
 	(void)work; /* as all bodies */
 	if (piece == NULL || hash == NULL) {
@@ -290,6 +292,9 @@ void work_verify(const struct work *work, struct job *job, struct load_result *r
 		(void)hash_stream_free(hash);
 		return;
 	}
+	(void)snprintf(note, sizeof note, "the copy that is segment %llu",
+		       (unsigned long long)job->segment);
+	crash_note(note);
 	ret->is_equal = hash_count_sums(job->extent->bytes) == job->n_sums;
 	for (uint32_t i = 0; ret->is_equal && i < job->n_sums; i++) {
 		const uint64_t begin = i * HASH_RANGE_BYTES;
@@ -303,5 +308,6 @@ void work_verify(const struct work *work, struct job *job, struct load_result *r
 			ret->differs_at = begin;
 		}
 	}
+	crash_note(NULL);
 	(void)hash_stream_free(hash);
 }

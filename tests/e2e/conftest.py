@@ -74,12 +74,14 @@ def alarm(request):
 def wait_until(condition, seconds=5.0, what="the condition"):
     """Poll until condition() is true and return its value; AssertionError after 'seconds'."""
     end = time.monotonic() + seconds
+    pause = 0.0005
     while True:
         value = condition()
         if value:
             return value
         assert time.monotonic() < end, f"{what} did not come true within {seconds} s"
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
 
 
 # ---- raw packets -----------------------------------------------------------------------
@@ -144,8 +146,9 @@ class RawClient:
         try:
             packet, control, flags, _ = self.sock.recvmsg(
                 PACKET_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
-        except ConnectionResetError:
-            return b"", []
+        except ConnectionResetError:  # said once; what was sent before can still be read
+            packet, control, flags, _ = self.sock.recvmsg(
+                PACKET_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
         fds = array.array("i")
         for level, kind, data in control:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -346,10 +349,14 @@ class Daemon:
 
     def unload_all(self):
         """Free everything; wishes of tests do not outlive them."""
+        self.unload_all_but(None)
+
+    def unload_all_but(self, name):
         with self.raw() as raw:
             for model in raw.call("list", {"all": True})["models"]:
                 with contextlib.suppress(RawError):
-                    raw.call("unload", {"select": {"models": [model["id"]]}})
+                    if model.get("name", "") != name:
+                        raw.call("unload", {"select": {"models": [model["id"]]}})
 
     def fds_at_rest(self):
         """Open descriptors less the source file that each known model keeps."""

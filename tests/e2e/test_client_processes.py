@@ -27,7 +27,7 @@ def lease_ends(daemon, seconds=1.0):
     wait_until(lambda: bytes_in_use(daemon) == (0, 0), seconds * slowness(), "the lease's end")
 
 
-@pytest.mark.fault("C01")
+@pytest.mark.fault("C01:idle", "C01:reading", "C01:pin")
 @pytest.mark.parametrize("doing", ["idle", "reading", "pinned"])
 def test_a_killed_client_gives_its_lease_back(daemon, make_model, child, doing):
     extra = {
@@ -45,7 +45,7 @@ def test_a_killed_client_gives_its_lease_back(daemon, make_model, child, doing):
     assert model["pinned"] is (doing == "pinned")
 
 
-@pytest.mark.fault("C01")
+@pytest.mark.fault("C01:between")
 def test_a_client_killed_between_the_answer_and_its_descriptors_leaves_nothing(
         daemon, make_model, child):
     path = make_model()
@@ -76,7 +76,7 @@ d.load(sys.argv[2], progress=lambda p: getattr(begun, 'said', False) or begun(p)
 """
 
 
-@pytest.mark.fault("C01")
+@pytest.mark.fault("C01:waiting")
 def test_a_load_goes_on_for_others_when_its_client_is_killed(daemon, tmp_path, child):
     path = make_sparse_model(tmp_path / "slow.safetensors", 256 << 20)
     daemon.tell("fault pread:2:delay=200:ever")
@@ -100,22 +100,53 @@ def test_a_load_that_nobody_waits_for_is_cancelled(daemon, tmp_path, child):
     wait_until(lambda: daemon.status()["devices"][0]["used"] == 0, 30, what="the room")
 
 
+def own_kib(daemon):
+    with open(f"/proc/{daemon.pid}/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
 @pytest.mark.fault("C02")
-def test_a_stopped_client_disturbs_nobody_and_keeps_its_memory(daemon, make_model, child):
+def test_a_stopped_client_is_sent_away_disturbs_nobody_and_keeps_its_memory(
+        start_daemon, make_model, child):
+    drain_ms = 700 * slowness()
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0",
+                          environment={"DISTORCHD_TEST_DRAIN_MS": str(drain_ms)})
     path = make_model(seed=6)
     victim = child(OPEN + "d.subscribe()\nprint('READY')\nsys.stdin.readline()\n"
-                   "print(bytes(w['t.0'].buffer[:64]).hex())\n", daemon.socket, path)
+                   "print(bytes(w['t.0'].buffer[:64]).hex())\n"
+                   "sys.stdin.readline()\ntry:\n    d.list()\n"
+                   "except distorch.Error as error:\n    print(error.code, end=' ')\n"
+                   "print(d.server().client > 0, w['t.0'].buffer[63])\n",
+                   daemon.socket, path)
     victim.signal(signal.SIGSTOP)
-    with daemon.raw() as raw:
-        for _ in range(300):
-            raw.call("set", {"model": "model.safetensors", "policy": {"keep": True}})
-            raw.call("set", {"model": "model.safetensors", "policy": {"keep": False}})
-        begun = time.monotonic()
-        raw.call("status")
-        assert time.monotonic() - begun < 0.5 * slowness()
-    assert bytes_in_use(daemon)[0] == 1
+    with daemon.raw() as raw, daemon.raw() as listener:
+        listener.call("subscribe", {"events": ["record"]})
+        before = own_kib(daemon)
+        n_heard = 0
+        end = time.monotonic() + 20 * slowness()
+        # Events until its socket is full, its own queue grows, and its time is over.
+        while f"took nothing for {drain_ms} ms" not in daemon.log():
+            assert time.monotonic() < end, "it was never sent away"
+            for keep in (True, False) * 20:
+                raw.call("set", {"model": path.name, "policy": {"keep": keep}})
+            listener.call("ping")  # gets them all meanwhile
+            n_heard += len(listener.events)
+            assert all(name == "record" for name, _params in listener.events), "an overflow"
+            listener.events.clear()
+        assert n_heard > 500, "fewer than fill a socket"
+        if slowness() == 1:
+            assert own_kib(daemon) - before < 4096, "more than one queue's worth"
+        wait_until(lambda: [c["connected"] for c in raw.call("clients")["clients"]
+                            if c["pid"] == victim.pid] == [False], 10.0, "its connection's end")
+        # What it maps stays: held and counted, and whole when it goes on.
+        assert raw.call("status")["devices"][0]["used"] >= path.stat().st_size
+        report = raw.call("unload", {"select": {"models": [path.name]}})
+        assert [outcome["holders"][0]["pid"] for outcome in report["held"]] == [victim.pid]
     victim.signal(signal.SIGCONT)
     assert victim.ask() == pattern(6, 64).hex()
+    # It learns of it, and is served again by a new connection.
+    said = victim.ask().removeprefix("no-connection ")  # unless it noticed by itself
+    assert said == f"True {pattern(6, 64)[63]}"
 
 
 @pytest.mark.fault("C03")

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Descriptors whose close() does not come back: of a FUSE file whose server is silent, of a
-socket that lingers. Whoever sends them may wait; the daemon and everybody else do not.
-
-A close that FUSE holds cannot be killed, so each server here is a process that aborts its own
-connection when it ends, whatever becomes of the test."""
+socket that lingers. Whoever sends them may wait; the daemon and everybody else do not."""
 
 import contextlib
 import os
@@ -13,62 +10,13 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 
 import msgpack
 import pytest
 from conftest import RawError, opened, slowness, wait_until
+from fuse import FuseFile
 from test_wire_hostile import as_nobody, goodbye
-
-# A filesystem of one file "m" of 4096 bytes, spoken to the kernel by hand. It answers all but
-# FLUSH, which a close() asks for; on a line, or at the end, it aborts its connection.
-SERVER = r"""
-import ctypes, os, struct, sys, threading
-mount = sys.argv[1]
-libc = ctypes.CDLL(None, use_errno=True)
-fuse = os.open("/dev/fuse", os.O_RDWR)
-options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
-if libc.mount(b"fuse", mount.encode(), b"fuse", 0, options) != 0:
-    print(os.strerror(ctypes.get_errno()), flush=True)
-    sys.exit(1)
-
-def attributes(node):
-    mode, size = (0o40755, 0) if node == 1 else (0o100644, 4096)
-    return struct.pack("<QQQQQQIIIIIIIIII", node, size, 8, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
-
-def serve():
-    while True:
-        try:
-            request = os.read(fuse, 1 << 20)
-        except OSError:
-            return
-        _, code, unique, node = struct.unpack("<IIQQ", request[:24])
-        def reply(body=b"", error=0):
-            os.write(fuse, struct.pack("<IiQ", 16 + len(body), error, unique) + body)
-        if code == 26:  # INIT
-            reply(struct.pack("<IIIIHHIIHHI", 7, 31, 65536, 0, 16, 12, 65536, 1, 0, 0, 0) + b"\0" * 28)
-        elif code == 1:  # LOOKUP
-            reply(struct.pack("<QQQQII", 2, 0, 60, 60, 0, 0) + attributes(2))
-        elif code == 3:  # GETATTR
-            reply(struct.pack("<QII", 60, 0, 0) + attributes(node))
-        elif code in (14, 27):  # OPEN, OPENDIR
-            reply(struct.pack("<QII", 1, 0, 0))
-        elif code == 15:  # READ
-            reply(b"x" * 4096)
-        elif code not in (25, 2, 42, 36):  # FLUSH; FORGET, BATCH_FORGET, INTERRUPT want none
-            reply(error=-38)
-
-threading.Thread(target=serve, daemon=True).start()
-number = os.minor(os.stat(mount).st_dev)
-print("READY", flush=True)
-sys.stdin.readline()
-abort = f"/sys/fs/fuse/connections/{number}/abort"
-if os.path.exists(abort):
-    with open(abort, "w") as file:
-        file.write("1")
-libc.umount2(mount.encode(), 2)  # MNT_DETACH; the end of this process aborts as well
-"""
 
 # Says hello on the socket argv[1], sends a packet so often with so many descriptors of a file, says
 # so and stays: its own close() would wait as well, and its end does.
@@ -112,33 +60,15 @@ def send():
         sender.stdout.close()
 
 
-class SilentFile:
-    """A file at 'path' whose server lets no close() end until end()."""
-
-    def __init__(self):
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="distorch-fuse-"))
-        self.path = self.folder / "m"
-        self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(self.folder)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True)
-        self.said = self.server.stdout.readline().strip()
-
-    def end(self):
-        if self.server.returncode is None:
-            self.server.stdin.close()  # this process's death does the same
-            self.server.wait(20)
-            self.server.stdout.close()
-            self.folder.rmdir()
-
-
 @pytest.fixture
 def silent_file(send):  # ends before the senders, which it holds
-    file = SilentFile()
-    if file.said == "READY":
+    """A file whose server lets no close() end until end()."""
+    file = FuseFile("noflush")
+    if not file.why_not:
         yield file
     file.end()
-    if file.said != "READY":
-        pytest.skip(f"no FUSE here: {file.said or 'its server did not start'}")
+    if file.why_not:
+        pytest.skip(f"no FUSE here: {file.why_not}")
 
 
 def is_in_close(daemon):
@@ -175,7 +105,7 @@ CASES = {
 }
 
 
-@pytest.mark.fault("F33")
+@pytest.mark.fault("F33:close")
 @pytest.mark.parametrize("case", CASES)
 def test_a_close_that_never_ends_holds_nobody_up(daemon, make_model, silent_file, send, case):
     send(daemon, silent_file.path, CASES[case], n_fds=40 if case == "too many" else 1)

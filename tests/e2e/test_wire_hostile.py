@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import resource
 import select
 import socket
 import subprocess
@@ -73,7 +74,7 @@ def goodbye(raw):
 
 @pytest.mark.fault("P01")
 def test_who_says_nothing_is_sent_away(start_daemon):
-    daemon = start_daemon(environment={"DISTORCHD_TEST_HELLO_MS": "200"})
+    daemon = start_daemon(environment={"DISTORCHD_TEST_HELLO_MS": str(1000 * slowness())})
     with daemon.raw(hello=False) as mute, daemon.raw() as polite:
         assert goodbye(mute) == "timeout"
         assert polite.call("ping") == {}
@@ -166,10 +167,62 @@ def _can_connect(daemon):
         return False
 
 
+@pytest.mark.fault("P13:one-uid")
+def test_the_65th_connection_of_one_user_is_one_too_many(daemon):
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(daemon.raw()) for _ in range(64)]
+        with pytest.raises(RawError) as caught:
+            stack.enter_context(daemon.raw())
+        assert caught.value.code == "too-many"
+        assert all(client.call("ping") == {} for client in clients)
+        clients[0].close()
+        wait_until(lambda: _can_connect(daemon), what="a free place")
+
+
+# Connects 64 times as a user of its own, says so, and stays.
+CROWD = """
+import os, sys
+uid = int(sys.argv[2])
+sys.path.insert(0, sys.argv[3])
+from conftest import RawClient
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+clients = [RawClient(sys.argv[1]) for _ in range(64)]
+print("READY", flush=True)
+for line in sys.stdin:
+    print(sum(client.call("ping") == {} for client in clients), flush=True)
+"""
+
+
+@needs_root
+@pytest.mark.fault("P13:all")
+def test_the_1025th_connection_of_all_users_is_one_too_many(daemon, child):
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 4096:
+        pytest.skip("the limit on descriptors is lower than 1,024 connections need")
+    os.chmod(daemon.folder, 0o755)
+    os.chmod(daemon.socket, 0o666)
+    here = os.path.dirname(__file__)
+    crowd = [child(CROWD, daemon.socket, 20000 + number, here) for number in range(16)]
+
+    def connect():
+        try:
+            serves(daemon)
+            return "served"
+        except RawError as error:
+            return error.code
+
+    assert as_nobody(daemon, connect) == "too-many"
+    assert connect() == "too-many", "whoever it is"
+    assert [one.ask() for one in crowd] == ["64"] * 16
+    crowd[0].end()
+    wait_until(lambda: as_nobody(daemon, connect) == "served", what="a free place")
+
+
 @pytest.mark.fault("P14")
 def test_those_who_never_say_hello_take_no_place_from_others(start_daemon):
     daemon = start_daemon("limits.connections=8",
-                          environment={"DISTORCHD_TEST_HELLO_MS": "1000"})
+                          environment={"DISTORCHD_TEST_HELLO_MS": str(1000 * slowness())})
     with contextlib.ExitStack() as stack:
         mute = [stack.enter_context(daemon.raw(hello=False)) for _ in range(7)]
         serves(daemon)
@@ -191,43 +244,114 @@ def test_without_descriptors_a_connection_is_shed_and_the_next_served(daemon, er
     assert "no descriptor for a connection" in daemon.log()
 
 
-def resident_kib(daemon):
+def own_kib(daemon):
     with open(f"/proc/{daemon.pid}/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+def fill(raw, message, limit=10_000):
+    """Send the message, each time by another id, until it goes no more: there was no room for a
+    while, or the daemon closed. How often it went."""
+    raw.sock.setblocking(False)
+    n_sent = 0
+    while n_sent < limit and select.select([], [raw.sock], [], 0.25)[1]:
+        try:
+            raw.send([0, 1000 + n_sent, *message])
+            n_sent += 1
+        except BlockingIOError:
+            continue  # writable by a part of what a packet needs
+        except OSError:
+            break
+    raw.sock.settimeout(10.0)
+    return n_sent
 
 
 @pytest.mark.fault("P16")
 def test_who_never_reads_is_not_read_from_and_sent_away(start_daemon):
-    daemon = start_daemon(environment={"DISTORCHD_TEST_DRAIN_MS": "500"})
-    with daemon.raw() as deaf, daemon.raw() as other:
-        before = resident_kib(daemon)
-        deaf.sock.setblocking(False)
-        n_sent = 0
-        # Held back, not only busy: for a while there is no room to send.
-        while n_sent < 10_000 and select.select([], [deaf.sock], [], 0.25)[1]:
-            with contextlib.suppress(BlockingIOError):
-                deaf.send([0, 100 + n_sent, "config", {}])
-                n_sent += 1
+    daemon = start_daemon(environment={"DISTORCHD_TEST_DRAIN_MS": str(500 * slowness())})
+    with daemon.raw() as other:
+        def be_deaf():
+            """The code of the goodbye, None where it came too late to be sent."""
+            with daemon.raw() as deaf:
+                assert fill(deaf, ["config", {}]) < 10_000, "it reads more than it may answer"
+                assert other.call("ping") == {}
+                peak = own_kib(daemon)
+                n_before = daemon.log().count("took nothing for")
+                wait_until(lambda: daemon.log().count("took nothing for") > n_before,
+                           10.0 * slowness(), "the end of patience")
+                return goodbye(deaf), peak
+
+        be_deaf()  # what is allocated once
+        before = own_kib(daemon)
+        seen = [be_deaf() for _ in range(3)]
+        assert {code for code, _peak in seen} - {None} == {"timeout"}
+        wait_until(lambda: len(other.call("clients")["clients"]) == 1, 10.0, "their end")
+        if slowness() == 1:  # a sanitizer keeps what was freed for a while
+            assert max(peak for _code, peak in seen) - before < 2048, "1 MiB is the limit"
+            wait_until(lambda: own_kib(daemon) - before < 256, 5.0, "the memory's return")
+
+
+@pytest.mark.fault("P16", "P17")
+def test_no_more_than_32_requests_of_one_are_taken_in(daemon, make_model):
+    path = make_model(size=8 << 20)
+    daemon.tell("fault pread:1:delay=500:ever")
+    with daemon.raw(timeout=30.0) as raw, daemon.raw() as other, opened(path) as fd:
+        loads = [raw.request("load", {}, [fd]) for _ in range(32)]  # they wait for each other
+        wait_until(lambda: other.call("status")["loading"] == 1, what="the load's beginning")
+        n_sent = fill(raw, ["ping", {}])
+        assert 0 < n_sent < 10_000, "the 33rd is not read, and then there is no more room"
+        assert not select.select([raw.sock], [], [], 0)[0] or raw.recv()[0][0] == 2
         assert other.call("ping") == {}
-        assert n_sent < 10_000, "the daemon reads more than it may answer"
-        assert resident_kib(daemon) - before < 4096 * slowness()
-        wait_until(lambda: len(other.call("clients")["clients"]) == 1, 10.0, "the goodbye")
+        daemon.tell("clear")
+        for number in loads:
+            assert raw.wait(number)[0] is None
+        for number in range(1000, 1000 + n_sent):  # nothing of it was lost
+            assert raw.wait(number)[0] is None
+
+
+def read_a_little(raw):
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            packet, fds = raw.recv_bytes()
+            close_all(fds)
+            assert packet and msgpack.unpackb(packet)[1] != "goodbye", packet
 
 
 @pytest.mark.fault("P17")
 def test_requests_of_one_who_leaves_are_forgotten(daemon, make_model):
-    path = make_model()
-    for _ in range(5):
+    quick = make_model("quick.safetensors")
+    slow = make_model("slow.safetensors", size=8 << 20, seed=2)
+    with daemon.raw() as raw:
+        raw.load(quick)
+    requests = [("load", {}, True), ("list", {"all": True}, False), ("attach", {}, True),
+                ("clients", {}, False), ("show", {"model": quick.name}, False)]
+
+    def pipeline():
+        """10,000 requests, as fast as they go; the last answers are never read."""
         raw = daemon.raw()
-        raw.sock.setblocking(False)
-        with opened(path) as fd, contextlib.suppress(BlockingIOError):
-            for number in range(1, 10_001):
-                if number % 3 == 0:
-                    raw.request("load", {}, [fd])
-                else:
-                    raw.request("list", {"all": True})
-        raw.close()
-    serves(daemon)
+        with opened(quick) as fd, opened(slow) as slow_fd:
+            daemon.tell("fault pread:1:delay=2000:ever")
+            raw.request("load", {}, [slow_fd])
+            raw.sock.setblocking(False)
+            n_sent = 0
+            while n_sent < 10_000:
+                method, params, has_fd = requests[n_sent % len(requests)]
+                try:
+                    raw.request(method, params, [fd] if has_fd else [])
+                    n_sent += 1
+                except BlockingIOError:
+                    select.select([raw.sock], [raw.sock], [], 1.0)
+                    read_a_little(raw)
+        return "left"
+
+    assert in_a_process(pipeline) == "left"
+    daemon.tell("fault pread:1:delay=1:ever")
+    with daemon.raw() as raw:
+        wait_until(lambda: len(raw.call("clients")["clients"]) == 1, 30.0, "the client's end")
+        assert all(model["leases"] == 0 for model in raw.call("list")["models"])
+        assert raw.call("status")["loading"] == 0
+        daemon.tell("clear")
+        assert raw.load(quick)["source"] == "ram"
 
 
 @pytest.mark.fault("P18")

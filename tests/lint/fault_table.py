@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which fault case is covered by which test: docs/fault-coverage.md from tests/faults.toml and
-the marks in the tests (@pytest.mark.fault("P01") in Python, /* fault: P01 */ in C).
+the marks in the tests (@pytest.mark.fault("P01") in Python, /* fault: P01 */ in C). A case with
+variants says so ("F33:short"): each of them has to be shown by a test.
 
 Usage: fault_table.py          write the table
        fault_table.py --check  is it current, and is every case of now covered or waiting?
@@ -24,7 +25,7 @@ NAME_C = re.compile(r"^static void (\w+)\(|^void (\w+)\(")
 
 
 def marks():
-    """id -> set of "file: test"."""
+    """id, also with its variant -> set of "file: test"."""
     found = {}
     files = subprocess.run(["git", "ls-files", "tests/*.py", "tests/*.c", "tests/*/*.c",
                             "tests/*/*.py"], cwd=ROOT, capture_output=True, text=True,
@@ -35,12 +36,13 @@ def marks():
         for line in (ROOT / file).read_text().splitlines():
             match = (C if is_c else PYTHON).search(line)
             if match:
-                waiting += re.findall(r"[PDFMCGSXTU]\d\d", match.group(1))
+                waiting += re.findall(r"[PDFMCGSXTU]\d\d(?::[\w.-]+)?", match.group(1))
             name = (NAME_C if is_c else NAME_PYTHON).search(line)
             if name and waiting:
                 test = next(filter(None, name.groups()))
                 for case in waiting:
-                    found.setdefault(case, set()).add(f"{file}: {test}")
+                    for key in {case, case.partition(":")[0]}:
+                        found.setdefault(key, set()).add(f"{file}: {test}")
                 waiting = []
     return found
 
@@ -54,7 +56,10 @@ def main():
              "tests; do not edit. Each case is shown by the tests named, or waits for a later "
              "part.", "",
              "| id | what happens | shown by |", "|---|---|---|"]
-    problems = [f"{case} is marked in a test and unknown" for case in sorted(set(found) - set(cases))]
+    known = {f"{case}:{word}" for case in cases for word in cases[case].get("variants", ())}
+    problems = [f"{case} is marked in a test and unknown"
+                for case in sorted(set(found) - set(cases) - known)]
+    problems += [f"{case} is shown by no test" for case in sorted(known - set(found))]
     for case, entry in sorted(cases.items()):
         tests = sorted(found.get(case, ()))
         if tests:
@@ -68,6 +73,9 @@ def main():
             shown = "**nothing**"
             problems.append(f"{case} is shown by no test: {entry['what']}")
         what = entry["what"].replace("|", "\\|")
+        if "variants" in entry:
+            shown = "<br>".join([f"{word}: {len(found.get(f'{case}:{word}', ()))}"
+                                 for word in entry["variants"]] + [shown])
         lines.append(f"| {case} | {what} | {shown} |")
     text = "\n".join(lines) + "\n"
     if sys.argv[1:] == ["--check"]:

@@ -18,6 +18,7 @@ struct seen {
 	int nice;
 	long ioprio;
 	bool blocks_sigterm;
+	bool blocks_sigbus;
 	uint32_t n_runs; /* atomic */
 	uint32_t sleep_ms;
 };
@@ -32,6 +33,7 @@ static void look(void *argument)
 	seen->ioprio = syscall(SYS_ioprio_get, 1, 0);
 	(void)pthread_sigmask(SIG_SETMASK, NULL, &mask);
 	seen->blocks_sigterm = sigismember(&mask, SIGTERM) == 1;
+	seen->blocks_sigbus = sigismember(&mask, SIGBUS) == 1;
 	__atomic_add_fetch(&seen->n_runs, 1, __ATOMIC_RELAXED);
 	scratch_sleep_ms(seen->sleep_ms);
 }
@@ -50,6 +52,7 @@ static void a_thread_has_a_name_low_priority_and_no_signals(void **state)
 	assert_int_equal(seen.nice, 10);
 	assert_int_equal(seen.ioprio, 2 << 13 | 7);
 	assert_true(seen.blocks_sigterm);
+	assert_false(seen.blocks_sigbus); /* it could not say what was at hand */
 	assert_int_equal(pthread_sigmask(SIG_SETMASK, NULL, &mask), 0);
 	assert_int_equal(sigismember(&mask, SIGTERM), 0); /* ours is as it was */
 	thread_group_fini(&group);
