@@ -112,6 +112,10 @@ static void errors_name_the_call_and_the_size(void **state)
 	assert_non_null(strstr(err.text, "18446744073709551615"));
 	assert_int_equal(err.sys, EFBIG);
 	assert_int_equal(fd, -7);
+	/* An interrupted one is tried again. */
+	assert_true(sys_fault_set("ftruncate", (struct sys_fault){.nth = 1, .error = EINTR}));
+	assert_int_equal(memfd_create_sized("image", SIZE, &fd, &err), 0);
+	(void)close(fd);
 }
 
 static void a_mapping_lies_on_a_2_mib_boundary(void **state)
