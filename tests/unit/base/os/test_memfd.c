@@ -88,10 +88,6 @@ static void before_linux_6_3_the_memfd_is_made_without_the_newer_flag(void **sta
 	assert_true(memfd_create_sized("image", SIZE, &fd, &err) < 0);
 	assert_int_equal(err.sys, EINVAL);
 	assert_int_equal(fd, -7);
-	/* An interrupted one is tried again. */
-	assert_true(sys_fault_set("ftruncate", (struct sys_fault){.nth = 1, .error = EINTR}));
-	assert_int_equal(memfd_create_sized("image", SIZE, &fd, &err), 0);
-	(void)close(fd);
 }
 
 static void errors_name_the_call_and_the_size(void **state)
