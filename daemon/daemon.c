@@ -457,7 +457,7 @@ static int init_server(struct daemon *daemon, const struct daemon_options *optio
 
 int daemon_init(struct daemon *daemon, const struct daemon_options *options, struct err *err)
 {
-	uint64_t adopted_bytes;
+	uint64_t adopted_bytes = 0;
 	int listen_fd;
 	int code;
 
