@@ -35,6 +35,7 @@ struct config {
 	struct config_size memory_ram;
 	struct config_size memory_reserve;
 	bool memory_hugepages;
+	bool memory_lock;
 	enum config_backing memory_backing;
 	uint64_t memory_idle_evict_ns; /* 0: only under pressure */
 	bool memory_pressure_evict;

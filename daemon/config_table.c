@@ -58,6 +58,8 @@ const struct config_row config_rows[] = {
 	 .doc = "Never let the memory available to others fall below this; auto is 12%, at least 4G."},
 	{"memory", "hugepages", FLAG, FIELD(memory_hugepages), WORDS(auto_off, "auto, off"),
 	 .default_value = "auto", .doc = "Try for 2 MiB pages: auto or off."},
+	{"memory", "lock", YES_NO, FIELD(memory_lock), .default_value = "no",
+	 .doc = "Lock models in RAM, so that they are never swapped out; needs LimitMEMLOCK."},
 	{"memory", "backing", CHOICE, FIELD(memory_backing), WORDS(backings, "auto, image"),
 	 .default_value = "auto", .doc = "What holds a model: auto or image (a sealed copy)."},
 	{"memory", "idle-evict", DURATION, FIELD(memory_idle_evict_ns), .default_value = "0",

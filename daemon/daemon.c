@@ -323,6 +323,7 @@ static int init_loader(struct daemon *daemon, struct err *err)
 		.n_threads = daemon->config->load_threads,
 		.direct_io = daemon->config->load_direct_io,
 		.hugepages = daemon->config->memory_hugepages,
+		.lock = daemon->config->memory_lock,
 		.stall_ns = 1000000ULL * testing_ms("DISTORCHD_TEST_STALL_MS", STALL_MS),
 		.progress_ns = 100000000U,
 	};

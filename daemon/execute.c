@@ -189,7 +189,7 @@ void execute(struct daemon *daemon, const struct core_action *action)
 }
 
 /* Keep a failure's words for those who wait and for `why`. */
-static void remember_difference(struct daemon *daemon, const struct load_result *result)
+static void remember_verified(struct daemon *daemon, const struct load_result *result)
 {
 	struct core_segment_view view;
 	struct model_info *model = core_segment_get(daemon->core, result->segment, &view)
@@ -198,6 +198,10 @@ static void remember_difference(struct daemon *daemon, const struct load_result 
 
 	if (result->err.code == 0 && !result->is_equal && model != NULL) {
 		model->bad_at = result->differs_at;
+	}
+	if (result->notice[0] != '\0' && model != NULL) {
+		(void)snprintf(model->current.notice, sizeof model->current.notice, "%s",
+			       result->notice);
 	}
 }
 
@@ -339,7 +343,7 @@ void execute_result(struct daemon *daemon, struct load_result *result)
 		(void)daemon_step(daemon, &event);
 		break;
 	case LOAD_VERIFIED:
-		remember_difference(daemon, result);
+		remember_verified(daemon, result);
 		event.type = EV_VERIFIED;
 		event.verified.segment = result->segment;
 		event.verified.code = result->err.code;

@@ -348,6 +348,7 @@ static void write_process(struct page *page)
 {
 	struct rusage usage = {0};
 	struct rlimit limit = {0};
+	uint64_t swapped;
 	long microseconds;
 
 	(void)getrusage(RUSAGE_SELF, &usage); /* neither fails for this process */
@@ -358,6 +359,10 @@ static void write_process(struct page *page)
 	write_line(page, "process_cpu_seconds_total %ld.%06ld\n",
 		   usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + microseconds / 1000000,
 		   microseconds % 1000000);
+	if (host_memory_read_swapped(NULL, &swapped)) {
+		write_gauge(page, "distorchd_swapped_bytes", "bytes",
+			    "Bytes swapped out of the daemon's control group.", swapped);
+	}
 	write_gauge(page, "process_resident_memory_bytes", "bytes", "Own memory, images apart.",
 		    memory_own_bytes());
 	write_gauge(page, "process_open_fds", "", "Open descriptors.", metrics_open_fds());

@@ -252,6 +252,11 @@ int sys_madvise(void *address, size_t size, int advice)
 	return fails(SYS_CALL_madvise) ? -1 : madvise(address, size, advice);
 }
 
+int sys_mlock(const void *address, size_t size)
+{
+	return fails(SYS_CALL_mlock) ? -1 : mlock(address, size);
+}
+
 ssize_t sys_pread(int fd, void *bytes, size_t size, uint64_t offset)
 {
 	return shortens(SYS_CALL_pread, &size) ? pread(fd, bytes, size, (off_t)offset) : -1;

@@ -16,7 +16,7 @@
 
 /* clang-format off */
 #define SYS_CALLS(X) \
-	X(recvmsg) X(sendmsg) X(accept) X(memfd_create) X(ftruncate) X(mmap) X(madvise) \
+	X(recvmsg) X(sendmsg) X(accept) X(memfd_create) X(ftruncate) X(mmap) X(madvise) X(mlock) \
 	X(pread) X(write) X(fcntl) X(fchmod) X(fstat) X(statx) X(open) X(malloc) \
 	X(pthread_create) X(getrandom) X(rename) X(fsync) X(pipe) X(close)
 /* clang-format on */
@@ -35,6 +35,7 @@ int sys_memfd_create(const char *name, unsigned flags);
 int sys_ftruncate(int fd, uint64_t size);
 void *sys_mmap(void *address, size_t size, int protection, int flags, int fd, uint64_t offset);
 int sys_madvise(void *address, size_t size, int advice);
+int sys_mlock(const void *address, size_t size);
 ssize_t sys_pread(int fd, void *bytes, size_t size, uint64_t offset);
 ssize_t sys_write(int fd, const void *bytes, size_t size);
 int sys_fchmod(int fd, mode_t mode);

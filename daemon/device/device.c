@@ -58,6 +58,13 @@ static const void *see_nothing(const struct extent *extent)
 	return NULL;
 }
 
+static int lock_nothing(struct extent *extent, struct err *err)
+{
+	(void)extent;
+	(void)err;
+	return 0;
+}
+
 static void pages_of_device(const struct extent *extent, struct device_pages *ret)
 {
 	(void)extent;
@@ -80,6 +87,7 @@ void device_register(const struct device_ops *ops)
 	backend->copy = ops->copy == NULL ? copy_through_host : ops->copy;
 	backend->prepare = ops->prepare == NULL ? prepare_nothing : ops->prepare;
 	backend->bytes = ops->bytes == NULL ? see_nothing : ops->bytes;
+	backend->lock = ops->lock == NULL ? lock_nothing : ops->lock;
 	backend->pages = ops->pages == NULL ? pages_of_device : ops->pages;
 	n_backends++;
 }
@@ -225,6 +233,11 @@ void device_prepare(struct extent *extent, uint64_t offset, uint64_t n_bytes)
 const void *device_bytes(const struct extent *extent)
 {
 	return extent->ops->bytes(extent);
+}
+
+int device_lock(struct extent *extent, struct err *err)
+{
+	return extent->ops->lock(extent, err);
 }
 
 void device_pages(const struct extent *extent, struct device_pages *ret)

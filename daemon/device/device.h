@@ -6,8 +6,8 @@
  * Common contract of the calls. They may block, unless said otherwise; never call back; never
  * log. They return 0 or a negative wire code with 'err' filled, and on failure leave their
  * out-parameters untouched. 'err' may be NULL. An extent may be used by several threads at
- * once, fills and reads of different ranges included; alloc, seal, release and import of one
- * extent are one thread's. After seal nothing changes the bytes; release ends the extent from
+ * once, fills and reads of different ranges included; alloc, seal, lock, release and import of
+ * one extent are one thread's. After seal nothing changes the bytes; release ends the extent from
  * any state. A release that fails means that the bytes are not free: they stay charged.
  */
 #ifndef DEVICE_DEVICE_H
@@ -106,6 +106,9 @@ struct device_ops {
 	void (*prepare)(struct extent *extent, uint64_t offset, uint64_t n_bytes);
 	/* The bytes in this process's memory until seal; NULL where it cannot see them. */
 	const void *(*bytes)(const struct extent *extent);
+	/* Keep a sealed extent out of the swap until its release; said again: nothing to do. Such
+	 * memory stays mapped. Absent: the device's memory is never swapped out. */
+	int (*lock)(struct extent *extent, struct err *err);
 	/* Of a filled extent that is not yet sealed, or of what seal remembered. */
 	void (*pages)(const struct extent *extent, struct device_pages *ret);
 };
@@ -138,6 +141,7 @@ int device_import(struct device *device, int fd, uint64_t bytes, struct extent *
 int device_copy(struct extent *to, const struct extent *from, struct err *err);
 void device_prepare(struct extent *extent, uint64_t offset, uint64_t n_bytes);
 const void *device_bytes(const struct extent *extent);
+int device_lock(struct extent *extent, struct err *err);
 void device_pages(const struct extent *extent, struct device_pages *ret);
 
 /* The host's memory: an extent is one memfd, from seal on immutable. Its one device is "cpu". */

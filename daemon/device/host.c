@@ -40,6 +40,7 @@ struct host_extent {
 	struct extent base;
 	int fd;          /* read-write until a restart; never leaves this process */
 	uint8_t *memory; /* shared, writable; owner: the extent. NULL once unmapped */
+	void *locked;    /* read-only, in memory; owner: the extent. NULL: it may be swapped out */
 	bool is_sealed;
 	bool wants_huge;
 	int refusal;               /* errno of the last 2 MiB page not given; atomic */
@@ -342,11 +343,41 @@ static int host_seal(struct extent *base, struct err *err)
 	return memfd_seal(extent->fd, err);
 }
 
+static int host_lock(struct extent *base, struct err *err)
+{
+	struct host_extent *extent = host_of(base);
+	void *memory = NULL;
+	int code;
+
+	if (!extent->is_sealed) {
+		return err_set(err, WIRE_NOT_ALLOWED, "the extent is not sealed yet");
+	}
+	if (extent->locked != NULL) {
+		return 0;
+	}
+	code = memfd_map(extent->fd, base->bytes, PROT_READ, MAP_SHARED, &memory, err);
+	if (code < 0) {
+		return code;
+	}
+	(void)sys_madvise(memory, base->bytes, MADV_DONTDUMP); /* a core dump without models */
+	if (sys_mlock(memory, base->bytes) < 0) {
+		code = err_set_sys(err, WIRE_NO_MEMORY, errno,
+				   "not locked in memory: mlock of %" PRIu64 " bytes: %s; raise "
+				   "RLIMIT_MEMLOCK (LimitMEMLOCK=)",
+				   base->bytes, strerror(errno));
+		memfd_unmap(memory, base->bytes);
+		return code;
+	}
+	extent->locked = memory;
+	return 0;
+}
+
 static int host_release(struct extent *base, struct err *err)
 {
 	struct host_extent *extent = host_of(base);
 
 	(void)err; /* nothing here can be refused */
+	memfd_unmap(extent->locked, base->bytes);
 	memfd_unmap(extent->memory, base->bytes);
 	(void)close(extent->fd); /* memory: there is nothing that could not be written back */
 	free(extent);
@@ -445,5 +476,6 @@ const struct device_ops host_device_ops = {
 	.import = host_import,
 	.prepare = host_prepare,
 	.bytes = host_bytes,
+	.lock = host_lock,
 	.pages = host_pages,
 };

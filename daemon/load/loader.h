@@ -71,6 +71,7 @@ struct loader_options {
 	uint32_t n_threads; /* readers a job; 0: 4 */
 	bool direct_io;     /* use the direct descriptor where it works */
 	bool hugepages;     /* try for 2 MiB pages */
+	bool lock;          /* keep images out of the swap */
 	uint64_t stall_ns;
 	uint64_t progress_ns; /* the least time between two progress results */
 	const char *root;     /* before /proc and /sys/fs/cgroup, in tests; NULL: none */

@@ -241,15 +241,38 @@ uint64_t host_memory_auto_reserve(const struct host_memory *memory)
 	return reserve < most ? reserve : most;
 }
 
+bool host_memory_read_swapped(const char *root, uint64_t *ret)
+{
+	AUTO_FREE char *text = sys_malloc(TEXT_SIZE);
+	char path[PATH_SIZE];
+	char *group;
+	int length;
+
+	root = root == NULL ? "" : root;
+	if (text == NULL || !read_path(root, "/proc/self/cgroup", text)) {
+		return false;
+	}
+	group = strstr(text, "0::/"); /* its line is the last */
+	if (group == NULL) {
+		return false;
+	}
+	group += strlen("0::");
+	group[strcspn(group, "\n")] = '\0';
+	length = snprintf(path, sizeof path, "%s%s%s/memory.swap.current", root, cgroup_v2.mount,
+			  group);
+	return length > 0 && (size_t)length < sizeof path && read_text(path, text, TEXT_SIZE) &&
+	       sscanf(text, "%" SCNu64, ret) == 1;
+}
+
 uint64_t memory_own_bytes(void)
 {
-	char text[128];
-	uint64_t size;
-	uint64_t resident;
+	char text[4096];
+	uint64_t anonymous;
+	uint64_t of_files;
 
-	if (!read_text("/proc/self/statm", text, sizeof text) ||
-	    sscanf(text, "%" SCNu64 " %" SCNu64, &size, &resident) != 2) {
+	if (!read_text("/proc/self/status", text, sizeof text) ||
+	    !find_number(text, "RssAnon", &anonymous) || !find_number(text, "RssFile", &of_files)) {
 		return 0;
 	}
-	return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+	return (anonymous + of_files) * KIB;
 }

@@ -7,6 +7,7 @@
 #ifndef LOAD_MEMORY_H
 #define LOAD_MEMORY_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct err;
@@ -27,7 +28,10 @@ uint64_t host_memory_auto_budget(const struct host_memory *memory);
 /* What is never taken: max(4 GiB, 12 % of total), but at most a quarter of a small machine. */
 uint64_t host_memory_auto_reserve(const struct host_memory *memory);
 
-/* Resident bytes of this process; 0 when they cannot be read. */
+/* Bytes swapped out of this process's control group (version 2). False: they cannot be told. */
+bool host_memory_read_swapped(const char *root, uint64_t *ret);
+
+/* Resident bytes of this process, shared memory apart; 0 when they cannot be read. */
 uint64_t memory_own_bytes(void);
 
 #endif

@@ -154,6 +154,17 @@ static int make_table(struct job *job, struct load_result *ret)
 	return image_table_make(job->map, &facts, &ret->table_fd, &ret->err);
 }
 
+/* As the configuration has it. A model that cannot be locked serves as well, and says so. */
+static void lock_extent(const struct work *work, struct extent *extent, char *ret_notice)
+{
+	struct err err = {0};
+
+	if (work->options->lock && device_lock(extent, &err) < 0) {
+		(void)snprintf(ret_notice, DEVICE_NOTICE_SIZE, "%.*s", DEVICE_NOTICE_SIZE - 1,
+			       err.text);
+	}
+}
+
 static int fill_extent(const struct work *work, struct job *job, struct load_result *ret)
 {
 	struct reader reader = reader_of(work, job, job->key.size);
@@ -174,7 +185,11 @@ static int fill_extent(const struct work *work, struct job *job, struct load_res
 	ret->page_bytes = pages.page_bytes;
 	ret->huge_bytes = pages.huge_bytes;
 	memcpy(ret->notice, pages.notice, sizeof ret->notice);
-	return code < 0 ? code : make_table(job, ret);
+	if (code == 0) {
+		lock_extent(work, ret->extent, ret->notice);
+		code = make_table(job, ret);
+	}
+	return code;
 }
 
 void work_fill(const struct work *work, struct job *job, struct load_result *ret)
@@ -286,7 +301,7 @@ void work_verify(const struct work *work, struct job *job, struct load_result *r
 	struct hash_stream *hash = hash_stream_new();
 	char note[64];
 
-	(void)work; /* as all bodies */
+	lock_extent(work, job->extent, ret->notice); /* one taken over is not yet */
 	if (piece == NULL || hash == NULL) {
 		(void)err_set(&ret->err, WIRE_NO_MEMORY, "no memory to verify with");
 		(void)hash_stream_free(hash);

@@ -268,6 +268,18 @@ static void a_sealed_extent_cannot_be_filled(void **state)
 	release(extent);
 }
 
+static void a_locked_extent_is_the_same_one(void **state)
+{
+	struct extent *extent = given_sealed();
+	struct err err = {0};
+
+	(void)state;
+	assert_int_equal(device_lock(extent, &err), 0);
+	assert_int_equal(device_lock(extent, &err), 0); /* twice is once */
+	assert_extent_known(extent);
+	release(extent);
+}
+
 static void nothing_is_exported_before_seal(void **state)
 {
 	struct extent *extent = given_extent(SIZE);
@@ -686,6 +698,7 @@ int main(void)
 			CASE(sizes_that_cannot_be_are_refused),
 			CASE(a_charge_is_what_whole_granules_take),
 			CASE(a_sealed_extent_cannot_be_filled),
+			CASE(a_locked_extent_is_the_same_one),
 			CASE(nothing_is_exported_before_seal),
 			CASE(an_export_reaches_another_process_and_outlives_the_extent),
 			CASE(an_import_is_the_same_memory),

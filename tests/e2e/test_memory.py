@@ -10,7 +10,8 @@ import time
 
 import pytest
 from conftest import (Daemon, RawError, close_all, make_safetensors, make_sparse_model, opened,
-                      pattern, slowness, wait_until)
+                      need_hooks, pattern, slowness, wait_until)
+from store import StoredDaemon
 
 MIB = 1 << 20
 
@@ -336,3 +337,55 @@ def test_the_kernel_is_asked_to_tell_of_pressure(daemon):
     links = [os.readlink(f"/proc/{daemon.pid}/fd/{fd}")
              for fd in os.listdir(f"/proc/{daemon.pid}/fd")]
     assert any(link.endswith("/pressure/memory") for link in links), links
+
+
+# ---- swap ----------------------------------------------------------------------------------
+
+
+def locked_bytes(daemon):
+    status = pathlib.Path(f"/proc/{daemon.pid}/status").read_text()
+    return int(status.split("VmLck:")[1].split()[0]) << 10
+
+
+@pytest.mark.fault("M09")
+def test_locked_models_stay_in_memory_until_they_go(start_daemon, make_model):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", "memory.lock=yes")
+    with daemon.raw() as raw:
+        for number in range(2):
+            raw.load(make_model(f"m{number}.safetensors", size=8 * MIB, seed=number))
+        assert 16 * MIB <= locked_bytes(daemon) < 17 * MIB
+        raw.call("unload", {"select": {"models": ["m0.safetensors"]}})
+        wait_until(lambda: locked_bytes(daemon) < 9 * MIB, what="the lock of one to go")
+        assert all(check["ok"] for check in raw.call("verify")["checks"])
+        assert 8 * MIB <= locked_bytes(daemon) < 9 * MIB
+        assert "notice" not in raw.call("show", {"model": "m1.safetensors"})
+
+
+@pytest.mark.fault("M09")
+def test_models_are_locked_again_after_a_restart(start_daemon, make_model):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", "memory.lock=yes", kind=StoredDaemon)
+    with daemon.raw() as raw:
+        raw.load(make_model("m.safetensors", size=8 * MIB))
+    daemon.die()
+    daemon.start()
+    wait_until(lambda: locked_bytes(daemon) >= 8 * MIB, what="the lock on what was taken over")
+
+
+@pytest.mark.fault("M09")
+def test_a_model_that_cannot_be_locked_serves_and_says_so(start_daemon, make_model):
+    need_hooks()
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", "memory.lock=yes",
+                          environment={"DISTORCHD_FAULT": "mlock:1:ENOMEM:ever"})
+    path = make_model("m.safetensors", size=8 * MIB)
+    with daemon.raw() as raw:
+        raw.load(path)
+        assert "RLIMIT_MEMLOCK" in raw.call("show", {"model": "m.safetensors"})["notice"]
+        assert image_of(raw, path) == pathlib.Path(path).read_bytes()
+    assert locked_bytes(daemon) == 0
+
+
+@pytest.mark.fault("M09")
+def test_without_asking_nothing_is_locked(daemon, make_model):
+    with daemon.raw() as raw:
+        raw.load(make_model("m.safetensors", size=8 * MIB))
+    assert locked_bytes(daemon) == 0

@@ -154,7 +154,9 @@ def test_the_documentation_has_every_metric(daemon):
     found = {family.name + metrics.SUFFIXES[family.kind] for family in scrape(daemon).values()}
     rows = [line.split("|") for line in (ROOT / "docs" / "metrics.md").read_text().splitlines()
             if line.startswith("| `")]
-    assert {name for row in rows for name in re.findall(r"`(\w+)`", row[1])} == found
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row[1])}
+    # What is swapped out is only known to the kernel of some machines.
+    assert documented - {"distorchd_swapped_bytes"} <= found <= documented
 
 
 def test_metrics_and_store_are_there_from_python(connect):

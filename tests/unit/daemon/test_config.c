@@ -162,6 +162,7 @@ static void without_files_everything_is_default(void **state)
 	assert_int_equal(config->memory_ram.kind, CONFIG_SIZE_AUTO);
 	assert_int_equal(config->memory_reserve.kind, CONFIG_SIZE_AUTO);
 	assert_true(config->memory_hugepages);
+	assert_false(config->memory_lock);
 	assert_int_equal(config->memory_backing, CONFIG_BACKING_AUTO);
 	assert_int_equal(config->memory_idle_evict_ns, 0);
 	assert_true(config->memory_pressure_evict);
@@ -195,7 +196,7 @@ static void without_files_everything_is_default(void **state)
 		assert_non_null(strchr(item.key, '.'));
 		n_items++;
 	}
-	assert_int_equal(n_items, 30);
+	assert_int_equal(n_items, 31);
 	assert_null(config_free(config));
 	assert_null(config_free(NULL));
 }
@@ -693,7 +694,7 @@ static void values_without_end_are_refused(void **state)
 		size += (size_t)snprintf(&text[size], sizeof text - size, "model = /m%d\n", i);
 		assert_true(size < sizeof text);
 	}
-	expect_bad_file(text, ":229: more than 256 values are set");
+	expect_bad_file(text, ":228: more than 256 values are set");
 }
 
 /* fault: U06 */

@@ -198,6 +198,7 @@ static unsigned call_each(void)
 	COUNT((memory = sys_mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) ==
 	      MAP_FAILED);
 	COUNT(sys_madvise(memory, 4096, MADV_NORMAL) < 0);
+	COUNT(sys_mlock(memory, 4096) < 0);
 	COUNT(sys_pread(fd, &byte, 1, 0) < 0);
 	COUNT(sys_fcntl(fd, F_GETFD, 0) < 0);
 	COUNT(sys_write(fd, &byte, 1) < 0);

@@ -177,6 +177,25 @@ static void a_limit_is_read_anew_each_time(void **state)
 	assert_int_equal(read_memory().available, GIB);
 }
 
+/* fault: M09 */
+static void what_is_swapped_is_the_groups_own_word(void **state)
+{
+	uint64_t bytes = 7;
+
+	(void)state;
+	assert_false(host_memory_read_swapped(root, &bytes));
+	given("/proc/self/cgroup", "4:memory:/x\n");
+	assert_false(host_memory_read_swapped(root, &bytes));
+	given("/proc/self/cgroup", "4:memory:/x\n0::/a/b\n");
+	assert_false(host_memory_read_swapped(root, &bytes));
+	given("/sys/fs/cgroup/a/b/memory.swap.current", "none\n");
+	assert_false(host_memory_read_swapped(root, &bytes));
+	assert_int_equal(bytes, 7);
+	given("/sys/fs/cgroup/a/b/memory.swap.current", "1048576\n");
+	assert_true(host_memory_read_swapped(root, &bytes));
+	assert_int_equal(bytes, 1048576);
+}
+
 static void odd_cgroup_lines_bound_nothing(void **state)
 {
 	char line[6000];
@@ -276,6 +295,7 @@ int main(void)
 		CASE(a_v1_group_is_found_by_its_controller),
 		CASE(a_group_over_its_limit_has_no_room),
 		CASE(a_limit_is_read_anew_each_time),
+		CASE(what_is_swapped_is_the_groups_own_word),
 		CASE(odd_cgroup_lines_bound_nothing),
 		CASE(a_failing_call_is_survived),
 		CASE(interrupted_and_short_reads_are_invisible),
