@@ -41,7 +41,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 	struct tensor_map *map = NULL;
 	struct err err = {0};
 	uint8_t *header;
-	int code = format_probe(bytes, size < 64 ? size : 64, size, FORMAT_AUTO, &format,
+	/* GGUF has a target of its own. */
+	int code = format_probe(bytes, size < 64 ? size : 64, size, FORMAT_SAFETENSORS, &format,
 				&header_bytes, &err);
 
 	if (code == 0) {
