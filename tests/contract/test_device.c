@@ -612,7 +612,7 @@ static void huge_pages_that_run_out_half_way_leave_the_first_ones(void **state)
 
 	(void)state;
 	if (!has_huge_pages()) {
-		skip();
+		skip(); /* shmem_enabled=deny, or an old kernel */
 	}
 	extent = given_extent(SIZE);
 	device_prepare(extent, 0, 2 * MIB);
