@@ -239,6 +239,21 @@ int units_parse_percent(const char *text, uint32_t *ret_milli_pct, struct err *e
 	return 0;
 }
 
+int units_parse_decimal(const char *text, uint64_t *ret_billionths, struct err *err)
+{
+	const char *at = skip_blanks(text);
+	struct number number;
+	uint64_t billionths;
+
+	if (!read_number(&at, &number) || *skip_blanks(at) != '\0' ||
+	    !scale_number(&number, 1000000000, &billionths)) {
+		return err_set(err, WIRE_BAD_ARGUMENT,
+			       "\"%.64s\" is not a number like 2.5 with at most 9 decimals", text);
+	}
+	*ret_billionths = billionths;
+	return 0;
+}
+
 static uint64_t divide_rounded(uint64_t value, uint64_t by)
 {
 	return value / by + (value % by >= by - by / 2 ? 1 : 0);

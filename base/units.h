@@ -29,6 +29,9 @@ int units_parse_duration(const char *text, uint64_t *ret_ns, struct err *err);
 /* "40%" or "12.5%" in thousandths of a percent (40000, 12500); at most 100000. */
 int units_parse_percent(const char *text, uint32_t *ret_milli_pct, struct err *err);
 
+/* "2.5" in billionths, with at most 9 decimals: a plain number without sign or unit. */
+int units_parse_decimal(const char *text, uint64_t *ret_billionths, struct err *err);
+
 /* "11.1G", "320M", "512": four significant characters at most. Returns 'buffer'. */
 const char *units_format_size(uint64_t bytes, char *buffer, size_t buffer_size);
 

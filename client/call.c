@@ -14,6 +14,7 @@
 #include "client/event.h"
 #include "client/keeper.h"
 #include "client/packet.h"
+#include "client/shards.h"
 
 #define TICK_MS         250 /* the progress callback is asked at least this often */
 #define SEND_WAIT_MS    50  /* between two tries to send into a full socket */
@@ -30,6 +31,8 @@ uint64_t client_now_ms(void)
 }
 
 /* ---- sending ---- */
+
+static void call_cancel(struct distorch *c, struct call *call);
 
 /* Send now or not at all. */
 static enum fdpass_status send_now(struct distorch *c, const void *bytes, size_t size,
@@ -84,13 +87,13 @@ static void wait_for_room(struct distorch *c)
 	pthread_mutex_lock(&c->lock);
 }
 
-static int call_send(struct distorch *c, const struct request *request, struct call *call)
+static int send_patiently(struct distorch *c, const struct request *request, uint32_t id)
 {
 	uint64_t deadline = client_now_ms() + c->timeout_ms;
 	uint8_t small[SMALL_PACKET];
 	AUTO_FREE uint8_t *large = NULL;
 	size_t size = 0;
-	int rc = encode(request, call->id, small, &large, &size);
+	int rc = encode(request, id, small, &large, &size);
 
 	while (rc == 0 && !c->is_lost) {
 		if (send_now(c, large != NULL ? large : small, size, request) == FDPASS_OK) {
@@ -104,6 +107,37 @@ static int call_send(struct distorch *c, const struct request *request, struct c
 		wait_for_room(c);
 	}
 	return rc < 0 ? rc : client_lost(c);
+}
+
+/* The files that did not fit. Nobody waits for the answers: what is wrong is the load's. */
+static int send_parts(struct distorch *c, const struct request *request, const struct call *call)
+{
+	struct source *source = request->source;
+	int fds[WIRE_FDS_PER_PACKET];
+	int rc = 0;
+
+	while (rc == 0 && source->n_sent < source->n_shards && !call->is_done &&
+	       call->serial == c->serial) {
+		struct wire_load_part_request body = {.load = call->id};
+		struct request part = {.method = WIRE_METHOD_LOAD_PART, .body = &body, .fds = fds};
+
+		part.n_fds = source_go_on(source, fds, &body.shards);
+		rc = send_patiently(c, &part, c->next_id++);
+	}
+	return rc;
+}
+
+static int call_send(struct distorch *c, const struct request *request, struct call *call)
+{
+	int rc = send_patiently(c, request, call->id);
+
+	if (rc == 0 && request->source != NULL) {
+		rc = send_parts(c, request, call);
+		if (rc < 0 && call->serial == c->serial) {
+			call_cancel(c, call);
+		}
+	}
+	return rc;
 }
 
 bool client_post(struct distorch *c, enum wire_method method, const void *body)

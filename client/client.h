@@ -53,7 +53,8 @@ struct distorch {
 	uint8_t *in; /* room for one packet; the leader's */
 	char *path;
 	char *client;
-	char *label; /* or NULL */
+	char *label;              /* or NULL */
+	struct wire_list devices; /* owned: its items are a result that has their texts */
 	uint32_t timeout_ms;
 	struct distorch_server *server; /* a result; what hello told */
 };
@@ -64,8 +65,9 @@ struct request {
 	const void *body; /* the generated request struct, or NULL where there is nothing to say */
 	const int *fds;
 	uint32_t n_fds;
-	bool is_patient; /* waits as long as the daemon answers pings */
-	bool is_hello;   /* goes out while is_opening */
+	struct source *source; /* the rest of its files follows; NULL: there is none */
+	bool is_patient;       /* waits as long as the daemon answers pings */
+	bool is_hello;         /* goes out while is_opening */
 	uint64_t tag;
 	distorch_progress_fn progress;
 	void *user;
@@ -143,7 +145,6 @@ void client_unref(struct distorch *c);
 
 /* A request whose answer nobody waits for; false when the socket does not take it now. */
 bool client_post(struct distorch *c, enum wire_method method, const void *body);
-
 uint64_t client_now_ms(void);
 
 #endif

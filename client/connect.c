@@ -25,6 +25,7 @@
 #define USER_SOCKET        "distorchd/distorchd.sock"
 #define SEND_BUFFER_BYTES  (4 * WIRE_PACKET_BYTES)
 #define CONNECT_RETRY_MS   10
+#define DEVICES_MAX        64 /* as a hello has them */
 
 /* Every open connection of this process, so that a fork finds them in order. */
 static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -121,6 +122,7 @@ static struct distorch *client_free(struct distorch *c)
 	pthread_mutex_unlock(&registry_lock);
 	keeper_drop(c);
 	result_free(c->subscription_texts);
+	result_free((void *)(uintptr_t)c->devices.items);
 	client_drop_events(c);
 	if (c->fd >= 0) {
 		(void)close(c->fd); /* the daemon sees the end either way */
@@ -181,6 +183,33 @@ static struct distorch *client_new(const char *path, const struct distorch_optio
 	return c;
 }
 
+static int keep_devices(struct distorch *c, const struct distorch_options *options)
+{
+	struct wire_str given[DEVICES_MAX];
+	struct wire_list list;
+	struct wire_str *kept;
+	int rc = options_texts("options->device_uuids", options->device_uuids,
+			       options->n_device_uuids, DEVICES_MAX, given, &list);
+
+	if (rc < 0 || list.count == 0) {
+		return rc;
+	}
+	kept = result_new(sizeof given);
+	if (kept == NULL) {
+		return failure_memory();
+	}
+	c->devices.items = kept;
+	while (c->devices.count < list.count) {
+		const char *text = result_text(kept, given[c->devices.count]);
+
+		if (text == NULL) {
+			return failure_memory();
+		}
+		kept[c->devices.count++] = wire_str(text);
+	}
+	return 0;
+}
+
 /* ---- connecting ---- */
 
 int distorch_default_path(char *buffer, size_t buffer_size)
@@ -215,7 +244,8 @@ static int connect_failed(const struct distorch *c, int sys)
 {
 	if (sys == EACCES || sys == EPERM) {
 		return failure_set(DISTORCH_E_NOT_ALLOWED, sys,
-				   "are you in the group that the socket belongs to?",
+				   "join the group that ls -l shows for it, then log in again: "
+				   "sudo usermod -aG distorchd NAME",
 				   "you may not use the socket %s", c->path);
 	}
 	if (sys == EPROTOTYPE) {
@@ -308,6 +338,8 @@ static int say_hello(struct distorch *c)
 		.client = wire_str(c->client),
 		.has_label = c->label != NULL,
 		.label = c->label != NULL ? wire_str(c->label) : (struct wire_str){0},
+		.has_devices = c->devices.count > 0,
+		.devices = c->devices,
 	};
 	const struct request request = {.method = WIRE_METHOD_HELLO,
 					.body = &body,
@@ -407,9 +439,12 @@ int distorch_open(const char *path, const struct distorch_options *given, struct
 	if (c == NULL) {
 		return failure_memory();
 	}
-	pthread_mutex_lock(&c->lock);
-	rc = client_connect(c);
-	pthread_mutex_unlock(&c->lock);
+	rc = keep_devices(c, &options);
+	if (rc == 0) {
+		pthread_mutex_lock(&c->lock);
+		rc = client_connect(c);
+		pthread_mutex_unlock(&c->lock);
+	}
 	if (rc < 0) {
 		(void)client_free(c);
 		return rc;

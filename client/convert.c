@@ -141,6 +141,7 @@ bool convert_model(void *result, const struct wire_model *from, struct distorch_
 	       convert_text(result, from->has_label, from->label, &ret->label) &&
 	       convert_text(result, true, from->state, &ret->state) &&
 	       convert_text(result, true, from->format, &ret->format) &&
+	       convert_text(result, from->has_allocation, from->allocation, &ret->allocation) &&
 	       convert_items(result, &places, from->where, &ret->where, &ret->n_where) &&
 	       convert_texts(result, from->stays, &ret->stays, &ret->n_stays) &&
 	       (!from->has_users ||
@@ -194,7 +195,17 @@ static bool fill_device(void *result, const void *from, void *to)
 	device->reserved = wire->reserved;
 	device->free = wire->free;
 	device->models = wire->models;
-	return convert_text(result, true, wire->name, &device->name) &&
+	device->draining = wire->has_draining && wire->draining;
+	device->dropping = wire->has_dropping ? wire->dropping : 0;
+	device->foreign = number_or_absent(wire->has_foreign, wire->foreign);
+	device->temperature = number_or_absent(wire->has_temperature, wire->temperature);
+	device->last_xid = number_or_absent(wire->has_last_xid, wire->last_xid);
+	device->link = number_or_absent(wire->has_link, wire->link);
+	device->pid = number_or_absent(wire->has_pid, wire->pid);
+	return convert_text(result, wire->has_text, wire->text, &device->text) &&
+	       convert_text(result, wire->has_product, wire->product, &device->product) &&
+	       convert_text(result, wire->has_pci, wire->pci, &device->pci) &&
+	       convert_text(result, true, wire->name, &device->name) &&
 	       convert_text(result, true, wire->uuid, &device->uuid) &&
 	       convert_text(result, true, wire->state, &device->state);
 }
@@ -301,6 +312,28 @@ bool convert_checks(void *result, struct wire_list from, const struct distorch_c
 	return convert_items(result, &items, from, ret, ret_n);
 }
 
+static bool fill_warm(void *result, const void *from, void *to)
+{
+	const struct wire_warm_entry *wire = from;
+	struct distorch_warm_entry *entry = to;
+
+	entry->bytes = number_or_absent(wire->has_bytes, wire->bytes);
+	return convert_text(result, true, wire->path, &entry->path) &&
+	       convert_text(result, true, wire->source, &entry->source) &&
+	       convert_text(result, true, wire->state, &entry->state) &&
+	       convert_text(result, wire->has_model, wire->model, &entry->model) &&
+	       convert_text(result, wire->has_text, wire->text, &entry->text);
+}
+
+bool convert_warm(void *result, struct wire_list from,
+		  const struct distorch_warm_entry *const **ret, size_t *ret_n)
+{
+	const struct items items = {&wire_type_warm_entry, sizeof(struct distorch_warm_entry),
+				    fill_warm};
+
+	return convert_items(result, &items, from, ret, ret_n);
+}
+
 static bool fill_parked(void *result, const void *from, void *to)
 {
 	const struct wire_parked *wire = from;
@@ -323,6 +356,23 @@ bool convert_parked(void *result, struct wire_list from, const struct distorch_p
 	return convert_items(result, &items, from, ret, ret_n);
 }
 
+static bool fill_shard(void *result, const void *from, void *to)
+{
+	const struct wire_shard *wire = from;
+	struct distorch_shard *shard = to;
+
+	shard->bytes = wire->bytes;
+	return convert_text(result, true, wire->name, &shard->name);
+}
+
+bool convert_shards(void *result, struct wire_list from, const struct distorch_shard *const **ret,
+		    size_t *ret_n)
+{
+	const struct items items = {&wire_type_shard, sizeof(struct distorch_shard), fill_shard};
+
+	return convert_items(result, &items, from, ret, ret_n);
+}
+
 static bool fill_wish(void *result, const void *from, void *to)
 {
 	const struct wire_wish *wire = from;
@@ -341,6 +391,45 @@ bool convert_wishes(void *result, struct wire_list from, const struct distorch_w
 		    size_t *ret_n)
 {
 	const struct items items = {&wire_type_wish, sizeof(struct distorch_wish), fill_wish};
+
+	return convert_items(result, &items, from, ret, ret_n);
+}
+
+static bool fill_share(void *result, const void *from, void *to)
+{
+	const struct wire_share *wire = from;
+	struct distorch_share *share = to;
+
+	share->bytes = wire->bytes;
+	share->blocks = wire->blocks;
+	share->free_after = wire->free_after;
+	return convert_text(result, true, wire->device, &share->device);
+}
+
+bool convert_shares(void *result, struct wire_list from, const struct distorch_share *const **ret,
+		    size_t *ret_n)
+{
+	const struct items items = {&wire_type_share, sizeof(struct distorch_share), fill_share};
+
+	return convert_items(result, &items, from, ret, ret_n);
+}
+
+static bool fill_planned(void *result, const void *from, void *to)
+{
+	const struct wire_placed_block *wire = from;
+	struct distorch_planned_block *block = to;
+
+	block->bytes = wire->bytes;
+	block->tensors = wire->tensors;
+	return convert_text(result, true, wire->name, &block->name) &&
+	       convert_text(result, true, wire->device, &block->device);
+}
+
+bool convert_planned(void *result, struct wire_list from,
+		     const struct distorch_planned_block *const **ret, size_t *ret_n)
+{
+	const struct items items = {&wire_type_placed_block, sizeof(struct distorch_planned_block),
+				    fill_planned};
 
 	return convert_items(result, &items, from, ret, ret_n);
 }

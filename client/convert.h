@@ -40,8 +40,16 @@ bool convert_settings(void *result, struct wire_list from,
 		      const struct distorch_setting *const **ret, size_t *ret_n);
 bool convert_checks(void *result, struct wire_list from, const struct distorch_check *const **ret,
 		    size_t *ret_n);
+bool convert_warm(void *result, struct wire_list from,
+		  const struct distorch_warm_entry *const **ret, size_t *ret_n);
 bool convert_parked(void *result, struct wire_list from, const struct distorch_parked *const **ret,
 		    size_t *ret_n);
+bool convert_shards(void *result, struct wire_list from, const struct distorch_shard *const **ret,
+		    size_t *ret_n);
+bool convert_shares(void *result, struct wire_list from, const struct distorch_share *const **ret,
+		    size_t *ret_n);
+bool convert_planned(void *result, struct wire_list from,
+		     const struct distorch_planned_block *const **ret, size_t *ret_n);
 bool convert_wishes(void *result, struct wire_list from, const struct distorch_wish *const **ret,
 		    size_t *ret_n);
 

@@ -355,13 +355,26 @@ static int event_convert(const struct event *queued, struct distorch_event **ret
 	return 0;
 }
 
-/* Wait with the lock held until an event is queued. */
-static int event_wait(struct distorch *c, uint32_t timeout_ms)
+/* The oldest one, of the recalls where only they are wanted; NULL: there is none. */
+static struct event *event_find(struct distorch *c, bool of_recalls)
+{
+	LIST_FOR_EACH (link, &c->events) {
+		struct event *event = container_of(link, struct event, link);
+
+		if (!of_recalls || event->number == WIRE_EVENT_RECALL) {
+			return event;
+		}
+	}
+	return NULL;
+}
+
+/* Wait with the lock held until such an event is queued. */
+static int event_wait(struct distorch *c, bool of_recalls, uint32_t timeout_ms)
 {
 	uint64_t until = timeout_ms == DISTORCH_FOREVER ? UINT64_MAX : client_now_ms() + timeout_ms;
 	bool has_looked = false;
 
-	while (list_is_empty(&c->events)) {
+	while (event_find(c, of_recalls) == NULL) {
 		uint64_t now = client_now_ms();
 
 		if (c->is_closed || (c->is_lost && (!c->has_keeper || !client_can_return(c)))) {
@@ -382,10 +395,10 @@ static int event_wait(struct distorch *c, uint32_t timeout_ms)
 	return 0;
 }
 
-/* Take the oldest out of the queue; lock held. */
-static struct event *event_pop(struct distorch *c)
+/* Take it out of the queue; lock held. */
+static struct event *event_pop(struct distorch *c, bool of_recalls)
 {
-	struct event *event = container_of(c->events.next, struct event, link);
+	struct event *event = event_find(c, of_recalls);
 
 	list_remove(&event->link);
 	c->n_events--;
@@ -393,7 +406,8 @@ static struct event *event_pop(struct distorch *c)
 	return event;
 }
 
-int distorch_next_event(struct distorch *c, uint32_t timeout_ms, struct distorch_event **ret_event)
+static int next_event(struct distorch *c, bool of_recalls, uint32_t timeout_ms,
+		      struct distorch_event **ret_event)
 {
 	AUTO_FREE struct event *event = NULL;
 	int rc;
@@ -403,12 +417,22 @@ int distorch_next_event(struct distorch *c, uint32_t timeout_ms, struct distorch
 	if (rc < 0) {
 		return rc;
 	}
-	rc = event_wait(c, timeout_ms);
+	rc = event_wait(c, of_recalls, timeout_ms);
 	if (rc == 0) {
-		event = event_pop(c);
+		event = event_pop(c, of_recalls);
 	}
 	client_leave(c);
 	return event != NULL ? event_convert(event, ret_event) : rc;
+}
+
+int distorch_next_event(struct distorch *c, uint32_t timeout_ms, struct distorch_event **ret_event)
+{
+	return next_event(c, false, timeout_ms, ret_event);
+}
+
+int distorch_next_recall(struct distorch *c, uint32_t timeout_ms, struct distorch_event **ret_event)
+{
+	return next_event(c, true, timeout_ms, ret_event);
 }
 
 void distorch_event_free(struct distorch_event *event)

@@ -2,6 +2,7 @@
 #include "client/file.h"
 
 #include "base/cleanup.h"
+#include "base/os/model_path.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -112,14 +113,29 @@ void file_close(struct file *file)
 
 bool file_exists(const char *text)
 {
-	struct stat status;
+	struct model_path found;
+	bool exists = model_path_is_file(text);
 
-	return stat(text, &status) == 0 && S_ISREG(status.st_mode);
+	if (!exists) {
+		exists = model_path_find(text, &found, NULL) < 0 || found.files != NULL;
+		model_path_fini(&found);
+	}
+	return exists;
 }
 
 const char *file_model_text(const char *text, char *buffer)
 {
-	return strchr(text, '/') != NULL && realpath(text, buffer) != NULL ? buffer : text;
+	struct model_path found;
+	const char *path;
+
+	if (strchr(text, '/') == NULL) {
+		return text;
+	}
+	/* What cannot be read is told when it is loaded; here it is only a name. */
+	(void)model_path_find(text, &found, NULL);
+	path = found.whole[0] == '\0' ? text : found.whole;
+	model_path_fini(&found);
+	return realpath(path, buffer) != NULL ? buffer : text;
 }
 
 const char *file_folder_text(const char *text, char *buffer)

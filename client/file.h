@@ -24,14 +24,14 @@ int file_open(const char *path, struct file *ret);
 int file_borrow(int fd, struct file *ret);
 
 void file_close(struct file *file);
-#define AUTO_FILE __attribute__((cleanup(file_close)))
 
-/* Is there a regular file at what may be a path? */
+/* Does what may be a path name a file, or the files of a model? */
 bool file_exists(const char *text);
 
 /*
  * What people type for a model: where it is the path of a file, its absolute, resolved form
- * goes to 'buffer' (PATH_MAX bytes), as the daemon knows it; else 'text' itself.
+ * goes to 'buffer' (PATH_MAX bytes), as the daemon knows it; else 'text' itself. A model of several
+ * files has the path of its index, or of the first of them.
  */
 const char *file_model_text(const char *text, char *buffer);
 

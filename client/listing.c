@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The calls that look, and those that change a wish or a budget: each is one request, one
- * decoded response and one conversion.
+ * The calls that look, and those that change a wish: each is one request, one decoded response
+ * and one conversion. Those that steer the daemon are in steer.c.
  */
 #include "base/cleanup.h"
 
@@ -16,14 +16,6 @@
 #include "client/options.h"
 #include "client/policy.h"
 #include "client/result.h"
-
-static void give_text(const char *text, bool *ret_has, struct wire_str *ret)
-{
-	*ret_has = text != NULL;
-	if (text != NULL) {
-		*ret = wire_str(text);
-	}
-}
 
 /* Copies of 'n' texts, the argument 'name', as wire strings; all live with 'result'. */
 static int give_texts(void *result, const char *name, const char *const *texts, size_t n,
@@ -71,35 +63,6 @@ int distorch_shutdown(struct distorch *c)
 	return call_plain(c, WIRE_METHOD_SHUTDOWN);
 }
 
-int distorch_reload(struct distorch *c, struct distorch_reloaded **ret_reloaded)
-{
-	const struct request request = {.method = WIRE_METHOD_RELOAD};
-	AUTO_ANSWER struct answer answer = {0};
-	struct wire_reload_response response;
-	struct distorch_reloaded *result;
-	int rc;
-
-	failure_clear(c);
-	rc = client_call(c, &request, &answer, &response);
-	if (rc < 0) {
-		return rc;
-	}
-	result = result_new(sizeof *result);
-	if (result == NULL ||
-	    !convert_texts(result, response.applied, &result->applied, &result->n_applied) ||
-	    !convert_texts(result, response.later, &result->later, &result->n_later)) {
-		result_free(result);
-		return failure_memory();
-	}
-	*ret_reloaded = result;
-	return 0;
-}
-
-void distorch_reloaded_free(struct distorch_reloaded *reloaded)
-{
-	result_free(reloaded);
-}
-
 /* ---- wishes ---- */
 
 int distorch_set(struct distorch *c, const char *model, const struct distorch_policy *policy,
@@ -123,7 +86,7 @@ int distorch_set(struct distorch *c, const char *model, const struct distorch_po
 		return rc;
 	}
 	body.model = wire_str(file_model_text(model, path));
-	give_text(label, &body.has_label, &body.label);
+	options_text(label, &body.has_label, &body.label);
 	rc = client_call(c, &request, &answer, &response);
 	if (rc < 0 || ret_model == NULL) {
 		return rc;
@@ -160,7 +123,7 @@ int distorch_list(struct distorch *c, const struct distorch_list_filter *given,
 	if (rc < 0) {
 		return rc;
 	}
-	give_text(filter.device, &body.has_device, &body.device);
+	options_text(filter.device, &body.has_device, &body.device);
 	body.has_mine = filter.mine;
 	body.mine = filter.mine;
 	body.has_all = filter.all;
@@ -203,7 +166,9 @@ static struct distorch_detail *detail_convert(const struct wire_show_response *f
 	    !convert_text(detail, from->has_loaded_from, from->loaded_from, &detail->loaded_from) ||
 	    !convert_text(detail, from->has_checksum, from->checksum, &detail->checksum) ||
 	    !convert_holders(detail, from->clients, &detail->clients, &detail->n_clients) ||
-	    !convert_wishes(detail, from->wishes, &detail->wishes, &detail->n_wishes)) {
+	    !convert_wishes(detail, from->wishes, &detail->wishes, &detail->n_wishes) ||
+	    (from->has_shards &&
+	     !convert_shards(detail, from->shards, &detail->shards, &detail->n_shards))) {
 		result_free(detail);
 		return NULL;
 	}
@@ -257,47 +222,27 @@ void distorch_detail_free(struct distorch_detail *detail)
 
 /* ---- devices, clients, settings ---- */
 
-static int devices_result(struct wire_list devices, struct distorch_devices **ret_devices)
-{
-	struct distorch_devices *result = result_new(sizeof *result);
-
-	if (result == NULL ||
-	    !convert_devices(result, devices, &result->devices, &result->n_devices)) {
-		result_free(result);
-		return failure_memory();
-	}
-	*ret_devices = result;
-	return 0;
-}
-
 int distorch_devices(struct distorch *c, struct distorch_devices **ret_devices)
 {
 	const struct request request = {.method = WIRE_METHOD_DEVICES};
 	struct wire_devices_response response;
 	AUTO_ANSWER struct answer answer = {0};
+	struct distorch_devices *result;
 	int rc;
 
 	failure_clear(c);
 	rc = client_call(c, &request, &answer, &response);
-	return rc < 0 ? rc : devices_result(response.devices, ret_devices);
-}
-
-int distorch_budget(struct distorch *c, const char *device, uint64_t bytes,
-		    struct distorch_devices **ret_devices)
-{
-	struct wire_budget_request body = {.has_bytes = device != NULL, .bytes = bytes};
-	struct wire_budget_response response;
-	const struct request request = {.method = WIRE_METHOD_BUDGET, .body = &body};
-	AUTO_ANSWER struct answer answer = {0};
-	int rc;
-
-	failure_clear(c);
-	give_text(device, &body.has_device, &body.device);
-	rc = client_call(c, &request, &answer, &response);
-	if (rc < 0 || ret_devices == NULL) {
+	if (rc < 0) {
 		return rc;
 	}
-	return devices_result(response.devices, ret_devices);
+	result = result_new(sizeof *result);
+	if (result == NULL ||
+	    !convert_devices(result, response.devices, &result->devices, &result->n_devices)) {
+		result_free(result);
+		return failure_memory();
+	}
+	*ret_devices = result;
+	return 0;
 }
 
 void distorch_devices_free(struct distorch_devices *devices)
@@ -388,7 +333,7 @@ int distorch_history(struct distorch *c, const struct distorch_history_filter *g
 	}
 	body.has_types = filter.n_types > 0;
 	if (filter.model != NULL) {
-		give_text(file_model_text(filter.model, path), &body.has_model, &body.model);
+		options_text(file_model_text(filter.model, path), &body.has_model, &body.model);
 	}
 	body.has_since_ms = filter.since_ms != 0;
 	body.since_ms = filter.since_ms;
@@ -436,7 +381,11 @@ static struct distorch_status *status_convert(const struct wire_status_response 
 	status->rss_bytes = from->rss_bytes;
 	if (!convert_text(status, true, from->version, &status->version) ||
 	    !convert_devices(status, from->devices, &status->devices, &status->n_devices) ||
-	    !convert_records(status, from->last, &status->last, &status->n_last)) {
+	    !convert_records(status, from->last, &status->last, &status->n_last) ||
+	    !convert_text(status, from->has_config_fault, from->config_fault,
+			  &status->config_fault) ||
+	    !convert_text(status, from->has_state_fault, from->state_fault, &status->state_fault) ||
+	    !convert_text(status, from->has_no_cards, from->no_cards, &status->no_cards)) {
 		result_free(status);
 		return NULL;
 	}

@@ -15,6 +15,7 @@
 #include "client/options.h"
 #include "client/policy.h"
 #include "client/result.h"
+#include "client/shards.h"
 
 static void give_text(const char *text, bool *ret_has, struct wire_str *ret)
 {
@@ -59,6 +60,10 @@ static int load_encode(const struct distorch_load_options *options, bool wants_w
 	give_text(options->allocation, &ret->has_allocation, &ret->allocation);
 	give_text(options->compute, &ret->has_compute, &ret->compute);
 	give_text(options->backing, &ret->has_backing, &ret->backing);
+	give_text(options->strategy, &ret->has_strategy, &ret->strategy);
+	give_text(options->granularity, &ret->has_granularity, &ret->granularity);
+	ret->has_virtual_vram = options->virtual_vram != 0;
+	ret->virtual_vram = options->virtual_vram;
 	ret->has_policy = options->policy.said != 0;
 	ret->has_no_wait = options->no_wait;
 	ret->no_wait = options->no_wait;
@@ -125,6 +130,7 @@ static int load_weights(struct distorch *c, const struct wire_load_response *res
 		.number = response->lease,
 		.generation = response->generation,
 		.n_images = response->has_images ? (uint32_t)response->images : 0,
+		.layout = response->has_layout ? &response->layout : NULL,
 	};
 
 	if (!response->has_lease || lease.n_images == 0) {
@@ -137,11 +143,38 @@ static int load_weights(struct distorch *c, const struct wire_load_response *res
 	return lease_take(c, &lease, answer, ret_weights);
 }
 
-static int load_file(struct distorch *c, const struct file *file,
-		     const struct distorch_load_options *given, struct distorch_loaded **ret_loaded,
-		     struct distorch_weights **ret_weights)
+/* What 'source' adds to a load. */
+static void load_encode_source(const struct source *source, struct wire_load_request *ret)
 {
+	if (source->n_shards == 0) {
+		return;
+	}
+	if (!ret->has_name) {
+		give_text(source->called, &ret->has_name, &ret->name);
+	}
+	ret->has_shards = true;
+	ret->shards = (struct wire_list){.count = source->n_shards, .items = source->names};
+	ret->has_index = source->file.n_fds == 0;
+	ret->index = false;
+	ret->has_direct = source->is_direct;
+	ret->direct = source->is_direct;
+}
+
+static int load_donors(const struct distorch_load_options *options,
+		       struct wire_str donors[DONORS_MAX], struct wire_load_request *ret)
+{
+	ret->has_donors = options->n_donors > 0;
+	return options_texts("donors", options->donors, options->n_donors, DONORS_MAX, donors,
+			     &ret->donors);
+}
+
+static int load_source(struct distorch *c, struct source *source,
+		       const struct distorch_load_options *given,
+		       struct distorch_loaded **ret_loaded, struct distorch_weights **ret_weights)
+{
+	int fds[WIRE_FDS_PER_PACKET];
 	struct distorch_load_options options = {0};
+	struct wire_str donors[DONORS_MAX];
 	struct wire_load_request body = {0};
 	struct wire_load_response response;
 	AUTO_ANSWER struct answer answer = {0};
@@ -152,11 +185,16 @@ static int load_file(struct distorch *c, const struct file *file,
 	if (rc == 0) {
 		rc = load_encode(&options, ret_weights != NULL, &body);
 	}
+	if (rc == 0) {
+		rc = load_donors(&options, donors, &body);
+	}
 	if (rc < 0) {
 		return rc;
 	}
-	request.fds = file->fds;
-	request.n_fds = file->n_fds;
+	load_encode_source(source, &body);
+	request.fds = fds;
+	request.n_fds = source_begin(source, true, fds);
+	request.source = source;
 	request.tag = options.tag;
 	request.progress = options.progress;
 	request.user = options.user;
@@ -186,29 +224,44 @@ static int load_file(struct distorch *c, const struct file *file,
 	return 0;
 }
 
+/* Read as raw bytes a file is itself, whatever it is part of. */
+static int source_for(const char *path, const struct distorch_load_options *given,
+		      struct source *ret)
+{
+	struct distorch_load_options options = {0};
+	int rc = options_take(given, sizeof options, &options);
+
+	if (rc < 0) {
+		return rc;
+	}
+	return options.format != NULL && strcmp(options.format, "raw") == 0
+		       ? source_open_single(path, ret)
+		       : source_open(path, ret);
+}
+
 int distorch_load(struct distorch *c, const char *path, const struct distorch_load_options *options,
 		  struct distorch_loaded **ret_loaded, struct distorch_weights **ret_weights)
 {
-	AUTO_FILE struct file file = {.fds = {-1, -1}};
+	AUTO_SOURCE struct source source = {0};
 	int rc;
 
 	failure_clear(c);
 	rc = options_need("path", path);
 	if (rc == 0) {
-		rc = file_open(path, &file);
+		rc = source_for(path, options, &source);
 	}
-	return rc < 0 ? rc : load_file(c, &file, options, ret_loaded, ret_weights);
+	return rc < 0 ? rc : load_source(c, &source, options, ret_loaded, ret_weights);
 }
 
 int distorch_load_fd(struct distorch *c, int fd, const struct distorch_load_options *options,
 		     struct distorch_loaded **ret_loaded, struct distorch_weights **ret_weights)
 {
-	AUTO_FILE struct file file = {.fds = {-1, -1}};
+	AUTO_SOURCE struct source source = {0};
 	int rc;
 
 	failure_clear(c);
-	rc = file_borrow(fd, &file);
-	return rc < 0 ? rc : load_file(c, &file, options, ret_loaded, ret_weights);
+	rc = source_borrow(fd, &source);
+	return rc < 0 ? rc : load_source(c, &source, options, ret_loaded, ret_weights);
 }
 
 void distorch_loaded_free(struct distorch_loaded *loaded)
@@ -218,9 +271,10 @@ void distorch_loaded_free(struct distorch_loaded *loaded)
 
 /* ---- attach ---- */
 
-static int attach(struct distorch *c, const char *model, const struct file *file,
+static int attach(struct distorch *c, const char *model, struct source *source,
 		  struct distorch_weights **ret_weights)
 {
+	int fds[WIRE_FDS_PER_PACKET];
 	struct wire_attach_request body = {.has_map = true, .map = true};
 	struct wire_attach_response response;
 	AUTO_ANSWER struct answer answer = {0};
@@ -229,8 +283,15 @@ static int attach(struct distorch *c, const char *model, const struct file *file
 	int rc;
 
 	give_text(model, &body.has_model, &body.model);
-	request.fds = file->fds;
-	request.n_fds = file->n_fds;
+	if (source->n_shards > 0) {
+		body.has_shards = true;
+		body.shards = (struct wire_list){.count = source->n_shards, .items = source->names};
+		body.has_direct = source->is_direct;
+		body.direct = source->is_direct;
+	}
+	request.fds = fds;
+	request.n_fds = source_begin(source, false, fds);
+	request.source = source;
 	rc = client_call(c, &request, &answer, &response);
 	if (rc < 0) {
 		return rc;
@@ -239,13 +300,14 @@ static int attach(struct distorch *c, const char *model, const struct file *file
 		.number = response.lease,
 		.generation = response.generation,
 		.n_images = (uint32_t)response.images,
+		.layout = response.has_layout ? &response.layout : NULL,
 	};
 	return lease_take(c, &lease, &answer, ret_weights);
 }
 
 int distorch_attach(struct distorch *c, const char *model, struct distorch_weights **ret_weights)
 {
-	AUTO_FILE struct file file = {.fds = {-1, -1}};
+	AUTO_SOURCE struct source source = {0};
 	int rc;
 
 	failure_clear(c);
@@ -254,20 +316,20 @@ int distorch_attach(struct distorch *c, const char *model, struct distorch_weigh
 		return rc;
 	}
 	if (!file_exists(model)) {
-		return attach(c, model, &file, ret_weights);
+		return attach(c, model, &source, ret_weights);
 	}
-	rc = file_open(model, &file);
-	return rc < 0 ? rc : attach(c, NULL, &file, ret_weights);
+	rc = source_open(model, &source);
+	return rc < 0 ? rc : attach(c, NULL, &source, ret_weights);
 }
 
 int distorch_attach_fd(struct distorch *c, int fd, struct distorch_weights **ret_weights)
 {
-	AUTO_FILE struct file file = {.fds = {-1, -1}};
+	AUTO_SOURCE struct source source = {0};
 	int rc;
 
 	failure_clear(c);
-	rc = file_borrow(fd, &file);
-	return rc < 0 ? rc : attach(c, NULL, &file, ret_weights);
+	rc = source_borrow(fd, &source);
+	return rc < 0 ? rc : attach(c, NULL, &source, ret_weights);
 }
 
 /* ---- unload ---- */
@@ -365,7 +427,7 @@ int distorch_unload(struct distorch *c, const struct distorch_select *given,
 	struct distorch_select select = {0};
 	struct wire_unload_request body = {0};
 	struct wire_unload_response response;
-	const struct request request = {.method = WIRE_METHOD_UNLOAD, .body = &body};
+	struct request request = {.method = WIRE_METHOD_UNLOAD, .body = &body};
 	AUTO_ANSWER struct answer answer = {0};
 	AUTO_RESULT void *texts = result_new(1);
 	struct distorch_report *report;
@@ -383,6 +445,9 @@ int distorch_unload(struct distorch *c, const struct distorch_select *given,
 		return rc;
 	}
 	give_text(select.mode, &body.has_mode, &body.mode);
+	body.has_recall_ms = select.recall_ms != 0;
+	body.recall_ms = select.recall_ms;
+	request.is_patient = select.mode != NULL; /* it waits for others */
 	rc = client_call(c, &request, &answer, &response);
 	if (rc < 0 || ret_report == NULL) {
 		return rc;

@@ -11,7 +11,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -25,13 +24,12 @@
 
 #include "client/error.h"
 #include "client/keeper.h"
+#include "client/memory.h"
+#include "client/segments.h"
 #include "proto/table.h"
 
-#define HUGE_PAGE         ((uint64_t)2 << 20)
-#define TABLE_BYTES_MAX   ((uint64_t)256 << 20)
-#define ID_SIZE           33
-#define IMAGE_SEALS       (F_SEAL_SHRINK | F_SEAL_GROW)
-#define IMAGE_SEALS_WRITE (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
+#define TABLE_BYTES_MAX ((uint64_t)256 << 20)
+#define ID_SIZE         33
 
 struct image {
 	int fd; /* owned; read-only, sealed */
@@ -48,9 +46,13 @@ struct distorch_weights {
 	struct table table;
 	struct image *images; /* owned; one a shard, none where nothing is mapped */
 	uint32_t n_images;
+	struct segments segments;
 	struct distorch_tensor *tensors; /* owned; in the table's order */
+	struct distorch_block *blocks;   /* owned; in the table's order */
+	char *block_names;               /* owned; each with its NUL */
 	char *names;                     /* owned; each with its NUL */
 	size_t names_size;
+	pthread_mutex_t card_lock;  /* one import at a time */
 	pthread_mutex_t index_lock; /* guards the making of 'index' */
 	uint32_t *index;            /* owned; tensor + 1 by hash, 0: free; made at the first find */
 	uint32_t index_mask;
@@ -156,13 +158,22 @@ static int copy_names(struct distorch_weights *weights)
 	return 0;
 }
 
-/* The image's address of a tensor; NULL where nothing is mapped. False when it lies outside. */
-static bool tensor_data(const struct distorch_weights *weights, const struct table_tensor *from,
-			void **ret_data)
+/* The address of a tensor, in its block or its image; NULL where that is not mapped. False when it
+ * lies outside. */
+static bool tensor_data(const struct distorch_weights *weights, uint32_t index, void **ret_data)
 {
+	const struct table_tensor *from = &weights->table.tensors[index];
+	const struct segment *segment = segments_of(&weights->segments, from->block);
 	const struct image *image;
 
 	*ret_data = NULL;
+	if (segment != NULL) {
+		if (segment->base != NULL) {
+			*ret_data =
+				(unsigned char *)segment->base + weights->segments.offsets[index];
+		}
+		return true;
+	}
 	if (weights->n_images == 0) {
 		return true;
 	}
@@ -175,6 +186,53 @@ static bool tensor_data(const struct distorch_weights *weights, const struct tab
 	}
 	*ret_data = (unsigned char *)image->base + from->offset;
 	return true;
+}
+
+/* Where the block is: a device's number there, or nothing of both. */
+static void give_device(const struct distorch_weights *weights, uint32_t block,
+			const char **ret_device, const char **ret_uuid)
+{
+	const struct segment *segment = segments_of(&weights->segments, block);
+
+	*ret_device = segment != NULL         ? weights->segments.names[segment->device]
+		      : weights->n_images > 0 ? "cpu"
+					      : NULL;
+	*ret_uuid = segment != NULL ? weights->segments.uuids[segment->device] : NULL;
+}
+
+/* Names of blocks are not the daemon's promise to be without a NUL: what is behind one is cut. */
+static int make_blocks(struct distorch_weights *weights)
+{
+	uint32_t n_blocks = weights->table.header->n_blocks;
+	size_t size = 1;
+	char *at;
+
+	for (uint32_t i = 0; i < n_blocks; i++) {
+		size += (size_t)table_block_name(&weights->table, i).size + 1;
+	}
+	weights->blocks = calloc((size_t)n_blocks + 1, sizeof *weights->blocks);
+	weights->block_names = malloc(size);
+	if (weights->blocks == NULL || weights->block_names == NULL) {
+		return failure_memory();
+	}
+	at = weights->block_names;
+	for (uint32_t i = 0; i < n_blocks; i++) {
+		const struct segment *segment = segments_of(&weights->segments, i);
+		struct distorch_block *block = &weights->blocks[i];
+		struct wire_str name = table_block_name(&weights->table, i);
+
+		if (name.size > 0) {
+			memcpy(at, name.text, name.size);
+		}
+		at[name.size] = '\0';
+		block->name = at;
+		block->bytes = segment != NULL ? segment->bytes : weights->table.blocks[i].size;
+		block->n_tensors = weights->table.blocks[i].n_tensors;
+		block->data = segment != NULL ? segment->base : NULL;
+		give_device(weights, i, &block->device, &block->uuid);
+		at += name.size + 1;
+	}
+	return 0;
 }
 
 static int make_tensors(struct distorch_weights *weights)
@@ -203,7 +261,11 @@ static int make_tensors(struct distorch_weights *weights)
 		if (tensor->dtype == NULL) {
 			return bad_table("a tensor has a type that this library does not know");
 		}
-		if (!tensor_data(weights, from, &tensor->data)) {
+		give_device(weights, from->block, &tensor->device, &tensor->uuid);
+		tensor->block_offset = segments_of(&weights->segments, from->block) != NULL
+					       ? weights->segments.offsets[i]
+					       : 0;
+		if (!tensor_data(weights, i, &tensor->data)) {
 			return bad_table("a tensor lies outside of its image");
 		}
 		name += table_tensor_name(&weights->table, i).size + 1;
@@ -213,56 +275,11 @@ static int make_tensors(struct distorch_weights *weights)
 
 /* ---- the images ---- */
 
-/* Map 'bytes' of 'fd' privately at an address that 2 MiB pages can back. */
-static void *map_aligned(int fd, size_t bytes)
-{
-	uint64_t padded;
-	uint64_t reserve;
-	unsigned char *room;
-	unsigned char *base;
-	size_t head;
-
-	if (!checked_round_up(bytes, HUGE_PAGE, &padded) ||
-	    !checked_add(padded, HUGE_PAGE, &reserve)) {
-		errno = EOVERFLOW;
-		return MAP_FAILED;
-	}
-	room = mmap(NULL, reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (room == MAP_FAILED) {
-		return MAP_FAILED;
-	}
-	head = (size_t)(-(uintptr_t)room & (HUGE_PAGE - 1));
-	base = room + head;
-	if (mmap(base, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0) ==
-	    MAP_FAILED) {
-		int sys = errno;
-
-		(void)munmap(room, reserve); /* ours and whole */
-		errno = sys;
-		return MAP_FAILED;
-	}
-	if (head > 0) {
-		(void)munmap(room, head); /* ours; never fails on a whole reservation */
-	}
-	(void)munmap(base + padded, reserve - head - padded); /* likewise */
-	/* Hints; where they are refused, the memory is as good. */
-	(void)madvise(base, bytes, MADV_HUGEPAGE);
-	(void)madvise(base, bytes, MADV_DONTDUMP);
-	return base;
-}
-
-/* Unmap what map_aligned gave: the image and the padding behind it. */
-static void unmap_aligned(void *base, size_t bytes)
-{
-	(void)munmap(base, (bytes + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1)); /* ours */
-}
-
 static int check_image(int fd, const struct table_shard *shard)
 {
 	struct stat status;
-	int seals = fcntl(fd, F_GET_SEALS);
 
-	if (seals < 0 || (seals & IMAGE_SEALS) != IMAGE_SEALS || (seals & IMAGE_SEALS_WRITE) == 0) {
+	if (!memory_is_sealed(fd)) {
 		return failure_set(DISTORCH_E_INTERNAL, 0, NULL,
 				   "the daemon sent an image that is not sealed");
 	}
@@ -276,56 +293,129 @@ static int check_image(int fd, const struct table_shard *shard)
 	return 0;
 }
 
-static int map_images(struct distorch_weights *weights, struct answer *answer)
+static int64_t ns_of(struct timespec time)
+{
+	return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
+/* The source file itself: nothing keeps it from changing, but it must be what was read. */
+static int check_source(int fd, const struct table_shard *shard)
+{
+	struct stat status;
+
+	if (fstat(fd, &status) != 0 || status.st_dev != shard->dev || status.st_ino != shard->ino ||
+	    (uint64_t)status.st_size != shard->size || shard->image_size != shard->size ||
+	    ns_of(status.st_mtim) != shard->mtime_ns) {
+		return failure_set(DISTORCH_E_STALE, 0, "load it again",
+				   "the file has changed since it was loaded");
+	}
+	return 0;
+}
+
+/* The next image; takes the descriptor out of its variable. */
+static int map_image(struct distorch_weights *weights, int *fd)
+{
+	const struct table_shard *shard = &weights->table.shards[weights->n_images];
+	struct image *image = &weights->images[weights->n_images];
+	int rc = shard->n_sums == 0 ? check_source(*fd, shard) : check_image(*fd, shard);
+
+	if (rc < 0) {
+		return rc;
+	}
+	image->base = memory_map(*fd, (size_t)shard->image_size);
+	if (image->base == NULL) {
+		return failure_set(DISTORCH_E_INTERNAL, errno, "is there a ulimit -v?",
+				   "mapping %llu bytes failed: %s",
+				   (unsigned long long)shard->image_size, strerror(errno));
+	}
+	image->bytes = (size_t)shard->image_size;
+	image->fd = steal_fd(fd);
+	weights->n_images++;
+	return 0;
+}
+
+static int map_answered(struct distorch_weights *weights, struct answer *answer, uint32_t first)
+{
+	int rc = 0;
+
+	for (uint32_t i = first; rc == 0 && i < answer->n_fds; i++) {
+		rc = map_image(weights, &answer->fds[i]);
+	}
+	return rc;
+}
+
+/* Those for which the first answer had no room. */
+static int ask_for_images(struct distorch *c, struct distorch_weights *weights)
 {
 	uint32_t n_shards = weights->table.header->n_shards;
+	int rc = 0;
 
-	if (weights->lease.n_images == 0) {
+	while (rc == 0 && weights->n_images < n_shards) {
+		uint32_t n_left = n_shards - weights->n_images;
+		const uint64_t range[] = {weights->n_images, n_left < WIRE_FDS_PER_PACKET
+								     ? n_left
+								     : WIRE_FDS_PER_PACKET};
+		const struct wire_map_request body = {
+			.has_segments = true,
+			.lease = weights->lease.number,
+			.segments = {.count = 2, .items = range},
+		};
+		const struct request request = {.method = WIRE_METHOD_MAP, .body = &body};
+		struct wire_map_response response;
+		AUTO_ANSWER struct answer answer = {0};
+
+		rc = client_call(c, &request, &answer, &response);
+		if (rc == 0 && (answer.n_fds == 0 || answer.n_fds > n_left)) {
+			return bad_table("it has more or fewer shards than images came");
+		}
+		rc = rc < 0 ? rc : map_answered(weights, &answer, 0);
+	}
+	return rc;
+}
+
+static int map_images(struct distorch *c, struct distorch_weights *weights, struct answer *answer)
+{
+	uint32_t n_shards = weights->table.header->n_shards;
+	uint32_t n_came = weights->lease.n_images;
+	int rc;
+
+	if (n_came == 0) {
 		return 0;
 	}
-	if (weights->lease.n_images != n_shards || answer->n_fds != n_shards + 1) {
+	if (answer->n_fds != n_came + 1 || n_came > n_shards || (n_came < n_shards && c == NULL)) {
 		return bad_table("it has more or fewer shards than images came");
 	}
 	weights->images = calloc(n_shards, sizeof *weights->images);
 	if (weights->images == NULL) {
 		return failure_memory();
 	}
-	for (uint32_t i = 0; i < n_shards; i++) {
-		const struct table_shard *shard = &weights->table.shards[i];
-		struct image *image = &weights->images[i];
-		int rc = check_image(answer->fds[i + 1], shard);
-
-		if (rc < 0) {
-			return rc;
-		}
-		image->base = map_aligned(answer->fds[i + 1], (size_t)shard->image_size);
-		if (image->base == MAP_FAILED) {
-			return failure_set(DISTORCH_E_INTERNAL, errno, "is there a ulimit -v?",
-					   "mapping %llu bytes failed: %s",
-					   (unsigned long long)shard->image_size, strerror(errno));
-		}
-		image->bytes = (size_t)shard->image_size;
-		image->fd = steal_fd(&answer->fds[i + 1]);
-		weights->n_images++;
-	}
-	return 0;
+	rc = map_answered(weights, answer, 1);
+	return rc < 0 ? rc : ask_for_images(c, weights);
 }
 
 /* ---- life ---- */
 
-static void weights_free(struct distorch_weights *weights)
+/* False: something of it is still mapped. */
+static bool weights_free(struct distorch_weights *weights)
 {
+	bool is_ours = weights->c == NULL || weights->c->pid == getpid();
+	bool is_unmapped = segments_free(&weights->segments, is_ours);
+
 	for (uint32_t i = 0; i < weights->n_images; i++) {
-		unmap_aligned(weights->images[i].base, weights->images[i].bytes);
+		memory_unmap(weights->images[i].base, weights->images[i].bytes);
 		(void)close(weights->images[i].fd); /* read only: nothing can be lost */
 	}
+	(void)pthread_mutex_destroy(&weights->card_lock);  /* as the next one */
 	(void)pthread_mutex_destroy(&weights->index_lock); /* nobody uses it any more */
 	free(weights->images);
 	free(weights->tensors);
+	free(weights->blocks);
+	free(weights->block_names);
 	free(weights->names);
 	free(weights->index);
 	free(weights->table_bytes);
 	free(weights);
+	return is_unmapped;
 }
 
 int weights_make(struct distorch *c, const struct lease *lease, struct answer *answer,
@@ -339,13 +429,20 @@ int weights_make(struct distorch *c, const struct lease *lease, struct answer *a
 	}
 	weights->n_refs = 1;
 	weights->lease = *lease;
+	(void)pthread_mutex_init(&weights->card_lock, NULL);  /* as the next one */
 	(void)pthread_mutex_init(&weights->index_lock, NULL); /* cannot fail with defaults */
 	if (getrandom(&weights->seed, sizeof weights->seed, GRND_NONBLOCK) < 0) {
 		weights->seed = (uint64_t)(uintptr_t)weights; /* early in boot */
 	}
 	rc = open_table(weights, answer->n_fds > 0 ? answer->fds[0] : -1);
 	if (rc == 0) {
-		rc = map_images(weights, answer);
+		rc = segments_make(lease->layout, &weights->table, &weights->segments);
+	}
+	if (rc == 0) {
+		rc = map_images(c, weights, answer);
+	}
+	if (rc == 0) {
+		rc = segments_map(c, lease->number, &weights->segments);
 	}
 	if (rc == 0) {
 		rc = copy_names(weights);
@@ -353,8 +450,12 @@ int weights_make(struct distorch *c, const struct lease *lease, struct answer *a
 	if (rc == 0) {
 		rc = make_tensors(weights);
 	}
+	if (rc == 0) {
+		rc = make_blocks(weights);
+	}
+	weights->lease.layout = NULL; /* the answer's */
 	if (rc < 0) {
-		weights_free(weights);
+		(void)weights_free(weights); /* of cards nothing is mapped yet */
 		return rc;
 	}
 	if (c != NULL) {
@@ -387,8 +488,8 @@ struct distorch_weights *distorch_weights_unref(struct distorch_weights *weights
 	if (kept != NULL) {
 		keeper_leaving(c, kept);
 	}
-	weights_free(weights); /* unmapped before the daemon is told so */
-	if (kept != NULL) {
+	/* Unmapped before the daemon is told so; what a card keeps mapped is held, until we end. */
+	if (weights_free(weights) && kept != NULL) {
 		keeper_over(c, kept);
 	}
 	if (c != NULL) {
@@ -464,6 +565,47 @@ const struct distorch_tensor *distorch_weights_tensor(const struct distorch_weig
 						      uint32_t index)
 {
 	return index < weights->table.header->n_tensors ? &weights->tensors[index] : NULL;
+}
+
+/* What is imported, also when that is not all. */
+static void give_addresses(struct distorch_weights *weights)
+{
+	for (uint32_t i = 0; i < weights->table.header->n_tensors; i++) {
+		struct distorch_tensor *tensor = &weights->tensors[i];
+		const struct segment *segment = segments_of(&weights->segments, tensor->block);
+
+		if (segment != NULL && segment->card.size > 0) {
+			tensor->device_ordinal = segment->card.ordinal;
+			tensor->device_data = segment->card.address + tensor->block_offset;
+		}
+	}
+}
+
+int distorch_map_cuda(struct distorch_weights *weights)
+{
+	struct distorch *c = weights->c;
+	int rc;
+
+	failure_clear(c);
+	if (c == NULL) {
+		return 0; /* it only describes */
+	}
+	pthread_mutex_lock(&weights->card_lock);
+	rc = segments_import(c, distorch_weights_lease(weights), &weights->segments);
+	give_addresses(weights);
+	pthread_mutex_unlock(&weights->card_lock);
+	return rc;
+}
+
+uint32_t distorch_weights_n_blocks(const struct distorch_weights *weights)
+{
+	return weights->table.header->n_blocks;
+}
+
+const struct distorch_block *distorch_weights_block(const struct distorch_weights *weights,
+						    uint32_t index)
+{
+	return index < weights->table.header->n_blocks ? &weights->blocks[index] : NULL;
 }
 
 const char *distorch_weights_names(const struct distorch_weights *weights, size_t *ret_size)

@@ -13,6 +13,8 @@ struct lease {
 	uint64_t generation;
 	struct kept_lease *kept; /* the connection's; NULL without one */
 	uint32_t n_images;       /* descriptors behind the table's; 0: describe, map nothing */
+	const struct wire_layout
+		*layout; /* borrowed for the call; NULL: all blocks are in images */
 };
 
 /*

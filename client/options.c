@@ -50,3 +50,31 @@ int options_need_all(const char *name, const char *const *texts, size_t n)
 	}
 	return rc;
 }
+
+int options_texts(const char *name, const char *const *texts, size_t n, size_t max,
+		  struct wire_str *items, struct wire_list *ret)
+{
+	int rc = options_need_all(name, texts, n < max ? n : max);
+
+	if (rc < 0) {
+		return rc;
+	}
+	if (n > max) {
+		return failure_set(DISTORCH_E_TOO_MANY, 0, NULL,
+				   "the argument '%s' has %zu entries; it may have %zu", name, n,
+				   max);
+	}
+	for (size_t i = 0; i < n; i++) {
+		items[i] = wire_str(texts[i]);
+	}
+	*ret = (struct wire_list){.count = (uint32_t)n, .items = items};
+	return 0;
+}
+
+void options_text(const char *text, bool *ret_has, struct wire_str *ret)
+{
+	*ret_has = text != NULL;
+	if (text != NULL) {
+		*ret = wire_str(text);
+	}
+}

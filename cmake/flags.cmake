@@ -48,7 +48,8 @@ endif()
 function(house_flags target)
 	target_compile_definitions(${target} PRIVATE _GNU_SOURCE
 		DISTORCH_VERSION="${PROJECT_VERSION}"
-		$<$<BOOL:${DISTORCH_TESTING}>:DISTORCH_TESTING>)
+		$<$<BOOL:${DISTORCH_TESTING}>:DISTORCH_TESTING>
+		$<$<BOOL:${DISTORCH_WITH_CUDA}>:DISTORCH_WITH_CUDA>)
 	target_compile_options(${target} PRIVATE
 		$<$<COMPILE_LANGUAGE:C>:${HOUSE_WARNINGS}> ${HOUSE_HARDENING})
 	target_link_options(${target} PRIVATE ${HOUSE_LINK})

@@ -3,6 +3,8 @@
  * The core's answers and news into messages: the way back of dispatch. A client that has
  * gone meanwhile is simply not told.
  */
+#include "daemon/answer.h"
+
 #include "base/cleanup.h"
 #include "base/os/clock.h"
 #include "base/os/log.h"
@@ -21,9 +23,13 @@
 #include "daemon/device/device.h"
 #include "daemon/failure.h"
 #include "daemon/ipc/conn.h"
+#include "daemon/recall.h"
+#include "daemon/warm.h"
 #include "proto/wire.h"
 
 #define NS_PER_MS 1000000U
+
+#define CHECK_TEXT_SIZE 257
 
 static void respond(const struct client *client, const struct pending *pending,
 		    const void *response, int *fds, uint32_t n_fds)
@@ -32,35 +38,28 @@ static void respond(const struct client *client, const struct pending *pending,
 			fds, n_fds);
 }
 
-/* The descriptors of a grant: the table, then the image when it is to be mapped. */
-static int open_grant(const struct daemon *daemon, const struct core_action *action, int fds[2],
-		      uint32_t *ret_n_fds)
+/* The descriptors of a grant: the table, then images when they are to be mapped: as many as one
+ * packet takes, the rest is for `map`. */
+static int open_grant(const struct daemon *daemon, const struct core_action *action,
+		      int fds[1 + DESCRIBE_MAX_IMAGES], uint32_t *ret_n_fds)
 {
 	const struct model_info *info = store_find_model(daemon->store, action->model);
-	struct core_segment_view segment;
-	uint32_t cursor = 0;
+	const struct image_range range = {.model = action->model,
+					  .generation = action->reply.generation,
+					  .count = DESCRIBE_MAX_IMAGES};
+	uint32_t n_images = 0;
+	int code = 0;
 
 	REQUIRE(info != NULL && info->current.table_fd >= 0);
 	fds[0] = sys_fcntl_dup(info->current.table_fd);
 	if (fds[0] < 0) {
 		return -WIRE_TOO_MANY;
 	}
-	*ret_n_fds = 1;
-	if (!action->reply.map) {
-		return 0;
+	if (action->reply.map) {
+		code = describe_images(daemon, &range, fds + 1, &n_images);
 	}
-	while (core_segment_next(daemon->core, action->model, &cursor, &segment)) {
-		const struct extent *extent = store_find_extent(daemon->store, segment.id);
-
-		if (segment.generation == action->reply.generation && extent != NULL &&
-		    segment.state == SEGMENT_READY) {
-			int code = device_export(extent, &fds[1], NULL);
-
-			*ret_n_fds = code < 0 ? 1 : 2;
-			return code;
-		}
-	}
-	return -WIRE_INTERNAL;
+	*ret_n_fds = 1 + n_images;
+	return code;
 }
 
 static const char *source_name(enum core_source source)
@@ -86,14 +85,14 @@ struct evicted {
 
 /* Returns what 'response' borrows, to be freed by the caller; NULL: nothing, or no memory. */
 static struct evicted *describe_evicted(const struct daemon *daemon, const struct client *viewer,
-					uint64_t job_id, struct wire_load_response *response)
+					uint64_t job_id, bool *ret_has, struct wire_list *ret)
 {
 	const struct job_info *job = store_find_job(daemon->store, job_id);
 	bool is_some = job != NULL && job->n_evicted > 0;
 	struct evicted *evicted = is_some ? sys_calloc(1, sizeof *evicted) : NULL;
 	uint32_t n_outcomes = 0;
 
-	response->has_evicted = evicted != NULL || !is_some;
+	*ret_has = evicted != NULL || !is_some;
 	for (uint32_t i = 0; evicted != NULL && i < job->n_evicted; i++) {
 		const struct model_info *victim =
 			store_find_model(daemon->store, job->evicted[i].model);
@@ -111,8 +110,8 @@ static struct evicted *describe_evicted(const struct daemon *daemon, const struc
 		};
 		n_outcomes++;
 	}
-	response->evicted.items = evicted == NULL ? NULL : evicted->outcomes;
-	response->evicted.count = n_outcomes;
+	ret->items = evicted == NULL ? NULL : evicted->outcomes;
+	ret->count = n_outcomes;
 	return evicted;
 }
 
@@ -128,6 +127,44 @@ __attribute__((noinline)) static void answer_failure(struct daemon *daemon,
 	conn_respond_error(client->conn, pending->request, &failure.wire);
 }
 
+/* Where the blocks lie, for who may have them. */
+struct layout {
+	struct wire_layout wire;
+	struct wire_str names[CORE_MAX_DEVICES], uuids[CORE_MAX_DEVICES];
+	char *letters; /* the caller's; NULL: all in images */
+};
+
+/* False: no memory. */
+static bool describe_layout(const struct daemon *daemon, const struct client *client,
+			    const struct core_action *action, struct layout *ret)
+{
+	const struct model_info *info = store_find_model(daemon->store, action->model);
+	const uint8_t *places = info == NULL ? NULL : info->current.places;
+
+	*ret = (struct layout){.letters = NULL};
+	if (action->reply.lease == 0 || places == NULL ||
+	    !core_client_has_blocks(daemon->core, client->id, action->model)) {
+		return true;
+	}
+	ret->letters = sys_malloc((size_t)info->current.n_blocks + 1);
+	if (ret->letters == NULL) {
+		return false;
+	}
+	for (uint32_t i = 0; i < info->current.n_blocks; i++) {
+		ret->letters[i] = (char)('A' + places[i]);
+	}
+	for (uint32_t i = 0; i < daemon->n_devices; i++) {
+		ret->names[i] = wire_str(daemon->devices[i].name);
+		ret->uuids[i] = wire_str(daemon->devices[i].info.uuid);
+	}
+	ret->wire = (struct wire_layout){
+		.devices = {.items = ret->names, .count = daemon->n_devices},
+		.uuids = {.items = ret->uuids, .count = daemon->n_devices},
+		.places = {.text = ret->letters, .size = info->current.n_blocks},
+	};
+	return true;
+}
+
 static void answer_load(struct daemon *daemon, struct client *client, const struct pending *pending,
 			const struct core_action *action)
 {
@@ -135,11 +172,17 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 	struct core_model_view view;
 	struct wire_load_response response = {0};
 	AUTO_FREE struct evicted *evicted = NULL;
-	int fds[2] = {-1, -1};
+	int fds[1 + DESCRIBE_MAX_IMAGES];
 	uint32_t n_fds = 0;
-
+	struct layout layout = {.letters = NULL};
+	AUTO_FREE char *letters = NULL;
 	int code = action->reply.lease == 0 ? 0 : open_grant(daemon, action, fds, &n_fds);
 
+	if (code == 0 && !describe_layout(daemon, client, action, &layout)) {
+		code = -WIRE_NO_MEMORY;
+	}
+	/* NOLINTNEXTLINE(clang-analyzer-deadcode.DeadStores): freed at the end of the scope */
+	letters = layout.letters;
 	if (code < 0) {
 		for (uint32_t i = 0; i < n_fds; i++) {
 			(void)close(fds[i]); /* read-only, nothing to lose */
@@ -153,11 +196,14 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 	(void)daemon_know_model(daemon, action->model); /* with no_wait the first word of it */
 	describe_model(daemon, client, &view, &model);
 	if (pending->method == WIRE_METHOD_ATTACH) {
-		const struct wire_attach_response attached = {.lease = action->reply.lease,
-							      .generation =
-								      action->reply.generation,
-							      .images = n_fds - 1,
-							      .model = model.wire};
+		const struct wire_attach_response attached = {
+			.lease = action->reply.lease,
+			.generation = action->reply.generation,
+			.images = n_fds - 1,
+			.model = model.wire,
+			.has_layout = layout.letters != NULL,
+			.layout = layout.wire,
+		};
 
 		respond(client, pending, &attached, fds, n_fds);
 		return;
@@ -168,13 +214,39 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 	response.has_duration_ms = true;
 	response.duration_ms = (clock_mono_ns() - pending->begun_ns) / NS_PER_MS;
 	/* NOLINTNEXTLINE(clang-analyzer-deadcode.DeadStores): freed at the end of the scope */
-	evicted = describe_evicted(daemon, client, action->job, &response);
+	evicted = describe_evicted(daemon, client, action->job, &response.has_evicted,
+				   &response.evicted);
 	response.has_lease = response.has_generation = response.has_images = action->reply.lease !=
 									     0;
 	response.lease = action->reply.lease;
 	response.generation = action->reply.generation;
 	response.images = n_fds > 0 ? n_fds - 1 : 0;
+	response.has_layout = layout.letters != NULL;
+	response.layout = layout.wire;
 	respond(client, pending, &response, fds, n_fds);
+}
+
+static void answer_place(struct daemon *daemon, const struct client *client,
+			 const struct pending *pending, const struct core_action *action)
+{
+	const struct job_info *job = store_find_job(daemon->store, action->job);
+	struct model_description model;
+	struct core_model_view view;
+	struct wire_place_response response = {
+		.has_moved = true,
+		.moved = job == NULL ? 0 : job->moved,
+		.has_duration_ms = true,
+		.duration_ms = (clock_mono_ns() - pending->begun_ns) / NS_PER_MS,
+	};
+	AUTO_FREE struct evicted *evicted = NULL;
+
+	REQUIRE(core_model_get(daemon->core, action->model, &view));
+	describe_model(daemon, client, &view, &model);
+	response.model = model.wire;
+	/* NOLINTNEXTLINE(clang-analyzer-deadcode.DeadStores): freed at the end of the scope */
+	evicted = describe_evicted(daemon, client, action->job, &response.has_evicted,
+				   &response.evicted);
+	respond(client, pending, &response, NULL, 0);
 }
 
 static void answer_set(struct daemon *daemon, const struct client *client,
@@ -262,12 +334,20 @@ static void answer_unload(struct daemon *daemon, const struct client *client,
 				wire->holders.items = &texts[i].holder;
 				wire->holders.count = 1;
 			}
-			response.total_bytes += outcome == CORE_OUTCOME_UNLOADED ? line->bytes : 0;
+			response.total_bytes += outcome == CORE_OUTCOME_UNLOADED ? line->freed : 0;
 			lists[outcome]->count++;
 			n_outcomes++;
 		}
 	}
 	respond(client, pending, &response, NULL, 0);
+}
+
+void answer_recalled(struct daemon *daemon, struct client *client, struct pending *pending)
+{
+	if (client->conn != NULL) {
+		answer_unload(daemon, client, pending);
+	}
+	pending_clear(pending);
 }
 
 void answer_unload_item(struct daemon *daemon, const struct core_action *action)
@@ -283,8 +363,28 @@ void answer_unload_item(struct daemon *daemon, const struct core_action *action)
 	line->outcome = action->unload.outcome;
 	line->why = action->unload.why;
 	line->bytes = action->unload.bytes;
+	line->freed = action->unload.freed;
 	line->holder = action->unload.holder;
 	line->uid = action->unload.uid;
+}
+
+/* Returns 'buffer'. */
+static const char *check_text(const struct answer_line *line, const struct model_info *info,
+			      char buffer[CHECK_TEXT_SIZE])
+{
+	const char *file = info == NULL ? NULL : info->bad_file;
+
+	if (line->code != WIRE_BAD_FILE) {
+		(void)snprintf(buffer, CHECK_TEXT_SIZE, "%s",
+			       wire_code_info((enum wire_code)line->code)->text);
+	} else {
+		(void)snprintf(buffer, CHECK_TEXT_SIZE,
+			       "%s%.150s%sits bytes no longer match their checksum; it is being "
+			       "loaded again",
+			       file == NULL ? "" : "file ", file == NULL ? "" : file,
+			       file == NULL ? "" : ": ");
+	}
+	return buffer;
 }
 
 static void answer_verify(struct daemon *daemon, const struct client *client,
@@ -294,6 +394,7 @@ static void answer_verify(struct daemon *daemon, const struct client *client,
 	struct core_model_view view;
 	struct wire_verify_response response = {0};
 	AUTO_FREE struct wire_check *checks = NULL;
+	AUTO_FREE char(*texts)[CHECK_TEXT_SIZE] = NULL;
 
 	if (line != NULL) {
 		line->code = action->code;
@@ -305,7 +406,8 @@ static void answer_verify(struct daemon *daemon, const struct client *client,
 		return;
 	}
 	checks = sys_calloc((size_t)pending->n_lines + 1, sizeof *checks);
-	if (checks == NULL) {
+	texts = sys_calloc((size_t)pending->n_lines + 1, sizeof *texts);
+	if (checks == NULL || texts == NULL) {
 		conn_respond_no_memory(client->conn, pending->request);
 		return;
 	}
@@ -322,15 +424,27 @@ static void answer_verify(struct daemon *daemon, const struct client *client,
 			.has_offset = done->code == WIRE_BAD_FILE && info != NULL,
 			.offset = info == NULL ? 0 : info->bad_at,
 			.has_text = done->code != 0,
-			.text = wire_str(
-				done->code == WIRE_BAD_FILE
-					? "its bytes no longer match their checksum; it "
-					  "is being loaded again"
-					: wire_code_info((enum wire_code)done->code)->text),
+			.text = wire_str(check_text(done, info, texts[i])),
 		};
 	}
 	response.checks.items = checks;
 	response.checks.count = pending->n_lines;
+	respond(client, pending, &response, NULL, 0);
+}
+
+static void answer_reserve(const struct daemon *daemon, const struct client *client,
+			   const struct pending *pending, const struct core_action *action)
+{
+	struct wire_reserve_response response = {.token = action->reply.lease};
+	AUTO_FREE struct answer_went *went = sys_calloc(1, sizeof *went);
+
+	if (went != NULL) { /* else there is room all the same, and not told is what made it */
+		answer_find_went(daemon, client, pending->n_records, CORE_WHY_RESERVED,
+				 pending->device, went);
+		response.has_evicted = true;
+		response.evicted.items = went->outcomes;
+		response.evicted.count = went->n_outcomes;
+	}
 	respond(client, pending, &response, NULL, 0);
 }
 
@@ -345,8 +459,14 @@ static void answer_ok(struct daemon *daemon, struct client *client, const struct
 	case WIRE_METHOD_ATTACH:
 		answer_load(daemon, client, pending, action);
 		break;
+	case WIRE_METHOD_PLACE:
+		answer_place(daemon, client, pending, action);
+		break;
 	case WIRE_METHOD_SET:
 		answer_set(daemon, client, pending, action);
+		break;
+	case WIRE_METHOD_RESERVE:
+		answer_reserve(daemon, client, pending, action);
 		break;
 	case WIRE_METHOD_CANCEL:
 		respond(client, pending, &cancelled, NULL, 0);
@@ -379,7 +499,8 @@ void answer_reply(struct daemon *daemon, const struct core_action *action)
 						 : client_find_pending(client, action->request);
 
 	if (pending == NULL) {
-		return; /* gone, or nobody asked (a revoked lease) */
+		warm_answered(daemon, action); /* else gone, or a revoked lease */
+		return;
 	}
 	if (action->code == 0 && pending->method == WIRE_METHOD_LOAD &&
 	    action->reply.source == CORE_SOURCE_BEGUN) {
@@ -398,6 +519,8 @@ void answer_reply(struct daemon *daemon, const struct core_action *action)
 		}
 	} else if (action->code != 0) {
 		answer_failure(daemon, client, pending, action);
+	} else if (recall_waits(daemon, pending)) {
+		return;
 	} else {
 		answer_ok(daemon, client, pending, action);
 	}
@@ -428,6 +551,31 @@ void answer_progress(struct daemon *daemon, const struct core_action *action)
 		.total = action->progress.total,
 	};
 	(void)conn_send_event(client->conn, WIRE_EVENT_LOAD_PROGRESS, &event); /* next one wins */
+}
+
+void answer_recall(struct daemon *daemon, const struct core_action *action)
+{
+	const struct client *client = daemon_find_client(daemon, action->client);
+	const struct client *other = daemon_find_client(daemon, action->recall.for_client);
+	char reason[96];
+	char name[DEVICE_NAME_SIZE];
+	struct wire_recall_event event = {
+		.lease = action->recall.lease,
+		.has_for_whom = other != NULL,
+		.for_whom = wire_str(other == NULL ? "" : client_display(other)),
+		.deadline_ms = action->recall.within_ns / NS_PER_MS,
+	};
+
+	if (action->device == CORE_ALL_DEVICES) {
+		(void)snprintf(reason, sizeof reason, "it is to be unloaded");
+	} else {
+		(void)snprintf(reason, sizeof reason, "room on %s is asked for",
+			       describe_device_name(daemon, action->device, name));
+	}
+	event.reason = wire_str(reason);
+	if (client != NULL && client->conn != NULL) {
+		(void)conn_send_event(client->conn, WIRE_EVENT_RECALL, &event); /* owned: queued */
+	}
 }
 
 void answer_lost(struct daemon *daemon, const struct core_action *action)

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/gather.h"
 #include "daemon/ipc/peer.h"
 
 struct pending *client_add_pending(struct client *client, uint32_t request, enum wire_method method,
@@ -70,6 +71,7 @@ struct client *client_new(void)
 	if (client == NULL) {
 		return NULL;
 	}
+	list_init(&client->gatherings);
 	client->watch = process_watch_new();
 	return client->watch == NULL ? client_free(client) : client;
 }
@@ -79,13 +81,33 @@ struct client *client_free(struct client *client)
 	if (client == NULL) {
 		return NULL;
 	}
+	gather_forget(client);
 	for (uint32_t i = 0; i < WIRE_REQUESTS_IN_FLIGHT; i++) {
 		pending_clear(&client->pending[i]);
 	}
 	process_watch_free(client->watch);
 	free(client->subscription.models);
+	free(client->device_uuids);
 	free(client);
 	return NULL;
+}
+
+bool client_take_devices(struct client *client, struct wire_list uuids)
+{
+	struct wire_str uuid;
+
+	if (uuids.count == 0) {
+		return true;
+	}
+	client->device_uuids = sys_calloc(uuids.count, sizeof client->device_uuids[0]);
+	if (client->device_uuids == NULL) {
+		return false;
+	}
+	while (wire_list_next(&uuids, NULL, &uuid)) {
+		(void)wire_str_copy(uuid, client->device_uuids[client->n_device_uuids++],
+				    sizeof client->device_uuids[0]);
+	}
+	return true;
 }
 
 const char *client_display(const struct client *client)

@@ -7,6 +7,8 @@
 #ifndef DAEMON_CLIENTS_H
 #define DAEMON_CLIENTS_H
 
+#include "base/list.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -23,7 +25,7 @@ struct answer_line {
 	char name[256];
 	enum core_outcome outcome;
 	enum core_why why;
-	uint64_t bytes;
+	uint64_t bytes, freed;
 	uint64_t holder;
 	uint32_t uid;
 	int code;
@@ -37,6 +39,9 @@ struct pending {
 	enum wire_method method;
 	uint32_t n_expected; /* replies that make one answer (verify) */
 	uint64_t begun_ns;
+	uint64_t n_records;        /* a reservation: what the history had when it was asked for */
+	uint32_t device;           /* likewise: on which */
+	uint64_t recall_until_ns;  /* an unload that waits so long for leases; 0: it does not */
 	struct answer_line *lines; /* owner: pending */
 	uint32_t n_lines, lines_capacity;
 };
@@ -61,8 +66,12 @@ struct client {
 	char comm[64];
 	char label[256];
 	char library[128];
+	char (*device_uuids)[65]; /* in its own order; NULL: it said nothing of devices */
+	uint32_t n_device_uuids;
 	uint64_t opened_ns;
 	struct pending pending[WIRE_REQUESTS_IN_FLIGHT];
+	struct list
+		gatherings; /* struct gathering: requests that wait for descriptors (gather.h) */
 	struct subscription subscription;
 	struct client *next, *prev; /* daemon::clients */
 };
@@ -77,6 +86,8 @@ struct answer_line *pending_add_line(struct pending *pending);
 struct client *client_new(void); /* NULL: no memory */
 struct client *client_free(struct client *client);
 
+/* The devices in the client's own order, from its hello. False: no memory. */
+bool client_take_devices(struct client *client, struct wire_list uuids);
 /* "ComfyUI" (its label) or the command name. */
 const char *client_display(const struct client *client);
 

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "daemon/config_file.h"
+#include "daemon/config_saved.h"
 #include "daemon/config_table.h"
 #include "daemon/config_value.h"
 #include "proto/gen/wire_code.h"
@@ -28,6 +29,7 @@
 struct builder {
 	struct config *config;
 	uint32_t layer;
+	FILE *list; /* NULL; else the files are named there and not read */
 };
 
 /* ---- keys ---- */
@@ -163,6 +165,11 @@ static int take_line(void *context, const struct config_line *line, struct err *
 
 static int apply_file(struct builder *builder, const char *path, bool is_required, struct err *err)
 {
+	if (builder->list != NULL) {
+		(void)fprintf(builder->list, "%s%s\n", path,
+			      access(path, F_OK) == 0 ? "" : "  (not there)");
+		return 0;
+	}
 	builder->layer++;
 	return config_file_read(path, is_required, take_line, builder, err);
 }
@@ -344,53 +351,107 @@ static int apply_environment(struct builder *builder, const char *const *environ
 	return 0;
 }
 
-/* "section.key=value"; a later one wins. */
+/* "section.key=value" */
+static int apply_text(struct builder *builder, const char *text, const struct config_origin *origin,
+		      struct err *err)
+{
+	char section[CONFIG_MAX_KEY_SIZE];
+	const char *equals = strchr(text, '=');
+	char *dot = NULL;
+
+	if (equals != NULL && equals - text < CONFIG_MAX_KEY_SIZE) {
+		copy_start(section, text, (size_t)(equals - text));
+		dot = strchr(section, '.');
+	}
+	if (dot == NULL) {
+		return err_set(err, WIRE_BAD_ARGUMENT, "%s: section.key=value is wanted",
+			       origin->where);
+	}
+	*dot = '\0';
+	return apply_key(builder, section, &dot[1], &equals[1], origin, err);
+}
+
+/* A later one wins. */
 static int apply_set(struct builder *builder, const char *set, struct err *err)
 {
 	char where[CONFIG_MAX_KEY_SIZE + 16];
 	const struct config_origin origin = {where, "command line", ++builder->layer};
-	char section[CONFIG_MAX_KEY_SIZE];
-	const char *equals = strchr(set, '=');
-	char *dot;
+	char key[CONFIG_MAX_KEY_SIZE];
 
-	copy_start(section, set, equals == NULL ? strlen(set) : (size_t)(equals - set));
-	(void)snprintf(where, sizeof where, "--set %s", section);
-	if (equals == NULL || equals - set >= CONFIG_MAX_KEY_SIZE) {
-		return err_set(err, WIRE_BAD_ARGUMENT, "%s: section.key=value is wanted", where);
+	copy_start(key, set, strcspn(set, "="));
+	(void)snprintf(where, sizeof where, "--set %s", key);
+	return apply_text(builder, set, &origin, err);
+}
+
+static int apply_saved(struct builder *builder, const char *source, const char *text,
+		       struct err *err)
+{
+	const struct config_origin origin = {source, source, ++builder->layer};
+
+	return apply_text(builder, text, &origin, err);
+}
+
+static int apply_all_saved(struct builder *builder, const struct config_saved *saved,
+			   struct err *err)
+{
+	int code = 0;
+
+	for (uint32_t i = 0; saved != NULL && code == 0 && i < saved->n_texts; i++) {
+		code = apply_saved(builder,
+				   saved->sources == NULL ? saved->source : saved->sources[i],
+				   saved->texts[i], err);
+		if (saved->is_of_any_version && code != -WIRE_NO_MEMORY) {
+			code = 0;
+		}
 	}
-	dot = strchr(section, '.');
-	if (dot == NULL) {
-		return err_set(err, WIRE_BAD_ARGUMENT, "%s: section.key=value is wanted", where);
+	return code;
+}
+
+static const char *const *environment_of(const struct config_request *request)
+{
+	return request->environment != NULL ? request->environment : (const char *const *)environ;
+}
+
+static int apply_files(struct builder *builder, const struct config_request *request,
+		       struct err *err)
+{
+	int code;
+
+	if (request->path != NULL) {
+		return apply_file(builder, request->path, true, err);
 	}
-	*dot = '\0';
-	return apply_key(builder, section, &dot[1], &equals[1], &origin, err);
+	code = apply_system_files(builder, request->root == NULL ? "" : request->root, err);
+	if (code == 0 && request->is_user) {
+		code = apply_user_files(builder, environment_of(request), err);
+	}
+	return code;
 }
 
 static int apply_layers(struct builder *builder, const struct config_request *request,
 			struct err *err)
 {
-	const char *const *environment = request->environment;
-	const char *root = request->root == NULL ? "" : request->root;
 	int code = apply_defaults(builder, err);
 
-	if (environment == NULL) {
-		environment = (const char *const *)environ;
-	}
-	if (code == 0 && request->path != NULL) {
-		code = apply_file(builder, request->path, true, err);
-	} else if (code == 0) {
-		code = apply_system_files(builder, root, err);
-		if (code == 0 && request->is_user) {
-			code = apply_user_files(builder, environment, err);
-		}
+	if (code == 0) {
+		code = apply_files(builder, request, err);
 	}
 	if (code == 0) {
-		code = apply_environment(builder, environment, err);
+		code = apply_all_saved(builder, request->saved, err);
+	}
+	if (code == 0) {
+		code = apply_environment(builder, environment_of(request), err);
 	}
 	for (uint32_t i = 0; code == 0 && i < request->n_sets; i++) {
 		code = apply_set(builder, request->sets[i], err);
 	}
 	return code;
+}
+
+int config_print_files(const struct config_request *request, FILE *file, struct err *err)
+{
+	struct builder builder = {.list = file};
+
+	return apply_files(&builder, request, err);
 }
 
 /* ---- the snapshot ---- */
@@ -407,7 +468,8 @@ static int point_to_texts(struct config *config, struct err *err)
 	for (uint32_t i = 0; i < config->n_settings; i++) {
 		const struct config_setting *setting = &config->settings[i];
 
-		if (setting->row->kind == CONFIG_KIND_TEXT) {
+		if (setting->row->kind == CONFIG_KIND_TEXT ||
+		    setting->row->kind == CONFIG_KIND_LISTEN) {
 			*(const char **)(void *)((char *)config + setting->row->offset) =
 				setting->value;
 		} else if (setting->row->kind == CONFIG_KIND_LIST && setting->value[0] != '\0') {
@@ -426,6 +488,131 @@ int config_load(const struct config_request *request, struct config **ret, struc
 		return err_set(err, WIRE_NO_MEMORY, "no memory for the configuration");
 	}
 	code = apply_layers(&builder, request, err);
+	if (code == 0) {
+		code = point_to_texts(builder.config, err);
+	}
+	if (code < 0) {
+		(void)config_free(builder.config);
+		return code;
+	}
+	*ret = builder.config;
+	return 0;
+}
+
+int config_check_saved(const char *source, const char *text, struct err *err)
+{
+	static const char *const nothing[] = {NULL};
+	const struct config_saved saved = {.source = source, .texts = &text, .n_texts = 1};
+	const struct config_request request = {.path = "/dev/null",
+					       .environment = nothing,
+					       .saved = &saved};
+	struct config *config = NULL;
+	int code = config_load(&request, &config, err);
+
+	(void)config_free(config);
+	return code;
+}
+
+/* ---- a snapshot with other saved values ---- */
+
+/* Words may stand behind the source. */
+static bool is_from(const struct config_setting *setting, const char *source)
+{
+	size_t size = strlen(source);
+
+	return strncmp(setting->source, source, size) == 0 &&
+	       (setting->source[size] == '\0' || setting->source[size] == ',' ||
+		strncmp(&setting->source[size], CONFIG_LAST_GOOD, sizeof CONFIG_LAST_GOOD - 1) ==
+			0);
+}
+
+/* Environment or command line have the last word on this key. */
+static bool is_decided(const struct config *config, const char *text)
+{
+	size_t size = strcspn(text, "=");
+
+	for (uint32_t i = 0; i < config->n_settings; i++) {
+		const struct config_setting *setting = &config->settings[i];
+		bool is_cleared = setting->value[0] == '\0';
+
+		if (strncmp(setting->key, text, size) == 0 && setting->key[size] == '\0' &&
+		    (is_from(setting, "environment") || is_from(setting, "command line")) &&
+		    (setting->row->kind != CONFIG_KIND_LIST || is_cleared)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+static bool has_row(const struct config *config, const struct config_row *row)
+{
+	for (uint32_t i = 0; i < config->n_settings; i++) {
+		if (config->settings[i].row == row) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* A list that has lost all its values is the empty one. */
+static int restore_lists(struct config *config, struct err *err)
+{
+	const struct config_origin origin = {"default", "default", 0};
+	int code = 0;
+
+	for (uint32_t i = 0; code == 0 && i < config_n_rows; i++) {
+		const struct config_row *row = &config_rows[i];
+
+		if (row->kind == CONFIG_KIND_LIST && !has_row(config, row)) {
+			code = config_apply(config, row, NULL, row->default_value, &origin, err);
+		}
+	}
+	return code;
+}
+
+static int copy_settings(struct builder *builder, const struct config *from, const char *source)
+{
+	struct config *config = builder->config;
+
+	*config = *from;
+	config->settings = sys_calloc((size_t)from->n_settings + 1, sizeof *config->settings);
+	config->warm_models = NULL;
+	config->n_settings = config->n_warm_models = 0;
+	if (config->settings == NULL) {
+		return -WIRE_NO_MEMORY;
+	}
+	for (uint32_t i = 0; i < from->n_settings; i++) {
+		const struct config_setting *old = &from->settings[i];
+
+		builder->layer = old->layer > builder->layer ? old->layer : builder->layer;
+		if (old->row->kind == CONFIG_KIND_LIST && is_from(old, source)) {
+			continue;
+		}
+		if (!config_setting_copy(old, &config->settings[config->n_settings])) {
+			return -WIRE_NO_MEMORY;
+		}
+		config->n_settings++;
+	}
+	return 0;
+}
+
+int config_resave(const struct config *from, const struct config_saved *saved, struct config **ret,
+		  struct err *err)
+{
+	struct builder builder = {.config = sys_calloc(1, sizeof *builder.config)};
+	int code = builder.config == NULL ? -WIRE_NO_MEMORY
+					  : copy_settings(&builder, from, saved->source);
+
+	if (code < 0) {
+		(void)config_free(builder.config);
+		return err_set(err, WIRE_NO_MEMORY, "no memory for the configuration");
+	}
+	code = restore_lists(builder.config, err);
+	for (uint32_t i = 0; code == 0 && i < saved->n_texts; i++) {
+		if (!is_decided(from, saved->texts[i])) {
+			code = apply_saved(&builder, saved->source, saved->texts[i], err);
+		}
+	}
 	if (code == 0) {
 		code = point_to_texts(builder.config, err);
 	}

@@ -3,9 +3,10 @@
  * The configuration as an immutable snapshot. Later layers win: distorchd.conf of
  * /usr/lib/distorchd and /etc/distorchd; distorchd.conf.d/ (every .conf) of /usr/lib, /run and /etc
  * by name (of two with one name the later folder's counts, as with systemd); for a user's
- * daemon the same two of $XDG_CONFIG_HOME/distorchd; DISTORCHD_SECTION_KEY of the
- * environment; --set section.key=value. Each value knows where it came from. One table in
- * config.c describes every key. Blocks (reads files); the snapshot is read by any thread.
+ * daemon the same two of $XDG_CONFIG_HOME/distorchd; what was saved at run time (state.json);
+ * DISTORCHD_SECTION_KEY of the environment; --set section.key=value. Each value knows where it
+ * came from. One table in config_table.c describes every key. Blocks (reads files); the
+ * snapshot is read by any thread.
  */
 #ifndef DAEMON_CONFIG_H
 #define DAEMON_CONFIG_H
@@ -16,6 +17,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+struct config_saved; /* config_saved.h */
 struct err;
 
 enum config_size_kind { CONFIG_SIZE_AUTO, CONFIG_SIZE_PERCENT, CONFIG_SIZE_BYTES };
@@ -27,8 +29,22 @@ struct config_size {
 	uint64_t bytes;     /* BYTES */
 };
 
-enum config_backing { CONFIG_BACKING_AUTO, CONFIG_BACKING_IMAGE };
+enum config_backing { CONFIG_BACKING_AUTO, CONFIG_BACKING_IMAGE, CONFIG_BACKING_FILE };
 enum config_verify { CONFIG_VERIFY_SIZE };
+
+enum config_listen_kind {
+	CONFIG_LISTEN_OFF,
+	CONFIG_LISTEN_AUTO,
+	CONFIG_LISTEN_PATH, /* the text itself */
+	CONFIG_LISTEN_TCP4,
+	CONFIG_LISTEN_TCP6,
+};
+
+struct config_listen {
+	enum config_listen_kind kind;
+	uint16_t port;
+	uint8_t address[16]; /* of the loopback device, in network order; 4 bytes of TCP4 */
+};
 
 /* All strings and lists are the snapshot's. */
 struct config {
@@ -61,7 +77,7 @@ struct config {
 	bool restart_keep;
 	enum log_level log_level;
 	enum log_format log_format;
-	const char *metrics_listen;
+	const char *metrics_listen;     /* see config_parse_listen */
 	const char *const *warm_models; /* paths, in the order they were given */
 	uint32_t n_warm_models;
 	struct config_setting *settings; /* what config_next walks */
@@ -73,8 +89,9 @@ struct config_request {
 	const char *root;        /* before /usr/lib, /etc and /run, in tests; NULL: none */
 	const char *const *sets; /* "section.key=value" */
 	uint32_t n_sets;
-	bool is_user;                   /* read $XDG_CONFIG_HOME (or ~/.config) too */
-	const char *const *environment; /* NULL-terminated; NULL: the process's own */
+	bool is_user;                     /* read $XDG_CONFIG_HOME (or ~/.config) too */
+	const char *const *environment;   /* NULL-terminated; NULL: the process's own */
+	const struct config_saved *saved; /* NULL: nothing */
 };
 
 /*
@@ -92,8 +109,8 @@ struct config *config_free(struct config *config);
 struct config_item {
 	const char *key;    /* section.key */
 	const char *value;  /* as it was written */
-	const char *source; /* "default", "FILE:LINE", "environment", "command line"; of one that
-			     * is_idle with that said behind it */
+	const char *source; /* "default", "FILE:LINE", what was saved: its FILE, "environment",
+			     * "command line"; of one that is_idle with that said behind it */
 	bool is_idle;       /* set by somebody, but without effect in this version */
 };
 
@@ -106,6 +123,13 @@ bool config_next(const struct config *config, uint32_t *cursor, struct config_it
  */
 bool config_find_override(const struct config *config, const char *key, const char *device,
 			  struct config_size *ret);
+
+/* "auto", "off" or "", "/a/path", "127.0.0.1:9477", "[::1]:9477". 0 or -WIRE_BAD_ARGUMENT. */
+int config_parse_listen(const char *text, struct config_listen *ret, struct err *err);
+
+/* The files that config_load reads, in its order, one a line; those of the standard ones that are
+ * not there with that said behind them. As config_load. */
+int config_print_files(const struct config_request *request, FILE *file, struct err *err);
 
 /* Every key with its default and what it means, as a configuration file would have it. */
 void config_print_reference(FILE *file);

@@ -18,6 +18,7 @@ enum config_kind {
 	CONFIG_KIND_FLAG,     /* bool, by a word */
 	CONFIG_KIND_CHOICE,   /* an enum, by a word */
 	CONFIG_KIND_TEXT,     /* const char * */
+	CONFIG_KIND_LISTEN,   /* likewise, that config_parse_listen reads */
 	CONFIG_KIND_LIST,     /* one value a line; an empty one clears what was there */
 };
 

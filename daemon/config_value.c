@@ -6,6 +6,7 @@
 #include "base/os/sys.h"
 #include "base/units.h"
 
+#include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@
 #include "proto/gen/wire_code.h"
 
 #define MAX_DEVICE_SIZE 48U /* a GPU's UUID has 40 */
+#define MAX_SOCKET_PATH 106
 
 /* ---- values ---- */
 
@@ -88,11 +90,79 @@ static int parse_choice(const struct config_row *row, const char *text, int *ret
 	return 0;
 }
 
+static bool parse_port(const char *text, uint16_t *ret)
+{
+	unsigned port = 0;
+
+	if (strlen(text) > 5 || strspn(text, "0123456789") != strlen(text)) {
+		return false;
+	}
+	for (; *text != '\0'; text++) {
+		port = port * 10 + (unsigned)(*text - '0');
+	}
+	*ret = (uint16_t)port;
+	return port > 0 && port <= UINT16_MAX;
+}
+
+/* "127.0.0.1:9477", "[::1]:9477"; false: it is none. */
+static bool parse_address(const char *text, struct config_listen *ret)
+{
+	const char *colon = strrchr(text, ':');
+	size_t size = colon == NULL ? 0 : (size_t)(colon - text);
+	bool is_v6 = size > 2 && text[0] == '[' && text[size - 1] == ']';
+	char host[64];
+
+	if (size == 0 || size >= sizeof host || !parse_port(&colon[1], &ret->port)) {
+		return false;
+	}
+	(void)snprintf(host, sizeof host, "%.*s", (int)(is_v6 ? size - 2 : size),
+		       is_v6 ? &text[1] : text);
+	ret->kind = is_v6 ? CONFIG_LISTEN_TCP6 : CONFIG_LISTEN_TCP4;
+	return inet_pton(is_v6 ? AF_INET6 : AF_INET,
+			 strcmp(host, "localhost") == 0 ? "127.0.0.1" : host, ret->address) == 1;
+}
+
+int config_parse_listen(const char *text, struct config_listen *ret, struct err *err)
+{
+	static const uint8_t loopback[16] = {[15] = 1};
+	bool is_off = strcmp(text, "off") == 0 || text[0] == '\0';
+
+	*ret = (struct config_listen){.kind = is_off           ? CONFIG_LISTEN_OFF
+					      : text[0] == '/' ? CONFIG_LISTEN_PATH
+							       : CONFIG_LISTEN_AUTO};
+	if (is_off || strcmp(text, "auto") == 0) {
+		return 0;
+	}
+	if (ret->kind == CONFIG_LISTEN_PATH) {
+		return strlen(text) <= MAX_SOCKET_PATH
+			       ? 0
+			       : err_set(err, WIRE_BAD_ARGUMENT,
+					 "the path of a socket has at most %d bytes, this one %zu",
+					 MAX_SOCKET_PATH, strlen(text));
+	}
+	if (!parse_address(text, ret)) {
+		return err_set(err, WIRE_BAD_ARGUMENT,
+			       "\"%.64s\" is none of auto, off, a path from /, an address like "
+			       "127.0.0.1:9477 or [::1]:9477",
+			       text);
+	}
+	if (ret->kind == CONFIG_LISTEN_TCP4 ? ret->address[0] != 127
+					    : memcmp(ret->address, loopback, 16) != 0) {
+		return err_set(
+			err, WIRE_BAD_ARGUMENT,
+			"%.64s can be reached from elsewhere: only 127.0.0.0/8 and [::1] may "
+			"be listened on",
+			text);
+	}
+	return 0;
+}
+
 /* Into the field of the snapshot. Texts are the setting's and are pointed to later. */
 static int parse_value(const struct config_row *row, const char *text, struct config *config,
 		       struct err *err)
 {
 	void *field = (char *)config + row->offset;
+	struct config_listen listen;
 	struct config_size size;
 	int choice = 0;
 	int code;
@@ -122,6 +192,8 @@ static int parse_value(const struct config_row *row, const char *text, struct co
 			*(unsigned *)field = (unsigned)choice;
 		}
 		return code;
+	case CONFIG_KIND_LISTEN:
+		return config_parse_listen(text, &listen, err);
 	case CONFIG_KIND_TEXT:
 	case CONFIG_KIND_LIST:
 		break;
@@ -136,6 +208,24 @@ void config_setting_fini(struct config_setting *setting)
 	free(setting->key);
 	free(setting->value);
 	free(setting->source);
+}
+
+bool config_setting_copy(const struct config_setting *from, struct config_setting *ret)
+{
+	struct config_setting copy = *from;
+
+	copy.key = sys_strdup(from->key);
+	copy.value = sys_strdup(from->value);
+	copy.source = sys_strdup(from->source);
+	if (copy.key == NULL || copy.value == NULL || copy.source == NULL) {
+		config_setting_fini(&copy);
+		return false;
+	}
+	if (from->device != NULL) {
+		copy.device = &copy.key[from->device - from->key];
+	}
+	*ret = copy;
+	return true;
 }
 
 static char *join_key(const struct config_row *row, const char *device)
@@ -168,7 +258,7 @@ char *config_join(const char *base, const char *below)
 static char *make_source(const struct config_row *row, const char *origin)
 {
 	return row->is_later && strcmp(origin, "default") != 0
-		       ? config_join(origin, ", no effect in this version")
+		       ? config_join(origin, CONFIG_NO_EFFECT)
 		       : sys_strdup(origin);
 }
 
@@ -243,6 +333,14 @@ static struct config_setting *insert_setting(struct config *config, const struct
 	return &grown[at];
 }
 
+/* One more, or does it take another's place? */
+static bool is_more(const struct config_row *row, const struct config_setting *old,
+		    const char *value)
+{
+	return old == NULL ||
+	       (row->kind == CONFIG_KIND_LIST && value[0] != '\0' && old->value[0] != '\0');
+}
+
 /* An insertion that could not be filled goes again. */
 static int store_value(struct config *config, const struct config_row *row, const char *device,
 		       const char *value, const struct config_origin *origin)
@@ -282,8 +380,11 @@ int config_apply(struct config *config, const struct config_row *row, const char
 		return err_set(err, WIRE_BAD_ARGUMENT, "%s: %s.%s was set before, at %s",
 			       origin->where, row->section, row->key, old->source);
 	}
-	if (device != NULL && strlen(device) > MAX_DEVICE_SIZE) {
-		return err_set(err, WIRE_BAD_ARGUMENT, "%s: the device's name is too long",
+	if (device != NULL &&
+	    (strlen(device) > MAX_DEVICE_SIZE || !config_text_is_plain(device, strlen(device)))) {
+		return err_set(err, WIRE_BAD_ARGUMENT,
+			       "%s: the device's name is too long, holds a control byte or is not "
+			       "UTF-8",
 			       origin->where);
 	}
 	if (!config_text_is_plain(value, strlen(value))) {
@@ -298,7 +399,7 @@ int config_apply(struct config *config, const struct config_row *row, const char
 		(void)err_wrap(err, "%s: %s.%s", origin->where, row->section, row->key);
 		return code;
 	}
-	if (config->n_settings == CONFIG_MAX_SETTINGS) {
+	if (config->n_settings == CONFIG_MAX_SETTINGS && is_more(row, old, value)) {
 		return err_set(err, WIRE_BAD_ARGUMENT, "%s: more than 256 values are set",
 			       origin->where);
 	}

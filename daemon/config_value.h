@@ -3,12 +3,17 @@
 #ifndef DAEMON_CONFIG_VALUE_H
 #define DAEMON_CONFIG_VALUE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "daemon/config.h"
 
 #define CONFIG_MAX_KEY_SIZE 128 /* "section.key.device" and its NUL */
 #define CONFIG_MAX_SETTINGS 256 /* as many as the wire lists */
+
+/* Behind a source. */
+#define CONFIG_NO_EFFECT ", no effect in this version"
+#define CONFIG_LAST_GOOD " (last good)"
 
 struct config_row;
 
@@ -39,6 +44,8 @@ int config_apply(struct config *config, const struct config_row *row, const char
 		 const char *value, const struct config_origin *origin, struct err *err);
 
 void config_setting_fini(struct config_setting *setting);
+/* False: no memory. */
+bool config_setting_copy(const struct config_setting *from, struct config_setting *ret);
 
 /* base + below; NULL: no memory. The caller frees. */
 char *config_join(const char *base, const char *below);

@@ -10,31 +10,42 @@
 #include "base/require.h"
 #include "base/units.h"
 
-#include <errno.h>
-#include <grp.h>
-#include <pwd.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <utlist.h>
 
+#include "daemon/alarm.h"
 #include "daemon/config.h"
 #include "daemon/device/device.h"
+#include "daemon/dispatch.h"
+#include "daemon/errand.h"
+#include "daemon/execute.h"
+#include "daemon/gather.h"
 #include "daemon/ipc/conn.h"
 #include "daemon/ipc/peer.h"
+#include "daemon/ipc/scrape.h"
 #include "daemon/ipc/server.h"
 #include "daemon/load/file.h"
 #include "daemon/load/loader.h"
 #include "daemon/load/memory.h"
+#include "daemon/names.h"
 #include "daemon/persist.h"
+#include "daemon/placement.h"
 #include "daemon/pressure.h"
+#include "daemon/recall.h"
 #include "daemon/reload.h"
+#include "daemon/saved.h"
 #include "daemon/testing.h"
+#include "daemon/verify.h"
+#include "daemon/warm.h"
+#include "daemon/watch.h"
 
-#define NS_PER_MS      1000000U
 #define RESULTS_A_TURN 64 /* then requests get their turn again */
 #define STALL_MS       30000
+#define STOP_LIMIT_NS  2000000000U /* for what may block for ever */
 
 struct client *daemon_find_client(const struct daemon *daemon, uint64_t id)
 {
@@ -88,8 +99,12 @@ struct model_info *daemon_know_model(struct daemon *daemon, uint64_t id)
 	if (name[0] == '\0') {
 		(void)snprintf(name, sizeof name, "%s", base_name(path));
 	}
-	return store_add_model(daemon->store, id, view.uuid, name[0] == '\0' ? "unnamed" : name,
-			       path);
+	model = store_add_model(daemon->store, id, view.uuid, name[0] == '\0' ? "unnamed" : name,
+				path);
+	if (model != NULL && daemon->presented != NULL) {
+		model_info_set_files(model, daemon->presented);
+	}
+	return model;
 }
 
 /* ---- the step ---- */
@@ -101,7 +116,7 @@ static void step_once(struct daemon *daemon, struct core_event *event, uint64_t 
 
 	daemon->is_stepping = true;
 	do {
-		event->now_ns = clock_mono_ns();
+		event->now_ns = clock_boot_ns();
 		core_step(daemon->core, event, &update);
 		if (is_first) {
 			*ret_id = update.ret_id;
@@ -116,61 +131,46 @@ static void step_once(struct daemon *daemon, struct core_event *event, uint64_t 
 	daemon->is_stepping = false;
 }
 
-static void on_tick(uv_timer_t *timer)
-{
-	struct core_event event = {.type = EV_TICK};
-
-	(void)daemon_step(timer->data, &event);
-}
-
-static void arm_tick(struct daemon *daemon)
-{
-	uint64_t now_ns = clock_mono_ns();
-	uint64_t wait_ms;
-
-	if (daemon->is_stopped) {
-		return;
-	}
-	if (daemon->deadline_ns == UINT64_MAX) {
-		(void)uv_timer_stop(&daemon->tick); /* at rest nothing wakes us */
-		return;
-	}
-	wait_ms = daemon->deadline_ns > now_ns
-			  ? (daemon->deadline_ns - now_ns + NS_PER_MS - 1) / NS_PER_MS
-			  : 0;
-	uv_update_time(&daemon->loop);
-	(void)uv_timer_start(&daemon->tick, on_tick, wait_ms, 0); /* fails only when closing */
-}
-
 uint64_t daemon_step(struct daemon *daemon, struct core_event *event)
 {
 	uint64_t id = 0;
 	uint64_t ignored = 0;
 
 	REQUIRE(!daemon->is_stepping);
+	saved_hear(daemon, event);
 	step_once(daemon, event, &id);
 	daemon->presented = NULL;
 	daemon->presented_name = wire_str("");
-	for (uint32_t i = 0; i < daemon->n_revoked; i++) {
-		struct core_event revoked = daemon->revoked[i];
+	for (uint32_t i = 0; i < daemon->n_following; i++) {
+		struct core_event following = daemon->following[i];
 
-		step_once(daemon, &revoked, &ignored);
+		step_once(daemon, &following, &ignored);
 	}
-	daemon->n_revoked = 0;
-	arm_tick(daemon);
+	daemon->n_following = 0;
+	recall_look(daemon);
+	alarm_set(daemon);
 	if (daemon->server != NULL) {
 		server_flush(daemon->server); /* may step again: clients that are gone */
 	}
 	return id;
 }
 
+bool daemon_follow(struct daemon *daemon, const struct core_event *event)
+{
+	if (daemon->n_following == DAEMON_MAX_FOLLOWING) {
+		return false;
+	}
+	daemon->following[daemon->n_following++] = *event;
+	return true;
+}
+
 void daemon_revoke(struct daemon *daemon, uint64_t client, uint64_t lease)
 {
-	if (daemon->n_revoked == DAEMON_MAX_REVOKED) {
-		return; /* the lease ends with its connection */
-	}
-	daemon->revoked[daemon->n_revoked++] =
-		(struct core_event){.type = EV_DETACH, .client = client, .lease = {.lease = lease}};
+	const struct core_event event = {.type = EV_DETACH,
+					 .client = client,
+					 .lease = {.lease = lease}};
+
+	(void)daemon_follow(daemon, &event); /* else the lease ends with its connection */
 }
 
 /* ---- clients whose process we watch ---- */
@@ -263,13 +263,18 @@ static int init_core(struct daemon *daemon, struct err *err)
 		.max_models_per_uid = DAEMON_MAX_MODELS / 2,
 		.max_queued_per_uid = DAEMON_MAX_QUEUED,
 		.max_segments = 65536,
+		.max_reservations = DAEMON_MAX_RESERVATIONS,
+		.max_reservations_per_uid = DAEMON_MAX_RESERVATIONS / 2,
+		.linger_ns = daemon->config->gpu_linger_ns,
 		.max_leases = DAEMON_MAX_LEASES,
 		.max_leases_per_uid = DAEMON_MAX_LEASES / 2,
 		.max_waiters = WIRE_REQUESTS_IN_FLIGHT * daemon->config->limits_connections,
 		.max_wishes = DAEMON_MAX_WISHES,
-		.n_devices = daemon->n_devices,
+		.n_devices = workers_max_devices(daemon->config),
 		.loads_per_uid = daemon->config->limits_loads_per_user,
 		.idle_evict_ns = daemon->config->memory_idle_evict_ns,
+		.share_milli_pct = daemon->config->limits_ram_per_user.milli_pct,
+		.share_bytes = daemon->config->limits_ram_per_user.bytes,
 	};
 	size_t size = core_size(&config);
 
@@ -333,10 +338,13 @@ static int init_loader(struct daemon *daemon, struct err *err)
 	if (daemon->mailbox == NULL) {
 		return -err->code;
 	}
+	(void)snprintf(daemon->devices[0].name, sizeof daemon->devices[0].name, "cpu");
 	code = device_open("host", "cpu", &daemon->host, err);
 	if (code < 0) {
 		return code;
 	}
+	daemon->devices[0].device = daemon->host;
+	(void)device_info(daemon->host, &daemon->devices[0].info, NULL);
 	daemon->loader = loader_new(&options, daemon->host, daemon->mailbox, err);
 	if (daemon->loader == NULL) {
 		return -err->code;
@@ -352,8 +360,8 @@ static int init_loader(struct daemon *daemon, struct err *err)
 static void on_signal(uv_signal_t *handle, int number)
 {
 	if (number == SIGHUP) {
-		if (reload_begin(handle->data, 0, 0) == -WIRE_BUSY) {
-			log_notice("SIGHUP: the configuration is being read already");
+		if (reload_begin(handle->data, 0, 0, WIRE_METHOD_RELOAD) < 0) {
+			log_error("SIGHUP: no memory to read the configuration again");
 		}
 		return;
 	}
@@ -364,6 +372,9 @@ static void on_signal(uv_signal_t *handle, int number)
 static int init_signals(struct daemon *daemon, struct err *err)
 {
 	static const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
+	sigset_t watched;
+
+	(void)sigemptyset(&watched);
 
 	for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
 		daemon->signals[i].data = daemon;
@@ -371,64 +382,34 @@ static int init_signals(struct daemon *daemon, struct err *err)
 		    uv_signal_start(&daemon->signals[i], on_signal, numbers[i]) < 0) {
 			return err_set(err, WIRE_INTERNAL, "cannot watch for signals");
 		}
+		(void)sigaddset(&watched, numbers[i]); /* valid numbers */
 	}
+	(void)pthread_sigmask(SIG_UNBLOCK, &watched, NULL); /* one may be waiting: main.c */
 	return 0;
 }
 
-static bool is_default(const struct config *config, const char *key)
-{
-	struct config_item item;
-	uint32_t cursor = 0;
-
-	while (config_next(config, &cursor, &item)) {
-		if (strcmp(item.key, key) == 0) {
-			return strcmp(item.source, "default") == 0;
-		}
-	}
-	return true;
-}
-
-/* Names that somebody wrote must exist: a typo would open or close the door unseen. */
-static int check_names(const struct daemon_options *options, struct err *err)
-{
-	const char *group = options->config->access_group;
-	const char *user = options->config->access_control;
-
-	if (group != NULL && group[0] != '\0' && getgrnam(group) == NULL) {
-		if (!is_default(options->config, "access.group")) {
-			return err_set(err, WIRE_BAD_ARGUMENT,
-				       "access.group = %s: there is no such group", group);
-		}
-		if (!options->is_user) {
-			log_notice("there is no group %s: only root may connect", group);
-		}
-	}
-	if (user != NULL && user[0] != '\0' && getpwnam(user) == NULL) {
-		return err_set(err, WIRE_BAD_ARGUMENT, "access.control = %s: there is no such user",
-			       user);
-	}
-	return 0;
-}
-
-/* The group that may connect to a machine-wide daemon; UINT32_MAX: there is none. */
+/* Who may connect to a socket that we make. UINT32_MAX: nobody else. */
 static uint32_t find_group(const struct daemon_options *options)
 {
 	const char *name = options->config->access_group;
-	const struct group *group = options->is_user || name == NULL || name[0] == '\0'
-					    ? NULL
-					    : getgrnam(name); /* at start: may ask a directory */
+	uint32_t gid = UINT32_MAX;
 
-	return group == NULL ? UINT32_MAX : group->gr_gid;
+	if (!options->is_user && name != NULL && name[0] != '\0') {
+		gid = names_find_group(name);
+		if (gid == UINT32_MAX) {
+			log_notice("there is no group %s: only root may connect", name);
+		}
+	}
+	return gid;
 }
 
 /* The administrator besides root and ourselves; UINT32_MAX: nobody. */
 static uint32_t find_administrator(const struct config *config)
 {
 	const char *name = config->access_control;
-	const struct passwd *user = name == NULL || strcmp(name, "root") == 0 ? NULL
-									      : getpwnam(name);
 
-	return user == NULL ? UINT32_MAX : user->pw_uid;
+	return name == NULL || name[0] == '\0' || strcmp(name, "root") == 0 ? UINT32_MAX
+									    : names_find_user(name);
 }
 
 /* 'listen_fd' is taken over; -1: make one. */
@@ -452,22 +433,51 @@ static int init_server(struct daemon *daemon, const struct daemon_options *optio
 		.gid = find_group(options),
 		.admin_uid = find_administrator(config),
 	};
+	int code;
 
-	return server_new(&daemon->loop, &server, &handlers, &daemon->server, err);
+	code = server_new(&daemon->loop, &server, &handlers, &daemon->server, err);
+	if (code == 0) {
+		daemon->scraper = metrics_serve(daemon, options, server.mode, server.gid);
+	}
+	return code;
+}
+
+/* Last: the socket accepts as soon as it exists. */
+static int begin_serving(struct daemon *daemon, const struct daemon_options *options,
+			 struct err *err)
+{
+	int listen_fd = persist_take_listener(daemon->persist);
+	int code;
+
+	persist_begin(daemon);
+	code = init_server(daemon, options, listen_fd, err);
+	if (code == 0) {
+		/* Not before all is there that they act on: the loop has run already. */
+		code = init_signals(daemon, err);
+	}
+	if (code == 0) {
+		daemon->pressure = pressure_start(daemon);
+		persist_ready(daemon);
+		warm_start(daemon);
+	}
+	return code;
 }
 
 int daemon_init(struct daemon *daemon, const struct daemon_options *options, struct err *err)
 {
 	uint64_t adopted_bytes = 0;
-	int listen_fd;
 	int code;
 
 	memset(daemon, 0, sizeof *daemon);
 	daemon->config = daemon->start_config = options->config;
 	daemon->request = options->request;
+	daemon->saved = options->saved;
+	if (options->config_fault != NULL) {
+		daemon->config_fault = *options->config_fault;
+	}
 	daemon->n_devices = 1;
-	daemon->deadline_ns = UINT64_MAX;
-	daemon->started_ns = clock_mono_ns();
+	daemon->alarm = -1;
+	daemon->started_ns = clock_boot_ns();
 	daemon->metrics.started_real_ns = clock_real_ns();
 	testing_init();
 	if (sys_getrandom(&daemon->epoch, sizeof daemon->epoch) < 0 ||
@@ -475,16 +485,28 @@ int daemon_init(struct daemon *daemon, const struct daemon_options *options, str
 		return err_set(err, WIRE_INTERNAL, "cannot make an event loop");
 	}
 	daemon->has_loop = true;
+	verify_init(daemon);
+	metrics_watch_loop(&daemon->metrics, &daemon->loop);
 	daemon->epoch >>= 1; /* fits a signed number in every language */
-	(void)uv_timer_init(&daemon->loop, &daemon->tick); /* always succeeds */
-	daemon->tick.data = daemon;
 	daemon->store = store_new();
 	if (daemon->store == NULL || history_init(&daemon->history) < 0) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory for the tables");
 	}
-	code = init_core(daemon, err);
+	daemon->watch = watch_new(daemon);
+	if (daemon->watch == NULL) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory to watch files");
+	}
+	gather_init(daemon);
+	recall_init(daemon);
+	code = alarm_init(daemon, err);
+	if (code == 0) {
+		code = init_core(daemon, err);
+	}
 	if (code == 0) {
 		code = init_loader(daemon, err);
+	}
+	if (code == 0) {
+		code = errands_new(daemon, err);
 	}
 	if (code == 0) {
 		code = persist_new(daemon, err);
@@ -493,26 +515,13 @@ int daemon_init(struct daemon *daemon, const struct daemon_options *options, str
 		code = persist_adopt(daemon, &adopted_bytes, err);
 	}
 	if (code == 0) {
+		saved_start(daemon, persist_has_old_ledger(daemon->persist));
 		code = init_memory(daemon, adopted_bytes, err);
 	}
 	if (code == 0) {
-		code = init_signals(daemon, err);
+		code = workers_start(daemon, err);
 	}
-	if (code == 0) {
-		code = check_names(options, err);
-	}
-	if (code < 0) {
-		return code;
-	}
-	listen_fd = persist_take_listener(daemon->persist);
-	persist_begin(daemon);
-	/* Last: the socket accepts as soon as it exists. */
-	code = init_server(daemon, options, listen_fd, err);
-	if (code == 0) {
-		daemon->pressure = pressure_start(daemon);
-		persist_ready(daemon);
-	}
-	return code;
+	return code < 0 ? code : begin_serving(daemon, options, err);
 }
 
 /* ---- end ---- */
@@ -545,6 +554,16 @@ void daemon_stop(struct daemon *daemon)
 	uv_stop(&daemon->loop);
 }
 
+/* Whoever looks at the log first sees this. */
+static void tell_config_fault(const struct daemon *daemon)
+{
+	if (daemon->config_fault.code != 0) {
+		log_error("THE CONFIGURATION IS BROKEN: %s", daemon->config_fault.text);
+		log_error("the last good one is used, for the models that wait; mend it, then: "
+			  "distorchctl reload");
+	}
+}
+
 static void warn_of_idle_settings(const struct config *config)
 {
 	struct config_item item;
@@ -560,6 +579,7 @@ static void warn_of_idle_settings(const struct config *config)
 int daemon_run(struct daemon *daemon)
 {
 	warn_of_idle_settings(daemon->config);
+	tell_config_fault(daemon);
 	log_notice("ready: distorchd " DISTORCH_VERSION " on %s", server_path(daemon->server));
 	testing_start(daemon);
 	(void)uv_run(&daemon->loop, UV_RUN_DEFAULT);
@@ -584,11 +604,18 @@ void daemon_fini(struct daemon *daemon)
 	if (!daemon->has_loop) {
 		return; /* nothing was made */
 	}
+	saved_stop(daemon);
 	daemon->is_stopped = true;
 	if (daemon->server != NULL) {
 		daemon->server = server_free(daemon->server); /* goodbye to all, then close */
 	}
+	daemon->scraper = scraper_free(daemon->scraper);
+	workers_stop(daemon);
+	errands_stop(daemon->errands, STOP_LIMIT_NS);
 	daemon->loader = loader_free(daemon->loader);
+	if (daemon->loader == NULL) { /* else threads that are stuck still use what was lent */
+		verify_fini(daemon);
+	}
 	drain_mailbox(daemon);
 	DL_FOREACH_SAFE(daemon->clients, client, next)
 	{
@@ -598,14 +625,21 @@ void daemon_fini(struct daemon *daemon)
 	}
 	daemon->persist = persist_free(daemon->persist);
 	pressure_stop(daemon->pressure);
+	watch_stop(daemon->watch);
 	uv_walk(&daemon->loop, close_handle, NULL);
 	while (uv_run(&daemon->loop, UV_RUN_DEFAULT) != 0) {
 		/* closing handles */
 	}
 	REQUIRE(uv_loop_close(&daemon->loop) == 0);
+	alarm_fini(daemon);
+	daemon->watch = watch_free(daemon->watch);
 	daemon->store = store_free(daemon->store);
+	workers_free(daemon);
 	daemon->host = device_close(daemon->host);
+	placement_free_all(daemon);
 	daemon->mailbox = mailbox_free(daemon->mailbox);
+	daemon->errands = errands_free(daemon->errands);
+	daemon->warm = warm_free(daemon->warm);
 	history_fini(&daemon->history);
 	daemon->reloaded = config_free(daemon->reloaded);
 	free(daemon->core_memory);

@@ -11,8 +11,13 @@
 #include <strings.h>
 
 #include "daemon/daemon.h"
+#include "daemon/device/device.h"
+#include "daemon/failure.h"
 #include "daemon/format/format.h"
+#include "daemon/load/file.h"
 #include "daemon/load/memory.h"
+#include "daemon/placed_record.h"
+#include "daemon/placement.h"
 #include "proto/wire.h"
 
 #define NS_PER_MS 1000000U
@@ -25,13 +30,42 @@ const char *describe_id(const uint8_t *uuid, char buffer[33])
 	return buffer;
 }
 
-const char *describe_device_name(uint32_t device, char buffer[16])
+bool describe_find_image(const struct daemon *daemon, uint64_t model, uint64_t generation,
+			 uint64_t index, struct core_segment_view *ret)
 {
-	if (device == 0) {
-		(void)snprintf(buffer, 16, "cpu");
-	} else {
-		(void)snprintf(buffer, 16, "dev:%u", device % CORE_MAX_DEVICES);
+	uint32_t cursor = 0;
+
+	while (core_segment_next(daemon->core, model, &cursor, ret)) {
+		if (core_segment_is_of(ret, generation) && !ret->is_block && ret->index == index &&
+		    ret->state == SEGMENT_READY) {
+			return true;
+		}
 	}
+	return false;
+}
+
+int describe_images(const struct daemon *daemon, const struct image_range *range, int *ret_fds,
+		    uint32_t *ret_n_fds)
+{
+	struct core_segment_view segment;
+	int code = 0;
+
+	*ret_n_fds = 0;
+	while (code == 0 && *ret_n_fds < range->count &&
+	       describe_find_image(daemon, range->model, range->generation,
+				   range->first + *ret_n_fds, &segment)) {
+		const struct extent *extent = store_find_extent(daemon->store, segment.id);
+
+		code = extent == NULL ? -WIRE_INTERNAL
+				      : device_export(extent, &ret_fds[*ret_n_fds], NULL);
+		*ret_n_fds += code == 0 ? 1 : 0;
+	}
+	return code == 0 && *ret_n_fds == 0 ? -WIRE_INTERNAL : code;
+}
+
+const char *describe_device_name(const struct daemon *daemon, uint32_t device, char buffer[16])
+{
+	(void)snprintf(buffer, 16, "%.15s", daemon->devices[device % CORE_MAX_DEVICES].name);
 	return buffer;
 }
 
@@ -40,11 +74,17 @@ bool describe_find_device(const struct daemon *daemon, struct wire_str name, uin
 	static const char *const host_names[] = {"cpu", "ram", "host"};
 	char text[64];
 
-	(void)daemon; /* only the host tier so far */
 	(void)wire_str_copy(name, text, sizeof text);
 	for (size_t i = 0; i < sizeof host_names / sizeof host_names[0]; i++) {
 		if (strcasecmp(text, host_names[i]) == 0) {
 			*ret = 0;
+			return true;
+		}
+	}
+	for (uint32_t i = 1; i < daemon->n_devices; i++) {
+		if (strcasecmp(text, daemon->devices[i].name) == 0 ||
+		    strcasecmp(text, daemon->devices[i].info.uuid) == 0) {
+			*ret = i;
 			return true;
 		}
 	}
@@ -65,30 +105,43 @@ static const char *state_name(enum core_model_state state)
 
 static uint64_t ms_since(uint64_t then_ns)
 {
-	uint64_t now_ns = clock_mono_ns();
+	uint64_t now_ns = clock_boot_ns();
 
 	return now_ns > then_ns ? (now_ns - then_ns) / NS_PER_MS : 0;
 }
 
-static uint32_t describe_places(const struct daemon *daemon, uint64_t model,
+static uint32_t describe_places(const struct daemon *daemon, const struct core_model_view *view,
 				struct model_description *ret)
 {
 	uint64_t bytes[CORE_MAX_DEVICES] = {0};
+	uint64_t cached = 0; /* in the page cache of its file */
 	struct core_segment_view segment;
 	uint32_t cursor = 0;
 	uint32_t n_places = 0;
 
-	while (core_segment_next(daemon->core, model, &cursor, &segment)) {
-		if (segment.state == SEGMENT_READY) {
-			bytes[segment.device] += segment.bytes;
+	while (core_segment_next(daemon->core, view->id, &cursor, &segment)) {
+		if (segment.state == SEGMENT_READY && segment.backing == CORE_BACKING_IMAGE) {
+			bytes[segment.device] += segment.size;
+		} else if (segment.state == SEGMENT_READY &&
+			   core_segment_is_of(&segment, view->generation)) {
+			cached += segment.size;
 		}
+	}
+	if (cached > 0) {
+		ret->places[n_places] = (struct wire_place){
+			.device = wire_str(describe_device_name(daemon, 0, ret->devices[n_places])),
+			.bytes = cached,
+			.backing = wire_str("file"),
+		};
+		n_places++;
 	}
 	for (uint32_t device = 0; device < CORE_MAX_DEVICES; device++) {
 		if (bytes[device] == 0) {
 			continue;
 		}
 		ret->places[n_places] = (struct wire_place){
-			.device = wire_str(describe_device_name(device, ret->devices[n_places])),
+			.device = wire_str(
+				describe_device_name(daemon, device, ret->devices[n_places])),
 			.bytes = bytes[device],
 			.backing = wire_str(device == 0 ? "image" : "device"),
 		};
@@ -114,6 +167,11 @@ static uint32_t describe_stays(const struct core_model_view *view, struct wire_s
 		stays[n_stays++] = wire_str("ttl");
 	}
 	return n_stays;
+}
+
+const char *describe_backing(enum core_backing backing)
+{
+	return backing == CORE_BACKING_IMAGE ? "image" : "file";
 }
 
 const char *describe_format(uint32_t format)
@@ -186,6 +244,7 @@ void describe_model(const struct daemon *daemon, const struct client *viewer,
 {
 	const struct model_info *info = store_find_model(daemon->store, view->id);
 	struct wire_model *wire = &ret->wire;
+	const struct placement *placement;
 	bool is_forgiven = view->state == CORE_MODEL_FAILED && !describe_is_failed(daemon, view);
 	enum core_model_state state = is_forgiven ? CORE_MODEL_REGISTERED : view->state;
 
@@ -210,8 +269,13 @@ void describe_model(const struct daemon *daemon, const struct client *viewer,
 		wire->has_ttl_left_ms = true;
 		wire->ttl_left_ms = view->ttl_left_ns / NS_PER_MS;
 	}
+	placement = placement_find(daemon, view->placement);
+	if (placement != NULL) {
+		wire->has_allocation = true;
+		wire->allocation = wire_str(placement->allocation);
+	}
 	wire->where.items = ret->places;
-	wire->where.count = describe_places(daemon, view->id, ret);
+	wire->where.count = describe_places(daemon, view, ret);
 	wire->stays.items = ret->stays;
 	wire->stays.count = describe_stays(view, ret->stays);
 	if (info == NULL || !core_client_may(daemon->core, viewer->id, view->id)) {
@@ -230,21 +294,73 @@ void describe_model(const struct daemon *daemon, const struct client *viewer,
 	wire->users.count = describe_holders(daemon, view->id, ret->users, DESCRIBE_MAX_USERS);
 }
 
-void describe_record(const struct record *record, uint64_t now_ns, struct record_description *ret)
+/* With which devices the model comes back that are not there. */
+static void add_missing(const struct daemon *daemon, const struct model_info *info,
+			const struct core_model_view *view, struct sentence *sentence)
+{
+	const struct placed_record *record = info->returning;
+	const char *before = sentence->size == 0 ? "it comes back with " : "; it comes back with ";
+	uint32_t device = 0;
+
+	for (uint32_t i = 0; record != NULL && i < record->n_devices; i++) {
+		if (record->devices[i].is_used != 0 &&
+		    !workers_find(daemon, record->devices[i].uuid, &device)) {
+			sentence_add(sentence, "%s%s (%s)", before, record->devices[i].name,
+				     record->devices[i].uuid);
+			before = ", ";
+		}
+	}
+	for (uint32_t i = 1; record == NULL && i < daemon->n_devices; i++) {
+		struct core_account_view account;
+
+		core_account_get(daemon->core, i, &account);
+		if ((view->torn_devices >> i & 1) != 0 && account.is_lost) {
+			sentence_add(sentence, "%s%s", before, daemon->devices[i].name);
+			before = ", ";
+		}
+	}
+}
+
+const char *describe_notice(const struct daemon *daemon, const struct model_info *info,
+			    const struct core_model_view *view, char buffer[DESCRIBE_NOTICE_SIZE])
+{
+	const struct file *file = store_find_file(daemon->store, view->file);
+	struct sentence sentence = {.text = buffer, .capacity = DESCRIBE_NOTICE_SIZE};
+
+	buffer[0] = '\0';
+	if (info->current.notice[0] != '\0') {
+		sentence_add(&sentence, "%s", info->current.notice);
+	} else if (view->state == CORE_MODEL_FAILED) {
+		sentence_add(&sentence, "%s", info->failure.text);
+	}
+	if (view->is_torn) {
+		add_missing(daemon, info, view, &sentence);
+	}
+	if (info->current.table_fd >= 0 && file != NULL && file_is_gone(file)) {
+		sentence_add(&sentence,
+			     "%sits file is gone: once unloaded it cannot be loaded again",
+			     sentence.size == 0 ? "" : "; ");
+	}
+	return buffer;
+}
+
+void describe_record(const struct daemon *daemon, const struct record *record, uint64_t now_ns,
+		     struct record_description *ret)
 {
 	struct wire_record *wire = &ret->wire;
 
 	(void)history_why_text(record, ret->why, (uint32_t)sizeof ret->why);
 	*wire = (struct wire_record){
 		.seq = record->seq,
-		.age_ms = now_ns > record->mono_ns ? (now_ns - record->mono_ns) / NS_PER_MS : 0,
+		.age_ms = now_ns > record->at_ns ? (now_ns - record->at_ns) / NS_PER_MS : 0,
 		.time_ms = record->real_ms,
 		.type = wire_str(history_type_name(record->type)),
 		.model = wire_str(describe_id(record->uuid, ret->id)),
 		.has_name = record->name[0] != '\0',
 		.name = wire_str(record->name),
-		.has_device = record->bytes != 0,
-		.device = wire_str(describe_device_name(record->device, ret->device)),
+		/* The blocks of one that was placed lie on several. */
+		.has_device = record->bytes != 0 && record->type != CORE_NOTE_PLACED,
+		.device = wire_str(describe_device_name(daemon, record->device, ret->device)),
 		.has_bytes = record->bytes != 0,
 		.bytes = record->bytes,
 		.has_duration_ms = record->duration_ns != 0,
@@ -260,20 +376,41 @@ void describe_device(const struct daemon *daemon, uint32_t device, struct device
 {
 	struct core_account_view account;
 
+	const struct known_device *known = &daemon->devices[device];
+	const struct device_info *info = &known->info;
+
 	core_account_get(daemon->core, device, &account);
 	ret->wire = (struct wire_device){
-		.name = wire_str(describe_device_name(device, ret->name)),
-		.uuid = wire_str("host"),
-		.state = wire_str(account.is_lost ? "lost" : "ok"),
-		.total = daemon->host_total_bytes,
+		.name = wire_str(describe_device_name(daemon, device, ret->name)),
+		.uuid = wire_str(device == 0 ? "host" : info->uuid),
+		.state = wire_str(device_state_name(known->state)),
+		.total = device == 0 ? daemon->host_total_bytes : info->total_bytes,
 		.budget = account.budget,
 		.used = account.resident + account.loading + account.dropping + account.held,
 		.held = account.held,
 		.reserved = account.reserved,
 		.free = account.free,
-		.models = account.n_models,
+		.models = core_account_models(daemon->core, device),
 		.has_dropping = account.dropping != 0,
 		.dropping = account.dropping,
+		.has_draining = account.is_draining,
+		.draining = account.is_draining,
+		.has_product = info->product[0] != '\0',
+		.product = wire_str(info->product),
+		.has_pci = info->pci[0] != '\0',
+		.pci = wire_str(info->pci),
+		.has_foreign = device != 0,
+		.foreign = info->foreign_bytes,
+		.has_link = info->bytes_per_s != 0,
+		.link = info->bytes_per_s,
+		.has_temperature = info->temperature != 0,
+		.temperature = info->temperature,
+		.has_last_xid = info->last_xid != 0,
+		.last_xid = info->last_xid,
+		.has_pid = known->pid != 0,
+		.pid = known->pid,
+		.has_text = known->reason[0] != '\0',
+		.text = wire_str(known->reason),
 	};
 }
 
@@ -321,9 +458,10 @@ static uint64_t bytes_on(const struct daemon *daemon, const struct core_holder_v
 	uint32_t cursor = 0;
 
 	while (core_segment_next(daemon->core, held->model, &cursor, &segment)) {
-		bytes += segment.device == device && segment.generation == held->generation
-				 ? segment.bytes
-				 : 0;
+		bool is_there = device == CORE_ALL_DEVICES || segment.device == device;
+
+		bytes += is_there && core_segment_is_of(&segment, held->generation) ? segment.bytes
+										    : 0;
 	}
 	return bytes;
 }
@@ -417,11 +555,14 @@ void describe_use(const struct daemon *daemon, const struct client *viewer, uint
 
 	memset(ret, 0, sizeof *ret);
 	while (core_segment_next(daemon->core, 0, &cursor, &segment)) {
-		if (segment.device != device ||
+		bool is_mapped;
+
+		if (segment.device != device || segment.state == SEGMENT_PLANNED ||
 		    !core_model_get(daemon->core, segment.model, &model)) {
 			continue;
 		}
-		if (segment.state == SEGMENT_DROPPING && segment.n_mappers == 0) {
+		is_mapped = core_segment_mapper(daemon->core, segment.id) != 0;
+		if (segment.state == SEGMENT_DROPPING && !is_mapped) {
 			ret->evictable += segment.bytes;
 		}
 		if (segment.state != SEGMENT_READY) {
@@ -430,7 +571,7 @@ void describe_use(const struct daemon *daemon, const struct client *viewer, uint
 		if (model.is_pinned) {
 			add_pins(daemon, viewer, &segment, ret);
 		}
-		if (model.n_leases > 0 || segment.n_mappers > 0) {
+		if (model.n_leases > 0 || is_mapped) {
 			ret->in_use += segment.bytes;
 		} else if (model.is_pinned) {
 			ret->pinned += segment.bytes;
@@ -441,6 +582,34 @@ void describe_use(const struct daemon *daemon, const struct client *viewer, uint
 	find_holders(daemon, viewer, device, ret);
 	qsort(ret->holders, ret->n_holders, sizeof ret->holders[0], compare_holders);
 	qsort(ret->pins, ret->n_pins, sizeof ret->pins[0], compare_pins);
+}
+
+void describe_work(const struct daemon *daemon, const struct client *viewer, uint32_t device,
+		   struct work_description *ret)
+{
+	struct core_model_view model;
+	struct core_holder_view held;
+	uint32_t cursor = 0;
+
+	memset(ret, 0, sizeof *ret);
+	while (core_model_next(daemon->core, &cursor, &model)) {
+		if (model.job == 0) {
+			continue;
+		}
+		ret->n_loads++;
+		if (ret->n_names < DESCRIBE_MAX_IN_USE) {
+			char *text = ret->texts[ret->n_names];
+
+			ret->names[ret->n_names++] =
+				wire_str(describe_name(daemon, model.id, text));
+		}
+	}
+	cursor = 0;
+	while (core_holder_next(daemon->core, 0, &cursor, &held)) {
+		ret->n_leases += bytes_on(daemon, &held, device) > 0 ? held.n_leases : 0;
+	}
+	find_holders(daemon, viewer, device, &ret->use);
+	qsort(ret->use.holders, ret->use.n_holders, sizeof ret->use.holders[0], compare_holders);
 }
 
 void describe_client(const struct daemon *daemon, const struct core_client_view *view,

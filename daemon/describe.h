@@ -20,8 +20,10 @@ struct model_info;
 struct pending;
 struct record;
 
-#define DESCRIBE_MAX_USERS  4
-#define DESCRIBE_MAX_IN_USE 16
+#define DESCRIBE_MAX_USERS   4
+#define DESCRIBE_MAX_IN_USE  16
+#define DESCRIBE_NOTICE_SIZE 256
+#define DESCRIBE_MAX_IMAGES  30 /* in one answer, beside a table and a result in a memfd */
 
 struct model_description {
 	struct wire_model wire;
@@ -62,7 +64,22 @@ struct device_use {
 
 void describe_model(const struct daemon *daemon, const struct client *viewer,
 		    const struct core_model_view *view, struct model_description *ret);
-void describe_record(const struct record *record, uint64_t now_ns, struct record_description *ret);
+/* Why it is less than was asked for, or less than one may think; empty: it is not. */
+const char *describe_notice(const struct daemon *daemon, const struct model_info *info,
+			    const struct core_model_view *view, char buffer[DESCRIBE_NOTICE_SIZE]);
+void describe_record(const struct daemon *daemon, const struct record *record, uint64_t now_ns,
+		     struct record_description *ret);
+/* What a drain waits for, on one device or CORE_ALL_DEVICES. */
+struct work_description {
+	struct device_use use; /* its holders alone count */
+	uint64_t n_loads, n_leases;
+	uint32_t n_names;
+	struct wire_str names[DESCRIBE_MAX_IN_USE]; /* of what is being loaded */
+	char texts[DESCRIBE_MAX_IN_USE][512];
+};
+
+void describe_work(const struct daemon *daemon, const struct client *viewer, uint32_t device,
+		   struct work_description *ret);
 void describe_device(const struct daemon *daemon, uint32_t device, struct device_description *ret);
 void describe_client(const struct daemon *daemon, const struct core_client_view *view,
 		     struct wire_client *ret);
@@ -83,6 +100,8 @@ bool describe_may_see(const struct daemon *daemon, const struct client *viewer,
 		      const struct record *record);
 
 /* "gguf"; "unknown" where no header was read yet. */
+/* "image" or "file". */
+const char *describe_backing(enum core_backing backing);
 const char *describe_format(uint32_t format);
 
 /* enum format of this very content, where it is in memory; else 0. */
@@ -98,8 +117,25 @@ bool describe_is_failed(const struct daemon *daemon, const struct core_model_vie
 struct answer_line *describe_add_line(const struct daemon *daemon, struct pending *pending,
 				      uint64_t model);
 
+/* The image of a file of a generation; false: it is not there. */
+bool describe_find_image(const struct daemon *daemon, uint64_t model, uint64_t generation,
+			 uint64_t index, struct core_segment_view *ret);
+
+struct image_range {
+	uint64_t model, generation;
+	uint64_t first;
+	uint32_t count;
+};
+
+/*
+ * Descriptors of images of a generation, as many of the range as there are; the caller's, also
+ * those that come with a failure: what device_export says, WIRE_INTERNAL when there are none.
+ */
+int describe_images(const struct daemon *daemon, const struct image_range *range, int *ret_fds,
+		    uint32_t *ret_n_fds);
+
 const char *describe_id(const uint8_t *uuid, char buffer[33]);
-const char *describe_device_name(uint32_t device, char buffer[16]); /* 0 is "cpu" */
+const char *describe_device_name(const struct daemon *daemon, uint32_t device, char buffer[16]);
 /* Index of a device by any of its names; false when there is none. */
 bool describe_find_device(const struct daemon *daemon, struct wire_str name, uint32_t *ret);
 

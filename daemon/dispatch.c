@@ -17,10 +17,12 @@
 #include <utlist.h>
 
 #include "daemon/describe.h"
+#include "daemon/gather.h"
 #include "daemon/ipc/conn.h"
 #include "daemon/ipc/peer.h"
 #include "daemon/ipc/server.h"
 #include "daemon/reload.h"
+#include "daemon/workers.h"
 
 void call_answer(const struct call *call, const void *response)
 {
@@ -200,6 +202,11 @@ static void open_client(const struct call *call, const struct wire_hello_request
 		call_refuse(call, WIRE_NO_MEMORY, NULL, "no memory for another client");
 		return;
 	}
+	if (request->has_devices && !client_take_devices(client, request->devices)) {
+		(void)client_free(client);
+		call_refuse(call, WIRE_NO_MEMORY, NULL, "no memory for another client");
+		return;
+	}
 	client->id = daemon_step(daemon, &event);
 	if (client->id == 0) {
 		(void)client_free(client);
@@ -211,9 +218,14 @@ static void open_client(const struct call *call, const struct wire_hello_request
 	client->gid = peer->gid;
 	client->pid = (uint32_t)peer->pid;
 	client->is_admin = peer->is_admin;
-	client->opened_ns = clock_mono_ns();
-	(void)snprintf(client->comm, sizeof client->comm, "%s", peer->comm);
+	client->opened_ns = clock_boot_ns();
 	(void)wire_str_copy(request->client, client->library, sizeof client->library);
+	/* One of another container has no pid here, and no name but what it calls itself. */
+	if (peer->pid == 0) {
+		(void)wire_str_copy(request->client, client->comm, sizeof client->comm);
+	} else {
+		(void)snprintf(client->comm, sizeof client->comm, "%s", peer->comm);
+	}
 	if (request->has_label) {
 		(void)wire_str_copy(request->label, client->label, sizeof client->label);
 	}
@@ -263,7 +275,8 @@ static void dispatch_reload(const struct call *call)
 {
 	struct pending *pending = call_expect(call);
 	int code = pending == NULL ? 0
-				   : reload_begin(call->daemon, call->client->id, call->request);
+				   : reload_begin(call->daemon, call->client->id, call->request,
+						  WIRE_METHOD_RELOAD);
 
 	if (code < 0) {
 		pending_clear(pending);
@@ -326,6 +339,34 @@ static bool dispatch_look(const struct call *call, const void *request)
 	}
 }
 
+/* What operates the daemon. False: it is none of these. */
+static bool dispatch_operate(const struct call *call, const void *request)
+{
+	switch ((int)call->message->number) {
+	case WIRE_METHOD_BUDGET:
+		dispatch_budget(call, request);
+		break;
+	case WIRE_METHOD_DRAIN:
+		dispatch_drain(call, request);
+		break;
+	case WIRE_METHOD_WARM:
+		dispatch_warm(call, request);
+		break;
+	case WIRE_METHOD_CONFIG_SET:
+		dispatch_config_set(call, request);
+		break;
+	case WIRE_METHOD_RELOAD:
+		dispatch_reload(call);
+		break;
+	case WIRE_METHOD_SHUTDOWN:
+		dispatch_shutdown(call);
+		break;
+	default:
+		return false;
+	}
+	return true;
+}
+
 /* And what acts. */
 static void dispatch_method(const struct call *call, const void *request)
 {
@@ -341,6 +382,9 @@ static void dispatch_method(const struct call *call, const void *request)
 		break;
 	case WIRE_METHOD_LOAD:
 		dispatch_load(call, request);
+		break;
+	case WIRE_METHOD_LOAD_PART:
+		gather_part(call, request);
 		break;
 	case WIRE_METHOD_ATTACH:
 		dispatch_attach(call, request);
@@ -358,6 +402,18 @@ static void dispatch_method(const struct call *call, const void *request)
 	case WIRE_METHOD_UNLOAD:
 		dispatch_unload(call, request);
 		break;
+	case WIRE_METHOD_PLAN:
+		dispatch_plan(call, request);
+		break;
+	case WIRE_METHOD_PLACE:
+		dispatch_place(call, request);
+		break;
+	case WIRE_METHOD_RESERVE:
+		dispatch_reserve(call, request);
+		break;
+	case WIRE_METHOD_RELEASE:
+		dispatch_release(call, request);
+		break;
 	case WIRE_METHOD_SET:
 		dispatch_set(call, request);
 		break;
@@ -367,17 +423,8 @@ static void dispatch_method(const struct call *call, const void *request)
 	case WIRE_METHOD_SUBSCRIBE:
 		dispatch_subscribe(call, request);
 		break;
-	case WIRE_METHOD_BUDGET:
-		dispatch_budget(call, request);
-		break;
-	case WIRE_METHOD_RELOAD:
-		dispatch_reload(call);
-		break;
-	case WIRE_METHOD_SHUTDOWN:
-		dispatch_shutdown(call);
-		break;
 	default:
-		if (!dispatch_look(call, request)) {
+		if (!dispatch_look(call, request) && !dispatch_operate(call, request)) {
 			/* Drafts are refused by the connection; a stable method is ours. */
 			call_refuse(call, WIRE_INTERNAL, NULL, "%s has no handler",
 				    call->message->method);
@@ -389,9 +436,8 @@ static void dispatch_method(const struct call *call, const void *request)
 void dispatch_request(void *context, struct conn *conn, const struct wire_packet *packet,
 		      const void *request, int *fds, uint32_t n_fds)
 {
-	const struct call call = {
+	struct call call = {
 		.daemon = context,
-		.client = conn_user(conn),
 		.conn = conn,
 		.request = packet->id,
 		.message = packet->message,
@@ -399,6 +445,8 @@ void dispatch_request(void *context, struct conn *conn, const struct wire_packet
 		.n_fds = n_fds,
 	};
 
+	workers_notice_sleep(call.daemon);
+	call.client = conn_user(conn); /* who may be gone by that */
 	dispatch_method(&call, request);
 }
 
@@ -414,5 +462,6 @@ void dispatch_closed(void *context, struct conn *conn)
 	event.client = client->id;
 	daemon_watch_client(daemon, client);
 	client->conn = NULL;
+	gather_forget(client);
 	(void)daemon_step(daemon, &event);
 }

@@ -11,7 +11,16 @@
 
 #include "daemon/daemon.h"
 #include "daemon/failure.h"
+#include "daemon/format/format.h"
 #include "proto/wire.h"
+
+struct conn;
+struct wire_packet;
+
+/* The server's handlers. */
+void dispatch_request(void *context, struct conn *conn, const struct wire_packet *packet,
+		      const void *request, int *fds, uint32_t n_fds);
+void dispatch_closed(void *context, struct conn *conn);
 
 /* One request on its way through a handler; borrowed for the call. */
 struct call {
@@ -34,6 +43,9 @@ void call_refuse(const struct call *call, enum wire_code code, const char *field
 /* Remember the request until the core answers it. NULL: refused already (no memory). */
 struct pending *call_expect(const struct call *call);
 
+/* A time that does not fit is as good as for ever. */
+uint64_t dispatch_ns_of(uint64_t ms);
+
 /*
  * Which model a person means: id, unique prefix of at least 4 digits, path, name, or name
  * without its extension. Only models the client may see. Returns 0 or a negative code with
@@ -42,11 +54,49 @@ struct pending *call_expect(const struct call *call);
 int dispatch_find_model(const struct call *call, struct wire_str text, uint64_t *ret_model,
 			struct failure *failure);
 
+/* False: there is no such device, and that has been answered. */
+bool dispatch_find_device(const struct call *call, struct wire_str name, uint32_t *ret_device);
+
+/* A load's event, with its file presented (dispatch_model.c); 'name' may be empty. */
+void dispatch_step_with_file(struct daemon *daemon, struct core_event *event, struct wire_str name);
+/* What the configuration says that a load's copy lies in. */
+enum core_backing dispatch_default_backing(const struct daemon *daemon);
+
+struct core_file_key dispatch_key_of(const struct file *file);
+/* Equal keys of several files are not yet the same files: are they the model's (0: none)? */
+bool dispatch_is_alike(const struct daemon *daemon, uint64_t model, const struct file *file);
+/* What people call what is in it. */
+void dispatch_name_of(const struct file *file, char ret[513]);
+
+/* What a load asks for, besides its files. */
+struct load_wish {
+	enum format format;
+	enum core_backing backing;
+	struct core_policy policy;
+	bool insists_backing, no_wait, attach, map;
+	uint64_t placement;
+	char name[513]; /* empty: that of the file */
+};
+
+struct placement_words;
+/* The core's number of a placement. False: refused. */
+bool dispatch_read_placement(const struct call *call, const struct placement_words *words,
+			     uint64_t *ret_placement);
+
+/* Have the core decide about a request that call_expect remembers; take the reference of 'file'. */
+void dispatch_begin_load(const struct call *call, const struct load_wish *wish, struct file *file);
+void dispatch_begin_attach(const struct call *call, bool map, struct file *file);
+
 /* ---- handlers by file ---- */
 void dispatch_load(const struct call *call, const struct wire_load_request *request);
 void dispatch_unmapped(const struct call *call, const struct wire_unmapped_request *request);
 void dispatch_attach(const struct call *call, const struct wire_attach_request *request);
 void dispatch_map(const struct call *call, const struct wire_map_request *request);
+void dispatch_map_blocks(const struct call *call, const struct wire_map_request *request);
+void dispatch_plan(const struct call *call, const struct wire_plan_request *request);
+void dispatch_place(const struct call *call, const struct wire_place_request *request);
+void dispatch_reserve(const struct call *call, const struct wire_reserve_request *request);
+void dispatch_release(const struct call *call, const struct wire_release_request *request);
 void dispatch_lease(const struct call *call, enum core_event_type type, uint64_t lease);
 void dispatch_unload(const struct call *call, const struct wire_unload_request *request);
 void dispatch_set(const struct call *call, const struct wire_set_request *request);
@@ -63,6 +113,13 @@ void dispatch_history(const struct call *call, const struct wire_events_history_
 void dispatch_subscribe(const struct call *call, const struct wire_subscribe_request *request);
 void dispatch_metrics(const struct call *call);
 void dispatch_store(const struct call *call);
+void dispatch_drain(const struct call *call, const struct wire_drain_request *request);
+
 void dispatch_budget(const struct call *call, const struct wire_budget_request *request);
+void dispatch_warm(const struct call *call, const struct wire_warm_request *request);
+/* A file that is to be listed can be opened, or 'err' says why not. */
+void dispatch_warm_opened(struct daemon *daemon, uint64_t client, uint32_t request,
+			  const char *path, const struct err *err);
+void dispatch_config_set(const struct call *call, const struct wire_config_set_request *request);
 
 #endif

@@ -16,7 +16,9 @@
 #include "daemon/load/memory.h"
 #include "daemon/metrics.h"
 #include "daemon/persist.h"
+#include "daemon/placement.h"
 #include "daemon/reload.h"
+#include "daemon/saved.h"
 
 #define NS_PER_MS        1000000U
 #define MAX_SHOW_CLIENTS 256
@@ -37,11 +39,20 @@ APART bool find_model(const struct call *call, struct wire_str text, uint64_t *r
 	return true;
 }
 
-/* Likewise. */
-APART bool find_device(const struct call *call, struct wire_str name, uint32_t *ret_device)
+__attribute__((noinline)) bool dispatch_find_device(const struct call *call, struct wire_str name,
+						    uint32_t *ret_device)
 {
+	char names[CORE_MAX_DEVICES][DEVICE_NAME_SIZE];
 	struct failure failure;
 
+	for (uint32_t i = 1;
+	     placement_names(call->daemon, call->client, names) && i < call->daemon->n_devices;
+	     i++) {
+		if (names[i][0] != '\0' && wire_str_is(name, names[i])) {
+			*ret_device = i;
+			return true;
+		}
+	}
 	if (!describe_find_device(call->daemon, name, ret_device)) {
 		failure_set_no_device(&failure, call->daemon, name, "device");
 		call_fail(call, &failure);
@@ -78,6 +89,7 @@ static bool is_listed(const struct call *call, const struct wire_list_request *r
 		return false;
 	}
 	return (request->has_all && request->all) || view->is_pinned || view->is_kept ||
+	       view->is_torn ||
 	       (view->state == CORE_MODEL_FAILED ? describe_is_failed(call->daemon, view)
 						 : view->state != CORE_MODEL_REGISTERED);
 }
@@ -94,7 +106,7 @@ void dispatch_list(const struct call *call, const struct wire_list_request *requ
 	uint32_t n_models = 0;
 	uint32_t device = 0;
 
-	if (request->has_device && !find_device(call, request->device, &device)) {
+	if (request->has_device && !dispatch_find_device(call, request->device, &device)) {
 		return;
 	}
 	while ((info = store_next_model(call->daemon->store, info)) != NULL) {
@@ -121,7 +133,7 @@ void dispatch_list(const struct call *call, const struct wire_list_request *requ
 
 static uint64_t ms_until(uint64_t then_ns)
 {
-	uint64_t now_ns = clock_mono_ns();
+	uint64_t now_ns = clock_boot_ns();
 
 	return then_ns > now_ns ? (then_ns - now_ns) / NS_PER_MS : 0;
 }
@@ -170,16 +182,39 @@ APART bool open_table(const struct call *call, const struct model_info *info,
 	return *ret_fd >= 0;
 }
 
+/* The files of a model that has several; '*ret_shards' is what 'ret' borrows. False: it has not, or
+ * there is no memory for them. */
+static bool list_shards(const struct model_info *info, struct wire_shard **ret_shards,
+			struct wire_list *ret)
+{
+	const struct generation_info *now = &info->current;
+	struct wire_shard *shards;
+
+	if (now->n_shards == 0 || now->shards[0].name == NULL) {
+		return false;
+	}
+	shards = sys_calloc(now->n_shards, sizeof *shards);
+	for (uint32_t i = 0; shards != NULL && i < now->n_shards; i++) {
+		shards[i] = (struct wire_shard){.name = wire_str(now->shards[i].name),
+						.bytes = now->shards[i].bytes};
+	}
+	*ret_shards = shards;
+	*ret = (struct wire_list){.items = shards, .count = now->n_shards};
+	return shards != NULL;
+}
+
 void dispatch_show(const struct call *call, const struct wire_show_request *request)
 {
 	struct model_description model;
 	struct core_model_view view;
 	struct wire_wish wishes[MAX_SHOW_WISHES];
 	char checksum[17];
+	char notice[DESCRIBE_NOTICE_SIZE];
 	uint64_t id = 0;
 	const struct model_info *info;
 	struct wire_show_response response = {0};
 	AUTO_FREE struct wire_holder *holders = sys_calloc(MAX_SHOW_CLIENTS, sizeof *holders);
+	AUTO_FREE struct wire_shard *shards = NULL;
 	AUTO_CLOSE int table_fd = -1;
 
 	if (holders == NULL) {
@@ -199,23 +234,20 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 	response.model = model.wire;
 	if (info->current.table_fd >= 0) {
 		response.has_page_size = response.has_huge_bytes = response.has_backing = true;
-		response.has_loaded_from = response.has_load_ms = response.has_checksum = true;
+		response.has_loaded_from = response.has_load_ms = true;
+		response.has_checksum = info->current.n_sums > 0;
 		response.page_size = info->current.page_bytes;
 		response.huge_bytes = info->current.huge_bytes;
-		response.backing = wire_str("image");
+		response.backing = wire_str(describe_backing(view.backing));
 		response.loaded_from = wire_str(info->current.is_from_store ? "store" : "file");
 		response.load_ms = view.load_ns / NS_PER_MS;
 		(void)snprintf(checksum, sizeof checksum, "%016llx",
 			       (unsigned long long)info->current.checksum);
 		response.checksum = wire_str(checksum);
 	}
-	if (info->current.notice[0] != '\0') {
-		response.has_notice = true;
-		response.notice = wire_str(info->current.notice);
-	} else if (view.state == CORE_MODEL_FAILED) {
-		response.has_notice = info->failure.text[0] != '\0';
-		response.notice = wire_str(info->failure.text);
-	}
+	response.notice = wire_str(describe_notice(call->daemon, info, &view, notice));
+	response.has_notice = notice[0] != '\0';
+	response.has_shards = list_shards(info, &shards, &response.shards);
 	response.clients.items = holders;
 	response.clients.count = describe_holders(call->daemon, id, holders, MAX_SHOW_CLIENTS);
 	response.wishes.items = wishes;
@@ -292,7 +324,7 @@ static uint32_t describe_last(const struct call *call, struct record_description
 		found[n_found++] = record;
 	}
 	for (uint32_t i = 0; i < n_found; i++) {
-		describe_record(found[i], clock_mono_ns(), &texts[i]);
+		describe_record(call->daemon, found[i], clock_boot_ns(), &texts[i]);
 		records[i] = texts[i].wire;
 	}
 	return n_found;
@@ -327,6 +359,7 @@ void dispatch_status(const struct call *call)
 {
 	const struct daemon *daemon = call->daemon;
 	AUTO_FREE struct status_texts *texts = sys_calloc(1, sizeof *texts);
+	const char *state_fault = saved_fault(daemon);
 	struct core_counters counters;
 	struct wire_status_response response;
 
@@ -337,7 +370,7 @@ void dispatch_status(const struct call *call)
 	response = (struct wire_status_response){
 		.version = wire_str(DISTORCH_VERSION),
 		.epoch = daemon->epoch,
-		.uptime_ms = (clock_mono_ns() - daemon->started_ns) / NS_PER_MS,
+		.uptime_ms = (clock_boot_ns() - daemon->started_ns) / NS_PER_MS,
 		.restarts = persist_n_restarts(daemon->persist),
 		.survives_restart = persist_is_safe(daemon->persist),
 		.devices = {.items = texts->devices,
@@ -347,6 +380,12 @@ void dispatch_status(const struct call *call)
 		.rss_bytes = memory_own_bytes(),
 		.last = {.items = texts->records,
 			 .count = describe_last(call, texts->record_texts, texts->records, 4)},
+		.has_config_fault = daemon->config_fault.code != 0,
+		.config_fault = wire_str(daemon->config_fault.text),
+		.has_state_fault = state_fault != NULL,
+		.state_fault = wire_str(state_fault == NULL ? "" : state_fault),
+		.has_no_cards = workers_no_cards(daemon)[0] != '\0',
+		.no_cards = wire_str(workers_no_cards(daemon)),
 	};
 
 	core_counters_get(daemon->core, &counters);
@@ -438,7 +477,7 @@ void dispatch_history(const struct call *call, const struct wire_events_history_
 	struct wire_events_history_response response = {0};
 	uint64_t model = 0;
 	uint64_t cursor = 0;
-	uint64_t now_ns = clock_mono_ns();
+	uint64_t now_ns = clock_boot_ns();
 	uint32_t n_records = 0;
 	AUTO_FREE struct record_description *texts = NULL;
 	AUTO_FREE struct wire_record *records = NULL;
@@ -456,7 +495,7 @@ void dispatch_history(const struct call *call, const struct wire_events_history_
 		return;
 	}
 	while ((record = history_next(&call->daemon->history, &cursor)) != NULL) {
-		uint64_t age_ns = now_ns > record->mono_ns ? now_ns - record->mono_ns : 0;
+		uint64_t age_ns = now_ns > record->at_ns ? now_ns - record->at_ns : 0;
 
 		if ((model != 0 && record->model != model) ||
 		    (request->has_since_ms && age_ns / NS_PER_MS > request->since_ms) ||
@@ -464,7 +503,7 @@ void dispatch_history(const struct call *call, const struct wire_events_history_
 		    (request->has_types && !is_wanted_type(request->types, record))) {
 			continue;
 		}
-		describe_record(record, now_ns, &texts[n_records]);
+		describe_record(call->daemon, record, now_ns, &texts[n_records]);
 		records[n_records] = texts[n_records].wire;
 		n_records++;
 	}
@@ -575,94 +614,5 @@ void dispatch_subscribe(const struct call *call, const struct wire_subscribe_req
 					      .events = events,
 					      .models = ids,
 					      .n_models = n_ids};
-	call_answer(call, &response);
-}
-
-/* What a budget answer borrows. */
-struct budget_texts {
-	struct device_description device_texts[CORE_MAX_DEVICES];
-	struct wire_device devices[CORE_MAX_DEVICES];
-	struct record_description record_texts[WIRE_BUDGET_RESPONSE_EVICTED_MAX];
-	struct wire_outcome evicted[WIRE_BUDGET_RESPONSE_EVICTED_MAX];
-};
-
-/* What went since the history had 'cursor' records. */
-static uint32_t describe_went(const struct call *call, uint64_t cursor, struct budget_texts *texts)
-{
-	const struct record *record;
-	uint32_t n_evicted = 0;
-
-	while (n_evicted < WIRE_BUDGET_RESPONSE_EVICTED_MAX &&
-	       (record = history_next(&call->daemon->history, &cursor)) != NULL) {
-		struct record_description *text = &texts->record_texts[n_evicted];
-
-		if (record->type != CORE_NOTE_EVICTED || record->why != CORE_WHY_BUDGET ||
-		    !describe_may_see(call->daemon, call->client, record)) {
-			continue;
-		}
-		describe_record(record, clock_mono_ns(), text);
-		texts->evicted[n_evicted++] = (struct wire_outcome){.id = text->wire.model,
-								    .has_name = text->wire.has_name,
-								    .name = text->wire.name,
-								    .reason = text->wire.why,
-								    .bytes = record->bytes};
-	}
-	return n_evicted;
-}
-
-/* May the caller set this budget? Answered where not. */
-static bool check_budget(const struct call *call, uint64_t bytes)
-{
-	char size[16];
-	char total[16];
-
-	if (!call->client->is_admin) {
-		call_refuse(call, WIRE_NOT_ALLOWED, NULL,
-			    "setting a budget needs an administrator (root, the daemon's "
-			    "user, or access.control)");
-		return false;
-	}
-	if (bytes > call->daemon->host_total_bytes) {
-		call_refuse(call, WIRE_BAD_ARGUMENT, "bytes",
-			    "%s is more than this machine has (%s)",
-			    units_format_size(bytes, size, sizeof size),
-			    units_format_size(call->daemon->host_total_bytes, total, sizeof total));
-		return false;
-	}
-	return true;
-}
-
-void dispatch_budget(const struct call *call, const struct wire_budget_request *request)
-{
-	AUTO_FREE struct budget_texts *texts = sys_calloc(1, sizeof *texts);
-	struct wire_budget_response response = {0};
-	struct core_event event = {.type = EV_BUDGET};
-	uint64_t n_records = call->daemon->history.n_ever;
-
-	if (texts == NULL) {
-		refuse_no_memory(call);
-		return;
-	}
-	if (request->has_device && !find_device(call, request->device, &event.budget.device)) {
-		return;
-	}
-	if (request->has_save && request->save) {
-		call_refuse(call, WIRE_UNSUPPORTED, "save",
-			    "this version does not save budgets; set memory.ram in distorchd.conf");
-		return;
-	}
-	if (request->has_bytes) {
-		if (!check_budget(call, request->bytes)) {
-			return;
-		}
-		event.budget.bytes = request->bytes;
-		(void)daemon_step(call->daemon, &event);
-	}
-	response.devices.items = texts->devices;
-	response.devices.count =
-		describe_devices(call->daemon, texts->device_texts, texts->devices);
-	response.has_evicted = request->has_bytes;
-	response.evicted.items = texts->evicted;
-	response.evicted.count = describe_went(call, n_records, texts);
 	call_answer(call, &response);
 }

@@ -3,7 +3,12 @@
  * Carries out what the core decided, and turns the loader's results into events. The only
  * file that performs actions; it decides nothing.
  */
+#include "daemon/execute.h"
+
+#include "base/cleanup.h"
+#include "base/os/clock.h"
 #include "base/os/log.h"
+#include "base/os/sys.h"
 #include "base/require.h"
 
 #include <stdio.h>
@@ -11,69 +16,61 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "daemon/answer.h"
 #include "daemon/daemon.h"
-#include "daemon/device/device.h"
+#include "daemon/fill.h"
 #include "daemon/format/format.h"
 #include "daemon/load/file.h"
+#include "daemon/load/image_set.h"
 #include "daemon/load/loader.h"
 #include "daemon/persist.h"
+#include "daemon/placement.h"
 #include "daemon/pressure.h"
+#include "daemon/saved.h"
 #include "daemon/testing.h"
+#include "daemon/verify.h"
+#include "daemon/watch.h"
 #include "proto/gen/wire_code.h"
 
-static struct file *source_of(const struct daemon *daemon, uint64_t id)
-{
-	struct file *file = store_find_file(daemon->store, id);
-
-	REQUIRE(file != NULL); /* the core gives a file back before it forgets it */
-	return file;
-}
-
-static struct job_info *job_of(struct daemon *daemon, const struct core_action *action)
-{
-	(void)daemon_know_model(daemon, action->model);
-	return store_get_job(daemon->store, action->job, action->model);
-}
+#define PROGRESS_NS 90000000U /* a little less than the loader's, so that a single file's pass */
 
 static void execute_read_header(struct daemon *daemon, const struct core_action *action)
 {
-	struct core_model_view view;
-
-	REQUIRE(core_model_get(daemon->core, action->model, &view));
-	(void)job_of(daemon, action); /* without memory the job only loses its details */
-	loader_read_header(daemon->loader, action->job, source_of(daemon, action->fill.file),
-			   (enum format)view.format);
-}
-
-static void execute_fill(struct daemon *daemon, const struct core_action *action)
-{
-	struct job_info *job = job_of(daemon, action);
-	const struct model_info *model = daemon_know_model(daemon, action->model);
-	struct core_model_view view;
-	struct fill_request request = {
-		.job = action->job,
-		.segment = action->segment,
-		.file = source_of(daemon, action->fill.file),
-		.map = job == NULL ? NULL : job->map,
-		.generation = action->fill.generation,
-		.name = model == NULL ? "" : model->name,
+	static const enum cache_wish wishes[CORE_BACKING_N_VALUES] = {
+		[CORE_BACKING_AUTO] = CACHE_IF_WARM,
+		[CORE_BACKING_IMAGE] = CACHE_NEVER,
+		[CORE_BACKING_FILE] = CACHE_IF_LOCAL,
 	};
+	enum cache_wish wish = wishes[action->fill.backing];
+	struct header_request request = {.job = action->job};
+	struct job_info *job;
+	struct core_model_view view;
 
 	REQUIRE(core_model_get(daemon->core, action->model, &view));
-	request.model_id = view.uuid;
-	request.owner_uid = view.owner_uid;
+	job = fill_job(daemon, action); /* without memory the job only loses its details */
 	if (job != NULL) {
-		job->file = action->fill.file;
+		const struct placement *placement = placement_find(daemon, action->fill.placement);
+
+		job->placement = action->fill.placement;
+		job->is_tabled = action->fill.is_tabled;
+		job->with_host = action->fill.with_host;
+		job->by_tensor = request.by_tensor = placement != NULL && placement->by_tensor;
 	}
-	loader_fill(daemon->loader, &request);
+	if (action->fill.insists_backing && wish == CACHE_IF_LOCAL) {
+		wish = CACHE_ALWAYS;
+	}
+	request.file = fill_source(daemon, action->fill.file);
+	request.wanted = (enum format)view.format;
+	request.wish = wish;
+	loader_read_header(daemon->loader, &request);
 }
 
 static void execute_recheck(struct daemon *daemon, const struct core_action *action)
 {
 	const struct model_info *model = daemon_know_model(daemon, action->model);
 
-	(void)job_of(daemon, action);
-	loader_recheck(daemon->loader, action->job, source_of(daemon, action->fill.file),
+	(void)fill_job(daemon, action);
+	loader_recheck(daemon->loader, action->job, fill_source(daemon, action->fill.file),
 		       model == NULL ? NULL : model->current.sums,
 		       model == NULL ? 0 : model->current.n_sums);
 }
@@ -82,20 +79,38 @@ static void execute_verify(struct daemon *daemon, const struct core_action *acti
 {
 	const struct model_info *model = daemon_know_model(daemon, action->model);
 	struct extent *extent = store_find_extent(daemon->store, action->segment);
+	const struct shard_info *shard;
+	struct core_segment_view view;
 
-	REQUIRE(extent != NULL && model != NULL);
-	loader_verify(daemon->loader, action->segment, extent, model->current.sums,
-		      model->current.n_sums);
+	REQUIRE(extent != NULL && model != NULL &&
+		core_segment_get(daemon->core, action->segment, &view));
+	if (view.is_block) {
+		verify_block(daemon, model, &view, extent);
+		return;
+	}
+	REQUIRE(view.index < model->current.n_shards);
+	shard = &model->current.shards[view.index];
+	loader_verify(daemon->loader, action->segment, extent,
+		      model->current.sums + shard->first_sum, shard->n_sums);
+}
+
+void execute_drop_now(struct daemon *daemon, uint64_t segment)
+{
+	struct park park = {0};
+	/* A fill that failed has no extent; the loader answers at once. */
+	struct extent *extent = store_take_extent(daemon->store, segment, &park);
+
+	testing_point("dropping");
+	watch_remove(daemon, segment);
+	persist_drop(daemon, segment, extent, &park);
 }
 
 static void execute_drop(struct daemon *daemon, const struct core_action *action)
 {
-	struct park park = {0};
-	/* A fill that failed has no extent; the loader answers at once. */
-	struct extent *extent = store_take_extent(daemon->store, action->segment, &park);
-
-	testing_point("dropping");
-	persist_drop(daemon, action->segment, extent, &park);
+	verify_cancel(daemon, action->segment);
+	if (!store_drop_later(daemon->store, action->segment)) {
+		execute_drop_now(daemon, action->segment);
+	}
 }
 
 static void execute_publish(struct daemon *daemon, const struct core_action *action)
@@ -105,12 +120,22 @@ static void execute_publish(struct daemon *daemon, const struct core_action *act
 
 	REQUIRE(model != NULL && job != NULL && job->next.table_fd >= 0);
 	generation_info_fini(&model->current);
+	persist_forget_placed(daemon, action->model);
+	model->park = job->park;
+	job->park = (struct park){0};
 	model->current = job->next;
 	memset(&job->next, 0, sizeof job->next);
 	job->next.table_fd = -1;
+	fill_end(daemon, job);
 	tensor_map_free(job->map);
 	job->map = NULL;
 	model->failure = (struct err){0};
+	if (!watch_add(daemon, action->model, action->fill.generation) &&
+	    model->current.notice[0] == '\0') {
+		(void)snprintf(model->current.notice, sizeof model->current.notice,
+			       "changes of its file are noticed only when it is asked for");
+	}
+	saved_record_model(daemon, action->model);
 }
 
 static void execute_retire(struct daemon *daemon, const struct core_action *action)
@@ -122,14 +147,75 @@ static void execute_retire(struct daemon *daemon, const struct core_action *acti
 	}
 }
 
+static void execute_forget_job(struct daemon *daemon, uint64_t id)
+{
+	struct job_info *job = store_find_job(daemon->store, id);
+
+	fill_end(daemon, job);
+	if (job != NULL) {
+		persist_unpark(daemon, &job->park);
+	}
+	store_forget_job(daemon->store, id);
+}
+
+/* What outlives us has changed. */
+static void record(struct daemon *daemon, const struct core_action *action)
+{
+	switch ((int)action->type) {
+	case ACT_RECORD_LEASE:
+		persist_record_lease(daemon, action->record.id);
+		break;
+	case ACT_RECORD_WISH:
+		persist_record_wish(daemon, action->record.id);
+		saved_record_wish(daemon, action->record.id);
+		break;
+	case ACT_RECORD_PLACED:
+		persist_forget_placed(daemon, action->model);
+		break;
+	default:
+		break;
+	}
+}
+
+/* What somebody is told. */
+static void answer(struct daemon *daemon, const struct core_action *action)
+{
+	switch ((int)action->type) {
+	case ACT_REPLY:
+		answer_reply(daemon, action);
+		break;
+	case ACT_UNLOAD_ITEM:
+		answer_unload_item(daemon, action);
+		break;
+	case ACT_PROGRESS:
+		answer_progress(daemon, action);
+		break;
+	case ACT_RECALL:
+		answer_recall(daemon, action);
+		break;
+	case ACT_LOST:
+		answer_lost(daemon, action);
+		break;
+	case ACT_NOTE:
+		answer_note(daemon, action);
+		break;
+	default:
+		break;
+	}
+}
+
 void execute(struct daemon *daemon, const struct core_action *action)
 {
+	testing_action(action);
 	switch (action->type) {
 	case ACT_READ_HEADER:
 		execute_read_header(daemon, action);
 		break;
 	case ACT_FILL:
-		execute_fill(daemon, action);
+		fill_copy(daemon, action);
+		break;
+	case ACT_MAKE_TABLE:
+		fill_make_table(daemon, action);
 		break;
 	case ACT_RECHECK:
 		execute_recheck(daemon, action);
@@ -154,38 +240,39 @@ void execute(struct daemon *daemon, const struct core_action *action)
 				  store_take_file(daemon->store, action->fill.file));
 		break;
 	case ACT_FORGET_JOB:
-		store_forget_job(daemon->store, action->job);
+		execute_forget_job(daemon, action->job);
 		break;
 	case ACT_FORGET_MODEL:
+		persist_forget_placed(daemon, action->model);
 		store_forget_model(daemon->store, action->model);
 		break;
 	case ACT_FORGET_CLIENT:
 		daemon_forget_client(daemon, action->client);
 		break;
 	case ACT_REPLY:
-		answer_reply(daemon, action);
-		break;
 	case ACT_UNLOAD_ITEM:
-		answer_unload_item(daemon, action);
-		break;
 	case ACT_PROGRESS:
-		answer_progress(daemon, action);
-		break;
+	case ACT_RECALL:
 	case ACT_LOST:
-		answer_lost(daemon, action);
-		break;
 	case ACT_NOTE:
-		answer_note(daemon, action);
+		answer(daemon, action);
 		break;
 	case ACT_RECORD_LEASE:
-		persist_record_lease(daemon, action->record.id);
-		break;
 	case ACT_RECORD_WISH:
-		persist_record_wish(daemon, action->record.id);
+	case ACT_RECORD_PLACED:
+		record(daemon, action);
 		break;
 	case ACT_N_VALUES:
 		REQUIRE(false && "an action without a case");
 	}
+}
+
+/* NULL: it has a single file, or there is no memory for the name. */
+static char *copy_file_name(const struct generation_info *info, uint32_t shard)
+{
+	const char *name = shard < info->n_shards ? info->shards[shard].name : NULL;
+
+	return name == NULL ? NULL : sys_strdup(name);
 }
 
 /* Keep a failure's words for those who wait and for `why`. */
@@ -198,6 +285,9 @@ static void remember_verified(struct daemon *daemon, const struct load_result *r
 
 	if (result->err.code == 0 && !result->is_equal && model != NULL) {
 		model->bad_at = result->differs_at;
+		free(model->bad_file);
+		model->bad_file = copy_file_name(&model->current,
+						 view.is_block ? result->differs_in : view.index);
 	}
 	if (result->notice[0] != '\0' && model != NULL) {
 		(void)snprintf(model->current.notice, sizeof model->current.notice, "%s",
@@ -210,8 +300,9 @@ static void remember_failure(struct daemon *daemon, uint64_t job_id, const struc
 	struct job_info *job = store_find_job(daemon->store, job_id);
 	struct model_info *model = job == NULL ? NULL : store_find_model(daemon->store, job->model);
 
-	if (err->code == 0 || job == NULL) {
-		return;
+	if (err->code == 0 || job == NULL ||
+	    (err->code == WIRE_CANCELLED && job->failure.code != 0)) {
+		return; /* the other fills of a job that failed are only told to end */
 	}
 	job->failure = *err;
 	if (model != NULL) {
@@ -225,14 +316,15 @@ static struct core_file_key key_of(const struct load_result *result)
 				      .ino = result->key.ino,
 				      .size = result->key.size,
 				      .mtime_ns = result->key.mtime_ns,
-				      .ctime_ns = result->key.ctime_ns};
+				      .ctime_ns = result->key.ctime_ns,
+				      .is_young = result->key.is_young};
 }
 
 static void take_header(struct daemon *daemon, struct load_result *result)
 {
 	struct core_file_key key = key_of(result);
 	struct job_info *job = store_find_job(daemon->store, result->job);
-	struct core_need need = {.device = 0, .bytes = 0};
+	AUTO_FREE struct core_need *needs = NULL;
 	uint64_t available[CORE_MAX_DEVICES];
 	struct core_event event = {.type = EV_HEADER_READ, .header = {.job = result->job}};
 
@@ -244,21 +336,39 @@ static void take_header(struct daemon *daemon, struct load_result *result)
 		(void)err_set(&result->err, WIRE_NO_MEMORY, "no memory to keep the header");
 	}
 	if (result->err.code == 0) {
+		/* What an earlier one of the job brought is of no use any more. */
+		fill_end(daemon, job);
 		tensor_map_free(job->map);
 		job->map = result->map;
 		result->map = NULL;
-		need.bytes = device_charge(daemon->host, key.size);
+		needs = placement_needs(daemon, job, &event.header.n_needs, &result->err);
 	}
 	remember_failure(daemon, result->job, &result->err);
 	event.header.code = result->err.code;
 	event.header.key = &key;
-	event.header.needs = &need;
-	event.header.n_needs = 1;
+	event.header.needs = needs;
+	event.header.is_cached = result->is_cached;
 	event.header.available = available;
 	(void)daemon_step(daemon, &event);
 }
 
-static void take_generation(struct job_info *job, struct load_result *result)
+static bool describe_shards(const struct daemon *daemon, const struct job_info *job,
+			    struct generation_info *ret)
+{
+	struct file *file = store_find_file(daemon->store, job->file);
+	bool is_good = file != NULL && generation_info_add_shards(ret, job->n_shards);
+
+	for (uint32_t i = 0; is_good && i < job->n_shards; i++) {
+		uint64_t bytes = tensor_map_shard_size(job->map, i);
+
+		is_good = generation_info_set_shard(ret, i, file_shard(file, i)->name, bytes);
+	}
+	return is_good;
+}
+
+/* What the last of its fills brought. False: no memory. */
+static bool take_generation(const struct daemon *daemon, struct job_info *job,
+			    struct load_result *result)
 {
 	struct generation_info *next = &job->next;
 
@@ -271,12 +381,41 @@ static void take_generation(struct job_info *job, struct load_result *result)
 	next->format = (uint32_t)job->map->format;
 	next->n_tensors = job->map->n_tensors;
 	next->n_blocks = job->map->n_blocks;
+	next->places = job->placement > CORE_PLACEMENT_HOST ? steal_ptr(&job->places) : NULL;
+	next->with_host = job->with_host;
+	next->by_tensor = job->by_tensor;
 	next->page_bytes = result->page_bytes;
 	next->huge_bytes = result->huge_bytes;
 	next->checksum = result->checksum;
 	next->image_dev = result->image_dev;
 	next->image_ino = result->image_ino;
 	(void)snprintf(next->notice, sizeof next->notice, "%s", result->notice);
+	return describe_shards(daemon, job, next);
+}
+
+/* Where the progress of a copy is counted; NULL: nowhere. */
+static uint64_t *progress_of(const struct daemon *daemon, const struct job_info *job,
+			     uint64_t segment)
+{
+	struct core_segment_view view;
+
+	if (job == NULL || job->filled_bytes == NULL || job->map == NULL ||
+	    !core_segment_get(daemon->core, segment, &view) ||
+	    view.index >= (view.is_block ? job->map->n_blocks : job->n_shards)) {
+		return NULL;
+	}
+	return &job->filled_bytes[view.is_block ? job->n_shards + view.index : view.index];
+}
+
+/* For the progress of the others. */
+static void note_filled(const struct daemon *daemon, const struct job_info *job,
+			const struct load_result *result)
+{
+	uint64_t *bytes = progress_of(daemon, job, result->segment);
+
+	if (bytes != NULL) {
+		*bytes = result->bytes;
+	}
 }
 
 static void take_filled(struct daemon *daemon, struct load_result *result)
@@ -290,17 +429,65 @@ static void take_filled(struct daemon *daemon, struct load_result *result)
 	} else if (result->err.code == 0) {
 		(void)err_set(&result->err, WIRE_NO_MEMORY, "no memory to keep the image");
 	}
-	if (result->err.code == 0 && job != NULL) {
-		take_generation(job, result);
-	} else if (result->err.code == 0) {
+	if (result->err.code == 0 && job == NULL) {
 		(void)err_set(&result->err, WIRE_CANCELLED, "nobody waits for it any more");
 	}
+	if (result->err.code == 0 && job != NULL && result->table_fd >= 0 &&
+	    !take_generation(daemon, job, result)) {
+		(void)err_set(&result->err, WIRE_NO_MEMORY, "no memory to keep its table");
+	}
 	remember_failure(daemon, result->job, &result->err);
-	if (result->err.code == 0) {
+	note_filled(daemon, job, result);
+	if (result->err.code == 0 && job != NULL) {
+		job->moved += result->bytes;
+	}
+	if (result->err.code == 0 && job != NULL && !job->is_tabled &&
+	    ++job->n_filled == job->n_shards) {
 		persist_park(daemon, result->job, result->segment, result->duration_ns);
 	} else {
 		execute_filled(daemon, result->segment, result->err.code, result->duration_ns);
 	}
+}
+
+static void take_tabled(struct daemon *daemon, struct load_result *result)
+{
+	struct job_info *job = store_find_job(daemon->store, result->job);
+
+	testing_point("filled");
+	if (result->err.code == 0 && job != NULL && !take_generation(daemon, job, result)) {
+		(void)err_set(&result->err, WIRE_NO_MEMORY, "no memory to keep its table");
+	}
+	remember_failure(daemon, result->job, &result->err);
+	if (result->err.code == 0) {
+		persist_park_tabled(daemon, result->job);
+	} else {
+		execute_tabled(daemon, result->job, result->err.code);
+	}
+}
+
+/* The files of a model are read a few at a time: what is told is their sum, as often as that of
+ * one would be. */
+static void take_progress(struct daemon *daemon, const struct load_result *result)
+{
+	struct job_info *job = store_find_job(daemon->store, result->job);
+	uint64_t now_ns = clock_mono_ns();
+	struct core_event event = {.type = EV_FILL_PROGRESS,
+				   .progress = {.job = result->job,
+						.is_stalled = result->is_stalled}};
+	uint64_t *bytes = progress_of(daemon, job, result->segment);
+
+	if (bytes == NULL) {
+		return;
+	}
+	*bytes = result->bytes;
+	if (!result->is_stalled && now_ns - job->told_ns < PROGRESS_NS) {
+		return;
+	}
+	job->told_ns = now_ns;
+	for (uint32_t i = 0; i < job->n_shards + job->map->n_blocks; i++) {
+		event.progress.bytes += job->filled_bytes[i];
+	}
+	(void)daemon_step(daemon, &event);
 }
 
 void execute_filled(struct daemon *daemon, uint64_t segment, int code, uint64_t duration_ns)
@@ -315,11 +502,35 @@ void execute_filled(struct daemon *daemon, uint64_t segment, int code, uint64_t 
 	testing_point("published");
 }
 
+void execute_tabled(struct daemon *daemon, uint64_t job, int code)
+{
+	struct core_event event = {.type = EV_TABLED, .tabled = {.job = job, .code = code}};
+
+	testing_point("parked");
+	(void)daemon_step(daemon, &event);
+	testing_point("published");
+}
+
+static void take_rechecked(struct daemon *daemon, const struct load_result *result)
+{
+	const struct job_info *job = store_find_job(daemon->store, result->job);
+	uint64_t model = job == NULL ? 0 : job->model;
+	struct core_event event = {.type = EV_RECHECKED,
+				   .rechecked = {.job = result->job,
+						 .code = result->err.code,
+						 .is_equal = result->is_equal}};
+
+	remember_failure(daemon, result->job, &result->err);
+	(void)daemon_step(daemon, &event);
+	saved_record_model(daemon, model); /* its file's times are others now */
+}
+
 void execute_result(struct daemon *daemon, struct load_result *result)
 {
 	uint64_t available[CORE_MAX_DEVICES];
 	struct core_event event = {0};
 
+	testing_result(result);
 	switch (result->type) {
 	case LOAD_HEADER:
 		take_header(daemon, result);
@@ -327,22 +538,17 @@ void execute_result(struct daemon *daemon, struct load_result *result)
 	case LOAD_FILLED:
 		take_filled(daemon, result);
 		break;
+	case LOAD_TABLED:
+		take_tabled(daemon, result);
+		break;
 	case LOAD_PROGRESS:
-		event.type = EV_FILL_PROGRESS;
-		event.progress.job = result->job;
-		event.progress.bytes = result->bytes;
-		event.progress.is_stalled = result->is_stalled;
-		(void)daemon_step(daemon, &event);
+		take_progress(daemon, result);
 		break;
 	case LOAD_RECHECKED:
-		remember_failure(daemon, result->job, &result->err);
-		event.type = EV_RECHECKED;
-		event.rechecked.job = result->job;
-		event.rechecked.code = result->err.code;
-		event.rechecked.is_equal = result->is_equal;
-		(void)daemon_step(daemon, &event);
+		take_rechecked(daemon, result);
 		break;
 	case LOAD_VERIFIED:
+		verify_end(daemon, result->job);
 		remember_verified(daemon, result);
 		event.type = EV_VERIFIED;
 		event.verified.segment = result->segment;

@@ -64,6 +64,12 @@ void failure_set_field(struct failure *failure, const char *field)
 	failure->wire.detail.field = wire_str(failure->field);
 }
 
+const char *failure_code_text(enum wire_code code)
+{
+	return code == WIRE_BUSY ? "distorchd is draining and takes no new loads"
+				 : wire_code_info(code)->text;
+}
+
 static void hint_for_code(struct failure *failure, enum wire_code code)
 {
 	switch ((int)code) {
@@ -90,6 +96,11 @@ static void hint_for_code(struct failure *failure, enum wire_code code)
 	case WIRE_TOO_MANY:
 		failure_set_hint(failure, "unload or disconnect something first, then try again");
 		break;
+	case WIRE_BUSY:
+		failure_set_hint(failure, "what is in memory is served, and distorchctl status "
+					  "says what drains; an administrator ends it: "
+					  "distorchctl drain --off");
+		break;
 	case WIRE_SHUTTING_DOWN:
 		failure_set_hint(failure, "wait until distorchd runs again, then try again");
 		break;
@@ -114,7 +125,7 @@ void failure_set_no_device(struct failure *failure, const struct daemon *daemon,
 
 	for (uint32_t i = 0; i < daemon->n_devices; i++) {
 		sentence_add(&sentence, "%s%s", i == 0 ? "" : ", ",
-			     describe_device_name(i, device));
+			     describe_device_name(daemon, i, device));
 	}
 	failure_set(failure, WIRE_NOT_FOUND, "there is no device %s; there is %s",
 		    wire_str_copy(name, wanted, sizeof wanted), there);
@@ -184,11 +195,28 @@ static void add_use(struct sentence *sentence, const struct daemon *daemon,
 	}
 }
 
+/* "; uid 1000 has 45G, more than its share of 38G (limits.ram-per-user)", where somebody has. */
+static void add_share(struct sentence *sentence, const struct daemon *daemon, uint32_t device)
+{
+	uint64_t bytes;
+	uint32_t uid;
+	char has[16];
+	char share[16];
+
+	if (core_above_share(daemon->core, device, &uid, &bytes)) {
+		sentence_add(sentence,
+			     "; uid %u has %s, more than its share of %s (limits.ram-per-user)",
+			     uid, units_format_size(bytes, has, sizeof has),
+			     units_format_size(core_share(daemon->core, device), share,
+					       sizeof share));
+	}
+}
+
 /* "needs 24M, budget 64M, free 16M (+8M idle models could be evicted)" and what is in the
  * way, where it is. */
 static void add_shortage(struct sentence *sentence, const struct daemon *daemon,
-			 const struct client *viewer, const struct core_shortage *shortage,
-			 const struct device_use *use)
+			 const struct client *viewer, uint32_t device,
+			 const struct core_shortage *shortage, const struct device_use *use)
 {
 	char need[16];
 	char budget[16];
@@ -205,15 +233,24 @@ static void add_shortage(struct sentence *sentence, const struct daemon *daemon,
 	}
 	if (shortage->need <= shortage->budget) {
 		add_use(sentence, daemon, viewer, use);
+		add_share(sentence, daemon, device);
 	}
 }
 
-static void hint_for_shortage(struct failure *failure, const struct daemon *daemon,
+static void hint_for_shortage(struct failure *failure, const struct daemon *daemon, uint32_t device,
 			      const struct core_shortage *shortage)
 {
 	char size[16];
+	char name[DEVICE_NAME_SIZE];
 
-	if (shortage->need > shortage->budget) {
+	if (shortage->need > shortage->budget && device != 0) {
+		failure_set_hint(failure,
+				 "place less of it there, or raise the budget: distorchctl budget "
+				 "%s SIZE (it has %s)",
+				 describe_device_name(daemon, device, name),
+				 units_format_size(daemon->devices[device].info.total_bytes, size,
+						   sizeof size));
+	} else if (shortage->need > shortage->budget) {
 		failure_set_hint(failure,
 				 "raise the budget: distorchctl budget ram SIZE, or memory.ram in "
 				 "distorchd.conf (this machine has %s)",
@@ -229,6 +266,33 @@ static void hint_for_shortage(struct failure *failure, const struct daemon *daem
 	}
 }
 
+/* Of the model, on the device where it is short of room: that stays until a move is done. */
+static uint64_t own_bytes(const struct daemon *daemon, uint64_t model, uint32_t device)
+{
+	struct core_segment_view segment;
+	uint64_t bytes = 0;
+	uint32_t cursor = 0;
+
+	while (model != 0 && core_segment_next(daemon->core, model, &cursor, &segment)) {
+		bytes += segment.device == device && segment.state == SEGMENT_READY ? segment.bytes
+										    : 0;
+	}
+	return bytes;
+}
+
+static void hint_for_move(struct failure *failure, const struct daemon *daemon,
+			  const struct core_action *action, uint64_t own)
+{
+	char size[16];
+	char device[DEVICE_NAME_SIZE];
+
+	failure_set_hint(failure,
+			 "%s of it lie on %s until the move is done: place it on ram first, or "
+			 "unload it and load it there",
+			 units_format_size(own, size, sizeof size),
+			 describe_device_name(daemon, action->device, device));
+}
+
 static void failure_no_memory(struct failure *failure, const struct daemon *daemon,
 			      const struct client *viewer, const struct core_action *action,
 			      const struct core_shortage *shortage)
@@ -238,17 +302,33 @@ static void failure_no_memory(struct failure *failure, const struct daemon *daem
 	struct sentence sentence = {.text = failure->message, .capacity = sizeof failure->message};
 	char name[512];
 	uint32_t n_uids = 0;
+	uint64_t own;
 
 	describe_use(daemon, viewer, action->device, action->model, &failure->use);
-	failure_set(failure, WIRE_NO_MEMORY,
-		    "not enough memory for %s: ", describe_name(daemon, action->model, name));
+	if (action->code == WIRE_BUSY) {
+		failure_set(failure, WIRE_BUSY, "those who were asked to let go of %s did not: ",
+			    describe_device_name(daemon, action->device, failure->device));
+	} else {
+		failure_set(failure, WIRE_NO_MEMORY,
+			    "not enough memory%s%s for %s: ", action->device == 0 ? "" : " on ",
+			    action->device == 0
+				    ? ""
+				    : describe_device_name(daemon, action->device, failure->device),
+			    action->model == 0 ? "the reservation"
+					       : describe_name(daemon, action->model, name));
+	}
 	sentence.size = strlen(failure->message);
-	add_shortage(&sentence, daemon, viewer, shortage, use);
+	add_shortage(&sentence, daemon, viewer, action->device, shortage, use);
 	failure->wire.message = wire_str(failure->message);
-	hint_for_shortage(failure, daemon, shortage);
+	own = action->device == 0 ? 0 : own_bytes(daemon, action->model, action->device);
+	if (own > 0 && shortage->need <= shortage->budget) {
+		hint_for_move(failure, daemon, action, own);
+	} else {
+		hint_for_shortage(failure, daemon, action->device, shortage);
+	}
 	failure->wire.has_detail = true;
 	detail->has_device = true;
-	detail->device = wire_str(describe_device_name(action->device, failure->device));
+	detail->device = wire_str(describe_device_name(daemon, action->device, failure->device));
 	detail->has_need = detail->has_budget = detail->has_free = true;
 	detail->has_evictable = detail->has_held = detail->has_foreign = true;
 	detail->has_in_use = detail->has_pinned = detail->has_holders = true;
@@ -287,7 +367,8 @@ static void find_shortage(const struct daemon *daemon, const struct core_action 
 
 	core_account_get(daemon->core, note->device, &account);
 	*ret = (struct core_shortage){
-		.need = device_charge(daemon->host, note->note.bytes),
+		.need = note->device == 0 ? device_charge(daemon->host, note->note.bytes)
+					  : note->note.bytes,
 		.budget = account.budget,
 		.free = account.free,
 		.evictable = use->evictable,
@@ -312,21 +393,26 @@ void failure_from_refusal(struct failure *failure, const struct daemon *daemon,
 const char *failure_refusal_text(const struct daemon *daemon, const struct core_action *action,
 				 char *buffer, uint32_t buffer_size)
 {
+	const struct job_info *job = store_find_job(daemon->store, action->job);
 	struct core_shortage shortage;
 	struct device_use use;
 	struct sentence sentence = {.text = buffer, .capacity = buffer_size};
 	char need[16];
 
 	buffer[0] = '\0';
+	if (job != NULL && job->failure.code == WIRE_NO_MEMORY) {
+		sentence_add(&sentence, "%s", job->failure.text);
+		return buffer;
+	}
 	describe_use(daemon, NULL, action->device, action->model, &use);
 	find_shortage(daemon, action, &use, &shortage);
 	if (shortage.foreign > 0) {
 		sentence_add(&sentence,
 			     "needs %s; other programs have taken too much of the "
-			     "machine's memory",
+			     "memory",
 			     units_format_size(shortage.need, need, sizeof need));
 	} else {
-		add_shortage(&sentence, daemon, NULL, &shortage, &use);
+		add_shortage(&sentence, daemon, NULL, action->device, &shortage, &use);
 	}
 	return buffer;
 }
@@ -347,6 +433,8 @@ static void failure_too_many(struct failure *failure, const struct core_action *
 		[CORE_LIMIT_MODEL_LEASES] = "leases of one model",
 		[CORE_LIMIT_WAITERS] = "requests that wait for an answer",
 		[CORE_LIMIT_WISHES] = "wishes about models",
+		[CORE_LIMIT_RESERVATIONS] = "reservations",
+		[CORE_LIMIT_USER_RESERVATIONS] = "reservations of one user",
 	};
 	const char *what =
 		action->too_many.limit < CORE_LIMIT_N_VALUES ? words[action->too_many.limit] : NULL;
@@ -359,6 +447,25 @@ static void failure_too_many(struct failure *failure, const struct core_action *
 	}
 }
 
+/* Of the devices that are lost now one was to have it. */
+static void failure_lost(struct failure *failure, const struct daemon *daemon, const char *what)
+{
+	char devices[512] = "";
+	struct sentence names = {.text = devices, .capacity = sizeof devices};
+	struct core_account_view account;
+
+	for (uint32_t i = 0; i < daemon->n_devices; i++) {
+		core_account_get(daemon->core, i, &account);
+		if (account.is_lost) {
+			sentence_add(&names, "%s%s", names.size == 0 ? "" : " or ",
+				     daemon->devices[i].name);
+		}
+	}
+	failure_set(failure, WIRE_DEVICE_LOST, "%s, which was to have %s, is gone",
+		    names.size == 0 ? "a device" : devices, what);
+	failure_set_hint(failure, "see: distorchctl devices");
+}
+
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 			const struct core_action *action)
 {
@@ -367,7 +474,8 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 	const char *name = describe_name(daemon, action->model, buffer);
 	enum wire_code code = (enum wire_code)action->code;
 
-	if (code == WIRE_NO_MEMORY && action->shortage.need != 0) {
+	if ((code == WIRE_NO_MEMORY || (code == WIRE_BUSY && action->model == 0)) &&
+	    action->shortage.need != 0) {
 		failure_no_memory(failure, daemon, daemon_find_client(daemon, action->client),
 				  action, &action->shortage);
 		return;
@@ -395,12 +503,22 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 			failure_set(failure, code, "the load of %s was cancelled", name);
 		}
 		break;
+	case WIRE_BUSY: /* of the core's outcomes there is one */
+		failure_set(failure, code, "%s", failure_code_text(code));
+		break;
 	case WIRE_SHUTTING_DOWN:
 		failure_set(failure, code, "distorchd is ending and takes no new work");
 		break;
 	case WIRE_NOT_FOUND:
-		failure_set(failure, code, "no such model or lease");
+		failure_set(failure, code, "no such model, lease or reservation");
 		break;
+	case WIRE_NOT_ALLOWED: /* of the core's outcomes there is one */
+		failure_set(failure, code, "%s lies on devices for another user", name);
+		failure_set_hint(failure, "load it without an allocation to have it from RAM");
+		return;
+	case WIRE_DEVICE_LOST:
+		failure_lost(failure, daemon, action->model == 0 ? "the reservation" : name);
+		return;
 	case WIRE_TOO_MANY:
 		failure_too_many(failure, action);
 		break;

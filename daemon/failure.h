@@ -58,6 +58,9 @@ void failure_set_no_device(struct failure *failure, const struct daemon *daemon,
 /* What a room reported. 'name' of the model is put before the text where it is not empty. */
 void failure_from_err(struct failure *failure, const char *name, const struct err *err);
 
+/* What a code of the core's means, in a sentence. */
+const char *failure_code_text(enum wire_code code);
+
 /* What the core decided: 'action' is an ACT_REPLY with a code. */
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 			const struct core_action *action);

@@ -66,6 +66,7 @@ const char *history_type_name(enum core_note_type type)
 		[CORE_NOTE_STALE] = "stale",
 		[CORE_NOTE_HELD] = "held",
 		[CORE_NOTE_FREED] = "freed",
+		[CORE_NOTE_PLACED] = "placed",
 	};
 
 	REQUIRE(type < CORE_NOTE_N_VALUES);
@@ -129,6 +130,8 @@ const char *history_why_words(enum core_why why)
 		[CORE_WHY_BUDGET] = "the budget was lowered",
 		[CORE_WHY_PRESSURE] = "the machine was short of memory",
 		[CORE_WHY_LOST] = "the device is gone",
+		[CORE_WHY_MOVED] = "what was there before a move",
+		[CORE_WHY_RESERVED] = "its room is reserved",
 	};
 
 	REQUIRE(why < CORE_WHY_N_VALUES);

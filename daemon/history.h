@@ -15,7 +15,7 @@
 
 struct record {
 	uint64_t seq;     /* 1 for the first ever */
-	uint64_t mono_ns; /* when */
+	uint64_t at_ns;   /* when, on clock_boot_ns */
 	uint64_t real_ms; /* when, for people: since 1970 */
 	enum core_note_type type;
 	enum core_why why;

@@ -11,6 +11,7 @@
 #include "base/cleanup.h"
 #include "base/list.h"
 #include "base/os/fdpass.h"
+#include "base/os/sys.h"
 
 #include <argp.h>
 #include <errno.h>
@@ -40,6 +41,9 @@
 #define BACKOFF_MS      100   /* doubled by each failure in a row */
 #define LONGEST_MS      10000
 #define EXIT_BAD_CONFIG 2
+#define SOCKET_NAME     "sock" /* as the daemon calls it */
+#define MODEL_NAME      "hdr." /* begins one for each model */
+#define OOM_SCORE       "500"
 
 const char *argp_program_version
 	__attribute__((visibility("default"))) = "distorchd-hold " DISTORCH_VERSION;
@@ -58,7 +62,8 @@ struct hold {
 	char address[128]; /* for NOTIFY_SOCKET */
 	struct list stored;
 	uint32_t n_stored;
-	pid_t child; /* 0: none */
+	uint64_t name_dev, name_ino; /* of the daemon's socket in the filesystem; 0: not known */
+	pid_t child;                 /* 0: none */
 	int64_t started_ms;
 	uint32_t n_failures; /* in a row */
 	bool is_ready;       /* the daemon said so in this life */
@@ -89,15 +94,40 @@ static void stored_free(struct hold *hold, struct stored *stored)
 	free(stored);
 }
 
+/* The name of a listening socket, and what it stands for in the filesystem now. */
+static bool find_name(int fd, struct sockaddr_un *ret, struct stat *ret_status)
+{
+	socklen_t size = sizeof *ret - 1;
+	char *end;
+
+	*ret = (struct sockaddr_un){0};
+	if (getsockname(fd, (struct sockaddr *)ret, &size) < 0 || ret->sun_family != AF_UNIX ||
+	    ret->sun_path[0] != '/') {
+		return false;
+	}
+	/* It was bound as PATH~ and then renamed. */
+	end = strchr(ret->sun_path, '~');
+	if (end != NULL && end[1] == '\0') {
+		*end = '\0';
+	}
+	return lstat(ret->sun_path, ret_status) == 0 && S_ISSOCK(ret_status->st_mode);
+}
+
 static void store(struct hold *hold, const char *name, int *fd)
 {
 	struct stored *stored = hold->n_stored >= MAX_FDS ? NULL : calloc(1, sizeof *stored);
+	struct sockaddr_un address;
+	struct stat status;
 
 	if (stored == NULL) {
 		say("the store is full: a descriptor is not kept");
 		return; /* the caller closes it; the daemon counts for itself */
 	}
 	stored->fd = steal_fd(fd);
+	if (strcmp(name, SOCKET_NAME) == 0 && find_name(stored->fd, &address, &status)) {
+		hold->name_dev = status.st_dev;
+		hold->name_ino = status.st_ino;
+	}
 	(void)snprintf(stored->name, sizeof stored->name, "%s", name);
 	list_append(&hold->stored, &stored->link);
 	hold->n_stored++;
@@ -225,6 +255,18 @@ static void pass_on(const struct hold *hold)
 	(void)setenv("LISTEN_PID", number, 1);
 }
 
+/* As the unit says it: what is kept is ours too, so killing another program brings none of it
+ * back. The daemon goes first, and the next one keeps only what fits. */
+static void go_first(void)
+{
+	AUTO_CLOSE int fd = sys_open("/proc/self/oom_score_adj", O_WRONLY);
+
+	if (fd >= 0) {
+		/* Refused where ours is higher already. */
+		(void)sys_write(fd, OOM_SCORE, sizeof OOM_SCORE - 1);
+	}
+}
+
 static void run_child(const struct hold *hold)
 {
 	char number[32];
@@ -232,6 +274,7 @@ static void run_child(const struct hold *hold)
 
 	(void)sigemptyset(&none);
 	(void)sigprocmask(SIG_SETMASK, &none, NULL);
+	go_first();
 	(void)unsetenv("LISTEN_FDS");
 	if (hold->n_stored > 0) {
 		pass_on(hold);
@@ -271,6 +314,18 @@ static void end_child(struct hold *hold)
 	}
 }
 
+static bool has_models(const struct hold *hold)
+{
+	LIST_FOR_EACH (link, &hold->stored) {
+		const struct stored *stored = container_of(link, struct stored, link);
+
+		if (strncmp(stored->name, MODEL_NAME, sizeof MODEL_NAME - 1) == 0) {
+			return true;
+		}
+	}
+	return false;
+}
+
 /* True when this ends too; '*ret_code' is its status then. */
 static bool child_ended(struct hold *hold, int status, int *ret_code)
 {
@@ -287,7 +342,11 @@ static bool child_ended(struct hold *hold, int status, int *ret_code)
 	}
 	/* An orderly end was asked for; 127, or a bad configuration and nothing to lose. */
 	if (hold->is_ending || *ret_code == 0 || *ret_code == 127 ||
-	    (*ret_code == EXIT_BAD_CONFIG && hold->n_stored == 0)) {
+	    (*ret_code == EXIT_BAD_CONFIG && !has_models(hold))) {
+		if (hold->n_stored > 0 && *ret_code == EXIT_BAD_CONFIG) {
+			say("the configuration is broken and no model waits for it to be mended: "
+			    "ending");
+		}
 		return true;
 	}
 	/* One that got ready did not fail at its start: no more than the shortest wait. */
@@ -417,24 +476,13 @@ static int open_signals(struct hold *hold)
 }
 
 /* The daemon leaves the socket's name for its next life; now there is none. */
-static void remove_name(int fd)
+static void remove_name(const struct hold *hold, int fd)
 {
-	struct sockaddr_un address = {0};
-	socklen_t size = sizeof address - 1;
+	struct sockaddr_un address;
 	struct stat status;
-	char *end;
 
-	if (getsockname(fd, (struct sockaddr *)&address, &size) < 0 ||
-	    address.sun_family != AF_UNIX || address.sun_path[0] != '/') {
-		return;
-	}
-	/* It was bound as PATH~ and then renamed. */
-	end = strchr(address.sun_path, '~');
-	if (end != NULL && end[1] == '\0') {
-		*end = '\0';
-	}
-	if (lstat(address.sun_path, &status) == 0 && S_ISSOCK(status.st_mode) &&
-	    status.st_uid == geteuid()) {
+	if (find_name(fd, &address, &status) && status.st_ino == hold->name_ino &&
+	    status.st_dev == hold->name_dev) {
 		(void)unlink(address.sun_path); /* a dead name only refuses connections */
 	}
 }
@@ -444,8 +492,8 @@ static void finish(struct hold *hold)
 	LIST_FOR_EACH_SAFE (link, &hold->stored) {
 		struct stored *stored = container_of(link, struct stored, link);
 
-		if (strcmp(stored->name, "sock") == 0) {
-			remove_name(stored->fd);
+		if (strcmp(stored->name, SOCKET_NAME) == 0) {
+			remove_name(hold, stored->fd);
 		}
 		stored_free(hold, stored);
 	}
@@ -484,6 +532,9 @@ int main(int argc, char **argv)
 	int code;
 
 	list_init(&hold.stored);
+	if (!sys_open_standard_streams()) {
+		return EXIT_FAILURE; /* and nowhere to say it */
+	}
 	argp_err_exit_status = 2;
 	if (argp_parse(&parser, argc, argv, ARGP_IN_ORDER, NULL, &hold) != 0) {
 		return 2;

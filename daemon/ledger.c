@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* See ledger.h. The layout: a header of 4 KiB, lease records, wish records. */
+/* See ledger.h. The layout: a header of 4 KiB, lease records, wish records, room for two texts. */
 #include "daemon/ledger.h"
 
 #include "base/checked.h"
@@ -22,6 +22,7 @@
 #define HEADER_BYTES  4096U
 #define RECORD_BYTES  64U
 #define MAX_RECORDS   (1U << 22)
+#define MAX_TEXT      (1U << 26)
 
 static const char magic[8] = {'D', 'S', 'T', 'L', 'E', 'D', 'G', 'R'};
 
@@ -32,16 +33,24 @@ struct ledger_header {
 	uint32_t leases_touched, wishes_touched; /* records ever written; the rest is no memory */
 	uint32_t is_complete;
 	uint32_t n_failed_starts;
-	uint32_t reserved;
+	uint32_t text_bytes; /* of each of the two; a multiple of RECORD_BYTES */
 	uint64_t life;
 	uint8_t suspect[16];
+};
+
+/* The newer of the two that are whole counts. */
+struct ledger_text {
+	uint64_t sum; /* of what follows, 'size' bytes of text included */
+	uint64_t number;
+	uint64_t size;
+	char bytes[];
 };
 
 struct ledger {
 	int fd;
 	uint64_t bytes;
 	struct ledger_header *header; /* the mapping */
-	uint32_t n_leases, n_wishes;  /* as checked; the mapping is not asked again */
+	struct ledger_room room;      /* as checked; the mapping is not asked again */
 };
 
 static struct ledger_lease *lease_at(const struct ledger *ledger, uint32_t index)
@@ -53,15 +62,25 @@ static struct ledger_lease *lease_at(const struct ledger *ledger, uint32_t index
 
 static struct ledger_wish *wish_at(const struct ledger *ledger, uint32_t index)
 {
-	return (struct ledger_wish *)(void *)lease_at(ledger, ledger->n_leases) + index;
+	return (struct ledger_wish *)(void *)lease_at(ledger, ledger->room.n_leases) + index;
 }
 
-static bool size_of(uint32_t n_leases, uint32_t n_wishes, uint64_t *ret)
+/* 0 or 1. */
+static struct ledger_text *text_at(const struct ledger *ledger, uint32_t index)
 {
-	uint64_t n_records = (uint64_t)n_leases + n_wishes;
+	char *texts = (char *)wish_at(ledger, ledger->room.n_wishes);
 
-	return n_leases <= MAX_RECORDS && n_wishes <= MAX_RECORDS &&
-	       checked_mul(n_records, RECORD_BYTES, ret) && checked_add(*ret, HEADER_BYTES, ret);
+	return (struct ledger_text *)(void *)(texts + (size_t)index * ledger->room.text_bytes);
+}
+
+static bool size_of(const struct ledger_room *room, uint64_t *ret)
+{
+	uint64_t n_records = (uint64_t)room->n_leases + room->n_wishes;
+
+	return room->n_leases <= MAX_RECORDS && room->n_wishes <= MAX_RECORDS &&
+	       room->text_bytes <= MAX_TEXT && room->text_bytes % RECORD_BYTES == 0 &&
+	       checked_mul(n_records, RECORD_BYTES, ret) && checked_add(*ret, HEADER_BYTES, ret) &&
+	       checked_add(*ret, 2ULL * room->text_bytes, ret);
 }
 
 static int map_it(struct ledger *ledger, struct err *err)
@@ -77,19 +96,17 @@ static int map_it(struct ledger *ledger, struct err *err)
 	return 0;
 }
 
-int ledger_new(uint64_t life, uint32_t n_leases, uint32_t n_wishes, struct ledger **ret,
-	       struct err *err)
+int ledger_new(uint64_t life, const struct ledger_room *room, struct ledger **ret, struct err *err)
 {
 	struct ledger *ledger = sys_calloc(1, sizeof *ledger);
 	int code;
 
-	if (ledger == NULL || !size_of(n_leases, n_wishes, &ledger->bytes)) {
+	if (ledger == NULL || !size_of(room, &ledger->bytes)) {
 		free(ledger);
 		return err_set(err, WIRE_NO_MEMORY, "no memory for the ledger");
 	}
 	ledger->fd = -1;
-	ledger->n_leases = n_leases;
-	ledger->n_wishes = n_wishes;
+	ledger->room = *room;
 	code = memfd_create_sized("distorch:ledger", ledger->bytes, &ledger->fd, err);
 	/* Its size stays: whoever maps it need not fear SIGBUS. */
 	if (code == 0 && sys_fcntl(ledger->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0) {
@@ -106,8 +123,9 @@ int ledger_new(uint64_t life, uint32_t n_leases, uint32_t n_wishes, struct ledge
 	memcpy(ledger->header->magic, magic, sizeof magic);
 	ledger->header->layout = LEDGER_LAYOUT;
 	ledger->header->life = life;
-	ledger->header->n_leases = n_leases;
-	ledger->header->n_wishes = n_wishes;
+	ledger->header->n_leases = room->n_leases;
+	ledger->header->n_wishes = room->n_wishes;
+	ledger->header->text_bytes = room->text_bytes;
 	*ret = ledger;
 	return 0;
 }
@@ -117,11 +135,11 @@ static bool is_good_header(struct ledger *ledger)
 	const struct ledger_header *header = ledger->header;
 	uint64_t bytes = 0;
 
-	ledger->n_leases = header->n_leases;
-	ledger->n_wishes = header->n_wishes;
+	ledger->room = (struct ledger_room){.n_leases = header->n_leases,
+					    .n_wishes = header->n_wishes,
+					    .text_bytes = header->text_bytes};
 	return memcmp(header->magic, magic, sizeof magic) == 0 && header->layout == LEDGER_LAYOUT &&
-	       header->is_complete == 1 && size_of(ledger->n_leases, ledger->n_wishes, &bytes) &&
-	       bytes == ledger->bytes;
+	       header->is_complete == 1 && size_of(&ledger->room, &bytes) && bytes == ledger->bytes;
 }
 
 int ledger_open(int fd, struct ledger **ret, struct err *err)
@@ -198,7 +216,7 @@ void ledger_set_lease(struct ledger *ledger, uint32_t index, const struct ledger
 {
 	struct ledger_lease *record = lease_at(ledger, index);
 
-	if (index >= ledger->n_leases) {
+	if (index >= ledger->room.n_leases) {
 		return;
 	}
 	if (lease == NULL) {
@@ -217,7 +235,7 @@ void ledger_set_wish(struct ledger *ledger, uint32_t index, const struct ledger_
 {
 	struct ledger_wish *record = wish_at(ledger, index);
 
-	if (index >= ledger->n_wishes) {
+	if (index >= ledger->room.n_wishes) {
 		return;
 	}
 	if (wish == NULL) {
@@ -234,7 +252,7 @@ void ledger_set_wish(struct ledger *ledger, uint32_t index, const struct ledger_
 
 bool ledger_next_lease(const struct ledger *ledger, uint32_t *cursor, struct ledger_lease *ret)
 {
-	while (*cursor < ledger->header->leases_touched && *cursor < ledger->n_leases) {
+	while (*cursor < ledger->header->leases_touched && *cursor < ledger->room.n_leases) {
 		*ret = *lease_at(ledger, (*cursor)++);
 		if (ret->sum != 0 && ret->sum == sum_of(ret)) {
 			return true;
@@ -245,13 +263,81 @@ bool ledger_next_lease(const struct ledger *ledger, uint32_t *cursor, struct led
 
 bool ledger_next_wish(const struct ledger *ledger, uint32_t *cursor, struct ledger_wish *ret)
 {
-	while (*cursor < ledger->header->wishes_touched && *cursor < ledger->n_wishes) {
+	while (*cursor < ledger->header->wishes_touched && *cursor < ledger->room.n_wishes) {
 		*ret = *wish_at(ledger, (*cursor)++);
 		if (ret->sum != 0 && ret->sum == sum_of(ret)) {
 			return true;
 		}
 	}
 	return false;
+}
+
+/* ---- the text ---- */
+
+#define SUMMED_BYTES (sizeof(struct ledger_text) - sizeof(uint64_t)) /* and its bytes */
+
+static uint64_t text_sum(const struct ledger_text *text)
+{
+	uint64_t sum = hash_bytes(&text->number, SUMMED_BYTES + text->size);
+
+	return sum == 0 ? 1 : sum;
+}
+
+/* A copy, so that what is judged does not change; NULL: it is not whole, or no memory. */
+static struct ledger_text *copy_text(const struct ledger *ledger, uint32_t index)
+{
+	const struct ledger_text *text = text_at(ledger, index);
+	uint64_t size = ledger->room.text_bytes < sizeof *text ? 0 : text->size;
+	struct ledger_text *copy;
+
+	if (size == 0 || size > ledger->room.text_bytes - sizeof *text) {
+		return NULL;
+	}
+	copy = sys_malloc(sizeof *copy + size);
+	if (copy != NULL) {
+		memcpy(copy, text, sizeof *copy + size);
+	}
+	if (copy != NULL && (copy->size != size || copy->sum != text_sum(copy))) {
+		free(copy);
+		copy = NULL;
+	}
+	return copy;
+}
+
+bool ledger_set_text(struct ledger *ledger, const char *bytes, size_t size)
+{
+	struct ledger_text *texts[] = {text_at(ledger, 0), text_at(ledger, 1)};
+	bool is_second = ledger->room.text_bytes != 0 && texts[0]->number > texts[1]->number;
+	struct ledger_text *text = texts[is_second ? 1 : 0];
+
+	if (size == 0 || ledger->room.text_bytes < sizeof *text ||
+	    size > ledger->room.text_bytes - sizeof *text) {
+		return false;
+	}
+	__atomic_store_n(&text->sum, 0, __ATOMIC_RELEASE);
+	text->number = texts[is_second ? 0 : 1]->number + 1;
+	text->size = size;
+	memcpy(text->bytes, bytes, size);
+	__atomic_store_n(&text->sum, text_sum(text), __ATOMIC_RELEASE);
+	return true;
+}
+
+char *ledger_get_text(const struct ledger *ledger, size_t *ret_size)
+{
+	struct ledger_text *texts[] = {copy_text(ledger, 0), copy_text(ledger, 1)};
+	bool is_second = texts[0] == NULL ||
+			 (texts[1] != NULL && texts[1]->number > texts[0]->number);
+	struct ledger_text *text = texts[is_second ? 1 : 0];
+	char *bytes = text == NULL ? NULL : sys_malloc(text->size + 1);
+
+	if (bytes != NULL) {
+		memcpy(bytes, text->bytes, text->size);
+		bytes[text->size] = '\0';
+		*ret_size = text->size;
+	}
+	free(texts[0]);
+	free(texts[1]);
+	return bytes;
 }
 
 void ledger_complete(struct ledger *ledger)

@@ -9,6 +9,7 @@
 #define DAEMON_LEDGER_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct err;
@@ -37,9 +38,14 @@ struct ledger_wish {
 _Static_assert(sizeof(struct ledger_lease) == 64, "layout");
 _Static_assert(sizeof(struct ledger_wish) == 64, "layout");
 
+/* How much there is room for; what is not written is no memory. */
+struct ledger_room {
+	uint32_t n_leases, n_wishes;
+	uint32_t text_bytes;
+};
+
 /* A new, empty one. 'life' counts the daemons since the first. 0, or a negative code with 'err'. */
-int ledger_new(uint64_t life, uint32_t n_leases, uint32_t n_wishes, struct ledger **ret,
-	       struct err *err);
+int ledger_new(uint64_t life, const struct ledger_room *room, struct ledger **ret, struct err *err);
 uint64_t ledger_life(const struct ledger *ledger);
 
 /*
@@ -57,6 +63,13 @@ void ledger_set_wish(struct ledger *ledger, uint32_t index, const struct ledger_
 /* Walk the records that are whole; *cursor = 0 first; false at the end. */
 bool ledger_next_lease(const struct ledger *ledger, uint32_t *cursor, struct ledger_lease *ret);
 bool ledger_next_wish(const struct ledger *ledger, uint32_t *cursor, struct ledger_wish *ret);
+
+/*
+ * One text of at most text_bytes; the old one stays until the new one is whole. False: it is too
+ * long. What is read is a copy that the caller frees; NULL: none, or no memory.
+ */
+bool ledger_set_text(struct ledger *ledger, const char *text, size_t size);
+char *ledger_get_text(const struct ledger *ledger, size_t *ret_size);
 
 /* From now on it stands for what is known: before, ledger_open refuses it. */
 void ledger_complete(struct ledger *ledger);

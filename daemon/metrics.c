@@ -16,9 +16,11 @@
 #include "daemon/ipc/server.h"
 #include "daemon/load/memory.h"
 #include "daemon/persist.h"
+#include "daemon/saved.h"
 
 #define MS_PER_S  1000U
 #define NS_PER_MS 1000000U
+#define NS_PER_S  1000000000U
 #define NO_TIER   CORE_MAX_DEVICES /* where models are that have bytes nowhere */
 
 struct page {
@@ -75,6 +77,84 @@ static void write_counted(struct page *page, const char *name, const char *label
 		   (unsigned long long)number);
 }
 
+/* ---- times ---- */
+
+struct bound {
+	uint64_t ns;
+	const char *seconds;
+};
+
+static const struct bound load_bounds[METRICS_BUCKETS] = {
+	{100000000U, "0.1"},      {300000000U, "0.3"},      {1000000000U, "1.0"},
+	{3000000000U, "3.0"},     {10000000000U, "10.0"},   {30000000000U, "30.0"},
+	{100000000000U, "100.0"}, {300000000000U, "300.0"},
+};
+static const struct bound turn_bounds[METRICS_BUCKETS] = {
+	{300000U, "0.0003"}, {1000000U, "0.001"}, {3000000U, "0.003"}, {10000000U, "0.01"},
+	{30000000U, "0.03"}, {100000000U, "0.1"}, {300000000U, "0.3"}, {1000000000U, "1.0"},
+};
+
+static void count_time(struct metrics_times *times, const struct bound *bounds, uint64_t ns)
+{
+	uint32_t bucket = 0;
+
+	while (bucket < METRICS_BUCKETS && ns > bounds[bucket].ns) {
+		bucket++;
+	}
+	times->n[bucket]++;
+	times->sum_ns += ns;
+}
+
+void metrics_count_load(struct metrics *metrics, uint64_t duration_ns)
+{
+	count_time(&metrics->loads, load_bounds, duration_ns);
+}
+
+/* Behind each wait of the loop: what it did since the last one is how long others waited for it. */
+static void on_turn(uv_check_t *check)
+{
+	struct metrics *metrics = check->data;
+	uint64_t now_ns = uv_hrtime();
+	uint64_t waited_ns = uv_metrics_idle_time(check->loop);
+	uint64_t spent_ns = now_ns - metrics->turned_ns;
+	uint64_t idle_ns = waited_ns - metrics->waited_ns;
+
+	if (metrics->turned_ns != 0) { /* the start is no turn */
+		count_time(&metrics->turns, turn_bounds,
+			   spent_ns > idle_ns ? spent_ns - idle_ns : 0);
+	}
+	metrics->turned_ns = now_ns;
+	metrics->waited_ns = waited_ns;
+}
+
+void metrics_watch_loop(struct metrics *metrics, uv_loop_t *loop)
+{
+	/* Neither can fail on a loop that does not run yet. */
+	(void)uv_loop_configure(loop, UV_METRICS_IDLE_TIME);
+	(void)uv_check_init(loop, &metrics->turn);
+	metrics->turn.data = metrics;
+	(void)uv_check_start(&metrics->turn, on_turn);
+	uv_unref((uv_handle_t *)&metrics->turn);
+}
+
+static void write_times(struct page *page, const char *name, const char *help,
+			const struct metrics_times *times, const struct bound *bounds)
+{
+	uint64_t n_times = 0;
+
+	begin_family(page, name, "histogram", "seconds", help);
+	for (uint32_t i = 0; i <= METRICS_BUCKETS; i++) {
+		n_times += times->n[i];
+		write_line(page, "%s_bucket{le=\"%s\"} %llu\n", name,
+			   i < METRICS_BUCKETS ? bounds[i].seconds : "+Inf",
+			   (unsigned long long)n_times);
+	}
+	write_line(page, "%s_sum %llu.%09llu\n", name,
+		   (unsigned long long)(times->sum_ns / NS_PER_S),
+		   (unsigned long long)(times->sum_ns % NS_PER_S));
+	write_line(page, "%s_count %llu\n", name, (unsigned long long)n_times);
+}
+
 /* ---- the daemon ---- */
 
 static void write_daemon(struct page *page, const struct daemon *daemon)
@@ -94,6 +174,13 @@ static void write_daemon(struct page *page, const struct daemon *daemon)
 	write_counter(page, "distorchd_restarts", "",
 		      "Lives before this one that left their models to it.",
 		      persist_n_restarts(daemon->persist));
+	begin_family(page, "distorchd_faults", "gauge", "",
+		     "What the daemon goes on without: 1 for a configuration that is broken, and "
+		     "for a state that cannot be saved.");
+	write_line(page, "distorchd_faults{what=\"config\"} %d\n",
+		   daemon->config_fault.code != 0 ? 1 : 0);
+	write_line(page, "distorchd_faults{what=\"state\"} %d\n",
+		   saved_fault(daemon) != NULL ? 1 : 0);
 	write_gauge(page, "distorchd_store_fds", "",
 		    "Descriptors parked with whoever restarts the daemon.",
 		    persist_n_fds(daemon->persist));
@@ -101,6 +188,9 @@ static void write_daemon(struct page *page, const struct daemon *daemon)
 		     "Models of an earlier life at the start, by what became of them.");
 	write_counted(page, "distorchd_adopted", "result", "done", daemon->metrics.n_adopted);
 	write_counted(page, "distorchd_adopted", "result", "given_up", daemon->metrics.n_given_up);
+	write_times(page, "distorchd_loop_lag_seconds",
+		    "How long the event loop was at work in one turn, while others waited for it.",
+		    &daemon->metrics.turns, turn_bounds);
 }
 
 /* ---- models and memory ---- */
@@ -112,7 +202,7 @@ struct tier {
 
 struct census {
 	struct tier tiers[CORE_MAX_DEVICES + 1];
-	uint64_t n_leases;
+	uint64_t n_leases, n_loads;
 };
 
 static void count_model(const struct daemon *daemon, const struct core_model_view *model,
@@ -124,6 +214,9 @@ static void count_model(const struct daemon *daemon, const struct core_model_vie
 
 	is_on[NO_TIER] = true;
 	while (core_segment_next(daemon->core, model->id, &cursor, &segment)) {
+		if (segment.state == SEGMENT_PLANNED) {
+			continue; /* nothing is there yet */
+		}
 		is_on[segment.device] = true;
 		is_on[NO_TIER] = false;
 		if (model->is_pinned && segment.state == SEGMENT_READY) {
@@ -134,11 +227,44 @@ static void count_model(const struct daemon *daemon, const struct core_model_vie
 		census->tiers[tier].n_models[model->state] += is_on[tier] ? 1 : 0;
 	}
 	census->n_leases += model->n_leases;
+	census->n_loads += model->job != 0 ? 1 : 0;
 }
 
-static const char *tier_name(uint32_t tier, char buffer[16])
+static const char *tier_name(const struct daemon *daemon, uint32_t tier, char buffer[16])
 {
-	return tier == NO_TIER ? "none" : tier == 0 ? "ram" : describe_device_name(tier, buffer);
+	return tier == NO_TIER ? "none"
+	       : tier == 0     ? "ram"
+			       : describe_device_name(daemon, tier, buffer);
+}
+
+/* Of those with a worker; of the host there would be nothing to tell. */
+static void write_devices(struct page *page, const struct daemon *daemon)
+{
+	char name[16];
+
+	if (daemon->n_devices == 1) {
+		return;
+	}
+	begin_family(page, "distorchd_device_up", "gauge", "", "1 while the device can be used.");
+	for (uint32_t i = 1; i < daemon->n_devices; i++) {
+		write_line(page, "distorchd_device_up{tier=\"%s\"} %d\n",
+			   tier_name(daemon, i, name),
+			   daemon->devices[i].state == DEVICE_STATE_OK ? 1 : 0);
+	}
+	begin_family(page, "distorchd_device_losses", "counter", "",
+		     "How often the device was lost, and what it held with it.");
+	for (uint32_t i = 1; i < daemon->n_devices; i++) {
+		write_line(page, "distorchd_device_losses_total{tier=\"%s\"} %llu\n",
+			   tier_name(daemon, i, name),
+			   (unsigned long long)daemon->devices[i].n_lost);
+	}
+	begin_family(page, "distorchd_foreign_bytes", "gauge", "bytes",
+		     "Memory of the device that others than the daemon have taken.");
+	for (uint32_t i = 1; i < daemon->n_devices; i++) {
+		write_line(page, "distorchd_foreign_bytes{tier=\"%s\"} %llu\n",
+			   tier_name(daemon, i, name),
+			   (unsigned long long)daemon->devices[i].info.foreign_bytes);
+	}
 }
 
 static void write_models(struct page *page, const struct daemon *daemon,
@@ -159,7 +285,7 @@ static void write_models(struct page *page, const struct daemon *daemon,
 		     state < CORE_MODEL_N_STATES && (tier < daemon->n_devices || tier == NO_TIER);
 		     state++) {
 			write_line(page, "distorchd_models{tier=\"%s\",state=\"%s\"} %llu\n",
-				   tier_name(tier, name), states[state],
+				   tier_name(daemon, tier, name), states[state],
 				   (unsigned long long)census->tiers[tier].n_models[state]);
 		}
 	}
@@ -196,11 +322,19 @@ static void write_memory(struct page *page, const struct daemon *daemon,
 		bytes[device][BYTES_FREE] = account.free;
 		bytes[device][BYTES_BUDGET] = account.budget;
 	}
+	begin_family(page, "distorchd_draining", "gauge", "",
+		     "1 while new loads that need the tier are refused.");
+	for (uint32_t device = 0; device < daemon->n_devices; device++) {
+		core_account_get(daemon->core, device, &account);
+		write_line(page, "distorchd_draining{tier=\"%s\"} %d\n",
+			   tier_name(daemon, device, name), account.is_draining ? 1 : 0);
+	}
+	write_devices(page, daemon);
 	for (int kind = 0; kind < BYTES_N; kind++) {
 		begin_family(page, families[kind].name, "gauge", "bytes", families[kind].help);
 		for (uint32_t device = 0; device < daemon->n_devices; device++) {
 			write_line(page, "%s{tier=\"%s\"} %llu\n", families[kind].name,
-				   tier_name(device, name),
+				   tier_name(daemon, device, name),
 				   (unsigned long long)bytes[device][kind]);
 		}
 	}
@@ -218,7 +352,7 @@ static uint64_t count_notes(const struct daemon *daemon, enum core_note_type typ
 	return n_notes;
 }
 
-static void write_loads(struct page *page, const struct daemon *daemon)
+static void write_loads(struct page *page, const struct daemon *daemon, const struct census *census)
 {
 	static const struct {
 		enum core_note_type type;
@@ -246,6 +380,19 @@ static void write_loads(struct page *page, const struct daemon *daemon)
 		     "Loads and attaches served from memory.");
 	write_counted(page, "distorchd_hits", "tier", "ram", counters.hits);
 	write_counter(page, "distorchd_misses", "", "Loads that read a file.", counters.misses);
+	begin_family(page, "distorchd_seconds_saved", "counter", "",
+		     "Time that the loads of what was served from memory had taken.");
+	write_line(page, "distorchd_seconds_saved_total %llu.%03llu\n",
+		   (unsigned long long)(counters.saved_ns / NS_PER_S),
+		   (unsigned long long)(counters.saved_ns % NS_PER_S / NS_PER_MS));
+	write_times(page, "distorchd_load_seconds", "How long loads took that read a file.",
+		    &daemon->metrics.loads, load_bounds);
+	write_gauge(page, "distorchd_load_inflight", "",
+		    "Loads under way or waiting for their turn.", census->n_loads);
+	begin_family(page, "distorchd_verify_failures", "counter", "",
+		     "Copies whose bytes no longer matched their checksum.");
+	write_counted(page, "distorchd_verify_failures", "tier", "ram",
+		      count_notes(daemon, CORE_NOTE_QUARANTINED));
 }
 
 static void write_evictions(struct page *page, const struct daemon *daemon)
@@ -382,7 +529,7 @@ bool metrics_write(const struct daemon *daemon, char *ret_text, size_t size)
 	write_daemon(&page, daemon);
 	write_models(&page, daemon, &census);
 	write_memory(&page, daemon, &census);
-	write_loads(&page, daemon);
+	write_loads(&page, daemon, &census);
 	write_evictions(&page, daemon);
 	write_clients(&page, daemon);
 	write_process(&page);

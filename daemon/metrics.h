@@ -11,10 +11,21 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <uv.h>
 
 #include "daemon/core/action.h"
 
 struct daemon;
+struct daemon_options;
+struct scraper;
+
+#define METRICS_BUCKETS 8 /* with a bound; one more has none */
+
+/* How often something took how long. */
+struct metrics_times {
+	uint64_t n[METRICS_BUCKETS + 1];
+	uint64_t sum_ns;
+};
 
 /* Counted since the start, in this life. */
 struct metrics {
@@ -24,10 +35,24 @@ struct metrics {
 	uint64_t n_from_memory; /* loads answered from memory */
 	uint64_t n_adopted;     /* generations of an earlier life that were taken over */
 	uint64_t n_given_up;    /* or not */
+	struct metrics_times loads, turns;
+	uv_check_t turn;               /* of the loop */
+	uint64_t turned_ns, waited_ns; /* at its last one: when, and time spent waiting so far */
 };
+
+/* A load that read a file has succeeded. */
+void metrics_count_load(struct metrics *metrics, uint64_t duration_ns);
+
+/* Measure the turns of the loop from now on. */
+void metrics_watch_loop(struct metrics *metrics, uv_loop_t *loop);
 
 /* Write the text and its NUL. False: it does not fit. */
 bool metrics_write(const struct daemon *daemon, char *ret_text, size_t size);
+
+/* Have them fetched where metrics.listen says, a path with this mode and group; NULL: nowhere, and
+ * the log says so where that was not meant. */
+struct scraper *metrics_serve(struct daemon *daemon, const struct daemon_options *options,
+			      uint32_t mode, uint32_t gid);
 
 /* Open descriptors of this process; 0 when they cannot be counted. */
 uint64_t metrics_open_fds(void);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <utlist.h>
 
+#include "daemon/answer.h"
 #include "daemon/daemon.h"
 #include "daemon/describe.h"
 #include "daemon/failure.h"
@@ -30,13 +31,16 @@ static void fill_failure(struct daemon *daemon, const struct core_action *action
 	}
 	if (action->note.note == CORE_NOTE_REFUSED) {
 		(void)failure_refusal_text(daemon, action, record->text, sizeof record->text);
+	} else if (action->code == WIRE_BUSY) {
+		(void)snprintf(record->text, sizeof record->text, "%s",
+			       failure_code_text((enum wire_code)action->code));
 	}
 	if (info != NULL && (action->note.note == CORE_NOTE_REFUSED ||
 			     action->note.note == CORE_NOTE_LOAD_FAILED)) {
 		(void)err_set(&info->failure, action->code, "%s",
 			      record->text[0] != '\0'
 				      ? record->text
-				      : wire_code_info((enum wire_code)action->code)->text);
+				      : failure_code_text((enum wire_code)action->code));
 	}
 }
 
@@ -47,7 +51,7 @@ static void fill_record(struct daemon *daemon, const struct core_action *action,
 	struct core_model_view view;
 	char name[512];
 
-	record->mono_ns = clock_mono_ns();
+	record->at_ns = clock_boot_ns();
 	record->real_ms = clock_real_ns() / NS_PER_MS;
 	record->type = action->note.note;
 	record->why = action->note.why;
@@ -108,6 +112,7 @@ static const char *verb_of(enum core_note_type type)
 		[CORE_NOTE_STALE] = "dropped an old copy of",
 		[CORE_NOTE_HELD] = "cannot free",
 		[CORE_NOTE_FREED] = "freed",
+		[CORE_NOTE_PLACED] = "placed",
 	};
 
 	return verbs[type];
@@ -196,25 +201,27 @@ static void end_event(struct client *client, bool was_sent)
 	}
 }
 
-static void publish_record(struct client *client, const struct record *record)
+static void publish_record(const struct daemon *daemon, struct client *client,
+			   const struct record *record)
 {
 	struct record_description description;
 	struct wire_record_event event = {.has_seq = true};
 
 	if (begin_event(client, &event.seq)) {
-		describe_record(record, record->mono_ns, &description);
+		describe_record(daemon, record, record->at_ns, &description);
 		event.record = description.wire;
 		end_event(client, conn_send_event(client->conn, WIRE_EVENT_RECORD, &event));
 	}
 }
 
-static void publish_evicted(struct client *client, const struct record *record)
+static void publish_evicted(const struct daemon *daemon, struct client *client,
+			    const struct record *record)
 {
 	struct record_description text;
 	struct wire_evicted_event event = {.has_seq = true};
 
 	if (begin_event(client, &event.seq)) {
-		describe_record(record, record->mono_ns, &text);
+		describe_record(daemon, record, record->at_ns, &text);
 		event.model = text.wire.model;
 		event.has_name = text.wire.has_name;
 		event.name = text.wire.name;
@@ -264,6 +271,27 @@ void answer_pressure(struct daemon *daemon, uint64_t free_bytes, uint64_t wanted
 	}
 }
 
+void answer_device(struct daemon *daemon, uint32_t device)
+{
+	const struct known_device *known = &daemon->devices[device];
+	struct client *client;
+
+	DL_FOREACH(daemon->clients, client)
+	{
+		struct wire_device_event event = {.name = wire_str(known->name),
+						  .uuid = wire_str(known->info.uuid),
+						  .state =
+							  wire_str(device_state_name(known->state)),
+						  .has_seq = true};
+
+		if (client->conn != NULL && client->subscription.is_active &&
+		    (client->subscription.events & (1ULL << WIRE_EVENT_DEVICE)) != 0 &&
+		    begin_event(client, &event.seq)) {
+			end_event(client, conn_send_event(client->conn, WIRE_EVENT_DEVICE, &event));
+		}
+	}
+}
+
 static bool changes_state(enum core_note_type type)
 {
 	return !history_is_wish(type) && type != CORE_NOTE_REFUSED;
@@ -294,7 +322,7 @@ static void tell_watchers(struct daemon *daemon, const struct core_action *actio
 			event.error = failure.wire;
 		} else if (action->code != 0) {
 			failure_set(&failure, (enum wire_code)action->code, "%s: %s", record->name,
-				    wire_code_info((enum wire_code)action->code)->text);
+				    failure_code_text((enum wire_code)action->code));
 			event.error = failure.wire;
 		}
 		if (client != NULL && client->conn != NULL) {
@@ -316,6 +344,32 @@ static void remember_evicted(struct daemon *daemon, const struct core_action *ac
 	}
 }
 
+void answer_find_went(const struct daemon *daemon, const struct client *viewer, uint64_t cursor,
+		      enum core_why why, uint32_t device, struct answer_went *ret)
+{
+	const uint64_t now_ns = clock_boot_ns();
+	const struct record *record;
+
+	ret->n_outcomes = 0;
+	while (ret->n_outcomes < ANSWER_MAX_WENT &&
+	       (record = history_next(&daemon->history, &cursor)) != NULL) {
+		struct record_description *text = &ret->texts[ret->n_outcomes];
+
+		if (record->type != CORE_NOTE_EVICTED || record->why != why ||
+		    (device != ANSWER_ANY_DEVICE && record->device != device) ||
+		    !describe_may_see(daemon, viewer, record)) {
+			continue;
+		}
+		describe_record(daemon, record, now_ns, text);
+		ret->outcomes[ret->n_outcomes++] =
+			(struct wire_outcome){.id = text->wire.model,
+					      .has_name = text->wire.has_name,
+					      .name = text->wire.name,
+					      .reason = text->wire.why,
+					      .bytes = record->bytes};
+	}
+}
+
 void answer_note(struct daemon *daemon, const struct core_action *action)
 {
 	struct record *record = history_add(&daemon->history);
@@ -332,16 +386,17 @@ void answer_note(struct daemon *daemon, const struct core_action *action)
 	}
 	if (type == CORE_NOTE_LOAD_DONE) {
 		daemon->metrics.bytes_read += action->note.bytes;
+		metrics_count_load(&daemon->metrics, action->note.duration_ns);
 	}
 	if (is_load_end) {
 		tell_watchers(daemon, action, record);
 	}
 	for (struct client *client = daemon->clients; client != NULL; client = client->next) {
 		if (wants(daemon, client, WIRE_EVENT_RECORD, record)) {
-			publish_record(client, record);
+			publish_record(daemon, client, record);
 		}
 		if (is_departure && wants(daemon, client, WIRE_EVENT_EVICTED, record)) {
-			publish_evicted(client, record);
+			publish_evicted(daemon, client, record);
 		}
 		if (changes_state(type) && wants(daemon, client, WIRE_EVENT_MODEL_STATE, record)) {
 			publish_state(daemon, client, record);

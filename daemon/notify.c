@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -180,9 +181,14 @@ static void on_hangup(uv_poll_t *poll, int status, int events)
 	barrier_end(barrier, barrier->notify->is_heard);
 }
 
+/* The loop may have been held up itself: an answer that is there counts. */
 static void on_late(uv_timer_t *timer)
 {
-	barrier_end(timer->data, false);
+	struct barrier *barrier = timer->data;
+	struct pollfd poller = {.fd = barrier->fd, .events = POLLIN};
+	const bool is_answered = poll(&poller, 1, 0) == 1;
+
+	barrier_end(barrier, is_answered && barrier->notify->is_heard);
 }
 
 static bool barrier_start(struct notify *notify, struct barrier *barrier, uint64_t wait_ms)
@@ -196,6 +202,7 @@ static bool barrier_start(struct notify *notify, struct barrier *barrier, uint64
 	list_append(&notify->barriers, &barrier->link);
 	(void)uv_poll_start(&barrier->poll, UV_READABLE | UV_DISCONNECT, on_hangup);
 	if (wait_ms > 0) {
+		uv_update_time(notify->loop); /* this turn has not waited for it */
 		(void)uv_timer_start(&barrier->timer, on_late, wait_ms, 0);
 	}
 	return true;

@@ -18,27 +18,47 @@
 #include "daemon/daemon.h"
 #include "daemon/describe.h"
 #include "daemon/device/device.h"
+#include "daemon/execute.h"
 #include "daemon/ipc/peer.h"
 #include "daemon/ipc/server.h"
+#include "daemon/last_good.h"
 #include "daemon/load/file.h"
 #include "daemon/load/loader.h"
 #include "daemon/persist_inside.h"
 
 #define PARK_WAIT_MS   2000 /* then a load is published without */
 #define PROBE_NS       1000000000U
-#define FDS_A_MODEL    3
 #define US_PER_MS      1000U
 #define WATCHDOG_PARTS 2
 
 /* ---- names ---- */
 
-const char *persist_name(char *buffer, const char *kind, const struct park *park)
+const char *persist_name(char *buffer, enum part part, const struct park *park)
 {
+	static const char *const prefixes[N_PARTS] = {
+		[PART_TABLE] = "hdr",  [PART_INDEX] = "idx",  [PART_IMAGE] = "img",
+		[PART_SOURCE] = "src", [PART_PLACED] = "plc",
+	};
+	bool is_numbered = part == PART_IMAGE || (part == PART_SOURCE && park->is_sharded);
+	char number[16] = "";
 	char id[33];
 
-	(void)snprintf(buffer, NOTIFY_NAME_SIZE, "%s.%s.%llu%s", kind, describe_id(park->uuid, id),
-		       (unsigned long long)park->generation, strcmp(kind, "img") == 0 ? ".0" : "");
+	if (is_numbered) {
+		(void)snprintf(number, sizeof number, ".%u", park->index);
+	}
+	(void)snprintf(buffer, NOTIFY_NAME_SIZE, "%s.%s.%llu%s", prefixes[part],
+		       describe_id(park->uuid, id), (unsigned long long)park->generation, number);
 	return buffer;
+}
+
+uint32_t persist_fds_of(const struct park *park)
+{
+	if (park->n_files > 0) { /* of all: table, how it lies, index */
+		return park->n_files + 2 + (park->has_index ? 1U : 0U);
+	}
+	/* The first copy of a generation counts what they have together: table and index. */
+	return (park->is_file ? 1U : 2U) + (park->index == 0 ? 1U : 0U) +
+	       (park->index == 0 && park->has_index ? 1U : 0U);
 }
 
 /* ---- parking ---- */
@@ -49,6 +69,8 @@ struct parking {
 	struct daemon *daemon;
 	uint64_t job, segment, duration_ns;
 	struct extent *extent; /* of a drop: owned; NULL: of a fill */
+	bool is_tabled;        /* of a generation whose table was made apart */
+	bool is_sent;          /* all of it */
 };
 
 static struct parking *parking_new(struct daemon *daemon, uint64_t segment)
@@ -73,84 +95,235 @@ static void note_unparked(struct daemon *daemon, uint64_t job_id, const char *wh
 	}
 }
 
+/* Of the generation that is being filled, one after the other; 'cursor' 0 first. */
+static bool next_copy(const struct daemon *daemon, const struct core_segment_view *last,
+		      uint32_t *cursor, struct core_segment_view *ret)
+{
+	while (core_segment_next(daemon->core, last->model, cursor, ret)) {
+		if (ret->generation == last->generation) {
+			return true;
+		}
+	}
+	return false;
+}
+
+static void set_taken(const struct daemon *daemon, uint64_t segment)
+{
+	struct core_segment_view last;
+	struct core_segment_view copy;
+	uint32_t cursor = 0;
+
+	if (!core_segment_get(daemon->core, segment, &last)) {
+		return;
+	}
+	while (next_copy(daemon, &last, &cursor, &copy)) {
+		const struct park *park = store_find_park(daemon->store, copy.id);
+		struct park taken;
+
+		if (park != NULL) {
+			taken = *park;
+			taken.is_taken = true;
+			store_set_park(daemon->store, copy.id, &taken);
+		}
+	}
+}
+
 static void on_parked(void *context, bool is_taken)
 {
 	struct parking done = *(struct parking *)context;
 	struct job_info *job = store_find_job(done.daemon->store, done.job);
-	const struct park *park;
-	struct park taken;
 
 	list_remove(&((struct parking *)context)->link);
 	free(context);
 	if (job != NULL) {
 		job->next.is_parked = is_taken;
+		job->park.is_taken = is_taken;
 	}
-	if (is_taken && (park = store_find_park(done.daemon->store, done.segment)) != NULL) {
-		taken = *park;
-		taken.is_taken = true;
-		store_set_park(done.daemon->store, done.segment, &taken);
-	}
-	if (!is_taken) {
+	if (is_taken) {
+		set_taken(done.daemon, done.segment);
+	} else {
 		note_unparked(done.daemon, done.job, "who restarts the daemon did not take it");
 	}
-	execute_filled(done.daemon, done.segment, 0, done.duration_ns);
+	if (done.is_tabled) {
+		execute_tabled(done.daemon, done.job, 0);
+	} else {
+		execute_filled(done.daemon, done.segment, 0, done.duration_ns);
+	}
 }
 
-static bool store_all(struct daemon *daemon, const struct job_info *job, uint64_t segment,
-		      const struct park *park)
+/* An image and its source. */
+static bool store_copy(struct daemon *daemon, struct file *file, uint64_t segment,
+		       const struct park *park)
 {
 	struct notify *notify = daemon->persist->notify;
 	const struct extent *extent = store_find_extent(daemon->store, segment);
-	const struct file *file = store_find_file(daemon->store, job->file);
 	AUTO_CLOSE int image_fd = -1;
 	char name[NOTIFY_NAME_SIZE];
 
-	return extent != NULL && file != NULL && device_export(extent, &image_fd, NULL) == 0 &&
-	       notify_store(notify, persist_name(name, "img", park), image_fd) &&
-	       notify_store(notify, persist_name(name, "src", park), file->fd) &&
-	       notify_store(notify, persist_name(name, "hdr", park), job->next.table_fd);
+	return (park->is_file ||
+		(extent != NULL && device_export(extent, &image_fd, NULL) == 0 &&
+		 notify_store(notify, persist_name(name, PART_IMAGE, park), image_fd))) &&
+	       notify_store(notify, persist_name(name, PART_SOURCE, park),
+			    file_shard(file, park->index)->fd);
 }
 
-static bool find_park(const struct daemon *daemon, uint64_t segment, struct park *ret)
+/* What all have together, the table last: without it the rest is nothing. */
+static bool store_common(const struct daemon *daemon, const struct job_info *job,
+			 const struct file *file, const struct park *park)
 {
-	struct core_segment_view view;
+	struct notify *notify = daemon->persist->notify;
+	char name[NOTIFY_NAME_SIZE];
+
+	return (!park->has_index ||
+		notify_store(notify, persist_name(name, PART_INDEX, park), file->index->fd)) &&
+	       notify_store(notify, persist_name(name, PART_TABLE, park), job->next.table_fd);
+}
+
+/* All copies of the generation or none: false, and what was sent is given up with them. */
+static bool store_all(struct daemon *daemon, const struct job_info *job,
+		      const struct core_segment_view *last, struct park *park)
+{
+	struct file *file = store_find_file(daemon->store, job->file);
+	struct core_segment_view copy;
+	uint32_t cursor = 0;
+	bool is_good = file != NULL;
+
+	while (next_copy(daemon, last, &cursor, &copy)) {
+		park->index = copy.index;
+		daemon->persist->n_fds += persist_fds_of(park);
+		store_set_park(daemon->store, copy.id, park);
+		is_good = is_good && store_copy(daemon, file, copy.id, park);
+	}
+	return is_good && store_common(daemon, job, file, park);
+}
+
+/* What the copies of a job are parked as, and how many descriptors that takes. */
+static bool describe_park(const struct daemon *daemon, const struct job_info *job,
+			  const struct core_segment_view *last, struct park *ret,
+			  uint32_t *ret_n_fds)
+{
+	const struct file *file = store_find_file(daemon->store, job->file);
 	struct core_model_view model;
 
-	if (!core_segment_get(daemon->core, segment, &view) ||
-	    !core_model_get(daemon->core, view.model, &model)) {
+	if (file == NULL || !core_model_get(daemon->core, last->model, &model)) {
 		return false;
 	}
-	*ret = (struct park){.is_parked = true, .generation = view.generation};
+	*ret = (struct park){.is_parked = true,
+			     .is_file = last->backing != CORE_BACKING_IMAGE,
+			     .generation = last->generation,
+			     .is_sharded = file->shards != NULL,
+			     .has_index = file->index != NULL};
 	memcpy(ret->uuid, model.uuid, sizeof ret->uuid);
+	*ret_n_fds = persist_fds_of(ret) + (ret->is_file ? 1U : 2U) * (file_n_shards(file) - 1);
 	return true;
 }
 
-void persist_park(struct daemon *daemon, uint64_t job_id, uint64_t segment, uint64_t duration_ns)
+/* Of a generation that lies in images, 'segment' one of them. NULL: it is not parked. */
+static struct parking *park_images(struct daemon *daemon, uint64_t job_id, uint64_t segment)
 {
 	struct persist *persist = daemon->persist;
 	const struct job_info *job = store_find_job(daemon->store, job_id);
 	struct parking *parking = NULL;
+	struct core_segment_view last;
 	struct park park;
+	uint32_t n_fds = 0;
+	bool is_known = persist->max_fds > 0 && job != NULL &&
+			core_segment_get(daemon->core, segment, &last) &&
+			describe_park(daemon, job, &last, &park, &n_fds);
 
-	if (persist->max_fds > 0 && persist->n_fds + FDS_A_MODEL > persist->max_fds) {
+	if (is_known && persist->n_fds + n_fds > persist->max_fds) {
 		note_unparked(daemon, job_id, "the store for descriptors is full");
-	} else if (persist->max_fds > 0 && job != NULL && find_park(daemon, segment, &park)) {
+	} else if (is_known) {
 		parking = parking_new(daemon, segment);
 	}
+	if (parking != NULL) {
+		parking->job = job_id;
+		parking->is_sent = store_all(daemon, job, &last, &park);
+	}
+	return parking;
+}
+
+/* Of one that lies on other devices too: how it does. */
+static struct parking *park_placed(struct daemon *daemon, struct job_info *job)
+{
+	struct persist *persist = daemon->persist;
+	struct parking *parking = NULL;
+	struct park park = {0};
+	bool is_known = persist->max_fds > 0 && placed_describe_park(daemon, job, &park);
+
+	if (is_known && persist->n_fds + persist_fds_of(&park) > persist->max_fds) {
+		note_unparked(daemon, job->id, "the store for descriptors is full");
+	} else if (is_known) {
+		parking = parking_new(daemon, 0);
+	}
+	if (parking != NULL) {
+		persist->n_fds += persist_fds_of(&park);
+		job->park = park;
+		parking->job = job->id;
+		parking->is_sent = placed_store(daemon, job);
+	}
+	return parking;
+}
+
+static void wait_until_parked(struct daemon *daemon, struct parking *parking)
+{
+	if (parking->is_sent) {
+		testing_point("stored");
+		notify_barrier(daemon->persist->notify, PARK_WAIT_MS, on_parked, parking);
+	} else {
+		on_parked(parking, false);
+	}
+}
+
+void persist_park(struct daemon *daemon, uint64_t job, uint64_t segment, uint64_t duration_ns)
+{
+	struct parking *parking = park_images(daemon, job, segment);
+
 	if (parking == NULL) {
 		execute_filled(daemon, segment, 0, duration_ns);
 		return;
 	}
-	parking->job = job_id;
 	parking->duration_ns = duration_ns;
-	persist->n_fds += FDS_A_MODEL;
-	store_set_park(daemon->store, segment, &park);
-	if (store_all(daemon, job, segment, &park)) {
-		testing_point("stored");
-		notify_barrier(persist->notify, PARK_WAIT_MS, on_parked, parking);
-	} else {
-		on_parked(parking, false);
+	wait_until_parked(daemon, parking);
+}
+
+/* One of its images, where all are new; 0: some are those of an earlier generation, parked as such. */
+static uint64_t find_image(struct daemon *daemon, const struct job_info *job)
+{
+	struct core_segment_view copy;
+	uint64_t found = 0;
+	uint32_t cursor = 0;
+	uint32_t n_new = 0;
+
+	while (core_segment_next(daemon->core, job->model, &cursor, &copy)) {
+		if (copy.generation == job->images_of && !copy.is_block) {
+			found = copy.id;
+			n_new++;
+		}
 	}
+	if (n_new > 0 && n_new < job->n_shards) {
+		note_unparked(daemon, job->id, "it has images in common with an earlier placement");
+	}
+	return n_new == job->n_shards ? found : 0;
+}
+
+void persist_park_tabled(struct daemon *daemon, uint64_t job_id)
+{
+	struct job_info *job = store_find_job(daemon->store, job_id);
+	struct parking *parking = NULL;
+
+	if (job != NULL) {
+		persist_unpark(daemon, &job->park); /* it began again */
+		parking = job->placement > CORE_PLACEMENT_HOST
+				  ? park_placed(daemon, job)
+				  : park_images(daemon, job_id, find_image(daemon, job));
+	}
+	if (parking == NULL) {
+		execute_tabled(daemon, job_id, 0);
+		return;
+	}
+	parking->is_tabled = true;
+	wait_until_parked(daemon, parking);
 }
 
 static void on_unparked(void *context, bool is_taken)
@@ -167,16 +340,20 @@ static void on_unparked(void *context, bool is_taken)
 void persist_drop(struct daemon *daemon, uint64_t segment, struct extent *extent,
 		  const struct park *park)
 {
-	static const char *const kinds[] = {"hdr", "img", "src"}; /* without hdr it is nothing */
+	/* Without its table a generation is nothing: that goes first, with any of its copies. */
+	static const enum part parts[] = {PART_TABLE, PART_INDEX, PART_IMAGE, PART_SOURCE};
 	struct persist *persist = daemon->persist;
 	struct parking *parking = NULL;
 	char name[NOTIFY_NAME_SIZE];
 
 	if (extent != NULL && park->is_parked) {
 		parking = parking_new(daemon, segment);
-		persist->n_fds -= FDS_A_MODEL;
-		for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
-			notify_unstore(persist->notify, persist_name(name, kinds[i], park));
+		persist->n_fds -= persist_fds_of(park);
+		for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+			if ((parts[i] != PART_INDEX || park->has_index) &&
+			    (parts[i] != PART_IMAGE || !park->is_file)) {
+				notify_unstore(persist->notify, persist_name(name, parts[i], park));
+			}
 		}
 	}
 	if (parking == NULL) {
@@ -382,6 +559,11 @@ uint64_t persist_n_restarts(const struct persist *persist)
 	return persist->life == 0 ? 0 : persist->life - 1;
 }
 
+bool persist_has_old_ledger(const struct persist *persist)
+{
+	return persist->old_ledger != NULL;
+}
+
 static void on_begun(void *context, bool is_taken)
 {
 	struct persist *persist = context;
@@ -400,6 +582,8 @@ void persist_begin(struct daemon *daemon)
 	if (persist->max_fds == 0 || persist->ledger == NULL) {
 		return;
 	}
+	last_good_keep(daemon);
+	testing_point("beginning");
 	ledger_complete(persist->ledger);
 	persist->n_fds++;
 	(void)snprintf(persist->ledger_name, sizeof persist->ledger_name, "ledger.%016llx",
@@ -411,6 +595,7 @@ void persist_begin(struct daemon *daemon)
 	while (!persist->has_begun) {
 		(void)uv_run(&daemon->loop, UV_RUN_ONCE);
 	}
+	testing_point("begun");
 }
 
 void persist_ready(struct daemon *daemon)
@@ -424,6 +609,8 @@ void persist_ready(struct daemon *daemon)
 		(void)notify_store(persist->notify, "sock", fd); /* without, it is bound anew */
 	}
 	notify_say(persist->notify, "READY=1\nSTATUS=serving");
+	persist->is_ready = true;
+	persist_come_back(daemon);
 }
 
 void persist_stopping(struct persist *persist)

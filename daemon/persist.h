@@ -7,6 +7,8 @@
  *
  *   ledger.EPOCH   who maps what, what was said (daemon/ledger.h)     sock   the listening socket
  *   hdr.ID.GEN     the tensor table     img.ID.GEN.N   an image     src.ID.GEN   its source file
+ *   of several files: src.ID.GEN.N      idx.ID.GEN     their index
+ *   of what lies on other devices too, instead of images: plc.ID.GEN  how (daemon/placed_record.h)
  */
 #ifndef DAEMON_PERSIST_H
 #define DAEMON_PERSIST_H
@@ -35,6 +37,8 @@ uint32_t persist_n_fds(struct persist *persist);
 /* At start, before the budget is set: take over what an earlier life parked, so many bytes. What
  * cannot be taken over is given up with a warning; a failure leaves all to the next start. */
 int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err);
+/* Is it known from the earlier life what was said? Between adoption and persist_begin. */
+bool persist_has_old_ledger(const struct persist *persist);
 /* The ledger stands; blocks until it is parked, a few seconds at most. */
 void persist_begin(struct daemon *daemon);
 /* The socket listens: park it, and tell that the daemon is ready. */
@@ -43,6 +47,14 @@ void persist_stopping(struct persist *persist);
 
 /* Park what a fill of the job brought, then go on by execute_filled, now or later. */
 void persist_park(struct daemon *daemon, uint64_t job, uint64_t segment, uint64_t duration_ns);
+/* Likewise of a generation whose table is made apart, by execute_tabled. */
+void persist_park_tabled(struct daemon *daemon, uint64_t job);
+/* Give up what is parked of a generation that lies on other devices too; '*park' is empty then. */
+void persist_unpark(struct daemon *daemon, struct park *park);
+/* Likewise of a model of that id, if there is one: another life does not make it again. */
+void persist_forget_placed(struct daemon *daemon, uint64_t id);
+/* What lay on other devices goes back to them, where it is known by now which they are. */
+void persist_come_back(struct daemon *daemon);
 /* Give up what is parked of a copy, then have the loader drop it. */
 void persist_drop(struct daemon *daemon, uint64_t segment, struct extent *extent,
 		  const struct park *park);

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "daemon/answer.h"
 #include "daemon/config.h"
 #include "daemon/daemon.h"
 #include "daemon/load/loader.h"

@@ -21,6 +21,7 @@
 #include "daemon/device/device.h"
 #include "daemon/format/format.h"
 #include "daemon/load/file.h"
+#include "daemon/load/image_set.h"
 #include "proto/gen/wire_code.h"
 
 /* Set by uthash when it could not grow; the element is not in the table then. */
@@ -34,6 +35,8 @@ struct stored_file {
 struct stored_extent {
 	uint64_t segment;
 	struct extent *extent;
+	uint32_t n_holds;
+	bool is_to_drop; /* when nobody holds it any more */
 	struct park park;
 	UT_hash_handle hh;
 };
@@ -168,6 +171,33 @@ struct extent *store_find_extent(const struct store *store, uint64_t segment)
 	return stored == NULL ? NULL : stored->extent;
 }
 
+void store_hold_extent(struct store *store, uint64_t segment)
+{
+	struct stored_extent *stored = find_extent(store, segment);
+
+	REQUIRE(stored != NULL);
+	stored->n_holds++;
+}
+
+bool store_unhold_extent(struct store *store, uint64_t segment)
+{
+	struct stored_extent *stored = find_extent(store, segment);
+
+	REQUIRE(stored != NULL && stored->n_holds > 0);
+	return --stored->n_holds == 0 && stored->is_to_drop;
+}
+
+bool store_drop_later(struct store *store, uint64_t segment)
+{
+	struct stored_extent *stored = find_extent(store, segment);
+
+	if (stored == NULL || stored->n_holds == 0) {
+		return false;
+	}
+	stored->is_to_drop = true;
+	return true;
+}
+
 void store_set_park(struct store *store, uint64_t segment, const struct park *park)
 {
 	struct stored_extent *stored = find_extent(store, segment);
@@ -207,6 +237,9 @@ static void model_info_free(struct model_info *model)
 	free(model->name);
 	free(model->path);
 	free(model->label);
+	free(model->file_ids);
+	free(model->bad_file);
+	free(model->returning);
 	free(model);
 }
 
@@ -271,6 +304,25 @@ struct model_info *store_add_model(struct store *store, uint64_t id, const uint8
 	return model;
 }
 
+void model_info_set_files(struct model_info *model, const struct file *file)
+{
+	if (file->shards == NULL || model->file_ids != NULL) {
+		return;
+	}
+	model->file_ids = sys_calloc(file->n_shards, sizeof *model->file_ids);
+	if (model->file_ids != NULL) {
+		memcpy(model->file_ids, file->ids, file->n_shards * sizeof *file->ids);
+		model->n_file_ids = file->n_shards;
+	}
+}
+
+bool model_info_has_files(const struct model_info *model, const struct file *file)
+{
+	return file->shards == NULL ||
+	       (model->n_file_ids == file->n_shards &&
+		memcmp(model->file_ids, file->ids, file->n_shards * sizeof *file->ids) == 0);
+}
+
 struct model_info *store_find_model(const struct store *store, uint64_t id)
 {
 	struct model_info *model = NULL;
@@ -306,19 +358,24 @@ struct model_info *store_next_model(const struct store *store, const struct mode
 
 const char *store_display_name(const struct model_info *model, char *buffer, uint32_t buffer_size)
 {
-	const char *start = model->path + strlen(model->path);
+	const char *slash = strrchr(model->path, '/');
+	const char *start = slash;
+	size_t used;
 
-	if (model->n_folders == 0) {
+	if (model->n_folders == 0 || slash == NULL) {
 		(void)snprintf(buffer, buffer_size, "%s", model->name);
 		return buffer;
 	}
 	for (uint32_t n_slashes = 0; start > model->path; start--) {
 		n_slashes += start[-1] == '/' ? 1 : 0;
-		if (n_slashes > model->n_folders) {
+		if (n_slashes == model->n_folders) {
 			break;
 		}
 	}
-	(void)snprintf(buffer, buffer_size, "%s", start);
+	used = (size_t)(slash + 1 - start);
+	used = used < buffer_size ? used : buffer_size - 1;
+	memcpy(buffer, start, used);
+	(void)snprintf(buffer + used, buffer_size - used, "%s", model->name);
 	return buffer;
 }
 
@@ -361,17 +418,11 @@ void store_forget_job(struct store *store, uint64_t id)
 		return;
 	}
 	HASH_DEL(store->jobs, job); /* NOLINT(clang-analyzer-core.NullDereference): it is in it */
+	(void)image_set_free(job->images);
+	free(job->filled_bytes);
+	free(job->held);
+	free(job->places);
 	tensor_map_free(job->map);
 	generation_info_fini(&job->next);
 	free(job);
-}
-
-void generation_info_fini(struct generation_info *info)
-{
-	if (info->table_fd >= 0) {
-		(void)close(info->table_fd); /* a small memfd: at once, cannot fail usefully */
-	}
-	free(info->sums);
-	memset(info, 0, sizeof *info);
-	info->table_fd = -1;
 }

@@ -13,81 +13,40 @@
 #include <stdint.h>
 #include <uthash.h>
 
+#include "daemon/generation.h"
 #include "daemon/history.h"
+#include "daemon/job_info.h"
 #include "daemon/model_text.h"
 
 struct extent;
 struct file;
+struct image_set;
 struct tensor_map;
 struct load_result;
+struct placed_record;
 
-#define STORE_MAX_FILES    65536
-#define STORE_MAX_EVICTED  16 /* victims that a load's answer names */
-#define STORE_MAX_WATCHERS 8  /* clients told of the end of a load begun with no_wait */
-
-/* Everything about one content of a model that the core has no use for. */
-struct generation_info {
-	int table_fd;   /* sealed memfd; -1: none */
-	uint64_t *sums; /* XXH3 of each 64 MiB */
-	uint32_t n_sums;
-	uint32_t format; /* enum format, as read */
-	uint32_t n_tensors;
-	uint32_t n_blocks;
-	uint64_t page_bytes; /* page size obtained */
-	uint64_t huge_bytes; /* of the image in 2 MiB pages */
-	uint64_t checksum;
-	char notice[160];              /* why less than asked was obtained; empty: nothing to say */
-	uint64_t image_dev, image_ino; /* of the first image, as fstat of a client has it */
-	bool is_from_store;            /* taken over from an earlier life, not read */
-	bool is_parked;                /* survives a restart */
-};
+#define STORE_MAX_FILES 65536
 
 /* owner: store::models, from EV_LOAD until ACT_FORGET_MODEL */
 struct model_info {
 	uint64_t id; /* core id */
 	uint8_t uuid[16];
-	char *name;         /* base name, never empty */
-	char *path;         /* for display; may be empty */
-	char *label;        /* NULL: none */
-	uint32_t n_folders; /* of the path shown before the name */
+	char *name;               /* base name, never empty */
+	char *path;               /* for display; may be empty */
+	char *label;              /* NULL: none */
+	uint32_t n_folders;       /* of the path shown before the name */
+	struct file_id *file_ids; /* of a model of several files; NULL: a single one */
+	uint32_t n_file_ids;
 	struct generation_info current;
-	struct err failure; /* of the last load, while the model is in state failed */
-	uint64_t bad_at;    /* start of the 64 MiB that a verification found to differ */
+	struct park park;                /* of what it has on other devices too */
+	struct placed_record *returning; /* whose devices are not known yet; owner: model */
+	struct err failure;              /* of the last load, while the model is in state failed */
+	uint64_t bad_at;    /* start of the 64 MiB that a verification found to differ, */
+	char *bad_file;     /* of which file; NULL: the only one */
 	UT_hash_handle hh;  /* store::models, by id */
 	struct list by_age; /* store::models_by_age */
 	struct model_text texts[MODEL_TEXT_N_KINDS];
 	uint64_t seen; /* by the last walk that met it */
-};
-
-/* owner: store::jobs, from the first action of a job until ACT_FORGET_JOB */
-struct job_info {
-	uint64_t id;
-	uint64_t model;
-	uint64_t begun_ns;
-	uint64_t file;               /* its source, while it is filled */
-	struct tensor_map *map;      /* parsed header, until the fill is done */
-	struct generation_info next; /* becomes the model's at ACT_PUBLISH */
-	struct err failure;
-	uint32_t n_evicted;
-	struct {
-		uint64_t model;
-		uint64_t bytes;
-		enum core_why why;
-	} evicted[STORE_MAX_EVICTED];
-	uint32_t n_watchers;
-	struct {
-		uint64_t client;
-		uint32_t request;
-	} watchers[STORE_MAX_WATCHERS];
-	UT_hash_handle hh; /* store::jobs, by id */
-};
-
-/* Under which names a copy's descriptors are parked with who restarts us (daemon/persist.h). */
-struct park {
-	bool is_parked;
-	bool is_taken; /* he said so */
-	uint8_t uuid[16];
-	uint64_t generation;
 };
 
 struct store;
@@ -107,6 +66,12 @@ int store_add_extent(struct store *store, uint64_t segment, struct extent *exten
 struct extent *store_find_extent(const struct store *store, uint64_t segment);
 /* '*ret_park': where it was parked; may be NULL. */
 struct extent *store_take_extent(struct store *store, uint64_t segment, struct park *ret_park);
+/* Who reads a copy on a thread holds it: then it is dropped later. Every hold is ended once. */
+void store_hold_extent(struct store *store, uint64_t segment);
+/* True: it was to be dropped meanwhile, and nobody holds it any more: now. */
+bool store_unhold_extent(struct store *store, uint64_t segment);
+/* False: nobody holds it, it is to be dropped at once. */
+bool store_drop_later(struct store *store, uint64_t segment);
 void store_set_park(struct store *store, uint64_t segment, const struct park *park);
 /* NULL: there is no such copy. Borrowed until its extent is taken. */
 const struct park *store_find_park(const struct store *store, uint64_t segment);
@@ -114,6 +79,10 @@ const struct park *store_find_park(const struct store *store, uint64_t segment);
 /* Models. 'name' is made printable UTF-8 by the caller. NULL: no memory. */
 struct model_info *store_add_model(struct store *store, uint64_t id, const uint8_t *uuid,
 				   const char *name, const char *path);
+/* Which files it is made of, where there are several. Without memory it fits none. */
+void model_info_set_files(struct model_info *model, const struct file *file);
+/* For certain, and not only by their key. */
+bool model_info_has_files(const struct model_info *model, const struct file *file);
 struct model_info *store_find_model(const struct store *store, uint64_t id);
 void store_forget_model(struct store *store, uint64_t id);
 /* Walk in the order of registration: NULL first; NULL at the end. */
@@ -132,7 +101,5 @@ const char *store_display_name(const struct model_info *model, char *buffer, uin
 struct job_info *store_get_job(struct store *store, uint64_t id, uint64_t model); /* made if new */
 struct job_info *store_find_job(const struct store *store, uint64_t id);
 void store_forget_job(struct store *store, uint64_t id);
-
-void generation_info_fini(struct generation_info *info);
 
 #endif

@@ -400,6 +400,54 @@ struct wire_str table_shard_name(const struct table *table, uint32_t shard)
 	return (struct wire_str){table->strings + row->name_offset, row->name_size};
 }
 
+/* ---- segments ---- */
+
+/* Where the next tensor begins, behind 'bytes' of those before it. */
+static uint64_t segment_next(uint64_t bytes)
+{
+	uint64_t at = UINT64_MAX;
+
+	(void)checked_round_up(bytes, TABLE_SEGMENT_ALIGNMENT, &at);
+	return at;
+}
+
+static uint64_t segment_add(uint64_t bytes, uint64_t tensor_bytes)
+{
+	uint64_t end = UINT64_MAX;
+
+	(void)checked_add(segment_next(bytes), tensor_bytes, &end);
+	return end;
+}
+
+uint64_t table_segment_offset(const struct table *table, uint32_t tensor)
+{
+	const uint32_t block = table->tensors[tensor].block;
+	uint64_t bytes = 0;
+
+	for (uint32_t i = table->blocks[block].first_tensor; i < tensor; i++) {
+		if (table->tensors[i].block == block) {
+			bytes = segment_add(bytes, table->tensors[i].size);
+		}
+	}
+	return segment_next(bytes);
+}
+
+void table_segment_offsets(const struct table *table, uint64_t *ret_offsets, uint64_t *ret_bytes)
+{
+	for (uint32_t i = 0; i < table->header->n_blocks; i++) {
+		ret_bytes[i] = 0;
+	}
+	for (uint32_t i = 0; i < table->header->n_tensors; i++) {
+		uint64_t *bytes = &ret_bytes[table->tensors[i].block];
+
+		ret_offsets[i] = segment_next(*bytes);
+		*bytes = segment_add(*bytes, table->tensors[i].size);
+	}
+	for (uint32_t i = 0; i < table->header->n_blocks; i++) {
+		ret_bytes[i] = ret_bytes[i] == 0 ? TABLE_SEGMENT_ALIGNMENT : ret_bytes[i];
+	}
+}
+
 /* ---- dtypes ---- */
 
 struct dtype_row {

@@ -91,6 +91,17 @@ const uint64_t *table_tensor_shape(const struct table *table, uint32_t tensor);
 struct wire_str table_block_name(const struct table *table, uint32_t block);
 struct wire_str table_shard_name(const struct table *table, uint32_t shard);
 
+/*
+ * On a device that is not the host each block is a segment of its own: its tensors lie in it in
+ * the table's order, each at the next multiple of TABLE_SEGMENT_ALIGNMENT behind the one before,
+ * and it has at least so many bytes. UINT64_MAX: farther than can be counted.
+ */
+#define TABLE_SEGMENT_ALIGNMENT 256U
+/* Where one tensor begins, by a look at those between the first of its block and itself. */
+uint64_t table_segment_offset(const struct table *table, uint32_t tensor);
+/* Where each begins and how many bytes each block's segment has, by one look at each. */
+void table_segment_offsets(const struct table *table, uint64_t *ret_offsets, uint64_t *ret_bytes);
+
 const char *wire_dtype_name(uint16_t dtype);             /* "BF16"; NULL when unknown */
 uint32_t wire_dtype_bits(uint16_t dtype);                /* of a group; 0 when unknown */
 uint32_t wire_dtype_group(uint16_t dtype);               /* elements; 1 unless quantised */

@@ -102,7 +102,8 @@ bool wire_list_next(struct wire_list *list, const struct wire_type *item_type, v
 struct wire_buffer {
 	uint8_t *bytes;
 	size_t capacity;
-	size_t size; /* needed so far; more than capacity means that it did not fit */
+	size_t size;       /* needed so far; more than capacity means that it did not fit */
+	uint32_t n_values; /* written so far, as a reader counts them against its bound */
 };
 
 /*

@@ -59,12 +59,14 @@ static void put_str(struct encoder *encoder, struct wire_str str, uint64_t max)
 
 static void put_key(struct encoder *encoder, const char *name, size_t size)
 {
+	encoder->buffer->n_values++;
 	(void)msgpack_pack_str(&encoder->packer, size);
 	(void)msgpack_pack_str_body(&encoder->packer, name, size);
 }
 
 static void put_scalar(struct encoder *encoder, const struct wire_field *field, const void *slot)
 {
+	encoder->buffer->n_values++;
 	switch (field->kind) {
 	case WIRE_KIND_BOOL:
 		if (*(const bool *)slot) {
@@ -112,6 +114,7 @@ static void put_head(struct encoder *encoder, const struct level *level, uint32_
 	for (uint16_t i = 0; i < level->type->n_fields; i++) {
 		n_more += is_there(&level->type->fields[i], level->base);
 	}
+	encoder->buffer->n_values++;
 	(void)msgpack_pack_map(&encoder->packer, n_more);
 }
 
@@ -130,9 +133,11 @@ static void put_list(struct encoder *encoder, struct stack *stack, const struct 
 {
 	uint32_t count = list->count;
 
+	encoder->buffer->n_values++;
 	if (list->bytes) { /* decoded before: the items go on as they came */
 		(void)msgpack_pack_array(&encoder->packer, count);
 		(void)buffer_write(encoder->buffer, (const char *)list->bytes, list->size);
+		encoder->buffer->n_values += count; /* requests alone hold such: never many */
 		return;
 	}
 	if (encoder->is_cutting && count > field->max) {
@@ -183,6 +188,7 @@ static void put_map(struct encoder *encoder, const struct wire_type *type, const
 	if (n_fds > 0) {
 		put_key(encoder, "fds", 3);
 		(void)msgpack_pack_uint32(&encoder->packer, n_fds);
+		encoder->buffer->n_values++;
 	}
 	while (stack.n_levels > 0) {
 		struct level *level = &stack.levels[stack.n_levels - 1];
@@ -207,6 +213,8 @@ static void put_map(struct encoder *encoder, const struct wire_type *type, const
 /* [kind, id, …; of events [kind, … */
 static void put_envelope(struct encoder *encoder, enum wire_kind kind, uint32_t id)
 {
+	/* The array, and what of it is neither name nor body: of a response also its nil. */
+	encoder->buffer->n_values += kind == WIRE_EVENT ? 2 : kind == WIRE_REQUEST ? 3 : 4;
 	(void)msgpack_pack_array(&encoder->packer, kind == WIRE_EVENT ? 3 : 4);
 	(void)msgpack_pack_uint8(&encoder->packer, (uint8_t)kind);
 	if (kind != WIRE_EVENT) {

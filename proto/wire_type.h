@@ -42,7 +42,7 @@ struct wire_type {
 /* One method: what the tables say about it. */
 struct wire_message {
 	const char *method;
-	enum wire_role { WIRE_ROLE_NONE, WIRE_ROLE_ANY, WIRE_ROLE_ADMIN } role;
+	enum wire_role { WIRE_ROLE_NONE, WIRE_ROLE_ANY, WIRE_ROLE_ADMIN, WIRE_ROLE_WORKER } role;
 	bool is_draft;
 	uint8_t number; /* enum wire_method */
 	uint8_t request_fds_min, request_fds_max;

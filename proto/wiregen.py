@@ -193,13 +193,19 @@ def load(text):
     for message in schema["message"]:
         where = f"message {message['method']}"
         need(message.get("status", "stable") in ("stable", "draft"), where, "unknown status")
-        need(message.get("role", "any") in ("none", "any", "admin"), where, "unknown role")
+        need(message.get("role", "any") in ("none", "any", "admin", "worker"), where,
+             "unknown role")
         for key in ("request_fds", "response_fds"):
             least, most = message.get(key, [0, 0])
             need(0 <= least <= most <= schema["protocol"]["fds_per_packet"], where, f"bad {key}")
     for record in schema["record"]:
         check_record(record)
     return schema
+
+
+def for_clients(messages):
+    """Without those that the daemon and its workers say to each other."""
+    return [row for row in messages if row.get("role") != "worker"]
 
 
 def c_name(name):
@@ -431,7 +437,7 @@ def make_py(schema):
               f"{row.get('fatal', False)}, {row['exit']}, {row['text']!r})," for row in schema["error"]]
     lines += ["}", "", "# method: (role, is draft)", "METHODS = {"]
     lines += [f"    {row['method']!r}: ({row.get('role', 'any')!r}, "
-              f"{row.get('status') == 'draft'})," for row in schema["message"]]
+              f"{row.get('status') == 'draft'})," for row in for_clients(schema["message"])]
     lines += ["}", "", "EVENTS = ("]
     lines += [f"    {row['name']!r}," for row in schema["event"]]
     lines += [")", "", "# The table memfd: struct formats and the names of their fields.",
@@ -512,8 +518,9 @@ def make_md(schema, template):
             f"| {row['number']} | `{row['code']}` | {'yes' if row.get('retryable') else ''} | "
             f"{'yes' if row.get('fatal') else ''} | {row['exit']} | {row['text']} |"
             for row in schema["error"]],
-        "methods": md_messages(schema["message"]),
-        "types": [line for row in schema["type"] for line in
+        "methods": md_messages(for_clients(schema["message"])),
+        "types": [line for row in schema["type"] if not row["name"].startswith("worker_")
+                  for line in
                   [f"### `{row['name']}`", "", row["doc"], "", *md_fields(row["fields"])]],
         "events": [line for row in schema["event"] for line in
                    [f"### `{row['name']}`", "",

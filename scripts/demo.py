@@ -229,7 +229,7 @@ def shown(word):
     word = str(word)
     here = os.path.join(os.getcwd(), "")
     word = word[len(here):] if word.startswith(here) else word
-    return f"'{word}'" if " " in word else word
+    return f"'{word}'" if re.search("[ ;*%]", word) else word
 
 
 def ctl_on_terminal(*words):
@@ -266,17 +266,18 @@ def ctl(*words, expect=0, show=True):
     if show:
         say(done.stdout.rstrip())
     if done.returncode != expect:
-        raise SystemExit(f"demo: distorchctl {words[0]} ended with {done.returncode}, "
-                         f"not {expect}: {done.stdout}")
+        raise SystemExit(f"demo: distorchctl {words[0]} ended with {done.returncode}, not {expect}"
+                         + ("" if show else f": {done.stdout}"))
     return done.stdout
 
 
-def start_daemon(folder, ram):
-    socket = f"{folder}/distorchd.sock"
-    log = open(f"{folder}/log", "wb")
+def start_daemon(folder, *settings, name="distorchd"):
+    socket = f"{folder}/{name}.sock"
+    log = open(f"{folder}/{name}.log", "wb")
     daemon = subprocess.Popen(
         [BUILD / "bin" / "distorchd-hold", "--", BUILD / "bin" / "distorchd",
-         "--socket", socket, "--state-dir", f"{folder}/state", "--set", f"memory.ram={ram}"],
+         "--socket", socket, "--state-dir", f"{folder}/{name}-state",
+         *(word for setting in settings for word in ("--set", setting))],
         stdout=log, stderr=log)
     for _ in range(500):
         if os.path.exists(socket):
@@ -285,8 +286,17 @@ def start_daemon(folder, ram):
         if daemon.poll() is not None:
             break
         time.sleep(0.01)
-    raise SystemExit("demo: the daemon did not start: "
-                     + pathlib.Path(log.name).read_text(errors="replace"))
+    daemon.terminate()
+    daemon.wait(timeout=20)
+    lines = pathlib.Path(log.name).read_text(errors="replace").splitlines()
+    said = next((line for line in lines if "error: " in line), "it says nothing")
+    raise SystemExit(f"demo: the daemon did not start: {said}")
+
+
+def end_daemon(daemon):
+    daemon.send_signal(signal.SIGTERM)
+    if daemon.wait(timeout=20) != 0:
+        raise SystemExit("demo: the daemon did not end in order")
 
 
 def tell(paths, folder):
@@ -295,7 +305,8 @@ def tell(paths, folder):
     budget = sum(p.stat().st_size for p in paths) + (64 << 20)
     say(f"1. A private daemon with a budget of {megabytes(budget)} of RAM, "
         f"and {path.name} ({megabytes(size)}) loaded into it once.")
-    daemon = start_daemon(folder, budget)
+    # An image, else what is warm would serve from the page cache.
+    daemon = start_daemon(folder, f"memory.ram={budget}", "memory.backing=image")
     readers = []
     try:
         ctl_on_terminal("load", *paths)
@@ -313,9 +324,7 @@ def tell(paths, folder):
         for r in readers:
             r.process.kill()
             r.process.wait()
-        daemon.send_signal(signal.SIGTERM)
-        if daemon.wait(timeout=20) != 0:
-            raise SystemExit("demo: the daemon did not end in order")
+        end_daemon(daemon)
 
 
 def show_sharing(path, readers):
@@ -413,6 +422,138 @@ def show_restart(holder, path, readers):
     say()
 
 
+# ---- blocks over devices ----
+
+CARDS = "sim:0=64M,sim:1=64M,cpu=256M"
+ALLOCATION = "sim:0,48M;sim:1,32M;cpu,*"
+
+
+def make_layers(path, n_blocks, seed):
+    """Blocks of 8 MiB, of random bytes."""
+    import numpy as np
+    rng = np.random.default_rng(seed)
+    write_safetensors(path, {f"layers.{i}.weight": ("F16", [2048, 2048], 8 << 20)
+                             for i in range(n_blocks)},
+                      lambda n: rng.integers(0, 256, n, dtype=np.uint8).tobytes())
+
+
+def compare_with_file(weights, path):
+    """Every tensor where it lies against the file's bytes; says so a device."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        found = {}
+        for name, tensor in weights.items():
+            begin, end = header[name]["data_offsets"]
+            file.seek(8 + size + begin)
+            if tensor.buffer != file.read(end - begin):
+                raise SystemExit(f"demo: {name} on {tensor.device} differs from the file")
+            found.setdefault(tensor.device, []).append(name)
+    for device, names in found.items():
+        say(f"   {device}: {names[0]}{f' to {names[-1]}' if len(names) > 1 else ''} "
+            f"({len(names)} tensors) equal the file's, byte for byte")
+    return list(found)
+
+
+def device(name):
+    return next(one for one in json.loads(ctl("devices", "--json", show=False))["devices"]
+                if one["name"] == name)
+
+
+def wait_for(what, is_so):
+    """What `is_so` answers, when it is something."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        answer = is_so()
+        if answer:
+            return answer
+        time.sleep(0.01)
+    raise SystemExit(f"demo: this did not come to be in a minute: {what}")
+
+
+def wait_whole(path):
+    """Until all blocks are somewhere."""
+    def is_whole():
+        models = json.loads(ctl("ps", "--json", show=False))["models"]
+        return any(one["name"] == path.name and one["state"] == "resident" for one in models)
+    wait_for(f"all of {path.name} is there again", is_whole)
+
+
+def tell_devices(folder):
+    import distorch
+    path, other = (pathlib.Path(folder) / f"{name}.safetensors" for name in ("layers", "other"))
+    make_layers(path, 12, seed=5)
+    make_layers(other, 4, seed=6)
+    say("7. Blocks over devices. First what a string would do, with neither daemon nor card:")
+    ctl("plan", path, ALLOCATION, "--devices", CARDS)
+    say()
+    say("   Now a daemon with two simulated cards of 64 MiB, a process each, whose memory others "
+        "map as they map RAM:")
+    daemon = start_daemon(folder, "sim.count=2", "sim.memory=64M",
+                          "memory.ram=256M", "memory.backing=image", name="cards")
+    try:
+        ctl("load", "--to", ALLOCATION, path)
+        ctl("ps")
+        ctl("devices")
+        with distorch.connect() as d:
+            show_places(d, path)
+            show_lost_card(d, path)
+            show_room(path)
+            show_eviction(path, other)
+    finally:
+        end_daemon(daemon)
+
+
+def show_places(d, path):
+    say()
+    say("   A Python process reads each tensor where it lies:")
+    with d.open(path) as w:
+        if compare_with_file(w, path) != ["sim:0", "sim:1", "cpu"]:
+            raise SystemExit("demo: the blocks are not where the string says")
+    say()
+    say("8. A move. It copies what moves and no more:")
+    ctl("place", "layers", "sim:0,32M;sim:1,48M;cpu,*")
+    with d.open(path) as w:
+        if compare_with_file(w, path) != ["sim:0", "sim:1", "cpu"]:
+            raise SystemExit("demo: the blocks did not move as they were told to")
+    say()
+
+
+def show_lost_card(d, path):
+    pid = device("sim:1")["pid"]
+    say(f"9. A card dies: kill -9 of the worker of sim:1 (PID {pid}), while a process uses it.")
+    with d.open(path) as w:
+        begun = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        say("   What the process has mapped stays its own:")
+        compare_with_file(w, path)
+    wait_for("another worker for sim:1",
+             lambda: device("sim:1")["state"] == "ok" and device("sim:1")["pid"] != pid)
+    wait_whole(path)
+    say(f"   The card is back {(time.monotonic() - begun) * 1000:.0f} ms after the kill, with "
+        f"another worker (PID {device('sim:1')['pid']}), and its blocks too:")
+    with d.open(path) as w:
+        compare_with_file(w, path)
+    say()
+
+
+def show_room(path):
+    say("10. A program that knows nothing of this wants 40 MiB of sim:1. It gets them while it runs:")
+    ctl("make-room", "40M", "--device", "sim:1", "--", BUILD / "bin" / "distorchctl", "ps")
+    wait_whole(path)
+    say("    It ended, and what had to go is there again:")
+    ctl("ps")
+    say()
+
+
+def show_eviction(path, other):
+    say("11. Another model needs the room. What goes says why:")
+    ctl("load", "--to", "sim:1", other)
+    ctl("ps")
+    ctl("why", "layers")
+    say()
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--reader", metavar="FILE")
@@ -421,9 +562,10 @@ def main():
     if arguments.reader:
         reader(arguments.reader)
         return
-    begun = time.monotonic()
     folder = tempfile.mkdtemp(prefix="distorch-demo-")
     try:
+        if not (BUILD / "bin" / "distorchd").exists():
+            raise SystemExit(f"demo: there is no {BUILD}/bin/distorchd: run scripts/build")
         paths = [p.resolve() for p in arguments.files] or [get_model(folder)]
         for p in paths:
             if not p.is_file():
@@ -431,6 +573,7 @@ def main():
         say()
         begun = time.monotonic()
         tell(paths, folder)
+        tell_devices(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     say(f"Done in {time.monotonic() - begun:.1f} s; nothing is left running.")

@@ -11,11 +11,11 @@ fail() {
 	exit 1
 }
 
-# What a build needs from the distribution; what only adds to it (man pages, the journal); and
-# what its tests need besides.
+# What a build needs from the distribution; what only adds to it (man pages); and what
+# its tests need besides.
 build_packages=(cmake ninja-build gcc pkg-config libuv1-dev libmsgpack-dev libcjson-dev
-	libxxhash-dev libeconf-dev libsmartcols-dev uthash-dev)
-optional_packages=(libsystemd-dev scdoc)
+	libxxhash-dev libsmartcols-dev libncurses-dev uthash-dev)
+optional_packages=(scdoc)
 packages=("${build_packages[@]}" "${optional_packages[@]}" g++ python3 python3-venv libcmocka-dev)
 # What scripts/test wants besides; the sanitizers' runtime is that of the default clang.
 list_test_packages() {
@@ -23,7 +23,24 @@ list_test_packages() {
 	version=$(apt-cache depends clang 2>/dev/null |
 		sed -n 's/^ *Depends: clang-\([0-9][0-9]*\)$/\1/p' | head -n 1)
 	printf '%s\n' clang clang-format clang-tidy "libclang-rt-${version:-14}-dev" codespell \
-		shellcheck systemd libseccomp2
+		shellcheck systemd libseccomp2 debhelper dh-python dpkg-dev file debootstrap lintian \
+		btrfs-progs xfsprogs dosfstools
+}
+
+# Headers of NVIDIA's driver, which the CUDA backend is built with. NVIDIA publishes for these
+# machines; where they cannot be had, the build leaves the backend out and says so.
+venv=$root/build/venv
+cuda_requirements=$root/scripts/requirements-cuda.txt
+cuda_is_current() {
+	[[ ! $(uname -m) =~ ^(x86_64|aarch64)$ ]] || cmp -s "$cuda_requirements" "$venv/.requirements-cuda"
+}
+make_venv() { # where one was cut off half way it has no pip
+	"$venv/bin/python" -m pip --version >/dev/null 2>&1 || python3 -m venv --clear "$venv"
+}
+bring_cuda_headers() {
+	mkdir -p "$root/build"
+	make_venv && "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps \
+		-r "$cuda_requirements" && cp "$cuda_requirements" "$venv/.requirements-cuda"
 }
 
 missing_packages() {

@@ -12,8 +12,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Whoever has so many unfinished closes is to be refused new descriptors. */
-#define CLOSER_LIMIT 512
+/* Whoever has so many unfinished closes is to be refused new descriptors: more than what a few
+ * models of 256 files leave behind at once, which is closed in no time. */
+#define CLOSER_LIMIT 2048
 
 /* Have one thread that stays, so that no later want of threads stops all closing; the others
  * come when they are needed and go again. False: no thread. Once is enough, twice is fine. */

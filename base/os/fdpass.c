@@ -93,14 +93,18 @@ enum fdpass_status fdpass_receive(int socket, void *bytes, size_t capacity,
 				 .msg_iovlen = 1,
 				 .msg_control = control,
 				 .msg_controllen = sizeof control};
+	bool was_reset = false;
 	ssize_t size;
 	uint32_t n_fds;
 
 	*ret = (struct fdpass_packet){0};
 	memset(ret->fds, 0xff, sizeof ret->fds); /* -1: no stale number is ever closed again */
+	/* A peer that closed with something unread is a reset, said once; what it had sent before
+	 * can still be read. */
 	do {
 		size = sys_recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-	} while (size < 0 && errno == EINTR);
+		was_reset = size < 0 && errno == ECONNRESET && !was_reset;
+	} while (size < 0 && (errno == EINTR || was_reset));
 	if (size < 0) {
 		ret->error = errno;
 		return errno == EAGAIN       ? FDPASS_AGAIN

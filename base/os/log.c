@@ -3,9 +3,11 @@
 #include "base/os/log.h"
 
 #include "base/os/clock.h"
+#include "base/os/sys.h"
 #include "base/require.h"
 #include "base/text.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <limits.h>
 #include <poll.h>
@@ -14,19 +16,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <unistd.h>
 
-#ifdef HAVE_SYSTEMD
-#	define SD_JOURNAL_SUPPRESS_LOCATION
-#	include <systemd/sd-journal.h>
-#endif
-
 #define LINE_BYTES       896
-#define MESSAGE_PREFIX   8 /* "MESSAGE=" */
 #define FIELD_BYTES      256
-#define MAX_FIELDS       8
 #define WAIT_MS          100 /* for a reader that does not keep up */
 #define N_RATES          64
 #define RATE_INTERVAL_NS 60000000000U
@@ -73,13 +70,16 @@ static bool is_journal(void)
 	return dev == status.st_dev && ino == status.st_ino;
 }
 
+static const struct sockaddr_un journal_address = {.sun_family = AF_UNIX,
+						   .sun_path = "/run/systemd/journal/socket"};
+static int journal_fd = -1;
+
 static bool has_journal(void)
 {
-#ifdef HAVE_SYSTEMD
-	return access("/run/systemd/journal/socket", W_OK) == 0;
-#else
-	return false;
-#endif
+	if (journal_fd < 0 && access(journal_address.sun_path, W_OK) == 0) {
+		journal_fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	}
+	return journal_fd >= 0;
 }
 
 void log_open(enum log_level level, enum log_format format)
@@ -90,7 +90,7 @@ void log_open(enum log_level level, enum log_format format)
 		format = is_journal() ? LOG_FORMAT_JOURNAL : LOG_FORMAT_TEXT;
 	}
 	if (format == LOG_FORMAT_JOURNAL && !has_journal()) {
-		format = LOG_FORMAT_TEXT; /* libsystemd would drop every line in silence */
+		format = LOG_FORMAT_TEXT;
 	}
 	chosen_format = format;
 }
@@ -125,41 +125,6 @@ const char *log_message_id(const char *event)
 	}
 	return NULL;
 }
-
-#ifdef HAVE_SYSTEMD
-/* 'message' is "MESSAGE=" and the escaped line. */
-static bool write_journal(enum log_level level, const struct log_field *fields, size_t n_fields,
-			  char *message)
-{
-	static char identifier[] = "SYSLOG_IDENTIFIER=distorchd";
-	char texts[MAX_FIELDS][FIELD_BYTES];
-	char priority[24];
-	char message_id[64];
-	struct iovec vectors[3 + 2 * MAX_FIELDS] = {{.iov_base = message},
-						    {.iov_base = identifier}};
-	size_t n = 2;
-
-	(void)snprintf(priority, sizeof priority, "PRIORITY=%d", (int)level);
-	vectors[n++].iov_base = priority;
-	for (size_t i = 0; i < n_fields && i < MAX_FIELDS; i++) {
-		const char *id = NULL;
-
-		(void)snprintf(texts[i], FIELD_BYTES, "%s=%s", fields[i].name, fields[i].value);
-		vectors[n++].iov_base = texts[i];
-		if (strcmp(fields[i].name, "DISTORCHD_EVENT") == 0) {
-			id = log_message_id(fields[i].value);
-		}
-		if (id != NULL) {
-			(void)snprintf(message_id, sizeof message_id, "MESSAGE_ID=%s", id);
-			vectors[n++].iov_base = message_id;
-		}
-	}
-	for (size_t i = 0; i < n; i++) {
-		vectors[i].iov_len = strlen(vectors[i].iov_base);
-	}
-	return sd_journal_sendv(vectors, (int)n) >= 0;
-}
-#endif
 
 static void append(char *line, size_t *used, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
@@ -211,6 +176,57 @@ static size_t format_json(enum log_level level, const struct log_field *fields, 
 	return used;
 }
 
+/* As the journal's own protocol has it: a value of several lines is preceded by its size. */
+static void append_field(char *packet, size_t *used, const char *name, const char *value)
+{
+	const uint64_t size = strlen(value);
+	const uint64_t size_on_wire = htole64(size);
+
+	if (strchr(value, '\n') == NULL) {
+		append(packet, used, "%s=%s\n", name, value);
+	} else if (*used + strlen(name) + sizeof size_on_wire + size + 3 <= PIPE_BUF) {
+		append(packet, used, "%s\n", name);
+		memcpy(packet + *used, &size_on_wire, sizeof size_on_wire);
+		*used += sizeof size_on_wire;
+		append(packet, used, "%s\n", value);
+	}
+}
+
+/* False: the journal is gone, or has no room now; nobody waits for it. Not by libsystemd, which
+ * waits for a journal that hangs, and for one that is gone reports success. 'packet' has room for
+ * PIPE_BUF bytes. */
+static bool write_journal(enum log_level level, const struct log_field *fields, size_t n_fields,
+			  const char *escaped, char *packet)
+{
+	size_t used = 0;
+	struct sockaddr_un address = journal_address;
+	struct iovec part = {.iov_base = packet};
+	const struct msghdr message = {.msg_name = &address,
+				       .msg_namelen = sizeof address,
+				       .msg_iov = &part,
+				       .msg_iovlen = 1};
+
+	append_field(packet, &used, "MESSAGE", escaped);
+	append(packet, &used, "PRIORITY=%d\nSYSLOG_IDENTIFIER=distorchd\n", (int)level);
+	for (size_t i = 0; i < n_fields; i++) {
+		const char *id = strcmp(fields[i].name, "DISTORCHD_EVENT") == 0
+					 ? log_message_id(fields[i].value)
+					 : NULL;
+		const size_t before = used;
+
+		append_field(packet, &used, fields[i].name, fields[i].value);
+		if (id != NULL) {
+			append_field(packet, &used, "MESSAGE_ID", id);
+		}
+		if (used >= PIPE_BUF - 1) {
+			used = before; /* cut: the rest is left out */
+			break;
+		}
+	}
+	part.iov_len = used;
+	return sys_sendmsg(journal_fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
+}
+
 /*
  * A line of at most PIPE_BUF bytes does not block once poll says that there is room. A reader
  * that went away shows as POLLERR, so that no SIGPIPE comes.
@@ -253,8 +269,7 @@ void log_event(enum log_level level, const struct log_field *fields, size_t n_fi
 {
 	static const char *const words[] = {"error: ", "warning: ", "", "", "debug: "};
 	int saved = errno;
-	char message[MESSAGE_PREFIX + LINE_BYTES] = "MESSAGE=";
-	const char *escaped = message + MESSAGE_PREFIX;
+	char escaped[LINE_BYTES];
 	char line[PIPE_BUF];
 	size_t used = 0;
 	va_list arguments;
@@ -265,14 +280,12 @@ void log_event(enum log_level level, const struct log_field *fields, size_t n_fi
 	va_start(arguments, format);
 	(void)vsnprintf(line, LINE_BYTES, format, arguments);
 	va_end(arguments);
-	(void)text_escape(line, message + MESSAGE_PREFIX, LINE_BYTES);
-#ifdef HAVE_SYSTEMD
+	(void)text_escape(line, escaped, sizeof escaped);
 	if (chosen_format == LOG_FORMAT_JOURNAL &&
-	    write_journal(level, fields, n_fields, message)) {
+	    write_journal(level, fields, n_fields, escaped, line)) {
 		errno = saved;
 		return;
 	}
-#endif
 	if (chosen_format == LOG_FORMAT_JSON) {
 		used = format_json(level, fields, n_fields, escaped, line);
 	} else {

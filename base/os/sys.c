@@ -5,15 +5,20 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
 #ifdef DISTORCH_TESTING
+#	define STEP_MS 5U /* of a delay that may be ended */
+
 static pthread_mutex_t faults_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
 	struct sys_fault fault;
@@ -22,6 +27,7 @@ static struct {
 	bool is_set;
 } faults[SYS_N_CALLS];
 static bool has_faults; /* read without the lock: a call that races with setting may pass */
+static uint32_t n_clears;
 
 static const char *const call_names[SYS_N_CALLS] = {
 #	define SYS_CALL_NAME(name) #        name,
@@ -29,9 +35,22 @@ static const char *const call_names[SYS_N_CALLS] = {
 #	undef SYS_CALL_NAME
 };
 
+/* A clear ends it: who waits until a delay was seen need not guess how long that takes. */
+static void delay(uint32_t ms, uint32_t begun_at)
+{
+	while (ms > 0 && __atomic_load_n(&n_clears, __ATOMIC_ACQUIRE) == begun_at) {
+		const uint32_t step = ms < STEP_MS ? ms : STEP_MS;
+		const struct timespec time = {.tv_nsec = (long)step * 1000000};
+
+		(void)nanosleep(&time, NULL);
+		ms -= step;
+	}
+}
+
 /* Does a fault strike this call? Fills it. */
 static bool strike(enum sys_call call, struct sys_fault *ret)
 {
+	uint32_t begun_at;
 	bool is_hit = false;
 
 	if (!__atomic_load_n(&has_faults, __ATOMIC_ACQUIRE)) {
@@ -46,12 +65,13 @@ static bool strike(enum sys_call call, struct sys_fault *ret)
 		faults[call].n_hits += is_hit ? 1 : 0;
 		*ret = faults[call].fault;
 	}
+	begun_at = __atomic_load_n(&n_clears, __ATOMIC_ACQUIRE);
 	(void)pthread_mutex_unlock(&faults_lock);
-	if (is_hit && ret->delay_ms != 0) {
-		const struct timespec delay = {.tv_sec = ret->delay_ms / 1000,
-					       .tv_nsec = (long)(ret->delay_ms % 1000) * 1000000};
-
-		(void)nanosleep(&delay, NULL);
+	if (is_hit && ret->is_deadly) {
+		(void)raise(SIGKILL);
+	}
+	if (is_hit) {
+		delay(ret->delay_ms, begun_at);
 	}
 	return is_hit;
 }
@@ -111,12 +131,18 @@ bool sys_fault_set(const char *name, struct sys_fault fault)
 	return true;
 }
 
-void sys_fault_clear(void)
+void sys_fault_forget(void)
 {
 	(void)pthread_mutex_lock(&faults_lock);
 	memset(faults, 0, sizeof faults);
 	(void)pthread_mutex_unlock(&faults_lock);
 	__atomic_store_n(&has_faults, false, __ATOMIC_RELEASE);
+}
+
+void sys_fault_clear(void)
+{
+	sys_fault_forget();
+	(void)__atomic_add_fetch(&n_clears, 1, __ATOMIC_ACQ_REL);
 }
 
 uint64_t sys_fault_n_hits(const char *name)
@@ -152,7 +178,7 @@ static bool parse_number(const char *text, uint64_t max, uint64_t *ret)
 	       *ret <= max;
 }
 
-/* "name:nth:EIO|short=n|delay=ms[:once|:ever]" */
+/* "name:nth:EIO|short=n|delay=ms|kill[:once|:ever]" */
 static bool parse_one(char *text)
 {
 	struct sys_fault fault = {0};
@@ -181,6 +207,8 @@ static bool parse_one(char *text)
 			return false;
 		}
 		fault.delay_ms = (uint32_t)number;
+	} else if (strcmp(what, "kill") == 0) {
+		fault.is_deadly = true;
 	} else {
 		fault.error = error_by_name(what);
 		if (fault.error == 0) {
@@ -337,14 +365,36 @@ int sys_pipe(int ret_ends[2])
 	return fails(SYS_CALL_pipe) ? -1 : pipe2(ret_ends, O_CLOEXEC | O_NONBLOCK);
 }
 
+int sys_timerfd_create(int clock, int flags)
+{
+	return fails(SYS_CALL_timerfd_create) ? -1 : timerfd_create(clock, flags);
+}
+
 int sys_rename(const char *from, const char *to)
 {
 	return fails(SYS_CALL_rename) ? -1 : rename(from, to);
 }
 
+int sys_inotify_add_watch(int fd, const char *path, uint32_t mask)
+{
+	return fails(SYS_CALL_inotify_add_watch) ? -1 : inotify_add_watch(fd, path, mask);
+}
+
 int sys_fsync(int fd)
 {
 	return fails(SYS_CALL_fsync) ? -1 : fsync(fd);
+}
+
+bool sys_open_standard_streams(void)
+{
+	for (int fd = 0; fd <= 2; fd++) {
+		/* The lowest free number: what is below is open. Programs that are run inherit it. */
+		if (fcntl(fd, F_GETFD) < 0 &&
+		    open("/dev/null", O_RDWR) != fd) { // NOLINT(android-cloexec-open)
+			return false;
+		}
+	}
+	return true;
 }
 
 int sys_close(int fd)

@@ -18,7 +18,8 @@
 #define SYS_CALLS(X) \
 	X(recvmsg) X(sendmsg) X(accept) X(memfd_create) X(ftruncate) X(mmap) X(madvise) X(mlock) \
 	X(pread) X(write) X(fcntl) X(fchmod) X(fstat) X(statx) X(open) X(malloc) \
-	X(pthread_create) X(getrandom) X(rename) X(fsync) X(pipe) X(close)
+	X(pthread_create) X(getrandom) X(rename) X(fsync) X(pipe) X(close) X(timerfd_create) \
+	X(inotify_add_watch)
 /* clang-format on */
 
 enum sys_call {
@@ -51,8 +52,13 @@ char *sys_strdup(const char *text);
 int sys_pthread_create(void *ret_thread, void *(*body)(void *), void *argument);
 int sys_getrandom(void *bytes, size_t size); /* 0, or -1 */
 int sys_pipe(int ret_ends[2]);               /* non-blocking and close-on-exec */
+int sys_timerfd_create(int clock, int flags);
+int sys_inotify_add_watch(int fd, const char *path, uint32_t mask);
 int sys_rename(const char *from, const char *to);
 int sys_fsync(int fd);
+/* Those of 0, 1 and 2 that are closed become /dev/null: what is opened next would get their number,
+ * and lines that are meant for people would go there. False: there is no /dev/null. */
+bool sys_open_standard_streams(void);
 int sys_close(int fd); /* for those whose close may block: it can be made slow */
 
 #ifdef DISTORCH_TESTING
@@ -67,12 +73,14 @@ struct sys_fault {
 	bool is_forever;
 	uint32_t short_size;
 	uint32_t delay_ms;
+	bool is_deadly; /* SIGKILL to this process instead, before the call */
 };
 bool sys_fault_set(const char *name, struct sys_fault fault);
-void sys_fault_clear(void);
+void sys_fault_forget(void); /* what was set; a call that is slow now goes on being so */
+void sys_fault_clear(void);  /* and ends the slowness of calls under way */
 /*
  * "pread:3:EIO", "sendmsg:1:EAGAIN:ever", "pread:1:short=7:ever;madvise:1:EINVAL:once",
- * "pread:1:delay=100:ever". False when it cannot be read; then nothing is set at all.
+ * "pread:1:delay=100:ever", "close:2:kill". False when it cannot be read; then nothing is set at all.
  */
 bool sys_fault_parse(const char *text);
 uint64_t sys_fault_n_hits(const char *name); /* how often a fault struck since it was set */

@@ -20,14 +20,17 @@ static const struct {
 } values[] = {
 	{'H', WORDS_FILES, NULL},
 	{'o', WORDS_CHOICES, "table wide json jsonl csv id"},
-	{OPTION_TO, WORDS_CHOICES, "ram"},
+	{OPTION_TO, WORDS_CHOICES, "ram auto"},
 	{OPTION_COMPUTE, WORDS_CHOICES, "cpu"},
 	{OPTION_FORMAT, WORDS_CHOICES, "auto safetensors gguf raw"},
+	{OPTION_BACKING, WORDS_CHOICES, "auto image file"},
 	{OPTION_DEVICE, WORDS_CHOICES, "ram"},
 	{OPTION_UNDER, WORDS_FOLDERS, NULL},
+	{OPTION_STRATEGY, WORDS_CHOICES, "contiguous spread"},
+	{OPTION_GRANULARITY, WORDS_CHOICES, "block tensor"},
 	{OPTION_TYPE, WORDS_CHOICES,
 	 "load load.begun load.done load.failed load.cancelled evicted unloaded refused pinned "
-	 "unpinned kept unkept held freed stale quarantined"},
+	 "unpinned kept unkept held freed stale quarantined placed"},
 };
 
 static enum words_kind value_kind(int key, const char **ret_choices)
@@ -371,6 +374,9 @@ static void put_zsh_words(FILE *out, const struct verb *verb)
 	} else {
 		(void)fprintf(out, ":%s'\n", zsh_action(verb->words));
 	}
+	if (verb->choices != NULL && verb->words == WORDS_FILES) {
+		(void)fprintf(out, "\t\t\t'2:FILE:%s'\n", zsh_action(verb->words));
+	}
 }
 
 static const char zsh_head[] =
@@ -528,6 +534,10 @@ static void put_fish_words(FILE *out, const struct verb *verb)
 	}
 	(void)fputs("complete -c distorchctl -n '__distorchctl_is ", out);
 	put_names(out, verb, " ");
+	if (verb->words == WORDS_FILES && verb->choices != NULL) {
+		(void)fprintf(out, "' -F -a '%s'\n", verb->choices);
+		return;
+	}
 	if (verb->words == WORDS_FILES) {
 		(void)fputs("' -F\n", out);
 		return;

@@ -42,10 +42,12 @@ struct arguments {
 	const char *words[CTL_MAX_WORDS]; /* what is not an option */
 	size_t n_words;
 	/* of single verbs */
-	const char *allocation, *compute, *format, *device, *under, *types;
+	const char *allocation, *compute, *format, *backing, *device, *under, *types;
+	const char *devices, *virtual_vram, *donors, *strategy, *granularity;
 	bool pin, keep, no_wait, all, not_kept, mine, recall, force, tensors, clients, watch;
-	bool has_for, has_priority, is_forever, save;
-	uint64_t for_ms, idle_ms, since_ms, watch_ms;
+	bool has_for, has_priority, has_lines, is_forever, save, off, follow;
+	uint32_t n_lines;
+	uint64_t for_ms, idle_ms, since_ms, watch_ms, recall_ms;
 	int32_t priority;
 };
 
@@ -112,6 +114,7 @@ extern volatile sig_atomic_t ctl_on_interrupt, ctl_interrupted;
 extern const struct verb verb_status, verb_ps, verb_show, verb_load, verb_unload, verb_pin,
 	verb_unpin, verb_keep, verb_unkeep, verb_why, verb_verify, verb_clients, verb_events,
 	verb_budget, verb_config, verb_doctor, verb_ping, verb_version, verb_help, verb_devices,
-	verb_reload, verb_shutdown, verb_store, verb_metrics, verb_completion;
+	verb_reload, verb_shutdown, verb_store, verb_metrics, verb_completion, verb_warm,
+	verb_drain, verb_logs, verb_plan, verb_top, verb_place, verb_make_room;
 
 #endif

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The command line: find the verb, parse what follows with argp, run it. See ctl.h. */
 #include "base/err.h"
-#include "base/text.h"
 #include "base/units.h"
 #include "options.h"
 #include "render.h"
@@ -16,7 +15,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define NS_PER_MS 1000000U
+#define NS_PER_MS      1000000U
+#define MOST_RECALL_MS 3600000U
 
 volatile sig_atomic_t ctl_on_interrupt = INTERRUPT_FAILS;
 volatile sig_atomic_t ctl_interrupted;
@@ -26,11 +26,13 @@ __attribute__((visibility("default")))
 const char *argp_program_version = "distorchctl " DISTORCH_VERSION;
 
 const struct verb *const verbs[] = {
-	&verb_status,   &verb_ps,     &verb_load,       &verb_unload, &verb_pin,     &verb_doctor,
-	&verb_show,     &verb_unpin,  &verb_keep,       &verb_unkeep, &verb_why,     &verb_clients,
-	&verb_devices,  &verb_events, &verb_verify,     &verb_budget, &verb_config,  &verb_ping,
-	&verb_version,  &verb_help,   &verb_completion, &verb_store,  &verb_metrics, &verb_reload,
-	&verb_shutdown, NULL,
+	&verb_status,     &verb_ps,        &verb_load,    &verb_unload,  &verb_pin,
+	&verb_plan,       &verb_top,       &verb_doctor,  &verb_show,    &verb_unpin,
+	&verb_keep,       &verb_unkeep,    &verb_why,     &verb_clients, &verb_devices,
+	&verb_place,      &verb_make_room, &verb_events,  &verb_verify,  &verb_budget,
+	&verb_warm,       &verb_config,    &verb_ping,    &verb_version, &verb_help,
+	&verb_completion, &verb_store,     &verb_metrics, &verb_reload,  &verb_drain,
+	&verb_logs,       &verb_shutdown,  NULL,
 };
 
 const struct verb *verb_find(const char *name)
@@ -198,6 +200,15 @@ static uint64_t parse_ms(struct argp_state *state, const char *text)
 	return ns == UNITS_FOREVER ? DISTORCH_ABSENT : ns / NS_PER_MS;
 }
 
+static uint32_t parse_lines(struct argp_state *state, const char *text)
+{
+	if (strspn(text, "0123456789") != strlen(text) || text[0] == '\0' || strlen(text) > 6) {
+		refuse_value(state, NULL, "a number of lines has up to six digits, not \"%s\"",
+			     text);
+	}
+	return (uint32_t)strtoul(text, NULL, 10);
+}
+
 static int32_t parse_priority(struct argp_state *state, const char *text)
 {
 	char *end = NULL;
@@ -273,10 +284,39 @@ static void parse_for(struct argp_state *state, struct arguments *arguments, con
 	}
 }
 
-static error_t parse_verb(int key, char *text, struct argp_state *state)
+static void parse_watch(struct argp_state *state, struct arguments *arguments, const char *text)
 {
-	struct ctl *ctl = state->input;
-	struct arguments *arguments = &ctl->arguments;
+	arguments->watch = true;
+	arguments->watch_ms = text == NULL ? 1000 : parse_ms(state, text);
+	if (arguments->watch_ms == 0) {
+		refuse_value(state, "say how often: --watch=1s, or -w alone",
+			     "--watch=%s is no pause between two looks", text);
+	}
+}
+
+static uint64_t parse_recall(struct argp_state *state, const char *text)
+{
+	uint64_t ms = parse_ms(state, text);
+
+	if (ms == 0 || ms > MOST_RECALL_MS) {
+		refuse_value(state, "say how long they are given: --recall 5s",
+			     "--recall is more than nothing and at most an hour, not %s", text);
+	}
+	return ms;
+}
+
+static void parse_delay(struct argp_state *state, struct arguments *arguments, const char *text)
+{
+	arguments->watch_ms = parse_ms(state, text);
+	if (arguments->watch_ms == 0) {
+		refuse_value(state, "say how often: -d 1s", "-d %s is no pause between two looks",
+			     text);
+	}
+}
+
+/* Those that only stand there, and those whose text is taken as it is. False: another one. */
+static bool take_plain(struct arguments *arguments, int key, const char *text)
+{
 	bool *flags[] = {
 		[OPTION_PIN - OPTION_FIRST_FLAG] = &arguments->pin,
 		[OPTION_KEEP - OPTION_FIRST_FLAG] = &arguments->keep,
@@ -288,28 +328,46 @@ static error_t parse_verb(int key, char *text, struct argp_state *state)
 		[OPTION_TENSORS - OPTION_FIRST_FLAG] = &arguments->tensors,
 		[OPTION_CLIENTS - OPTION_FIRST_FLAG] = &arguments->clients,
 		[OPTION_SAVE - OPTION_FIRST_FLAG] = &arguments->save,
+		[OPTION_OFF - OPTION_FIRST_FLAG] = &arguments->off,
 	};
 	const char **texts[] = {
 		[OPTION_TO - OPTION_FIRST_TEXT] = &arguments->allocation,
 		[OPTION_COMPUTE - OPTION_FIRST_TEXT] = &arguments->compute,
 		[OPTION_FORMAT - OPTION_FIRST_TEXT] = &arguments->format,
+		[OPTION_BACKING - OPTION_FIRST_TEXT] = &arguments->backing,
 		[OPTION_DEVICE - OPTION_FIRST_TEXT] = &arguments->device,
 		[OPTION_UNDER - OPTION_FIRST_TEXT] = &arguments->under,
 		[OPTION_TYPE - OPTION_FIRST_TEXT] = &arguments->types,
+		[OPTION_DEVICES - OPTION_FIRST_TEXT] = &arguments->devices,
+		[OPTION_VIRTUAL_VRAM - OPTION_FIRST_TEXT] = &arguments->virtual_vram,
+		[OPTION_DONORS - OPTION_FIRST_TEXT] = &arguments->donors,
+		[OPTION_STRATEGY - OPTION_FIRST_TEXT] = &arguments->strategy,
+		[OPTION_GRANULARITY - OPTION_FIRST_TEXT] = &arguments->granularity,
 	};
+
+	if (key >= OPTION_FIRST_FLAG &&
+	    key < OPTION_FIRST_FLAG + (int)(sizeof flags / sizeof *flags)) {
+		*flags[key - OPTION_FIRST_FLAG] = true;
+		return true;
+	}
+	if (key >= OPTION_FIRST_TEXT &&
+	    key < OPTION_FIRST_TEXT + (int)(sizeof texts / sizeof *texts)) {
+		*texts[key - OPTION_FIRST_TEXT] = text;
+		return true;
+	}
+	return false;
+}
+
+static error_t parse_verb(int key, char *text, struct argp_state *state)
+{
+	struct ctl *ctl = state->input;
+	struct arguments *arguments = &ctl->arguments;
 
 	if (key == ARGP_KEY_INIT) {
 		state->child_inputs[0] = ctl;
 		return 0;
 	}
-	if (key >= OPTION_FIRST_FLAG &&
-	    key < OPTION_FIRST_FLAG + (int)(sizeof flags / sizeof *flags)) {
-		*flags[key - OPTION_FIRST_FLAG] = true;
-		return 0;
-	}
-	if (key >= OPTION_FIRST_TEXT &&
-	    key < OPTION_FIRST_TEXT + (int)(sizeof texts / sizeof *texts)) {
-		*texts[key - OPTION_FIRST_TEXT] = text;
+	if (take_plain(arguments, key, text)) {
 		return 0;
 	}
 	switch (key) {
@@ -324,154 +382,31 @@ static error_t parse_verb(int key, char *text, struct argp_state *state)
 		return 0;
 	case OPTION_RECALL:
 		arguments->recall = true;
+		arguments->recall_ms = parse_recall(state, text);
 		return 0;
 	case OPTION_PRIORITY:
 		arguments->has_priority = true;
 		arguments->priority = parse_priority(state, text);
 		return 0;
+	case 'f':
+		arguments->follow = true;
+		return 0;
+	case 'n':
+		arguments->has_lines = true;
+		arguments->n_lines = parse_lines(state, text);
+		return 0;
 	case 'w':
-		arguments->watch = true;
-		arguments->watch_ms = text == NULL ? 1000 : parse_ms(state, text);
-		if (arguments->watch_ms == 0) {
-			refuse_value(state, "say how often: --watch=1s, or -w alone",
-				     "--watch=%s is no pause between two looks", text);
-		}
+		parse_watch(state, arguments, text);
+		return 0;
+	case 'd':
+		parse_delay(state, arguments, text);
 		return 0;
 	default:
 		return ARGP_ERR_UNKNOWN;
 	}
 }
 
-/* ---- the words before argp sees them, so that a refusal can hint and be JSON ---- */
-
-const struct argp_option ctl_built_in_options[] = {
-	{"help", '?', NULL, 0, "Explain the verb", 0},
-	{"usage", 'u' << 8, NULL, 0, "How it is called", 0},
-	{"version", 'V', NULL, 0, "Print the version", 0},
-	OPTIONS_END,
-};
-
-bool option_is_end(const struct argp_option *option)
-{
-	return option->name == NULL && option->key == 0 && option->doc == NULL;
-}
-
-/* The option of that name or, where 'name' is NULL, of that letter; NULL when there is none. */
-static const struct argp_option *option_find(const struct verb *verb, const char *name, int key)
-{
-	const struct argp_option *const lists[] = {verb->options, ctl_global_options,
-						   ctl_built_in_options};
-
-	for (size_t i = 0; i < 3; i++) {
-		for (const struct argp_option *option = lists[i]; !option_is_end(option);
-		     option++) {
-			if (name == NULL
-				    ? option->key == key
-				    : option->name != NULL && strcmp(option->name, name) == 0) {
-				return option;
-			}
-		}
-	}
-	return NULL;
-}
-
-static int refuse_flag(struct ctl *ctl, const struct verb *verb, const char *flag)
-{
-	const struct argp_option *const lists[] = {verb->options, ctl_global_options,
-						   ctl_built_in_options};
-	const char *names[64];
-	size_t n_names = 0;
-	const char *nearest;
-	char hint[160];
-
-	for (size_t i = 0; i < 3; i++) {
-		for (const struct argp_option *option = lists[i]; !option_is_end(option);
-		     option++) {
-			if (option->name != NULL && n_names < 64) {
-				names[n_names++] = option->name;
-			}
-		}
-	}
-	nearest = verb == &verb_unload && strcmp(flag, "keep") == 0
-			  ? "not-kept"
-			  : text_nearest(flag, names, n_names);
-	(void)snprintf(hint, sizeof hint,
-		       nearest != NULL ? "did you mean --%s?" : "see distorchctl %s --help",
-		       nearest != NULL ? nearest : verb->name);
-	return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", hint, "%s has no option --%s",
-			  verb->name, flag);
-}
-
-static int refuse_without_value(struct ctl *ctl, const char *flag, const char *value)
-{
-	return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "%s needs a value: %s", flag,
-			  value);
-}
-
-/* "--name" or "--name=value" at '*at', which moves over a value of its own. */
-static int check_long(struct ctl *ctl, const struct verb *verb, int argc, char **argv, int *at)
-{
-	const char *word = argv[*at];
-	const char *equals = strchr(word, '=');
-	const struct argp_option *option;
-	char flag[66];
-
-	(void)snprintf(flag, sizeof flag, "%.65s", word);
-	flag[strcspn(flag, "=")] = '\0';
-	option = option_find(verb, flag + 2, 0);
-	if (option == NULL) {
-		return refuse_flag(ctl, verb, flag + 2);
-	}
-	if (option->arg == NULL && equals != NULL) {
-		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "%s takes no value", flag);
-	}
-	if (option->arg != NULL && equals == NULL && (option->flags & OPTION_ARG_OPTIONAL) == 0 &&
-	    ++*at == argc) {
-		return refuse_without_value(ctl, flag, option->arg);
-	}
-	return EXIT_DONE;
-}
-
-/* "-abc" at '*at', which moves over a value of its own. */
-static int check_short(struct ctl *ctl, const struct verb *verb, int argc, char **argv, int *at)
-{
-	for (const char *letter = argv[*at] + 1; *letter != '\0'; letter++) {
-		const struct argp_option *option = option_find(verb, NULL, *letter);
-		const char flag[] = {'-', *letter, '\0'};
-
-		if (option == NULL) {
-			char hint[64];
-
-			(void)snprintf(hint, sizeof hint, "see distorchctl %s --help", verb->name);
-			return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", hint,
-					  "%s has no option %s", verb->name, flag);
-		}
-		if (option->arg == NULL) {
-			continue;
-		}
-		if (letter[1] == '\0' && (option->flags & OPTION_ARG_OPTIONAL) == 0 &&
-		    ++*at == argc) {
-			return refuse_without_value(ctl, flag, option->arg);
-		}
-		return EXIT_DONE;
-	}
-	return EXIT_DONE;
-}
-
-/* Refuse what argp would refuse without JSON, and the abbreviations that it would take. */
-static int check_flags(struct ctl *ctl, const struct verb *verb, int argc, char **argv)
-{
-	int status = EXIT_DONE;
-
-	for (int i = 1; status == EXIT_DONE && i < argc && strcmp(argv[i], "--") != 0; i++) {
-		if (strncmp(argv[i], "--", 2) == 0) {
-			status = check_long(ctl, verb, argc, argv, &i);
-		} else if (argv[i][0] == '-' && argv[i][1] != '\0') {
-			status = check_short(ctl, verb, argc, argv, &i);
-		}
-	}
-	return status;
-}
+/* ---- a verb ---- */
 
 /* What fits each other only when all is read. */
 static int check_arguments(struct ctl *ctl, const struct verb *verb)
@@ -499,7 +434,7 @@ static int run_verb(struct ctl *ctl, const struct verb *verb, int argc, char **a
 	const struct argp global = {ctl_global_options, parse_global, NULL, NULL, NULL, NULL, NULL};
 	const struct argp_child children[] = {{&global, 0, NULL, 0}, {NULL, 0, NULL, 0}};
 	const struct argp parser = {verb->options, parse_verb, usage, text, children, NULL, NULL};
-	int status = check_flags(ctl, verb, argc, argv);
+	int status = flags_check(ctl, verb, argc, argv);
 
 	if (status != EXIT_DONE) {
 		return status;

@@ -17,13 +17,20 @@ enum option_number {
 	OPTION_TENSORS,
 	OPTION_CLIENTS,
 	OPTION_SAVE,
+	OPTION_OFF,
 	OPTION_FIRST_TEXT = 0x200,
 	OPTION_TO = OPTION_FIRST_TEXT,
 	OPTION_COMPUTE,
 	OPTION_FORMAT,
+	OPTION_BACKING,
 	OPTION_DEVICE,
 	OPTION_UNDER,
 	OPTION_TYPE,
+	OPTION_DEVICES,
+	OPTION_VIRTUAL_VRAM,
+	OPTION_DONORS,
+	OPTION_STRATEGY,
+	OPTION_GRANULARITY,
 	OPTION_FIRST_OTHER = 0x300,
 	OPTION_FOR,
 	OPTION_IDLE,
@@ -45,6 +52,9 @@ enum option_number {
 
 /* The options of every verb, and those that argp adds; both end like every list of options. */
 extern const struct argp_option ctl_global_options[], ctl_built_in_options[];
+/* Refuse what argp would refuse without JSON, and the abbreviations that it would take. Returns an
+ * exit status. */
+int flags_check(struct ctl *ctl, const struct verb *verb, int argc, char **argv);
 bool option_is_end(const struct argp_option *option);
 
 #endif

@@ -1,20 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tables, JSON and words. See render.h. */
+/* Tables and JSON. See render.h. */
 #include "render.h"
-
-#include "base/text.h"
-#include "base/units.h"
 
 #include <inttypes.h>
 #include <libsmartcols/libsmartcols.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <time.h>
-#include <unistd.h>
-#include <wchar.h>
 
 #define NARROW_COLUMNS 60 /* below, tables show less */
 #define LEAST_CUT      8  /* columns of text that cutting leaves */
@@ -101,61 +93,17 @@ static void print_csv(const struct sheet *sheet)
 	}
 }
 
-/* The character at 'text': its bytes, and the columns it takes. Never 0 bytes. */
-static size_t read_character(const char *text, size_t *ret_columns)
-{
-	mbstate_t state = {0};
-	wchar_t character = 0;
-	size_t size = mbrtowc(&character, text, strlen(text), &state);
-	int columns = 1;
-
-	if (size == 0 || size > strlen(text)) { /* not of this locale */
-		size = 1;
-	} else {
-		columns = wcwidth(character);
-	}
-	*ret_columns = columns < 0 ? 1 : (size_t)columns;
-	return size;
-}
-
-static size_t columns_of(const char *text)
-{
-	size_t sum = 0;
-
-	while (*text != '\0') {
-		size_t columns;
-
-		text += read_character(text, &columns);
-		sum += columns;
-	}
-	return sum;
-}
-
-/* Shorten '*text' to so many columns, the last of them "…". */
 static void cut_text(char **text, size_t room)
 {
-	size_t used = 0;
-	size_t at = 0;
+	size_t size = strlen(*text) + sizeof "…";
 	char *cut;
 
-	if (columns_of(*text) <= room) {
-		return;
+	if (text_columns(*text) > room) {
+		cut = must(malloc(size));
+		(void)text_fit(*text, room, cut, size);
+		free(*text);
+		*text = cut;
 	}
-	while (true) {
-		size_t columns;
-		size_t size = read_character(*text + at, &columns);
-
-		if (used + columns + 1 > room) {
-			break;
-		}
-		used += columns;
-		at += size;
-	}
-	cut = must(malloc(at + sizeof "…"));
-	memcpy(cut, *text, at);
-	memcpy(cut + at, "…", sizeof "…");
-	free(*text);
-	*text = cut;
 }
 
 static size_t column_width(const struct sheet *sheet, size_t column)
@@ -163,7 +111,7 @@ static size_t column_width(const struct sheet *sheet, size_t column)
 	size_t width = strlen(sheet->columns[column].title);
 
 	for (size_t i = 0; i < sheet->n_rows; i++) {
-		size_t columns = columns_of(sheet->rows[i][column]);
+		size_t columns = text_columns(sheet->rows[i][column]);
 
 		width = columns > width ? columns : width;
 	}
@@ -386,6 +334,7 @@ cJSON *json_of_model(cJSON *object, const struct distorch_model *model)
 	json_add_number(object, "tensors", model->tensors);
 	json_add_number(object, "blocks", model->blocks);
 	json_add_text(object, "format", model->format);
+	json_add_text(object, "allocation", model->allocation);
 	add_holders(object, "users", model->users, model->n_users);
 	return object;
 }
@@ -428,6 +377,16 @@ cJSON *json_of_device(cJSON *object, const struct distorch_device *device)
 	json_add_number(object, "reserved", device->reserved);
 	json_add_number(object, "free", device->free);
 	json_add_number(object, "models", device->models);
+	json_add_bool(object, "draining", device->draining);
+	json_add_text(object, "product", device->product);
+	json_add_text(object, "pci", device->pci);
+	json_add_number(object, "foreign", device->foreign);
+	json_add_number(object, "dropping", device->dropping);
+	json_add_number(object, "temperature", device->temperature);
+	json_add_number(object, "last_xid", device->last_xid);
+	json_add_text(object, "text", device->text);
+	json_add_number(object, "link", device->link);
+	json_add_number(object, "pid", device->pid);
 	return object;
 }
 
@@ -438,6 +397,9 @@ int json_print_devices(struct ctl *ctl, const struct distorch_devices *devices)
 
 	for (size_t i = 0; i < devices->n_devices; i++) {
 		(void)json_of_device(json_add_item(array), devices->devices[i]);
+	}
+	if (devices->notice != NULL) {
+		json_add_text(object, "notice", devices->notice);
 	}
 	return json_print(ctl, object);
 }
@@ -490,172 +452,4 @@ cJSON *json_of_error(cJSON *object, const struct distorch_error *error)
 		}
 	}
 	return object;
-}
-
-/* ---- words ---- */
-
-void text_append(char *buffer, size_t buffer_size, size_t *used, const char *format, ...)
-{
-	va_list arguments;
-	int size;
-
-	va_start(arguments, format);
-	size = vsnprintf(buffer + *used, buffer_size - *used, format, arguments);
-	va_end(arguments);
-	if (size > 0) {
-		*used += (size_t)size < buffer_size - *used ? (size_t)size
-							    : buffer_size - *used - 1;
-	}
-}
-
-const char *size_text(const struct ctl *ctl, uint64_t bytes, char buffer[24])
-{
-	return ctl->arguments.is_si ? units_format_size_si(bytes, buffer, 24)
-				    : units_format_size(bytes, buffer, 24);
-}
-
-const char *ms_text(uint64_t ms, char buffer[32])
-{
-	return units_format_duration(ms > UINT64_MAX / 1000000U ? UNITS_FOREVER : ms * 1000000U,
-				     buffer, 32);
-}
-
-const char *ago_text(uint64_t ms, char buffer[32])
-{
-	char text[32];
-
-	if (ms < 1000) {
-		(void)snprintf(buffer, 32, "now");
-	} else {
-		(void)snprintf(buffer, 32, "%.26s ago", ms_text(ms / 1000 * 1000, text));
-	}
-	return buffer;
-}
-
-const char *size_cell(const struct ctl *ctl, uint64_t bytes, char buffer[24])
-{
-	if (ctl->arguments.output != OUTPUT_CSV) {
-		return size_text(ctl, bytes, buffer);
-	}
-	(void)snprintf(buffer, 24, "%" PRIu64, bytes);
-	return buffer;
-}
-
-const char *ago_cell(const struct ctl *ctl, uint64_t ms, char buffer[32])
-{
-	if (ctl->arguments.output != OUTPUT_CSV) {
-		return ago_text(ms, buffer);
-	}
-	(void)snprintf(buffer, 32, "%" PRIu64, ms / 1000);
-	return buffer;
-}
-
-const char *time_text(uint64_t time_ms, bool has_date, char buffer[40])
-{
-	time_t seconds = (time_t)(time_ms / 1000);
-	struct tm local;
-
-	if (localtime_r(&seconds, &local) == NULL ||
-	    strftime(buffer, 40, has_date ? "%Y-%m-%d %H:%M:%S" : "%H:%M:%S", &local) == 0) {
-		(void)snprintf(buffer, 40, "?");
-	}
-	return buffer;
-}
-
-const char *safe_text(const char *text, char *buffer, size_t buffer_size)
-{
-	return text_escape(text == NULL ? "-" : text, buffer, buffer_size);
-}
-
-const char *device_text(const char *device)
-{
-	return device != NULL && strcmp(device, "cpu") == 0 ? "ram" : device;
-}
-
-const char *where_text(const struct distorch_model *model, char *buffer, size_t buffer_size)
-{
-	uint64_t total = 0;
-	size_t used = 0;
-
-	for (size_t i = 0; i < model->n_where; i++) {
-		total += model->where[i]->bytes;
-	}
-	text_append(buffer, buffer_size, &used, model->n_where == 0 ? "-" : "");
-	for (size_t i = 0; i < model->n_where; i++) {
-		const struct distorch_place *place = model->where[i];
-
-		text_append(buffer, buffer_size, &used, "%s%s", i == 0 ? "" : " + ",
-			    device_text(place->device));
-		if (model->n_where > 1) {
-			text_append(buffer, buffer_size, &used, " %u%%",
-				    (unsigned)(place->bytes / (total / 100 + 1)));
-		}
-	}
-	return buffer;
-}
-
-const char *stays_text(const struct distorch_model *model, char *buffer, size_t buffer_size)
-{
-	char left[32];
-	size_t used = 0;
-
-	if (model->n_stays == 0) {
-		text_append(buffer, buffer_size, &used, "%s",
-			    model->n_where > 0 ? "until needed" : "-");
-	}
-	for (size_t i = 0; i < model->n_stays; i++) {
-		const char *word = model->stays[i];
-
-		if (strcmp(word, "in-use") == 0) {
-			word = "in use";
-		} else if (strcmp(word, "ttl") == 0) {
-			word = ms_text(model->ttl_left_ms, left);
-		}
-		text_append(buffer, buffer_size, &used, "%s%s", i == 0 ? "" : " · ", word);
-	}
-	return buffer;
-}
-
-const char *users_text(const struct distorch_model *model, char *buffer, size_t buffer_size)
-{
-	char more[24] = "";
-
-	if (model->n_users == 0) {
-		(void)snprintf(buffer, buffer_size, "%s", model->leases > 0 ? "others" : "-");
-		return buffer;
-	}
-	if (model->n_users > 1) {
-		(void)snprintf(more, sizeof more, " +%zu", model->n_users - 1);
-	}
-	(void)snprintf(buffer, buffer_size, "%s/%u%s", model->users[0]->comm, model->users[0]->pid,
-		       more);
-	return buffer;
-}
-
-const char *bar_text(uint64_t part, uint64_t whole, unsigned width, char *buffer,
-		     size_t buffer_size)
-{
-	unsigned n_full = whole == 0 ? 0 : (unsigned)((double)part / (double)whole * width + 0.5);
-	size_t used = 0;
-
-	for (unsigned i = 0; i < width && used + 4 < buffer_size; i++) {
-		memcpy(buffer + used, i < n_full ? "█" : "░", 3);
-		used += 3;
-	}
-	buffer[used] = '\0';
-	return buffer;
-}
-
-unsigned terminal_width(void)
-{
-	struct winsize size;
-	const char *columns = getenv("COLUMNS");
-
-	if (columns != NULL && strtoul(columns, NULL, 10) > 0) {
-		return (unsigned)strtoul(columns, NULL, 10);
-	}
-	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) {
-		return size.ws_col;
-	}
-	return 80;
 }

@@ -13,7 +13,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define RENDER_MAX_COLUMNS 12
+/* What status and doctor say of a daemon that goes on without. */
+#define CONFIG_FAULT_TEXT "the configuration is broken, and an earlier one is used"
+#define CONFIG_FAULT_FIX  "mend it (distorchctl config check), then: distorchctl reload"
+#define STATE_FAULT_TEXT  "what is said to the daemon is not saved"
+#define STATE_FAULT_FIX \
+	"mend that folder (it is tried again by itself), or start it with another: --state-dir DIR"
 
 struct column {
 	const char *title;
@@ -69,9 +74,13 @@ const char *ago_cell(const struct ctl *ctl, uint64_t ms, char buffer[32]);
 const char *time_text(uint64_t time_ms, bool has_date, char buffer[40]);
 const char *safe_text(const char *text, char *buffer, size_t buffer_size);
 const char *device_text(const char *device); /* "ram" for cpu: people's word */
+/* "cuda:0 (RTX 4090, PCI 01:00)", as far as it is known. Not yet harmless. */
+const char *device_label(const struct distorch_device *device, char *buffer, size_t buffer_size);
 
 /* "ram", "cuda:0 62% + ram 38%" */
 const char *where_text(const struct distorch_model *model, char *buffer, size_t buffer_size);
+/* The same, or how far it is loaded, or its state where it is nowhere. */
+const char *where_now_text(const struct distorch_model *model, char *buffer, size_t buffer_size);
 /* "in use · pinned · kept · 48m · until needed" */
 const char *stays_text(const struct distorch_model *model, char *buffer, size_t buffer_size);
 /* "ComfyUI/812" */
@@ -82,6 +91,10 @@ const char *bar_text(uint64_t part, uint64_t whole, unsigned width, char *buffer
 		     size_t buffer_size);
 
 unsigned terminal_width(void);
+
+/* How many columns it takes, and it cut to so many, the last of them "…". Returns 'buffer'. */
+size_t text_columns(const char *text);
+const char *text_fit(const char *text, size_t room, char *buffer, size_t buffer_size);
 
 /* Write behind what is in the buffer, cut where it ends; '*used' grows. */
 void text_append(char *buffer, size_t buffer_size, size_t *used, const char *format, ...)

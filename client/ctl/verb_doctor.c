@@ -85,7 +85,8 @@ static bool check_daemon(struct report *report)
 	}
 	(void)clock_gettime(CLOCK_MONOTONIC, &begun); /* cannot fail */
 	if (distorch_ping(ctl->c) < 0 || distorch_server(ctl->c, &server) < 0) {
-		tell(report, false, distorch_error(ctl->c)->message, "look at the daemon's log");
+		tell(report, false, distorch_error(ctl->c)->message,
+		     "look into the log: distorchctl logs");
 		return false;
 	}
 	(void)clock_gettime(CLOCK_MONOTONIC, &ended);
@@ -105,7 +106,17 @@ static bool check_daemon(struct report *report)
 	return true;
 }
 
-static void check_memory(struct report *report)
+static void tell_fault(struct report *report, const char *what, const char *fault, const char *fix)
+{
+	char text[700];
+
+	if (fault != NULL) {
+		(void)snprintf(text, sizeof text, "%s: %.600s", what, fault);
+		tell(report, false, text, fix);
+	}
+}
+
+static void check_status(struct report *report)
 {
 	struct distorch_status *status = NULL;
 	char budget[24];
@@ -114,25 +125,44 @@ static void check_memory(struct report *report)
 
 	if (distorch_status(report->ctl->c, &status) < 0) {
 		tell(report, false, distorch_error(report->ctl->c)->message,
-		     "look at the daemon's log");
+		     "look into the log: distorchctl logs");
 		return;
 	}
 	for (size_t i = 0; i < status->n_devices; i++) {
 		const struct distorch_device *device = status->devices[i];
-		bool is_good = device->budget <= device->total - device->total / 10;
+		bool is_good = device->budget <= device->total - device->total / 10 || i > 0;
 
+		if (strcmp(device->state, "ok") != 0) {
+			(void)snprintf(text, sizeof text, "%.32s is %.16s: %.180s",
+				       device_text(device->name), device->state,
+				       device->text == NULL ? "nothing more is known"
+							    : device->text);
+			tell(report, false, text, "look into the log: distorchctl logs");
+			continue;
+		}
 		(void)snprintf(text, sizeof text, "%.32s budget %s of %s",
 			       device_text(device->name),
 			       size_text(report->ctl, device->budget, budget),
 			       size_text(report->ctl, device->total, total));
 		tell(report, is_good, text,
 		     "leave a tenth to the rest of the machine: memory.ram in distorchd.conf");
+		if (device->draining) {
+			(void)snprintf(text, sizeof text, "%.32s takes no new loads: it is drained",
+				       device_text(device->name));
+			tell(report, false, text, "distorchctl drain --off");
+		}
+	}
+	if (status->no_cards != NULL) {
+		(void)snprintf(text, sizeof text, "no GPU is used: %.200s", status->no_cards);
+		tell(report, true, text, NULL);
 	}
 	tell(report, true,
 	     status->survives_restart
 		     ? "models outlive the daemon"
 		     : "models do not outlive the daemon; by distorchd-hold or as a service they do",
 	     NULL);
+	tell_fault(report, CONFIG_FAULT_TEXT, status->config_fault, CONFIG_FAULT_FIX);
+	tell_fault(report, STATE_FAULT_TEXT, status->state_fault, STATE_FAULT_FIX);
 	distorch_status_free(status);
 }
 
@@ -168,6 +198,36 @@ static void check_pages(struct report *report)
 	distorch_models_free(models);
 }
 
+/* What was to be loaded at the start and is not. Only administrators may ask. */
+static void check_warm(struct report *report)
+{
+	struct distorch_warm *warm = NULL;
+	size_t n_failed = 0;
+	char text[700];
+
+	if (distorch_warm(report->ctl->c, DISTORCH_WARM_LOOK, NULL, &warm) < 0) {
+		return;
+	}
+	for (size_t i = 0; i < warm->n_entries; i++) {
+		const struct distorch_warm_entry *entry = warm->entries[i];
+
+		if (entry->text == NULL) {
+			continue;
+		}
+		n_failed++;
+		(void)snprintf(text, sizeof text, "of the warm list %.160s is not loaded: %.500s",
+			       entry->path, entry->text);
+		tell(report, false, text,
+		     "mend it, then distorchctl reload; or take it off: distorchctl warm rm FILE");
+	}
+	if (warm->n_entries > 0 && n_failed == 0) {
+		(void)snprintf(text, sizeof text, "%zu model%s of the warm list", warm->n_entries,
+			       warm->n_entries == 1 ? "" : "s");
+		tell(report, true, text, NULL);
+	}
+	distorch_warm_free(warm);
+}
+
 static void check_limits(struct report *report)
 {
 	struct rlimit files;
@@ -194,8 +254,9 @@ static int run(struct ctl *ctl)
 		(void)snprintf(path, sizeof path, "?");
 	}
 	if (check_socket(&report, path) && check_daemon(&report)) {
-		check_memory(&report);
+		check_status(&report);
 		check_pages(&report);
+		check_warm(&report);
 	}
 	check_limits(&report);
 	if (object != NULL) {

@@ -14,6 +14,7 @@ static void print_record(const struct ctl *ctl, const struct distorch_record *re
 	char time[40];
 	char name[256];
 	char why[512];
+	char device[80];
 	char size[24];
 	char duration[32];
 
@@ -22,6 +23,10 @@ static void print_record(const struct ctl *ctl, const struct distorch_record *re
 			       sizeof name));
 	if (record->bytes != DISTORCH_ABSENT) {
 		(void)printf("  %s", size_text(ctl, record->bytes, size));
+	}
+	if (record->device != NULL && strcmp(record->device, "cpu") != 0) {
+		(void)printf("  %s %s", strcmp(record->type, "evicted") == 0 ? "from" : "on",
+			     safe_text(record->device, device, sizeof device));
 	}
 	if (record->duration_ms != DISTORCH_ABSENT) {
 		(void)printf("  in %s", ms_text(record->duration_ms, duration));
@@ -57,6 +62,19 @@ static int print_records(struct ctl *ctl, const struct distorch_records *records
 	return EXIT_DONE;
 }
 
+/* What is to be said of it now: with which devices it comes back, say. */
+static void print_notice(const struct ctl *ctl)
+{
+	struct distorch_detail *detail = NULL;
+	char notice[512];
+
+	if (distorch_show(ctl->c, ctl->arguments.words[0], &detail, NULL) == 0 &&
+	    detail->notice != NULL) {
+		(void)printf("now: %s\n", safe_text(detail->notice, notice, sizeof notice));
+	}
+	distorch_detail_free(detail);
+}
+
 static int run_why(struct ctl *ctl)
 {
 	const struct distorch_history_filter filter = {.size = sizeof filter,
@@ -72,6 +90,9 @@ static int run_why(struct ctl *ctl)
 	}
 	status = print_records(ctl, records);
 	distorch_records_free(records);
+	if (!is_json(ctl)) {
+		print_notice(ctl);
+	}
 	return status;
 }
 
@@ -171,7 +192,8 @@ const struct verb verb_why = {
 	.name = "why",
 	.group = VERB_MORE,
 	.usage = "MODEL",
-	.summary = "Why a model is where it is: its loads, evictions and refusals, and for whom.",
+	.summary =
+		"Why a model is where it is: its loads, moves, evictions and refusals, and for whom.",
 	.text = "Example:\n  distorchctl why flux1-dev.safetensors",
 	.options = no_options,
 	.min_words = 1,
@@ -183,8 +205,8 @@ const struct verb verb_why = {
 static const struct argp_option events_options[] = {
 	{"since", OPTION_SINCE, "TIME", 0, "What happened in this last time, then end", 0},
 	{"type", OPTION_TYPE, "TYPE,…", 0,
-	 "Only these: load, evict, unload, refused, pinned, unpinned, kept, unkept, held, freed, "
-	 "stale, quarantined",
+	 "Only these: load, evict, unload, placed, refused, pinned, unpinned, kept, unkept, held, "
+	 "freed, stale, quarantined",
 	 0},
 	OPTIONS_END,
 };

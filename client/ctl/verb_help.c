@@ -60,10 +60,7 @@ static const char *familiar_hint(const char *word)
 		{"remove", "did you mean unload? It frees memory and deletes no file"},
 		{"delete", "did you mean unload? It frees memory and deletes no file"},
 		{"free", "did you mean unload? status shows what is free"},
-		{"top", "did you mean ps --watch?"},
-		{"watch", "did you mean ps --watch?"},
-		{"log", "did you mean events --since 1h?"},
-		{"logs", "did you mean events --since 1h?"},
+		{"watch", "did you mean top, or ps --watch?"},
 		{"run", "did you mean load?"},
 		{"start", "distorchd starts the daemon"},
 	};

@@ -2,7 +2,8 @@
 /* distorchctl load: with a progress bar on a terminal; Ctrl-C cancels at the daemon. */
 #include "base/text.h"
 #include "options.h"
-#include "render.h"
+#include "placement.h"
+#include "print.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -120,6 +121,38 @@ static struct distorch_policy read_policy(const struct arguments *arguments)
 	return policy;
 }
 
+void print_evicted(struct ctl *ctl, FILE *out, const struct distorch_outcome *const *evicted,
+		   size_t n_evicted)
+{
+	char name[512];
+	char size[24];
+
+	for (size_t i = 0; i < n_evicted; i++) {
+		(void)fprintf(out, "%s%s (%s)", i == 0 ? " Evicted: " : ", ",
+			      safe_text(evicted[i]->name != NULL ? evicted[i]->name
+								 : evicted[i]->id,
+					name, sizeof name),
+			      size_text(ctl, evicted[i]->bytes, size));
+	}
+	(void)fputs(n_evicted > 0 ? "." : "", out);
+}
+
+/* What was said of it besides. */
+static void print_said(const struct arguments *arguments)
+{
+	char lapse[32];
+
+	if (!arguments->pin && !arguments->keep) {
+		return;
+	}
+	(void)printf(" %s",
+		     arguments->pin ? arguments->keep ? "Pinned and kept" : "Pinned" : "Kept");
+	if (arguments->has_for && !arguments->is_forever) {
+		(void)printf(" for %s", ms_text(arguments->for_ms, lapse));
+	}
+	(void)putchar('.');
+}
+
 /* 'path' names it where the daemon has no name for it yet. */
 static void print_loaded(struct ctl *ctl, const struct distorch_loaded *loaded, const char *path)
 {
@@ -127,30 +160,30 @@ static void print_loaded(struct ctl *ctl, const struct distorch_loaded *loaded, 
 	char name[512];
 	char size[24];
 	char duration[32];
+	char places[512];
+	char where[1024];
 
 	(void)safe_text(model->name != NULL ? model->name : base_name(path), name, sizeof name);
 	(void)size_text(ctl, model->bytes, size);
+	(void)safe_text(where_text(model, places, sizeof places), where, sizeof where);
 	if (strcmp(loaded->source, "begun") == 0) {
 		(void)printf("Loading %s (id %.6s, %s) in the background. See it: distorchctl ps\n",
 			     name, model->id, size);
 		return;
 	}
 	if (strcmp(loaded->source, "ram") == 0) {
-		(void)printf("%s (id %.6s, %s, %llu tensor%s) is in ram already.", name, model->id,
+		(void)printf("%s (id %.6s, %s, %llu tensor%s) is in %s already.", name, model->id,
 			     size, (unsigned long long)model->tensors,
-			     model->tensors == 1 ? "" : "s");
+			     model->tensors == 1 ? "" : "s", where);
 	} else {
-		(void)printf("Loaded %s (id %.6s, %s, %llu tensor%s) into ram in %s.", name,
+		(void)printf("Loaded %s (id %.6s, %s, %llu tensor%s) into %s in %s.", name,
 			     model->id, size, (unsigned long long)model->tensors,
-			     model->tensors == 1 ? "" : "s",
+			     model->tensors == 1 ? "" : "s", where,
 			     ms_text(loaded->duration_ms, duration));
 	}
-	for (size_t i = 0; i < loaded->n_evicted; i++) {
-		(void)printf("%s%s (%s)", i == 0 ? " Evicted: " : ", ",
-			     safe_text(loaded->evicted[i]->name, name, sizeof name),
-			     size_text(ctl, loaded->evicted[i]->bytes, size));
-	}
-	(void)printf("%s\n", loaded->n_evicted > 0 ? "." : "");
+	print_said(&ctl->arguments);
+	print_evicted(ctl, stdout, loaded->evicted, loaded->n_evicted);
+	(void)putchar('\n');
 	if (ctl->is_tty && !ctl->arguments.is_quiet) {
 		(void)printf("See it: distorchctl show %.4s\n", model->id);
 	}
@@ -195,14 +228,21 @@ static int add_failure(struct ctl *ctl, struct outcome *outcome, const char *pat
 	return ctl_interrupted ? EXIT_INTERRUPTED : error->exit_code;
 }
 
-static int load_one(struct ctl *ctl, const char *path, struct outcome *outcome)
+static int load_one(struct ctl *ctl, const char *path, const struct distorch_placement *placement,
+		    struct outcome *outcome)
 {
 	const struct arguments *arguments = &ctl->arguments;
 	struct watcher watcher = {.ctl = ctl, .name = base_name(path), .begun_ms = now_ms()};
 	struct distorch_load_options options = {.size = sizeof options,
 						.format = arguments->format,
-						.allocation = arguments->allocation,
-						.compute = arguments->compute,
+						.allocation = placement->allocation,
+						.compute = placement->compute,
+						.virtual_vram = placement->virtual_vram,
+						.donors = placement->donors,
+						.n_donors = placement->n_donors,
+						.strategy = placement->strategy,
+						.granularity = placement->granularity,
+						.backing = arguments->backing,
 						.policy = read_policy(arguments),
 						.no_wait = arguments->no_wait,
 						.progress = on_progress,
@@ -232,8 +272,13 @@ static int load_one(struct ctl *ctl, const char *path, struct outcome *outcome)
 
 static int run(struct ctl *ctl)
 {
-	struct outcome outcome = {.status = ctl_connect(ctl)};
+	struct placement placement;
+	struct outcome outcome = {
+		.status = placement_read(ctl, ctl->arguments.allocation, &placement)};
 
+	if (outcome.status == EXIT_DONE) {
+		outcome.status = ctl_connect(ctl);
+	}
 	if (outcome.status != EXIT_DONE) {
 		return outcome.status;
 	}
@@ -242,7 +287,7 @@ static int run(struct ctl *ctl)
 		outcome.models = json_add_array(outcome.object, "models");
 	}
 	for (size_t i = 0; i < ctl->arguments.n_words && !ctl_interrupted; i++) {
-		int status = load_one(ctl, ctl->arguments.words[i], &outcome);
+		int status = load_one(ctl, ctl->arguments.words[i], &placement.wanted, &outcome);
 
 		outcome.status = outcome.status == EXIT_DONE ? status : outcome.status;
 		if (status == EXIT_NOT_RUNNING) {
@@ -256,10 +301,20 @@ static int run(struct ctl *ctl)
 }
 
 static const struct argp_option options[] = {
-	{"to", OPTION_TO, "ALLOCATION", 0, "Where its blocks go; this version: ram", 0},
-	{"compute", OPTION_COMPUTE, "DEVICE", 0, "Device that computes; this version: cpu", 0},
+	{"to", OPTION_TO, "ALLOCATION", 0,
+	 "Where its blocks go (ram): 'cuda:0,6gb;cpu,*', cuda:1, auto; see plan --help", 0},
+	{"compute", OPTION_COMPUTE, "DEVICE", 0, "Device that computes", 0},
+	{"virtual-vram", OPTION_VIRTUAL_VRAM, "SIZE", 0,
+	 "So much of it lives off the compute device, on the donors; a number alone is GiB", 0},
+	{"donors", OPTION_DONORS, "LIST", 0, "Who takes that, in order (ram)", 0},
+	{"strategy", OPTION_STRATEGY, "STRATEGY", 0, "contiguous or spread", 0},
+	{"granularity", OPTION_GRANULARITY, "UNIT", 0, "block (usual) or tensor", 0},
 	{"format", OPTION_FORMAT, "FORMAT", 0,
 	 "auto (by content), safetensors, gguf; raw: any file as one tensor \"data\" of bytes", 0},
+	{"backing", OPTION_BACKING, "KIND", 0,
+	 "image: a copy that nobody can change or reclaim; file: its own page cache; auto: the "
+	 "file while it is warm and nothing is to stay, else an image",
+	 0},
 	{"pin", OPTION_PIN, NULL, 0, "Never evict it", 0},
 	{"keep", OPTION_KEEP, NULL, 0, "Let it survive a selective unload", 0},
 	{"for", OPTION_FOR, "TIME", 0,
@@ -281,9 +336,13 @@ const struct verb verb_load = {
 		"  distorchctl load model.safetensors\n"
 		"  distorchctl load --keep vae.safetensors clip.safetensors\n"
 		"  distorchctl load llama-8b.Q4_K_M.gguf\n"
+		"  distorchctl load model.safetensors.index.json\n"
 		"  distorchctl load --pin --priority 10 flux1-dev.safetensors\n"
 		"  distorchctl load --for 2h --no-wait sdxl.safetensors\n"
-		"  distorchctl load --pin --for 2h sdxl.safetensors\n\n"
+		"  distorchctl load --pin --for 2h sdxl.safetensors\n"
+		"  distorchctl load --to 'cuda:0,6gb;cpu,*' flux1-dev.safetensors\n\n"
+		"A model of several files is named by its index, or by one of them (also of a "
+		"GGUF file in parts): all of them are loaded, as one model.\n"
 		"A file that fails does not stop the others; the exit status is that of the first "
 		"failure.\n"
 		"Exit status: 0 done, 6 not enough memory, 7 bad or unsupported file, 130 "

@@ -3,7 +3,7 @@
 #include "base/err.h"
 #include "base/units.h"
 #include "options.h"
-#include "render.h"
+#include "print.h"
 
 #include <fnmatch.h>
 #include <stdio.h>
@@ -38,16 +38,7 @@ static void add_row(const struct ctl *ctl, struct sheet *sheet, const struct dis
 
 	(void)snprintf(id, sizeof id, "%.*s", ctl->arguments.output == OUTPUT_CSV ? 32 : 6,
 		       model->id);
-	(void)where_text(model, where, sizeof where);
-	if (strcmp(model->state, "loading") == 0) {
-		(void)snprintf(where, sizeof where, "loading %u%%",
-			       model->progress_bytes == DISTORCH_ABSENT || model->bytes == 0
-				       ? 0U
-				       : (unsigned)(model->progress_bytes /
-						    (model->bytes / 100 + 1)));
-	} else if (model->n_where == 0) {
-		(void)snprintf(where, sizeof where, "%.32s", model->state);
-	}
+	(void)where_now_text(model, where, sizeof where);
 	(void)snprintf(uid, sizeof uid, "%u", model->uid);
 	(void)snprintf(tensors, sizeof tensors, "%llu", (unsigned long long)model->tensors);
 	cells[0] = model->name != NULL ? model->name : "(another user's)";
@@ -87,7 +78,7 @@ static void print_none(const struct ctl *ctl)
 	}
 }
 
-static int print_models(struct ctl *ctl, const struct distorch_models *models)
+int print_models(struct ctl *ctl, const struct distorch_models *models)
 {
 	struct sheet sheet;
 	size_t n_shown = 0;

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define HUGE_BYTES ((uint64_t)2 << 20)
+
 static void shape_text(const struct distorch_tensor *tensor, char *buffer, size_t buffer_size)
 {
 	size_t used = 0;
@@ -94,6 +96,13 @@ static int print_json(struct ctl *ctl, const struct distorch_detail *detail,
 		(void)cJSON_AddNumberToObject(wish, "priority",
 					      (double)detail->wishes[i]->priority);
 	}
+	array = json_add_array(object, "files");
+	for (size_t i = 0; i < detail->n_shards; i++) {
+		cJSON *file = json_add_item(array);
+
+		json_add_text(file, "name", detail->shards[i]->name);
+		json_add_number(file, "bytes", detail->shards[i]->bytes);
+	}
 	if (table != NULL) {
 		add_tensors(object, table);
 	}
@@ -107,15 +116,35 @@ static void print_image(struct ctl *ctl, const struct distorch_detail *detail)
 	char text[512];
 	char duration[32];
 
-	if (detail->page_size != DISTORCH_ABSENT) {
-		(void)printf("image      pages of %s, %s of it in pages of 2.0M\n",
-			     size_text(ctl, detail->page_size, page),
-			     size_text(ctl, detail->huge_bytes, huge));
+	if (detail->backing != NULL && strcmp(detail->backing, "file") == 0) {
+		(void)printf("backing    its file's page cache: changes of the file are not kept "
+			     "out\n"
+			     "loaded     from %s in %s\n",
+			     detail->loaded_from, ms_text(detail->load_ms, duration));
+	} else if (detail->page_size != DISTORCH_ABSENT) {
+		(void)printf("image      in pages of %s", size_text(ctl, detail->page_size, page));
+		if (detail->page_size < HUGE_BYTES) {
+			(void)printf(", %s of it in pages of 2.0M",
+				     size_text(ctl, detail->huge_bytes, huge));
+		}
+		(void)putchar('\n');
 		(void)printf("loaded     from %s in %s, XXH3 %s\n", detail->loaded_from,
 			     ms_text(detail->load_ms, duration), detail->checksum);
 	}
 	if (detail->notice != NULL) {
 		(void)printf("notice     %s\n", safe_text(detail->notice, text, sizeof text));
+	}
+}
+
+static void print_files(struct ctl *ctl, const struct distorch_detail *detail)
+{
+	char size[24];
+	char text[512];
+
+	for (size_t i = 0; i < detail->n_shards; i++) {
+		(void)printf("file       %s, %s\n",
+			     safe_text(detail->shards[i]->name, text, sizeof text),
+			     size_text(ctl, detail->shards[i]->bytes, size));
 	}
 }
 
@@ -143,7 +172,10 @@ static void print_people(struct ctl *ctl, const struct distorch_detail *detail)
 		if (has_ttl) {
 			(void)printf(" for %s without use", ms_text(wish->ttl_ms, ttl));
 		}
-		(void)printf(" priority %lld\n", (long long)wish->priority);
+		if (wish->priority != 0) {
+			(void)printf(" priority %lld", (long long)wish->priority);
+		}
+		(void)putchar('\n');
 	}
 }
 
@@ -168,6 +200,7 @@ static int print_text(struct ctl *ctl, const struct distorch_detail *detail,
 	(void)printf("where      %s\n", where_text(model, text, sizeof text));
 	(void)printf("stays      %s\n", stays_text(model, text, sizeof text));
 	print_image(ctl, detail);
+	print_files(ctl, detail);
 	print_people(ctl, detail);
 	return table == NULL ? EXIT_DONE : print_tensors(ctl, table);
 }

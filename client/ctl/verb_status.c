@@ -1,37 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* distorchctl status, devices, ping, version, shutdown: the daemon at a glance. */
+/* distorchctl status, ping, version, shutdown: the daemon at a glance. */
 #include "options.h"
-#include "render.h"
+#include "print.h"
 
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 
-#define BAR_WIDTH 18
-#define DAY_MS    86400000U
+#define DAY_MS 86400000U
 
 static const struct argp_option no_options[] = {OPTIONS_END};
-
-static void print_device(struct ctl *ctl, const struct distorch_device *device, uint64_t pinned)
-{
-	char bar[BAR_WIDTH * 3 + 8];
-	char used[24];
-	char budget[24];
-	char held[24];
-
-	(void)printf("  %-7s %s  %s of %s   %llu model%s",
-		     strcmp(device->name, "cpu") == 0 ? "RAM" : device->name,
-		     bar_text(device->used, device->budget, BAR_WIDTH, bar, sizeof bar),
-		     size_text(ctl, device->used, used), size_text(ctl, device->budget, budget),
-		     (unsigned long long)device->models, device->models == 1 ? "" : "s");
-	if (pinned > 0) {
-		(void)printf(" (%llu pinned)", (unsigned long long)pinned);
-	}
-	if (device->held > 0) {
-		(void)printf("   %s still mapped by clients", size_text(ctl, device->held, held));
-	}
-	(void)printf("%s\n", strcmp(device->state, "ok") == 0 ? "" : device->state);
-}
 
 static void print_records(const struct distorch_record *const *records, size_t n_records)
 {
@@ -47,6 +25,17 @@ static void print_records(const struct distorch_record *const *records, size_t n
 			     record->type, safe_text(record->name, name, sizeof name),
 			     record->why != NULL ? ": " : "",
 			     record->why != NULL ? safe_text(record->why, why, sizeof why) : "");
+	}
+}
+
+/* What somebody has to do something about. */
+static void print_fault(const char *what, const char *fault, const char *fix)
+{
+	char safe[600];
+
+	if (fault != NULL) {
+		(void)printf("! %s: %s\n  fix: %s\n", what, safe_text(fault, safe, sizeof safe),
+			     fix);
 	}
 }
 
@@ -66,9 +55,9 @@ static int print_status(struct ctl *ctl, const struct distorch_status *status)
 		     safe_text(server->socket_path, path, sizeof path),
 		     status->survives_restart ? "yes" : "no");
 	distorch_server_free(server);
-	for (size_t i = 0; i < status->n_devices; i++) {
-		print_device(ctl, status->devices[i], i == 0 ? status->pinned : 0);
-	}
+	print_fault(CONFIG_FAULT_TEXT, status->config_fault, CONFIG_FAULT_FIX);
+	print_fault(STATE_FAULT_TEXT, status->state_fault, STATE_FAULT_FIX);
+	print_devices(ctl, status->devices, status->n_devices, status->pinned);
 	(void)printf("  Clients %llu", (unsigned long long)status->clients);
 	if (n_asked > 0) {
 		(void)printf("    hits %llu%%    not read again from disk: %s",
@@ -110,6 +99,9 @@ static int print_status_json(struct ctl *ctl, const struct distorch_status *stat
 	for (size_t i = 0; i < status->n_last; i++) {
 		(void)json_of_record(json_add_item(array), status->last[i]);
 	}
+	json_add_text(object, "config_fault", status->config_fault);
+	json_add_text(object, "state_fault", status->state_fault);
+	json_add_text(object, "no_cards", status->no_cards);
 	return json_print(ctl, object);
 }
 
@@ -137,38 +129,6 @@ const struct verb verb_status = {
 	.text = "Exit status: 3 when the daemon is not running.",
 	.options = no_options,
 	.run = run_status,
-};
-
-static int run_devices(struct ctl *ctl)
-{
-	struct distorch_devices *devices = NULL;
-	int status = ctl_connect(ctl);
-
-	if (status != EXIT_DONE) {
-		return status;
-	}
-	if (distorch_devices(ctl->c, &devices) < 0) {
-		return ctl_fail(ctl);
-	}
-	if (is_json(ctl)) {
-		status = json_print_devices(ctl, devices);
-	} else {
-		for (size_t i = 0; i < devices->n_devices; i++) {
-			print_device(ctl, devices->devices[i], 0);
-		}
-	}
-	distorch_devices_free(devices);
-	return status;
-}
-
-const struct verb verb_devices = {
-	.name = "devices",
-	.group = VERB_MORE,
-	.usage = "",
-	.summary = "Memory that can hold models, and its account.",
-	.text = "This version knows RAM only.",
-	.options = no_options,
-	.run = run_devices,
 };
 
 static int run_ping(struct ctl *ctl)

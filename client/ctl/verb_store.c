@@ -113,8 +113,9 @@ const struct verb verb_store = {
 	.group = VERB_OPERATOR,
 	.usage = "",
 	.summary = "What is kept for the daemon's next life by whoever restarts it.",
-	.text = "Each model has a table, an image and its source file; \"kept\" is what whoever "
-		"keeps it\n(distorchd-hold, systemd) has confirmed. Needs an administrator.",
+	.text = "Each model has a table, an image and its source file, or how it lies over devices "
+		"(placement)\ninstead of an image; \"kept\" is what whoever keeps it (distorchd-hold, "
+		"systemd) has\nconfirmed. Needs an administrator.",
 	.options = no_options,
 	.has_csv = true,
 	.run = run_store,

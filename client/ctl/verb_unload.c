@@ -80,7 +80,8 @@ static int run(struct ctl *ctl)
 					 .all = arguments->all,
 					 .mode = arguments->force    ? "force"
 						 : arguments->recall ? "recall"
-								     : NULL};
+								     : NULL,
+					 .recall_ms = arguments->recall_ms};
 	struct distorch_report *answer = NULL;
 	int status;
 
@@ -110,8 +111,10 @@ static const struct argp_option options[] = {
 	{"device", OPTION_DEVICE, "DEVICE", 0, "Only models with bytes there", 0},
 	{"idle", OPTION_IDLE, "TIME", 0, "Only models not used for this long", 0},
 	{"under", OPTION_UNDER, "DIR", 0, "Only models whose file lies below this folder", 0},
-	{"recall", OPTION_RECALL, "TIME", 0, "Ask those who use it first (a later version)", 0},
-	{"force", OPTION_FORCE, NULL, 0, "Do not wait for those who use it (a later version)", 0},
+	{"recall", OPTION_RECALL, "TIME", 0,
+	 "Ask those who use it to let it go, and wait so long for them", 0},
+	{"force", OPTION_FORCE, NULL, 0,
+	 "Refused: memory that somebody maps cannot be taken away; see --recall", 0},
 	OPTIONS_END,
 };
 
@@ -126,7 +129,9 @@ const struct verb verb_unload = {
 	.text = "Examples:\n"
 		"  distorchctl unload flux1-dev.safetensors\n"
 		"  distorchctl unload --not-kept          everything but the kept and the pinned\n"
-		"  distorchctl unload --idle 30m\n\n"
+		"  distorchctl unload --idle 30m\n"
+		"  distorchctl unload --device cuda:0     what has bytes there\n"
+		"  distorchctl unload --recall 5s flux1-dev\n\n"
 		"A model named outright loses your own pin and keep. A model that somebody uses is "
 		"reported as held and goes when its last user is done.",
 	.options = options,

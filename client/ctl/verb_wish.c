@@ -10,6 +10,7 @@ static int set_one(struct ctl *ctl, const char *name, const struct distorch_poli
 {
 	struct distorch_model *model = NULL;
 	char text[512];
+	char lapse[32];
 
 	if (distorch_set(ctl->c, name, policy, NULL, &model) < 0) {
 		return ctl_fail(ctl);
@@ -17,8 +18,10 @@ static int set_one(struct ctl *ctl, const char *name, const struct distorch_poli
 	if (array != NULL) {
 		(void)json_of_model(json_add_item(array), model);
 	} else if (!ctl->arguments.is_quiet) {
-		(void)printf("%s %s (id %.6s)%s\n", done, safe_text(model->name, text, sizeof text),
-			     model->id,
+		(void)printf("%s %s (id %.6s)%s%s%s\n", done,
+			     safe_text(model->name, text, sizeof text), model->id,
+			     policy->for_ms != 0 ? " for " : "",
+			     policy->for_ms != 0 ? ms_text(policy->for_ms, lapse) : "",
 			     model->n_where == 0 && (policy->pin || policy->keep)
 				     ? "; it is not in memory, so this is a wish for when it is"
 				     : "");

@@ -141,6 +141,12 @@ struct distorch_options {
 	const char *client;  /* "name/version" of the program; NULL: the library's */
 	const char *label;   /* how listings call this client; NULL: its command */
 	uint32_t timeout_ms; /* longest wait for an answer; 0: 30,000 */
+	/* UUIDs of the devices that this process sees, in the order in which it counts them, at most
+	 * 64: then cuda:0 in what it asks for is the first card of these, and others of its sort
+	 * (cards, simulated ones) cannot be meant. None: as the daemon counts, which is by bus.
+	 * Answers name devices as the daemon does; struct distorch_device has the UUID of each. */
+	const char *const *device_uuids;
+	size_t n_device_uuids;
 };
 
 /* Who answered the hello. */
@@ -198,7 +204,7 @@ DISTORCH_PUBLIC int distorch_cancel(struct distorch *c, uint64_t tag);
 struct distorch_place {
 	const char *device; /* "cpu", "cuda:0", "sim:0" */
 	uint64_t bytes;
-	const char *backing; /* "image", "file" or "device" */
+	const char *backing; /* "image", "file" (its own page cache) or "device" */
 };
 
 /* One model as listings show it. */
@@ -227,6 +233,7 @@ struct distorch_model {
 	const char *format;
 	size_t n_users;
 	const struct distorch_holder *const *users; /* the first of those who lease it */
+	const char *allocation; /* by which its blocks were placed; NULL: all in images */
 };
 
 struct distorch_models {
@@ -275,19 +282,41 @@ struct distorch_tensor {
 	uint32_t rank;
 	const uint64_t *shape; /* 'rank' numbers of elements, the slowest dimension first */
 	uint64_t bytes;
-	void *data;      /* NULL where nothing is mapped; aligned as in the file */
-	uint64_t offset; /* of its first byte in the image of 'shard' */
-	uint32_t shard;
-	uint32_t block; /* the planner's unit it belongs to */
-	uint32_t group; /* elements of a row that lie together: 1 unless it is quantised */
+	void *data;         /* NULL where nothing is mapped; aligned as in the file */
+	uint64_t offset;    /* of its first byte in the image of 'shard' */
+	uint32_t shard;     /* which image, from 0 */
+	uint32_t block;     /* the planner's unit it belongs to: distorch_weights_block */
+	uint32_t group;     /* elements of a row that lie together: 1 unless it is quantised */
+	const char *device; /* where its bytes are: "cpu", "cuda:0", "sim:0"; NULL: nowhere here */
+	const char *uuid;   /* of that device; NULL for cpu */
+	uint64_t block_offset; /* of its first byte in its block, where that is not on cpu */
+	uint64_t device_data;  /* its address on a card, after distorch_map_cuda; else 0 */
+	int device_ordinal;    /* of that card in this process, as CUDA counts them here */
+};
+
+/* Tensors that lie together and move together. Borrowed from its weights. */
+struct distorch_block {
+	const char *name;
+	uint64_t bytes;     /* of its tensors; where it is not on cpu, with the gaps between them */
+	const char *device; /* as of a tensor, and the next one */
+	const char *uuid;
+	uint32_t n_tensors;
+	void *data; /* its bytes on a device whose memory this process can see; else NULL: on cpu
+		       the tensors lie in the images */
 };
 
 /*
- * A lease on one generation of a model, its bytes mapped into this process. The memory is
+ * A lease on one generation of a model, its bytes mapped into this process: those on the host, and
+ * those on simulated devices; where a tensor lies says its 'device'. The memory is
  * private and writable: a write copies the touched pages for this process and nobody else
- * sees it. Counted: it lives until the last distorch_weights_unref, also after the connection
- * was closed. Every function below is safe from any thread and does not block, and what it
- * returns is borrowed until the last unref.
+ * sees it. What it is a copy-on-write view of is an image that nobody can change, or, for a model
+ * whose place says the backing "file", the file itself: who writes that file changes pages that
+ * you have not written, who cuts it makes reading behind its end a SIGBUS, and the event "lost"
+ * tells of both afterwards (of writes through a mapping late, or never). Load with the backing
+ * "image", or pin, where that must not be.
+ * Counted: it lives until the last distorch_weights_unref, also after the connection was closed.
+ * Every function below is safe from any thread and does not block, and what it returns is
+ * borrowed until the last unref.
  */
 struct distorch_weights;
 
@@ -310,21 +339,39 @@ DISTORCH_PUBLIC void *distorch_weights_base(const struct distorch_weights *weigh
 					    uint64_t *ret_bytes);
 
 /*
- * A new read-only, sealed descriptor of the image of 'shard', for loaders that want a file
+ * A new read-only descriptor of the image of 'shard' (sealed), or of the file, for loaders that want one
  * (/proc/self/fd/N). The caller closes it. Bytes reached through it are not counted once the
- * lease has ended. Returns the descriptor, or -DISTORCH_E_NOT_FOUND or -DISTORCH_E_TOO_MANY.
+ * lease has ended. Its offset is common to all who have one of this file: use pread, or open that
+ * path. Returns the descriptor, or -DISTORCH_E_NOT_FOUND or -DISTORCH_E_TOO_MANY.
  */
 DISTORCH_PUBLIC int distorch_weights_fd(const struct distorch_weights *weights, uint32_t shard);
 
+/* Images: one a file of the model, in the order of the files' names. */
 DISTORCH_PUBLIC uint32_t distorch_weights_n_shards(const struct distorch_weights *weights);
 DISTORCH_PUBLIC uint32_t distorch_weights_n_tensors(const struct distorch_weights *weights);
 
-/* A tensor by its number, in file order, or by its name; NULL when there is none (and for the
- * name NULL). */
+/* A tensor by its number, in file order and file by file, or by its name; NULL when there is none
+ * (and for the name NULL). */
 DISTORCH_PUBLIC const struct distorch_tensor *
 distorch_weights_tensor(const struct distorch_weights *weights, uint32_t index);
 DISTORCH_PUBLIC const struct distorch_tensor *
 distorch_weights_find(struct distorch_weights *weights, const char *name);
+
+/* Blocks in the table's order; NULL beyond the last one. */
+DISTORCH_PUBLIC uint32_t distorch_weights_n_blocks(const struct distorch_weights *weights);
+DISTORCH_PUBLIC const struct distorch_block *
+distorch_weights_block(const struct distorch_weights *weights, uint32_t index);
+
+/*
+ * Have the blocks that lie on cards in this process too: each is imported by the CUDA driver, which is
+ * loaded for that, into the primary context of its card, and the 'device_data' of its tensors is
+ * filled in. Once done there is nothing more to do; weights without such blocks need nothing.
+ * The memory is shared: it can be read only, and a write is a fault that ends this process's use of the
+ * card. The last unref waits for all that this process does on the card, and unmaps it then.
+ * Blocks. Codes: UNSUPPORTED (no driver, a library without CUDA, a card that is hidden here),
+ * NOT_FOUND (the lease has ended: the daemon was restarted), NO_MEMORY, DEVICE_LOST, NO_CONNECTION.
+ */
+DISTORCH_PUBLIC int distorch_map_cuda(struct distorch_weights *weights);
 
 /* All names in file order, each with its NUL, one after the other: one call for a binding
  * that wants them all. 'ret_size' counts the NULs. */
@@ -349,17 +396,25 @@ typedef int (*distorch_progress_fn)(const struct distorch_progress *progress, vo
 
 struct distorch_load_options {
 	size_t size;
-	const char *name;              /* display name; NULL: the file's base name */
+	const char *name;              /* display name; NULL: the file's base name, of several
+					  files what they are together: "model.safetensors" */
 	const char *format;            /* auto, safetensors, gguf; raw: one U8 tensor "data" of the
 					  whole file, a model of its own; NULL: auto */
 	const char *allocation;        /* NULL: cpu */
 	const char *compute;           /* device that computes; NULL: none */
-	const char *backing;           /* auto, image, file; NULL: auto */
+	const char *backing;           /* image (nobody can change it), file (its page cache),
+					  auto; NULL: as the daemon is configured */
 	struct distorch_policy policy; /* its 'size' may be 0 when nothing is said */
 	bool no_wait; /* return once the load has begun; it then outlives the connection */
 	uint64_t tag; /* for distorch_cancel */
 	distorch_progress_fn progress; /* or NULL */
 	void *user;                    /* handed to 'progress' */
+	/* more about 'allocation', as in struct distorch_placement */
+	uint64_t virtual_vram;
+	const char *const *donors;
+	size_t n_donors;
+	const char *strategy;
+	const char *granularity;
 };
 
 /* What a load did. */
@@ -373,7 +428,10 @@ struct distorch_loaded {
 
 /*
  * Load the file at 'path', or join a running load of it, and wait until it is resident. A
- * file that is resident is not read again. With 'ret_weights' it is attached too, in the
+ * file that is resident is not read again. A path that names a model of several files means all of
+ * them: its index ("m.safetensors.index.json"), a file that an index beside it lists,
+ * "m.safetensors" where only its index is there, a part of a GGUF file ("m-00001-of-00003.gguf").
+ * With the format raw it means the one file. With 'ret_weights' it is attached too, in the
  * same step. 'options' and either ret_ may be NULL; ret_weights must be with no_wait.
  *
  * Free '*ret_loaded' with distorch_loaded_free; unref '*ret_weights'. Waits as long as the
@@ -386,8 +444,8 @@ DISTORCH_PUBLIC int distorch_load(struct distorch *c, const char *path,
 				  struct distorch_loaded **ret_loaded,
 				  struct distorch_weights **ret_weights);
 
-/* The same for a file that is open for reading. 'fd' stays the caller's and may be closed on
- * return; its offset is not used. Also -DISTORCH_E_BAD_FD. */
+/* The same for one file that is open for reading, whatever it is part of. 'fd' stays the caller's
+ * and may be closed on return; its offset is not used. Also -DISTORCH_E_BAD_FD. */
 DISTORCH_PUBLIC int distorch_load_fd(struct distorch *c, int fd,
 				     const struct distorch_load_options *options,
 				     struct distorch_loaded **ret_loaded,
@@ -417,7 +475,9 @@ struct distorch_select {
 	bool not_kept;      /* leave models with keep or pin */
 	bool mine;          /* only what the caller's user has a wish or lease on */
 	bool all;           /* every model (of the caller's user, unless admin) */
-	const char *mode;   /* NULL or "idle"; "recall" and "force" come later */
+	const char *mode; /* NULL or "idle"; "recall": ask those who use it to let it go; "force" is
+			       refused: UNSUPPORTED */
+	uint64_t recall_ms; /* with "recall": how long they are given; 0: the daemon's own time */
 };
 
 struct distorch_report {
@@ -434,6 +494,121 @@ struct distorch_report {
  * ends. Free with distorch_report_free. Codes: NOT_FOUND, BAD_ARGUMENT, UNSUPPORTED. */
 DISTORCH_PUBLIC int distorch_unload(struct distorch *c, const struct distorch_select *select,
 				    struct distorch_report **ret_report);
+
+/* ---- Blocks over devices ---- */
+
+/* Where the blocks of a model are to lie; docs/allocation-strings.md has the grammar. */
+struct distorch_placement {
+	size_t size;
+	const char *
+		allocation; /* "cuda:0,2.5gb;cpu,*", "cuda:1", "auto"; NULL: virtual_vram says it */
+	const char *compute;       /* the device that computes; NULL: the daemon's choice */
+	uint64_t virtual_vram;     /* bytes that are to live off 'compute'; 0: not said */
+	const char *const *donors; /* the devices that take them, in this order */
+	size_t n_donors;
+	const char *strategy;    /* "contiguous", "spread"; NULL: the allocation's own */
+	const char *granularity; /* "block", or "tensor": each tensor is a block; NULL: block */
+	uint64_t tag;            /* for distorch_cancel */
+};
+
+/* What a move did. */
+struct distorch_moved {
+	const struct distorch_model *model;
+	uint64_t moved_bytes; /* copied for it */
+	uint64_t duration_ms;
+	size_t n_evicted;
+	const struct distorch_outcome *const *evicted; /* what made room */
+};
+
+/*
+ * Move the blocks of a resident model between devices, all or nothing. Who leases it keeps what he
+ * has mapped; weights attached afterwards have the blocks where they lie now. Waits as long as
+ * the daemon answers pings. 'ret_moved' may be NULL; free with distorch_moved_free. Codes:
+ * BAD_ARGUMENT (naming item and column of the allocation), NOT_FOUND, NOT_RESIDENT, NO_MEMORY,
+ * DEVICE_LOST, CANCELLED (by distorch_cancel, or a later move).
+ */
+DISTORCH_PUBLIC int distorch_place(struct distorch *c, const char *model,
+				   const struct distorch_placement *placement,
+				   struct distorch_moved **ret_moved);
+DISTORCH_PUBLIC void distorch_moved_free(struct distorch_moved *moved);
+
+/* What a plan puts on one device. */
+struct distorch_share {
+	const char *device;
+	uint64_t bytes;
+	uint64_t blocks;
+	uint64_t free_after;
+};
+
+/* One block of a plan. */
+struct distorch_planned_block {
+	const char *name;
+	uint64_t bytes;
+	uint64_t tensors; /* 0 of distorch_plan_blocks */
+	const char *device;
+};
+
+struct distorch_plan {
+	size_t n_devices;
+	const struct distorch_share *const *devices;
+	size_t n_blocks;
+	const struct distorch_planned_block *const *blocks;
+	size_t n_warnings;
+	const char *const *warnings;
+	uint64_t moved_per_pass; /* bytes to the compute device by one pass over the model */
+	const char *compute;     /* that device; NULL where the daemon does not tell */
+	uint64_t floor_ns; /* no pass is faster than that copy; ABSENT where nothing is copied or
+				    a link's speed is not known */
+};
+
+/* What distorch_place would do; changes nothing. Free with distorch_plan_free. Codes: as there. */
+DISTORCH_PUBLIC int distorch_plan(struct distorch *c, const char *model,
+				  const struct distorch_placement *placement,
+				  struct distorch_plan **ret_plan);
+
+/*
+ * What a load of a model of these blocks would do, which need be nowhere; nothing is loaded or changed.
+ * Blocks are 1 to 512, in the order in which they are used, each with its name and its bytes. Names
+ * tell the parts of a model as tensors' do: "vae.decoder.up.0" is of the VAE, and what has no number
+ * between dots is of the head. Each takes room as one tensor would; for a 'granularity' of "tensor",
+ * which is refused, give each tensor as a block. Both arrays stay the caller's. Free with
+ * distorch_plan_free. Codes: BAD_ARGUMENT (naming item and column of the allocation; no block; more
+ * bytes than can be added up), TOO_MANY, TOO_LARGE (long names: all have to fit a packet of 64 KiB),
+ * NO_MEMORY, DEVICE_LOST.
+ */
+DISTORCH_PUBLIC int distorch_plan_blocks(struct distorch *c, const char *const *names,
+					 const uint64_t *bytes, size_t n_blocks,
+					 const struct distorch_placement *placement,
+					 struct distorch_plan **ret_plan);
+DISTORCH_PUBLIC void distorch_plan_free(struct distorch_plan *plan);
+
+struct distorch_reserve_options {
+	size_t size;
+	uint64_t ttl_ms; /* it ends by itself after this long; 0: it does not */
+	uint64_t
+		recall_ms; /* ask those who lease something there to let it go, and wait so long; 0:
+			       nobody is asked */
+};
+
+struct distorch_reservation {
+	uint64_t token;
+	size_t n_evicted;
+	const struct distorch_outcome *const *evicted; /* what made room */
+};
+
+/*
+ * Room on a device for activations, or for a program that knows nothing of the daemon: what
+ * nobody uses is evicted for it, nothing is put there while it lasts, and what was displaced comes
+ * back afterwards. It ends by distorch_release, its time, or the end of the connection, that of
+ * this process included. 'options' may be NULL. Waits as long as the daemon answers pings. Free
+ * with distorch_reservation_free, which does not end it. Codes: NOT_FOUND (the device),
+ * NO_MEMORY, DEVICE_LOST, BUSY (its holders tell who would not let go).
+ */
+DISTORCH_PUBLIC int distorch_reserve(struct distorch *c, const char *device, uint64_t bytes,
+				     const struct distorch_reserve_options *options,
+				     struct distorch_reservation **ret_reservation);
+DISTORCH_PUBLIC int distorch_release(struct distorch *c, uint64_t token);
+DISTORCH_PUBLIC void distorch_reservation_free(struct distorch_reservation *reservation);
 
 /* Change the wishes of the caller's user about a model, or its label; either may be NULL. Free
  * '*ret_model' (or pass NULL) with distorch_model_free. Codes: NOT_FOUND, NOT_ALLOWED,
@@ -465,6 +640,12 @@ struct distorch_wish {
 	int64_t priority;
 };
 
+/* One file of a model that has several. */
+struct distorch_shard {
+	const char *name;
+	uint64_t bytes;
+};
+
 /* All about one model. */
 struct distorch_detail {
 	const struct distorch_model *model;
@@ -479,6 +660,8 @@ struct distorch_detail {
 	const struct distorch_holder *const *clients;
 	size_t n_wishes;
 	const struct distorch_wish *const *wishes;
+	size_t n_shards; /* 0: it is a single file */
+	const struct distorch_shard *const *shards;
 };
 
 /* Free '*ret_detail' with distorch_detail_free. '*ret_table' (NULL: not wanted) describes the
@@ -492,7 +675,7 @@ DISTORCH_PUBLIC int distorch_show(struct distorch *c, const char *model,
 struct distorch_device {
 	const char *name;
 	const char *uuid;
-	const char *state; /* ok, lost, unavailable */
+	const char *state; /* ok, starting, lost, unavailable */
 	uint64_t total;    /* what the machine has */
 	uint64_t budget;
 	uint64_t used; /* charged, held included */
@@ -500,11 +683,22 @@ struct distorch_device {
 	uint64_t reserved;
 	uint64_t free; /* budget less what is charged */
 	uint64_t models;
+	bool draining;        /* takes no new loads */
+	const char *product;  /* "RTX 4090", or NULL, as the next one */
+	const char *pci;      /* "0000:01:00.0" */
+	uint64_t foreign;     /* bytes that others on the machine use of it */
+	uint64_t dropping;    /* bytes of 'used' that are being given back; 0: none */
+	uint64_t temperature; /* in degrees Celsius */
+	uint64_t last_xid;    /* the driver's number of its last fault */
+	const char *text;     /* why it is not ok, or NULL */
+	uint64_t link;        /* bytes a second between host and device */
+	uint64_t pid;         /* of its worker process */
 };
 
 struct distorch_devices {
 	size_t n_devices;
 	const struct distorch_device *const *devices;
+	const char *notice; /* of distorch_budget_save, or NULL */
 };
 
 /* Free with distorch_devices_free. */
@@ -514,6 +708,15 @@ DISTORCH_PUBLIC int distorch_devices(struct distorch *c, struct distorch_devices
  * 'ret_devices' may be NULL; free with distorch_devices_free. */
 DISTORCH_PUBLIC int distorch_budget(struct distorch *c, const char *device, uint64_t bytes,
 				    struct distorch_devices **ret_devices);
+
+/*
+ * Set it as distorch_budget does and keep it over restarts and boots; 'device' NULL: keep the
+ * budget of now. The notice of '*ret_devices' says what ranks above it, if anything does. When it
+ * cannot be saved nothing is done. Codes: NOT_ALLOWED, BAD_ARGUMENT, UNSUPPORTED (the daemon has
+ * no folder to save in), IO, BUSY.
+ */
+DISTORCH_PUBLIC int distorch_budget_save(struct distorch *c, const char *device, uint64_t bytes,
+					 struct distorch_devices **ret_devices);
 
 /* A connection, or a process that still maps bytes of a closed one. */
 struct distorch_client {
@@ -594,6 +797,10 @@ struct distorch_status {
 	uint64_t rss_bytes; /* its own memory, images apart */
 	size_t n_last;
 	const struct distorch_record *const *last;
+	const char
+		*config_fault; /* of its files, so that an earlier configuration is used; or NULL */
+	const char *state_fault; /* why what is said is not saved, where it should be; or NULL */
+	const char *no_cards;    /* why no GPU is used; NULL: some are */
 };
 
 /* Free with distorch_status_free. */
@@ -603,7 +810,7 @@ DISTORCH_PUBLIC int distorch_status(struct distorch *c, struct distorch_status *
 struct distorch_setting {
 	const char *key; /* section.key */
 	const char *value;
-	const char *source; /* default, FILE:LINE, environment, command line */
+	const char *source; /* default, FILE:LINE, state.json's path, environment, command line */
 };
 
 struct distorch_settings {
@@ -642,6 +849,7 @@ struct distorch_reloaded {
 	const char *const *applied; /* keys of settings that changed and are in effect */
 	size_t n_later;
 	const char *const *later; /* that changed and are in effect from the next start on */
+	const char *notice;       /* of distorch_config_set: what stands above it, or NULL */
 };
 
 /*
@@ -650,7 +858,70 @@ struct distorch_reloaded {
  * -DISTORCH_E_NOT_ALLOWED; _BUSY while another reload runs. Free with distorch_reloaded_free.
  */
 DISTORCH_PUBLIC int distorch_reload(struct distorch *c, struct distorch_reloaded **ret_reloaded);
+
+/*
+ * Save the setting 'key' ("section.key") in the daemon's state: it ranks above its files and
+ * below its environment and command line. 'value' NULL: forget what was saved, which reads the
+ * files again. When it cannot be saved nothing is done. 'ret_reloaded' may be NULL. Codes:
+ * NOT_ALLOWED, BAD_ARGUMENT (as in a file), NOT_FOUND (nothing was saved), UNSUPPORTED (the daemon
+ * has no folder to save in), IO, BUSY. Free with distorch_reloaded_free.
+ */
+DISTORCH_PUBLIC int distorch_config_set(struct distorch *c, const char *key, const char *value,
+					struct distorch_reloaded **ret_reloaded);
 DISTORCH_PUBLIC void distorch_reloaded_free(struct distorch_reloaded *reloaded);
+
+enum distorch_drain_order { DISTORCH_DRAIN_LOOK, DISTORCH_DRAIN_BEGIN, DISTORCH_DRAIN_END };
+
+/* What is still under way on the device, or on all. */
+struct distorch_drain {
+	bool draining;
+	uint64_t loads;
+	size_t n_loading;
+	const char *const *loading; /* names of the first of them */
+	uint64_t leases;            /* those of closed connections included that still map */
+	size_t n_holders;
+	const struct distorch_holder *const *holders; /* whose they are, the largest first */
+};
+
+/*
+ * Have the daemon refuse new loads (-DISTORCH_E_BUSY) and serve what is resident, take them
+ * again, or only say what is under way; returns at once. 'device' NULL: every one. A restart
+ * of the daemon ends it. Needs an admin: -DISTORCH_E_NOT_ALLOWED; _NOT_FOUND: no such device.
+ * 'ret_drain' may be NULL; free with distorch_drain_free.
+ */
+DISTORCH_PUBLIC int distorch_drain(struct distorch *c, const char *device,
+				   enum distorch_drain_order order,
+				   struct distorch_drain **ret_drain);
+DISTORCH_PUBLIC void distorch_drain_free(struct distorch_drain *drain);
+
+/* One model that is loaded at each start. */
+struct distorch_warm_entry {
+	const char *path;
+	const char *source; /* where it is listed: FILE:LINE, state.json's path, ... */
+	const char *state;  /* waiting opening loading loaded unloaded failed */
+	const char *model;  /* id, or NULL before it is known */
+	uint64_t bytes;
+	const char *text; /* why it is not loaded, or NULL */
+};
+
+struct distorch_warm {
+	size_t n_entries;
+	const struct distorch_warm_entry *const *entries; /* in the order of loading */
+};
+
+enum distorch_warm_order { DISTORCH_WARM_LOOK, DISTORCH_WARM_ADD, DISTORCH_WARM_REMOVE };
+
+/*
+ * The models that the daemon loads at each start, opened by itself with its own rights. Add 'path'
+ * (absolute), which is then loaded now too, or remove one as it is listed, which stays in memory;
+ * NULL to look. '*ret_warm' (may be NULL) is the list afterwards, without waiting for a load; free
+ * it with distorch_warm_free. Codes: NOT_ALLOWED (you, or the daemon, may not), NOT_FOUND, BAD_FILE,
+ * BAD_ARGUMENT (one of the configuration is removed there), TOO_MANY, UNSUPPORTED (the daemon has
+ * no folder to save in), IO, TIMEOUT (its disk does not answer), BUSY. Nothing was done then.
+ */
+DISTORCH_PUBLIC int distorch_warm(struct distorch *c, enum distorch_warm_order order,
+				  const char *path, struct distorch_warm **ret_warm);
+DISTORCH_PUBLIC void distorch_warm_free(struct distorch_warm *warm);
 
 /* Numbers of the daemon. */
 struct distorch_metrics {
@@ -663,7 +934,7 @@ DISTORCH_PUBLIC int distorch_metrics(struct distorch *c, struct distorch_metrics
 /* One descriptor that is parked for the daemon's next life. */
 struct distorch_parked {
 	const char *name;  /* under which it is parked */
-	const char *kind;  /* ledger, socket, table, image, source */
+	const char *kind;  /* ledger, socket, table, index, image, source, placement */
 	const char *state; /* kept: whoever keeps it has said so; sent: no word about it yet */
 	const char *model; /* id; NULL, as the next two, for what belongs to no model */
 	const char *model_name;
@@ -732,6 +1003,13 @@ DISTORCH_PUBLIC int distorch_subscribe(struct distorch *c,
  */
 DISTORCH_PUBLIC int distorch_next_event(struct distorch *c, uint32_t timeout_ms,
 					struct distorch_event **ret_event);
+
+/*
+ * The same of the events "recall" alone: somebody waits for what a lease of this connection holds.
+ * They come without a subscription; others stay queued. For a thread that answers them.
+ */
+DISTORCH_PUBLIC int distorch_next_recall(struct distorch *c, uint32_t timeout_ms,
+					 struct distorch_event **ret_event);
 
 /* ---- Freeing what was returned; NULL is fine ---- */
 DISTORCH_PUBLIC void distorch_server_free(struct distorch_server *server);

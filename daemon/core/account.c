@@ -11,7 +11,7 @@ uint64_t account_charged(const struct account *account)
 	for (int state = SEGMENT_RESERVED; state <= SEGMENT_HELD; state++) {
 		charged += account->bucket[state];
 	}
-	return charged;
+	return charged + account->reserved;
 }
 
 uint64_t account_add(uint64_t a, uint64_t b)
@@ -68,6 +68,7 @@ void account_settle(struct core *core)
 			sums[segment->sum] += segment->bytes;
 		}
 		timer_set(&core->expiries, &model->expiry, evict_expiry(core, model));
+		timer_set(&core->lingers, &model->linger, place_linger(core, model));
 	}
 }
 
@@ -122,4 +123,41 @@ void account_on_pressure(struct core *core, const struct core_event *event)
 				       account_sum(core, device, SUM_DROPPING)),
 			  CORE_WHY_PRESSURE);
 	}
+}
+
+/* What was begun before goes on; beginning again does not stop it either. */
+void account_on_drain(struct core *core, const struct core_event *event)
+{
+	for (uint32_t i = 0; i < core->config.n_devices; i++) {
+		struct account *account = &core->accounts[i];
+
+		if (event->drain.device != i && event->drain.device != CORE_ALL_DEVICES) {
+			continue;
+		}
+		if (!event->drain.is_on) {
+			account->drained_age = NEVER;
+		} else if (account->drained_age == NEVER) {
+			account->drained_age = core->n_jobs_begun;
+		}
+	}
+}
+
+bool account_is_lost(const struct core *core, uint32_t devices)
+{
+	for (uint32_t i = 0; i < core->config.n_devices; i++) {
+		if ((devices >> i & 1) != 0 && core->accounts[i].is_lost) {
+			return true;
+		}
+	}
+	return false;
+}
+
+bool account_is_drained(const struct core *core)
+{
+	for (uint32_t i = 0; i < core->config.n_devices; i++) {
+		if (core->accounts[i].drained_age == NEVER && !core->accounts[i].is_lost) {
+			return false;
+		}
+	}
+	return core->config.n_devices > 0;
 }

@@ -10,9 +10,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "daemon/core/event.h"
+
 enum core_action_type {
 	ACT_READ_HEADER,   /* -> EV_HEADER_READ */
 	ACT_FILL,          /* -> EV_FILL_PROGRESS*, EV_FILLED */
+	ACT_MAKE_TABLE,    /* all copies of a placed generation are there -> EV_TABLED */
 	ACT_RECHECK,       /* hash the file, compare with the model's sums -> EV_RECHECKED */
 	ACT_VERIFY,        /* hash the copy, compare with the model's sums -> EV_VERIFIED */
 	ACT_DROP,          /* close the copy for good -> EV_DROPPED */
@@ -28,9 +31,12 @@ enum core_action_type {
 	ACT_UNLOAD_ITEM,   /* one line of an unload's answer; ACT_REPLY follows */
 	ACT_PROGRESS,      /* tell one waiter how far its load is */
 	ACT_LOST,          /* tell the holder that its lease's bytes cannot be trusted */
+	ACT_RECALL,        /* ask the holder to let its lease go */
 	ACT_NOTE,          /* history, log line and event */
 	ACT_RECORD_LEASE,  /* a lease that maps something began, changed or ended */
 	ACT_RECORD_WISH,   /* likewise what a uid said */
+	ACT_RECORD_PLACED, /* what the model has on other devices too is not to be made again after
+			    * a restart any more */
 	ACT_N_VALUES,
 };
 
@@ -58,9 +64,10 @@ enum core_note_type {
 	CORE_NOTE_KEPT,
 	CORE_NOTE_UNKEPT,
 	CORE_NOTE_QUARANTINED,
-	CORE_NOTE_STALE, /* an older generation's bytes drain */
-	CORE_NOTE_HELD,  /* dropped but still mapped by a client */
-	CORE_NOTE_FREED, /* held bytes came back */
+	CORE_NOTE_STALE,  /* an older generation's bytes drain */
+	CORE_NOTE_HELD,   /* dropped but still mapped by a client */
+	CORE_NOTE_FREED,  /* held bytes came back */
+	CORE_NOTE_PLACED, /* its blocks lie elsewhere now */
 	CORE_NOTE_N_VALUES,
 };
 
@@ -83,6 +90,8 @@ enum core_why {
 	CORE_WHY_BUDGET,   /* the budget was lowered */
 	CORE_WHY_PRESSURE, /* the machine was short of memory */
 	CORE_WHY_LOST,     /* device gone */
+	CORE_WHY_MOVED,    /* the newest generation has them elsewhere */
+	CORE_WHY_RESERVED, /* room for what is not ours */
 	CORE_WHY_N_VALUES,
 };
 
@@ -101,6 +110,8 @@ enum core_limit {
 	CORE_LIMIT_MODEL_LEASES, /* of one model */
 	CORE_LIMIT_WAITERS,
 	CORE_LIMIT_WISHES,
+	CORE_LIMIT_RESERVATIONS,
+	CORE_LIMIT_USER_RESERVATIONS,
 	CORE_LIMIT_N_VALUES,
 };
 
@@ -121,18 +132,25 @@ struct core_action {
 	union {
 		struct {
 			uint64_t file;
-			uint64_t bytes; /* charged */
+			uint64_t bytes;
 			uint64_t generation;
-			uint32_t index; /* of the segment in its model */
-		} fill; /* ACT_READ_HEADER, ACT_RECHECK, ACT_FILL, ACT_CLOSE_FILE, ACT_PUBLISH */
+			uint64_t placement; /* headers and rechecks: of the generation to be */
+			uint32_t index;     /* of the file or block */
+			bool is_block;      /* fills */
+			bool with_host;     /* headers: all of it in images besides */
+			bool is_tabled; /* headers: of its generation ACT_MAKE_TABLE makes the table */
+			enum core_backing backing; /* headers: wished; fills: decided */
+			bool insists_backing;      /* headers */
+		} fill; /* ACT_READ_HEADER, ACT_RECHECK, ACT_FILL, ACT_MAKE_TABLE, ACT_CLOSE_FILE,
+			 * ACT_PUBLISH */
 		struct {
-			uint64_t lease; /* 0: none */
+			uint64_t lease; /* 0: none; of a reserve: the reservation */
 			uint64_t generation;
 			enum core_source source;
 			bool map;         /* send the image descriptors */
 			uint64_t current; /* stale: the current generation */
 		} reply;
-		struct core_shortage shortage; /* ACT_REPLY with no-memory */
+		struct core_shortage shortage; /* ACT_REPLY with no-memory; busy of a reserve */
 		struct {
 			enum core_limit limit;
 			uint64_t number;
@@ -141,6 +159,7 @@ struct core_action {
 			enum core_outcome outcome;
 			enum core_why why;
 			uint64_t bytes;
+			uint64_t freed;  /* of them charged: the page cache is not ours to free */
 			uint64_t holder; /* client, where one is in the way; 0: none */
 			uint32_t uid;    /* whose wish, where one is in the way */
 		} unload;
@@ -152,6 +171,11 @@ struct core_action {
 			uint64_t lease;
 			enum core_why why;
 		} lost;
+		struct {
+			uint64_t lease;
+			uint64_t for_client;
+			uint64_t within_ns;
+		} recall;
 		struct {
 			uint64_t id; /* look at it: core_lease_get, core_wish_get */
 		} record;

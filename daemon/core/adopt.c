@@ -33,18 +33,56 @@ static struct model *get_model(struct core *core, const struct core_event *event
 }
 
 /* The newest generation is the published one. */
-static void take_generation(struct core *core, struct model *model, const struct core_event *event)
+static void take_generation(struct core *core, struct model *model, struct segment *segment,
+			    const struct core_event *event)
 {
 	if (event->adopt.generation > model->generation) {
+		LIST_FOR_EACH (link, &model->segments) {
+			struct segment *older = OF(link, struct segment, by_model);
+
+			older->last = older == segment ? NEVER : older->generation;
+		}
 		core_close_file(core, model->file);
 		model->file = event->adopt.file;
 		model->key = *event->adopt.key;
-		model->generation = model->last_generation = event->adopt.generation;
+		model->generation = event->adopt.generation;
+		if (model->generation > model->last_generation) {
+			model->last_generation = model->generation;
+			model->is_torn = false; /* it lies in images since */
+		}
 		model->n_copies = 1;
+		model->backing = segment->backing;
+		model->placement = CORE_PLACEMENT_HOST;
+		model->devices = 1;
 		return;
 	}
-	model->n_copies += event->adopt.generation == model->generation ? 1 : 0;
+	if (event->adopt.generation == model->generation) {
+		model->n_copies++;
+	} else {
+		segment->last = segment->generation;
+	}
 	core_close_file(core, event->adopt.file);
+}
+
+/* A pin locks it again at the end. */
+static uint8_t backing_of(const struct core_event *event)
+{
+	return event->adopt.backing == CORE_BACKING_IMAGE ? CORE_BACKING_IMAGE : CORE_BACKING_FILE;
+}
+
+/* It is not there yet, and the others of its generation lie in the same. */
+static bool fits(const struct model *model, const struct core_event *event)
+{
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->generation == event->adopt.generation &&
+		    segment->backing != backing_of(event)) {
+			return false;
+		}
+	}
+	return find_copy(model, event->adopt.generation, event->adopt.index, event->adopt.device) ==
+	       NULL;
 }
 
 uint64_t adopt_copy(struct core *core, const struct core_event *event)
@@ -54,9 +92,7 @@ uint64_t adopt_copy(struct core *core, const struct core_event *event)
 	uint64_t id = 0;
 
 	if (model != NULL && event->adopt.device < core->config.n_devices &&
-	    event->adopt.generation > 0 &&
-	    find_copy(model, event->adopt.generation, event->adopt.index, event->adopt.device) ==
-		    NULL) {
+	    event->adopt.generation > 0 && fits(model, event)) {
 		segment = idtab_add(&core->segments, &id);
 	}
 	if (segment != NULL && wish_get(core, model, event->adopt.owner_uid) == NULL) {
@@ -72,15 +108,71 @@ uint64_t adopt_copy(struct core *core, const struct core_event *event)
 	}
 	segment->model = model;
 	segment->generation = event->adopt.generation;
-	segment->bytes = event->adopt.bytes;
+	segment->last = NEVER;
+	segment->size = event->adopt.bytes;
+	segment->backing = backing_of(event);
+	segment->bytes = segment->backing == CORE_BACKING_IMAGE ? segment->size : 0;
 	segment->device = (uint16_t)event->adopt.device;
 	segment->index = (uint16_t)event->adopt.index;
 	segment->state = SEGMENT_READY;
 	model_touch(core, model);
 	list_append(&model->segments, &segment->by_model);
 	core->accounts[segment->device].bucket[SEGMENT_READY] += segment->bytes;
-	take_generation(core, model, event);
+	user_take(segment);
+	take_generation(core, model, segment, event);
 	return id;
+}
+
+/* Images of an older content are of no use to it. */
+static void end_older(struct core *core, struct model *model)
+{
+	LIST_FOR_EACH (link, &model->segments) {
+		segment_end(OF(link, struct segment, by_model));
+	}
+	if (model->generation != 0) {
+		model->generation = 0;
+		model->placement = CORE_PLACEMENT_ANY;
+		core_act(core, ACT_RETIRE)->model = idtab_id(&core->models, model);
+	}
+}
+
+/* Known, and torn: with its devices it comes back. Meanwhile images that have all of it serve. */
+uint64_t adopt_placed(struct core *core, const struct core_event *event)
+{
+	const struct core_file_key *key = event->adopt_placed.key;
+	struct model *model = model_find(core, key);
+
+	if (model == NULL) {
+		model = model_add(core, key, event->adopt_placed.uuid, event->adopt_placed.format,
+				  event->adopt_placed.owner_uid);
+	}
+	if (model == NULL || event->adopt_placed.placement <= CORE_PLACEMENT_HOST ||
+	    event->adopt_placed.generation <= model->last_generation ||
+	    wish_get(core, model, event->adopt_placed.owner_uid) == NULL) {
+		core_close_file(core, event->adopt_placed.file);
+		if (model != NULL) {
+			model_settle(core, model);
+		}
+		return 0;
+	}
+	if (!model_is_unchanged(model, key)) {
+		end_older(core, model);
+	}
+	core_close_file(core, model->file);
+	model->file = event->adopt_placed.file;
+	model->key = *key;
+	model->last_generation = event->adopt_placed.generation;
+	model->is_torn = true;
+	model->torn_placement = event->adopt_placed.placement;
+	model->torn_uid = event->adopt_placed.placed_uid;
+	model->torn_devices = 0;
+	if (model->generation == 0) {
+		model->placement = model->torn_placement;
+		model->placed_uid = model->torn_uid;
+		model->devices = 0;
+	}
+	model_touch(core, model);
+	return idtab_id(&core->models, model);
 }
 
 void adopt_wish(struct core *core, const struct core_event *event)
@@ -126,12 +218,14 @@ void adopt_end(struct core *core, const struct core_event *event)
 
 	core->quiet_until_ns = account_add(core->now_ns, event->adopted.quiet_ns);
 	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
-		if (segment->state == SEGMENT_READY) {
+		if (segment->state == SEGMENT_READY && segment->backing == CORE_BACKING_IMAGE &&
+		    segment_is_current(segment)) { /* the sums of older ones are gone */
 			segment_verify(core, segment);
 		}
 	}
 	cursor = 0;
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
 		model_drain(core, model); /* older generations that nobody maps */
+		backing_settle(core, model);
 	}
 }

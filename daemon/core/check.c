@@ -30,6 +30,54 @@ static const char *check_buckets(const struct core *core)
 	return NULL;
 }
 
+/* What a user has taken is what its models' copies are charged, those apart that go. */
+static const char *check_taken(const struct core *core)
+{
+	const struct user *user;
+	uint32_t cursor = 0;
+
+	while ((user = idtab_next(&core->users, &cursor)) != NULL) {
+		uint64_t taken[CORE_MAX_DEVICES] = {0};
+		const struct segment *segment;
+		uint32_t at = 0;
+
+		while ((segment = idtab_next(&core->segments, &at)) != NULL) {
+			taken[segment->device] += segment->model->owner == user &&
+								  segment->state !=
+									  SEGMENT_DROPPING &&
+								  segment->state != SEGMENT_PLANNED
+							  ? segment->bytes
+							  : 0;
+			if (segment->is_above) {
+				return "who is above the share is looked at when somebody has to go";
+			}
+		}
+		if (memcmp(taken, user->taken, sizeof taken) != 0) {
+			return "a user has taken what its copies are charged";
+		}
+	}
+	return NULL;
+}
+
+/* The last generation that it is of by now: of those published, or the one it is made for. */
+static uint64_t last_of(const struct segment *segment)
+{
+	uint64_t published = segment->model->generation;
+
+	return segment->last != NEVER            ? segment->last
+	       : segment->generation > published ? segment->generation
+						 : published;
+}
+
+/* Not one on its way out, of a generation perhaps that was never published. */
+static bool is_wanted(const struct core *core, const struct segment *segment)
+{
+	const struct job *job = job_of(core, segment->job);
+
+	return segment->state == SEGMENT_READY || segment->state == SEGMENT_HELD ||
+	       (segment->state != SEGMENT_DROPPING && job != NULL && job->model != NULL);
+}
+
 static const char *check_segment(const struct core *core, const struct segment *segment)
 {
 	bool is_filling = segment->state == SEGMENT_RESERVED || segment->state == SEGMENT_FILLING;
@@ -38,7 +86,22 @@ static const char *check_segment(const struct core *core, const struct segment *
 	if (is_filling && (job == NULL || job->n_outstanding == 0)) {
 		return "I7 a copy is filled by a job";
 	}
-	if (segment->state == SEGMENT_HELD && !segment_is_mapped(segment)) {
+	if (segment->state == SEGMENT_PLANNED && (job == NULL || job->state != JOB_ROOM)) {
+		return "I7 what is planned waits for room";
+	}
+	if (segment->is_retained &&
+	    (segment->state != SEGMENT_READY || job == NULL || job->model != segment->model ||
+	     segment->last != NEVER || segment->generation >= job->generation || segment->is_bad)) {
+		return "I7 a job takes over what is there, is good and of the generation before";
+	}
+	if (segment->state == SEGMENT_READY && segment->job != 0 &&
+	    (job == NULL || job->model != segment->model)) {
+		return "I7 who counts on a copy is its model's job";
+	}
+	if (segment->last < segment->generation) {
+		return "I6 generations only grow";
+	}
+	if (segment->state == SEGMENT_HELD && !segment_is_held(segment)) {
 		return "I4 held bytes have a holder";
 	}
 	if (segment->generation > segment->model->last_generation) {
@@ -50,8 +113,11 @@ static const char *check_segment(const struct core *core, const struct segment *
 	LIST_FOR_EACH (link, &segment->model->segments) {
 		const struct segment *other = OF(link, struct segment, by_model);
 
-		if (other != segment && other->generation == segment->generation &&
-		    other->index == segment->index && other->device == segment->device) {
+		if (other != segment && other->index == segment->index &&
+		    other->is_block == segment->is_block && other->device == segment->device &&
+		    other->generation <= last_of(segment) &&
+		    segment->generation <= last_of(other) && is_wanted(core, other) &&
+		    is_wanted(core, segment)) {
 			return "I13 one copy a device, counted once";
 		}
 	}
@@ -87,6 +153,12 @@ static const char *check_model(const struct core *core, const struct model *mode
 
 	if (model->expiry.at_ns != evict_expiry(core, model)) {
 		return "when a model's time runs out is known after every step";
+	}
+	if (model->comes_back != place_comes_back(model)) {
+		return "whether a model comes back is known after every step";
+	}
+	if (model->linger.at_ns != place_linger(core, model)) {
+		return "when a model's blocks leave is known after every step";
 	}
 	LIST_FOR_EACH (link, &model->holders) {
 		n_counted += OF(link, struct holder, by_model)->n_leases;
@@ -130,6 +202,34 @@ static const char *check_client(const struct client *client)
 	return NULL;
 }
 
+/* What it needs is what it has planned, and with what it takes over that is all of it. */
+static const char *check_plan(const struct core *core, const struct job *job)
+{
+	uint64_t need[CORE_MAX_DEVICES] = {0};
+	uint64_t moved = 0;
+	uint32_t takes = 0;
+	uint32_t n_copies = 0;
+
+	if (job->model == NULL || job->state < JOB_ROOM || job->state > JOB_TABLE ||
+	    job->code != 0) {
+		return NULL;
+	}
+	LIST_FOR_EACH (link, &job->model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+		bool is_made = segment->job == idtab_id(&core->job_table, job) &&
+			       segment->generation == job->generation;
+
+		n_copies += is_made || segment->is_retained ? 1 : 0;
+		moved += is_made ? segment->size : 0;
+		takes |= is_made ? 1U << segment->device : 0;
+		need[segment->device] += is_made ? segment->bytes : 0;
+	}
+	return n_copies == job->n_copies && moved == job->moved && takes == job->takes &&
+			       memcmp(need, job->need, sizeof need) == 0 && !job->has_given_way
+		       ? NULL
+		       : "I7 what a job makes and takes over is its generation";
+}
+
 static const char *check_jobs(const struct core *core)
 {
 	LIST_FOR_EACH (link, &core->jobs) {
@@ -143,6 +243,9 @@ static const char *check_jobs(const struct core *core)
 		}
 		if (job->model != NULL && list_is_empty(&job->waiters) && !job->no_wait) {
 			return "I8 a job has somebody who waits";
+		}
+		if (check_plan(core, job) != NULL) {
+			return check_plan(core, job);
 		}
 	}
 	return NULL;
@@ -223,6 +326,7 @@ const char *core_check(const struct core *core)
 	while (broken == NULL && (holder = idtab_next(&core->holders, &cursor)) != NULL) {
 		broken = check_holder(holder);
 	}
+	broken = broken != NULL ? broken : check_taken(core);
 	broken = broken != NULL ? broken : check_jobs(core);
 	return broken != NULL ? broken : check_users(core);
 }

@@ -52,6 +52,7 @@ uint64_t client_open(struct core *core, const struct core_event *event)
 	list_init(&client->leases);
 	list_init(&client->holders);
 	list_init(&client->waiters);
+	list_init(&client->reservations);
 	return id;
 }
 
@@ -104,6 +105,7 @@ void client_on_closed(struct core *core, const struct core_event *event)
 			job_drop_if_unwanted(core, job);
 		}
 	}
+	reserve_end_all(core, client);
 	end_leases(core, client, !client->is_process_gone);
 	settle(core, client);
 }
@@ -137,8 +139,13 @@ struct waiter *waiter_add(struct core *core, const struct waiter *like, struct j
 	waiter->attach = like->attach;
 	waiter->map = like->map;
 	waiter->is_first = like->is_first;
+	waiter->is_place = like->is_place;
+	waiter->placement = like->placement;
 	list_append(&waiter->client->waiters, &waiter->by_client);
 	list_append(job != NULL ? &job->waiters : &waiter->model->verifiers, &waiter->by_owner);
+	if (job != NULL) {
+		job->is_demotion = false; /* somebody wants it now */
+	}
 	if (job != NULL && waiter->attach) {
 		job->n_attaching++;
 		model_touch(core, waiter->model);
@@ -183,6 +190,7 @@ void client_on_cancel(struct core *core, const struct core_event *event)
 			job_drop_if_unwanted(core, job);
 		}
 	}
+	is_found = is_found || reserve_cancel(core, client, event->cancel.request);
 	core_reply(core, client, event->request, 0, NULL);
 	core->actions[core->n_actions - 1].reply.lease = is_found ? 1 : 0;
 }

@@ -16,8 +16,9 @@ _Static_assert(sizeof(struct core_action) <= 128, "an action stays small");
 
 /*
  * The most actions one event can cause. Every waiter may be answered and told of progress,
- * every segment dropped with two notes, every lease reported lost or in an unload, every
- * model noted, forgotten and its file closed; leases and wishes are recorded besides.
+ * every segment dropped with two notes, every lease reported lost or in an unload and asked for
+ * by one reservation, every model noted, forgotten and its file closed; leases and wishes are
+ * recorded besides.
  */
 static bool count_actions(const struct core_config *config, uint64_t *ret)
 {
@@ -25,8 +26,9 @@ static bool count_actions(const struct core_config *config, uint64_t *ret)
 
 	return checked_add(n, 2ULL * config->max_waiters, &n) &&
 	       checked_add(n, 4ULL * config->max_segments, &n) &&
-	       checked_add(n, 5ULL * config->max_leases, &n) &&
-	       checked_add(n, 8ULL * model_capacity(config), &n) &&
+	       checked_add(n, 7ULL * config->max_leases, &n) &&
+	       checked_add(n, 2ULL * config->max_reservations, &n) &&
+	       checked_add(n, 9ULL * model_capacity(config), &n) &&
 	       checked_add(n, 4ULL * config->max_wishes, &n) && checked_add(n, 0, ret);
 }
 
@@ -75,8 +77,11 @@ size_t core_size(const struct core_config *config)
 	    !add_part(&total, config->max_clients, sizeof(struct client)) ||
 	    !add_part(&total, config->max_waiters, sizeof(struct waiter)) ||
 	    !add_part(&total, user_capacity(config), sizeof(struct user)) ||
+	    !add_part(&total, config->max_reservations, sizeof(struct reservation)) ||
+	    !add_part(&total, config->max_reservations, sizeof(struct timer *)) ||
 	    !add_part(&total, hash_size(model_capacity(config)), sizeof(uint32_t)) ||
 	    !add_part(&total, hash_size(user_capacity(config)), sizeof(uint32_t)) ||
+	    !add_part(&total, model_capacity(config), sizeof(struct timer *)) ||
 	    !add_part(&total, model_capacity(config), sizeof(struct timer *)) ||
 	    !add_part(&total, config->max_wishes, sizeof(struct timer *)) ||
 	    !add_part(&total, config->max_segments, sizeof(struct segment *)) ||
@@ -123,11 +128,14 @@ struct core *core_init(void *memory, const struct core_config *config)
 	init_table(&core->clients, &at, config->max_clients, sizeof(struct client));
 	init_table(&core->waiters, &at, config->max_waiters, sizeof(struct waiter));
 	init_table(&core->users, &at, user_capacity(config), sizeof(struct user));
+	init_table(&core->reservations, &at, config->max_reservations, sizeof(struct reservation));
+	init_timers(&core->reservation_ends, &at, config->max_reservations);
 	core->n_hash = hash_size(model_capacity(config));
 	core->hash = take_part(&at, core->n_hash, sizeof *core->hash);
 	core->n_user_hash = hash_size(user_capacity(config));
 	core->user_hash = take_part(&at, core->n_user_hash, sizeof *core->user_hash);
 	init_timers(&core->expiries, &at, model_capacity(config));
+	init_timers(&core->lingers, &at, model_capacity(config));
 	init_timers(&core->lapses, &at, config->max_wishes);
 	core->victims = take_part(&at, config->max_segments, sizeof(struct segment *));
 	REQUIRE(count_actions(config, &n_actions) && n_actions <= UINT32_MAX);
@@ -135,10 +143,12 @@ struct core *core_init(void *memory, const struct core_config *config)
 	core->actions = take_part(&at, n_actions, sizeof *core->actions);
 	list_init(&core->jobs);
 	list_init(&core->rooms);
+	list_init(&core->reserving);
 	list_init(&core->startable);
 	list_init(&core->touched);
+	list_init(&core->changed);
 	for (uint32_t i = 0; i < CORE_MAX_DEVICES; i++) {
-		core->accounts[i].available = NEVER;
+		core->accounts[i].available = core->accounts[i].drained_age = NEVER;
 	}
 	return core;
 }
@@ -188,6 +198,8 @@ uint64_t core_limit_number(const struct core *core, enum core_limit limit)
 		[CORE_LIMIT_MODEL_LEASES] = COUNT_MAX,
 		[CORE_LIMIT_WAITERS] = config->max_waiters,
 		[CORE_LIMIT_WISHES] = config->max_wishes,
+		[CORE_LIMIT_RESERVATIONS] = config->max_reservations,
+		[CORE_LIMIT_USER_RESERVATIONS] = config->max_reservations_per_uid,
 	};
 
 	return numbers[limit];
@@ -235,6 +247,7 @@ static void begin_shutdown(struct core *core)
 	LIST_FOR_EACH_SAFE (link, &core->jobs) {
 		job_fail(core, OF(link, struct job, by_age), WIRE_SHUTTING_DOWN);
 	}
+	reserve_shut_down(core);
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
 		segment_answer_verifiers(core, model, WIRE_SHUTTING_DOWN);
 	}
@@ -252,6 +265,9 @@ static void handle_client(struct core *core, const struct core_event *event)
 	case EV_LOAD:
 		load_on_load(core, event);
 		break;
+	case EV_PLACE:
+		place_on_place(core, event);
+		break;
 	case EV_ATTACH:
 		lease_on_attach(core, event);
 		break;
@@ -266,6 +282,12 @@ static void handle_client(struct core *core, const struct core_event *event)
 	case EV_SET:
 		wish_on_set(core, event);
 		break;
+	case EV_RESERVE:
+		reserve_on_reserve(core, event);
+		break;
+	case EV_RELEASE:
+		reserve_on_release(core, event);
+		break;
 	case EV_CANCEL:
 		client_on_cancel(core, event);
 		break;
@@ -274,6 +296,29 @@ static void handle_client(struct core *core, const struct core_event *event)
 		break;
 	default:
 		REQUIRE(false && "an event without a case");
+	}
+}
+
+/* What an earlier life has left. */
+static void handle_adopted(struct core *core, const struct core_event *event,
+			   struct core_update *update)
+{
+	switch ((int)event->type) {
+	case EV_ADOPT:
+		update->ret_id = adopt_copy(core, event);
+		break;
+	case EV_ADOPT_WISH:
+		adopt_wish(core, event);
+		break;
+	case EV_ADOPT_LEASE:
+		update->ret_id = adopt_lease(core, event);
+		break;
+	case EV_ADOPT_PLACED:
+		update->ret_id = adopt_placed(core, event);
+		break;
+	default:
+		adopt_end(core, event);
+		break;
 	}
 }
 
@@ -294,26 +339,27 @@ static void handle(struct core *core, const struct core_event *event, struct cor
 	case EV_FILLED:
 		segment_on_filled(core, event);
 		break;
+	case EV_TABLED:
+		job_on_tabled(core, event);
+		break;
 	case EV_RECHECKED:
 		job_on_rechecked(core, event);
 		break;
 	case EV_DROPPED:
 		segment_on_dropped(core, event);
 		break;
+	case EV_CHANGED:
+		backing_on_changed(core, event);
+		break;
 	case EV_VERIFIED:
 		segment_on_verified(core, event);
 		break;
 	case EV_ADOPT:
-		update->ret_id = adopt_copy(core, event);
-		break;
 	case EV_ADOPT_WISH:
-		adopt_wish(core, event);
-		break;
 	case EV_ADOPT_LEASE:
-		update->ret_id = adopt_lease(core, event);
-		break;
+	case EV_ADOPT_PLACED:
 	case EV_ADOPTED:
-		adopt_end(core, event);
+		handle_adopted(core, event, update);
 		break;
 	case EV_PRESSURE:
 		account_on_pressure(core, event);
@@ -321,8 +367,17 @@ static void handle(struct core *core, const struct core_event *event, struct cor
 	case EV_BUDGET:
 		account_on_budget(core, event);
 		break;
+	case EV_DRAIN:
+		account_on_drain(core, event);
+		break;
 	case EV_DEVICE_LOST:
 		segment_on_device_lost(core, event);
+		break;
+	case EV_DEVICE_BACK:
+		place_on_device_back(core, event);
+		break;
+	case EV_DEVICES_FOUND:
+		place_on_devices_found(core, event);
 		break;
 	case EV_SHUTDOWN:
 		begin_shutdown(core);
@@ -337,19 +392,24 @@ void core_step(struct core *core, const struct core_event *event, struct core_up
 {
 	uint64_t soonest_ns;
 	uint64_t evict_ns;
+	uint64_t linger_ns;
 
 	*update = (struct core_update){.deadline_ns = NEVER};
 	if (event->type != EV_CONTINUE) {
 		REQUIRE(core->n_given == core->n_actions);
 		core->n_given = core->n_actions = 0;
+		core->has_recalled = core->has_to_recall = false;
 		core->now_ns = event->now_ns > core->now_ns ? event->now_ns : core->now_ns;
 		wish_lapse(core);
 		handle(core, event, update);
 		wish_lapse(core); /* what was adopted may be over already */
 		evict_expired(core);
+		place_expired(core);
+		reserve_expired(core);
 		admit_run(core);
 		job_run(core);
 		account_settle(core);
+		place_settle(core);
 	}
 	update->actions = core->actions + core->n_given;
 	update->n_actions = core->n_actions - core->n_given;
@@ -360,9 +420,14 @@ void core_step(struct core *core, const struct core_event *event, struct core_up
 	update->again = core->n_given < core->n_actions;
 	soonest_ns = timer_deadline(&core->lapses);
 	evict_ns = timer_deadline(&core->expiries);
+	linger_ns = timer_deadline(&core->lingers);
+	if (timer_deadline(&core->reservation_ends) < linger_ns) {
+		linger_ns = timer_deadline(&core->reservation_ends);
+	}
 	soonest_ns = soonest_ns < evict_ns ? soonest_ns : evict_ns;
+	soonest_ns = soonest_ns < linger_ns ? soonest_ns : linger_ns;
 	if (core->quiet_until_ns > core->now_ns && core->quiet_until_ns < soonest_ns) {
 		soonest_ns = core->quiet_until_ns; /* loads may wait for it */
 	}
-	update->deadline_ns = soonest_ns;
+	update->deadline_ns = core->has_to_recall ? core->now_ns : soonest_ns;
 }

@@ -37,14 +37,24 @@ struct core_config {
 	uint32_t max_leases;
 	uint32_t max_leases_per_uid; /* 0: as many as there are */
 	uint32_t max_waiters;        /* requests owed an answer */
-	uint32_t max_wishes;         /* (uid, model) pairs */
-	uint32_t n_devices;          /* at most CORE_MAX_DEVICES */
+	uint32_t max_reservations;
+	uint32_t max_reservations_per_uid; /* admins excepted; 0: as many as there are */
+	uint32_t max_wishes;               /* (uid, model) pairs */
+	uint32_t n_devices;                /* at most CORE_MAX_DEVICES */
 	uint32_t loads_per_uid;
+	uint64_t linger_ns;     /* that blocks stay on other devices unused; 0: until needed */
 	uint64_t idle_evict_ns; /* for models that nobody named a time for; 0: until needed */
+	/* What one uid may have of a device while loads of others wait; both 0: as much as there is. */
+	uint32_t share_milli_pct; /* of the budget */
+	uint64_t share_bytes;     /* where there is no share_milli_pct */
 };
 
+/* A load that would take its uid above the share lets those of others go first so long. */
+#define CORE_SHARE_PATIENCE_NS 60000000000U
+
 #define CORE_MAX_DEVICES 16
-#define CORE_MAX_ACTIONS 64 /* in one update */
+#define CORE_MAX_ACTIONS 64    /* in one update */
+#define CORE_MAX_NEEDS   33024 /* copies of one generation: files and blocks */
 
 /* Borrowed until the next core_step. */
 struct core_update {
@@ -90,6 +100,7 @@ enum segment_state {
 	SEGMENT_DROPPING,
 	SEGMENT_HELD,
 	SEGMENT_LOST,
+	SEGMENT_PLANNED, /* its load waits for room: nothing is charged */
 	SEGMENT_N_STATES,
 };
 
@@ -101,23 +112,38 @@ struct core_model_view {
 	int fail_code;   /* CORE_MODEL_FAILED */
 	uint32_t format; /* that the last load asked for */
 	uint32_t owner_uid;
-	uint64_t generation;     /* published one, 0: none */
-	uint64_t file;           /* corridor's id of the open source, 0: none */
-	uint64_t progress_bytes; /* of a running load */
-	uint64_t job;            /* the running one, 0: none */
+	uint64_t generation;       /* published one, 0: none */
+	enum core_backing backing; /* of the published one */
+	uint64_t placement;        /* likewise; ANY: there is none */
+	uint64_t job_placement;    /* of what is being loaded; ANY: nothing */
+	uint32_t placed_uid;       /* whose processes may have its blocks on other devices */
+	uint32_t job_placed_uid;   /* likewise of what is being loaded */
+	bool has_host;             /* all of it is in images besides */
+	bool is_torn;              /* some of it was on a device that is lost: it comes back */
+	uint32_t torn_devices;     /* with the last of these (bits); 0: it is not known yet which */
+	uint64_t file;             /* corridor's id of the open source, 0: none */
+	uint64_t progress_bytes;   /* of a running load */
+	uint64_t job;              /* the running one, 0: none */
 	uint32_t n_leases;
 	bool is_pinned, is_kept;
 	int16_t priority;
 	uint64_t ttl_left_ns; /* UINT64_MAX: until needed */
 	uint64_t last_used_ns;
-	uint64_t load_ns; /* how long the last load took */
+	uint64_t load_ns; /* how long the last load read */
 };
 
 struct core_segment_view {
-	uint64_t id, model, generation, bytes;
+	uint64_t id, model;
+	uint64_t generation, last; /* it is of these and those between; last: the published one
+				    * too, and those that are made of it, as UINT64_MAX */
+	uint64_t bytes;            /* charged */
+	uint64_t size;             /* of what is there, charged or not */
 	uint32_t device, index;
+	enum core_backing backing;
+	bool is_block;
+	bool is_counted; /* a load under way counts on it: it stays until that ends */
+	bool may_go;     /* it is of what core_account_view.evictable counts */
 	enum segment_state state;
-	uint32_t n_mappers; /* clients that have its descriptor, ghosts included */
 };
 
 struct core_lease_view {
@@ -152,19 +178,28 @@ struct core_wish_view {
 
 struct core_account_view {
 	uint64_t budget, resident, loading, dropping, held, reserved, free;
-	uint32_t n_models;
-	bool is_lost;
+	uint64_t room;      /* what the machine really has of free, and of what is being dropped */
+	uint64_t evictable; /* and what may go for a load */
+	bool is_lost, is_draining;
 };
 
 struct core_counters {
 	uint64_t hits, misses, bytes_saved, evictions, refusals;
+	uint64_t saved_ns; /* that the loads of what was hit had taken */
 };
 
 bool core_model_get(const struct core *core, uint64_t model, struct core_model_view *ret);
 bool core_client_get(const struct core *core, uint64_t client, struct core_client_view *ret);
 bool core_lease_get(const struct core *core, uint64_t lease, struct core_lease_view *ret);
 bool core_wish_get(const struct core *core, uint64_t wish, struct core_wish_view *ret);
+/* Is the copy of this generation, which was published? */
+static inline bool core_segment_is_of(const struct core_segment_view *segment, uint64_t generation)
+{
+	return segment->generation <= generation && generation <= segment->last;
+}
 bool core_segment_get(const struct core *core, uint64_t segment, struct core_segment_view *ret);
+/* One of the clients that have its descriptor, ghosts included; 0: none has. */
+uint64_t core_segment_mapper(const struct core *core, uint64_t id);
 /* 0 when there is none. */
 uint64_t core_model_find(const struct core *core, const struct core_file_key *key);
 
@@ -172,6 +207,9 @@ uint64_t core_model_find(const struct core *core, const struct core_file_key *ke
  * Walk: *cursor = 0 first; false at the end. The cursor is opaque. A walk of one model's parts
  * costs as much as it has parts, and ends early when the part just given is removed meanwhile.
  */
+/* Each placement that something has use for, some more than once. */
+void core_placements_used(const struct core *core, void (*use)(void *context, uint64_t placement),
+			  void *context);
 bool core_model_next(const struct core *core, uint32_t *cursor, struct core_model_view *ret);
 bool core_client_next(const struct core *core, uint32_t *cursor, struct core_client_view *ret);
 bool core_lease_next(const struct core *core, uint32_t *cursor, struct core_lease_view *ret);
@@ -183,12 +221,20 @@ bool core_wish_next(const struct core *core, uint64_t model, uint32_t *cursor,
 /* Holders of one model, or of all when model is 0. */
 bool core_holder_next(const struct core *core, uint64_t model, uint32_t *cursor,
 		      struct core_holder_view *ret);
+/* What a uid may have of the device while others wait; UINT64_MAX: as much as there is. */
+uint64_t core_share(const struct core *core, uint32_t device);
+/* Who has most of the device, of those above the share; false: nobody is above it. */
+bool core_above_share(const struct core *core, uint32_t device, uint32_t *ret_uid,
+		      uint64_t *ret_bytes);
 void core_account_get(const struct core *core, uint32_t device, struct core_account_view *ret);
+uint32_t core_account_models(const struct core *core, uint32_t device); /* that have bytes there */
 void core_counters_get(const struct core *core, struct core_counters *ret);
 
 /* Which limit stands in the way of another client of this uid, and its number. */
 enum core_limit core_client_limit(const struct core *core, uint32_t uid, bool is_admin,
 				  uint64_t *ret_number);
+/* May it have the model's published generation as it lies, its blocks on devices included? */
+bool core_client_has_blocks(const struct core *core, uint64_t client, uint64_t model);
 /* May this client see and use the model (admin, or its uid has presented the file)? */
 bool core_client_may(const struct core *core, uint64_t client, uint64_t model);
 /* Has this uid a wish about the model? */

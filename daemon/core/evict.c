@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Who has to go: unleased, unpinned copies that nobody maps (dropping others frees nothing),
- * lowest priority first, then the longest idle for what it costs to get them back. Victims
+ * all that a generation has on the device at once; those of users above their share first, down
+ * to it; lowest priority first, then the longest idle for what it costs to get them back. Victims
  * that turn out not to be needed are spared.
  */
 #include "base/require.h"
@@ -12,10 +13,11 @@
 
 __extension__ typedef unsigned __int128 wide; /* products of two 64-bit numbers */
 
-/* What may go, but for the one model it would go for. */
-uint64_t evict_evictable(struct core *core, uint32_t device, const struct model *spare)
+/* Of all models, but for the one it would go for. */
+static uint64_t sum_of_others(struct core *core, uint32_t device, enum segment_sum sum,
+			      const struct model *spare)
 {
-	uint64_t bytes = account_sum(core, device, SUM_EVICTABLE);
+	uint64_t bytes = account_sum(core, device, sum);
 
 	if (spare == NULL) {
 		return bytes;
@@ -23,25 +25,73 @@ uint64_t evict_evictable(struct core *core, uint32_t device, const struct model 
 	LIST_FOR_EACH (link, &spare->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		bytes -= segment->device == device && segment->sum == SUM_EVICTABLE ? segment->bytes
-										    : 0;
+		bytes -= segment->device == device && segment->sum == sum ? segment->bytes : 0;
+	}
+	return bytes;
+}
+
+uint64_t evict_evictable(struct core *core, uint32_t device, const struct model *spare)
+{
+	return sum_of_others(core, device, SUM_EVICTABLE, spare);
+}
+
+uint64_t evict_later(struct core *core, uint32_t device, const struct model *spare)
+{
+	return sum_of_others(core, device, SUM_LATER, spare);
+}
+
+/* Without one of its copies on a device a generation is of no use: they go together. */
+static bool goes_with(const struct segment *segment, const struct segment *victim)
+{
+	return segment == victim ||
+	       (!victim->is_block && !segment->is_block && segment->sum == SUM_EVICTABLE &&
+		segment->last == victim->last && segment->device == victim->device);
+}
+
+/* The first of those that go together stands for all. */
+static bool stands_for_all(const struct segment *victim)
+{
+	if (victim->is_block) {
+		return true;
+	}
+	LIST_FOR_EACH (link, &victim->model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (goes_with(segment, victim)) {
+			return segment == victim;
+		}
+	}
+	return false;
+}
+
+static uint64_t bytes_with(const struct segment *victim)
+{
+	uint64_t bytes = 0;
+
+	if (victim->is_block) {
+		return victim->bytes;
+	}
+	LIST_FOR_EACH (link, &victim->model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		bytes += goes_with(segment, victim) ? segment->bytes : 0;
 	}
 	return bytes;
 }
 
 /* Nanoseconds to get it back: as measured, else by an ordinary disk's speed. */
-static uint64_t cost_ns(const struct segment *segment)
+static wide cost_ns(const struct segment *segment)
 {
 	if (segment->model->load_ns > 0) {
 		return segment->model->load_ns;
 	}
-	return segment->bytes * DEFAULT_NS_PER_BYTE + 1;
+	return (wide)segment->model->key.size * DEFAULT_NS_PER_BYTE + 1;
 }
 
 static bool goes_before(const struct core *core, const struct segment *a, const struct segment *b)
 {
-	bool is_old_a = a->generation != a->model->generation;
-	bool is_old_b = b->generation != b->model->generation;
+	bool is_old_a = !segment_is_current(a);
+	bool is_old_b = !segment_is_current(b);
 	int16_t priority_a = model_priority(a->model);
 	int16_t priority_b = model_priority(b->model);
 	wide idle_a = core->now_ns - a->model->last_used_ns + 1;
@@ -50,11 +100,20 @@ static bool goes_before(const struct core *core, const struct segment *a, const 
 	if (is_old_a != is_old_b) {
 		return is_old_a;
 	}
+	if (a->is_above != b->is_above) {
+		return a->is_above;
+	}
 	if (priority_a != priority_b) {
 		return priority_a < priority_b;
 	}
 	if (idle_a * cost_ns(b) != idle_b * cost_ns(a)) {
 		return idle_a * cost_ns(b) > idle_b * cost_ns(a);
+	}
+	if (a->model == b->model && a->is_same != b->is_same) {
+		return b->is_same;
+	}
+	if (a->model == b->model && a->is_block && b->is_block) {
+		return a->index > b->index; /* the last blocks are needed last */
 	}
 	return a < b; /* any order, but always the same */
 }
@@ -91,7 +150,9 @@ static uint32_t gather(const struct core *core, uint32_t device, const struct mo
 
 	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
 		if (segment->device == device && segment->sum == SUM_EVICTABLE &&
-		    segment->model != spare) {
+		    segment->model != spare && stands_for_all(segment)) {
+			segment->model->owner->left = segment->model->owner->taken[device];
+			segment->is_above = segment->model->owner->left > core_share(core, device);
 			core->victims[n_victims++] = segment;
 		}
 	}
@@ -101,48 +162,110 @@ static uint32_t gather(const struct core *core, uint32_t device, const struct mo
 	return n_victims;
 }
 
+/* The one on top has to go. Its user may have come down to the share by that. */
+static uint64_t take_top(const struct core *core, uint32_t n_left)
+{
+	struct segment *victim = core->victims[0];
+	struct user *owner = victim->model->owner;
+	uint64_t bytes = bytes_with(victim);
+
+	core->victims[0] = core->victims[n_left];
+	core->victims[n_left] = victim;
+	sink(core, n_left, 0);
+	owner->left = account_left(owner->left, bytes);
+	return bytes;
+}
+
 /*
- * Choose: the chosen ones lie behind the heap then, '*ret_first' is the place of the last chosen
- * and the first chosen comes last. Those that turn out not to be needed become NULL.
+ * Those that are not needed become NULL, the last chosen first; but nobody above the share is
+ * spared at the cost of another user.
+ */
+static void spare_some(struct segment **chosen, uint32_t n_chosen, uint64_t not_needed)
+{
+	const struct user *other = NULL;
+	bool is_mixed = false;
+
+	for (uint32_t i = 0; i < n_chosen; i++) {
+		const struct user *owner = chosen[i]->model->owner;
+		bool is_above = chosen[i]->is_above;
+		bool is_first_to_go = is_above && other != NULL && (is_mixed || other != owner);
+		uint64_t bytes = bytes_with(chosen[i]);
+
+		chosen[i]->is_above = false;
+		if (bytes <= not_needed && (bytes == 0 || !is_first_to_go)) {
+			not_needed -= bytes;
+			chosen[i] = NULL;
+		} else if (!is_above) {
+			is_mixed = is_mixed || (other != NULL && other != owner);
+			other = owner;
+		}
+	}
+}
+
+/*
+ * Choose: the chosen ones lie behind the heap then, the first chosen comes last. Those that turn
+ * out not to be needed become NULL. Returns how many there are.
  */
 static uint32_t choose(const struct core *core, uint32_t device, uint64_t bytes,
 		       const struct model *spare)
 {
+	const uint64_t share = core_share(core, device);
 	uint32_t n_all = gather(core, device, spare);
 	uint32_t n_left = n_all;
 	uint64_t total = 0;
 
 	while (total < bytes && n_left > 0) {
-		struct segment *victim = core->victims[0];
+		struct segment *top = core->victims[0];
 
-		core->victims[0] = core->victims[--n_left];
-		core->victims[n_left] = victim;
-		sink(core, n_left, 0);
-		total += victim->bytes;
-	}
-	REQUIRE(total >= bytes);
-	for (uint32_t i = n_left; i < n_all; i++) {
-		if (total - core->victims[i]->bytes >= bytes) {
-			total -= core->victims[i]->bytes;
-			core->victims[i] = NULL; /* spared */
+		if (top->is_above && top->model->owner->left <= share) {
+			top->is_above = false;
+			sink(core, n_left, 0);
+		} else {
+			total += take_top(core, --n_left);
 		}
 	}
+	REQUIRE(total >= bytes);
+	for (uint32_t i = 0; i < n_left; i++) {
+		core->victims[i]->is_above = false;
+	}
+	spare_some(core->victims + n_left, n_all - n_left, total - bytes);
 	memmove(core->victims, core->victims + n_left, (n_all - n_left) * sizeof(void *));
 	return n_all - n_left;
 }
 
+/* Once for all that go of the model. */
 static void note_eviction(struct core *core, const struct segment *victim, const struct job *job,
 			  enum core_why why)
 {
 	struct core_action *action;
 
+	if (victim->model->going == 0) {
+		return;
+	}
 	core->counters.evictions++;
-	core_note(core, CORE_NOTE_EVICTED, why, victim->model, victim->bytes);
+	core_note(core, CORE_NOTE_EVICTED, why, victim->model, victim->model->going);
+	victim->model->going = 0;
 	action = &core->actions[core->n_actions - 1];
 	action->device = victim->device;
+	victim->model->displaced_by = core->displacing;
+	model_touch(core, victim->model);
 	if (job != NULL) {
 		action->job = idtab_id(&core->job_table, job);
 		action->note.for_model = idtab_id(&core->models, job->model);
+	}
+}
+
+static void drop_with(struct core *core, const struct segment *victim, enum core_why why)
+{
+	if (victim->is_block) {
+		return;
+	}
+	LIST_FOR_EACH_SAFE (link, &victim->model->segments) {
+		struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment != victim && goes_with(segment, victim)) {
+			segment_drop(core, segment, why);
+		}
 	}
 }
 
@@ -156,11 +279,19 @@ bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const s
 		return false;
 	}
 	n_victims = choose(core, device, bytes, spare);
+	for (uint32_t i = 0; i < n_victims; i++) {
+		struct segment *victim = core->victims[i];
+
+		if (victim != NULL) {
+			victim->model->going += bytes_with(victim);
+		}
+	}
 	for (uint32_t i = n_victims; i > 0; i--) {
 		struct segment *victim = core->victims[i - 1];
 
 		if (victim != NULL) {
 			note_eviction(core, victim, job, why);
+			drop_with(core, victim, why);
 			segment_drop(core, victim, why);
 		}
 	}
@@ -214,14 +345,26 @@ bool evict_model(struct core *core, const struct user *owner, bool may_be_kept)
 	return true;
 }
 
+/* Something of the published generation, be it not all of it. */
+static bool has_current(const struct model *model)
+{
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment_is_current(segment) && segment_is_droppable(segment)) {
+			return true;
+		}
+	}
+	return false;
+}
+
 /* When the model's time without use runs out; NEVER: it does not, or something keeps it. */
 uint64_t evict_expiry(const struct core *core, const struct model *model)
 {
 	uint64_t ttl_ns = model_ttl_ns(core, model);
 
 	if (ttl_ns == NEVER || !model_is_idle(model) || model_is_pinned(core, model) ||
-	    model->job != NULL || !model_is_resident(model) ||
-	    ttl_ns > NEVER - 1 - model->last_used_ns) {
+	    model->job != NULL || !has_current(model) || ttl_ns > NEVER - 1 - model->last_used_ns) {
 		return NEVER;
 	}
 	return model->last_used_ns + ttl_ns;
@@ -235,6 +378,9 @@ void evict_expired(struct core *core)
 
 		timer_set(&core->expiries, &model->expiry, NEVER);
 		core->counters.evictions++;
+		model->is_torn = false; /* it need not come back */
+		model->displaced_by = 0;
+		model_touch(core, model);
 		(void)model_drop(core, model, CORE_NOTE_EVICTED, CORE_WHY_IDLE);
 	}
 }

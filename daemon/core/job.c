@@ -4,7 +4,10 @@
  * job that fails or is no longer wanted answers everybody at once, lets go of its model, and
  * stays only as long as the loader owes results.
  */
+#include "base/checked.h"
 #include "base/require.h"
+
+#include <string.h>
 
 #include "daemon/core/state.h"
 
@@ -59,7 +62,10 @@ struct job *job_begin(struct core *core, struct model *model, enum job_kind kind
 	job->state = JOB_QUEUED;
 	job->key = *key;
 	job->key.is_raw = model->key.is_raw;
+	job->key.is_sharded = model->key.is_sharded;
 	job->file = file;
+	job->placement = CORE_PLACEMENT_HOST;
+	job->placed_uid = uid;
 	job->uid = uid;
 	job->user = user_get(core, uid);
 	job->age = ++core->n_jobs_begun;
@@ -85,6 +91,21 @@ void job_join(struct job *job, const struct core_file_key *key)
 	}
 }
 
+/* The last who insisted on something counts; AUTO: nobody did. */
+static enum core_backing insisted(const struct job *job)
+{
+	return job->joined_wanted != CORE_BACKING_AUTO ? (enum core_backing)job->joined_wanted
+	       : job->insists                          ? (enum core_backing)job->wanted
+						       : CORE_BACKING_AUTO;
+}
+
+/* Is it becoming what it was insisted that it is not? For that it begins again once. */
+static bool is_contrary(const struct job *job)
+{
+	return insisted(job) != CORE_BACKING_AUTO && job->n_restarts == 0 && !job_is_placed(job) &&
+	       (insisted(job) == CORE_BACKING_IMAGE) != (job->backing == CORE_BACKING_IMAGE);
+}
+
 static bool is_outdated(const struct job *job)
 {
 	return job->has_joined && !model_is_same_content(&job->joined, &job->key);
@@ -101,6 +122,20 @@ static void count_running(struct job *job)
 	}
 }
 
+/* Does it only move blocks of what is there? */
+static bool is_place(const struct job *job)
+{
+	return job->is_move && job->placement != job->model->placement;
+}
+
+static enum core_why why_begun(const struct core *core, const struct job *job)
+{
+	return !job->is_move                       ? CORE_WHY_NONE
+	       : model_is_pinned(core, job->model) ? CORE_WHY_PINNED
+	       : model_is_kept(core, job->model)   ? CORE_WHY_KEPT
+						   : CORE_WHY_NONE;
+}
+
 static void start(struct core *core, struct job *job)
 {
 	bool is_load = job->kind == JOB_LOAD;
@@ -109,12 +144,24 @@ static void start(struct core *core, struct job *job)
 	action->job = idtab_id(&core->job_table, job);
 	action->model = idtab_id(&core->models, job->model);
 	action->fill.file = job->file;
+	if (job->joined_wanted != CORE_BACKING_AUTO) {
+		job->wanted = job->joined_wanted;
+		job->insists = false; /* where it cannot be had, others are not refused for it */
+	}
+	action->fill.backing = (enum core_backing)job->wanted;
+	action->fill.insists_backing = job->insists;
+	action->fill.placement = job->placement;
+	action->fill.with_host = job->with_host;
+	job->is_tabled = job_is_placed(job) ||
+			 (job->may_share && job->model->placement > CORE_PLACEMENT_HOST);
+	action->fill.is_tabled = job->is_tabled;
 	count_running(job);
 	job->state = is_load ? JOB_HEADER : JOB_CHECKING;
 	job->has_joined = job->has_joined && !is_load; /* a header is read after they looked */
 	job->n_outstanding++;
-	if (is_load && job->n_restarts == 0) {
-		core_note(core, CORE_NOTE_LOAD_BEGUN, CORE_WHY_NONE, job->model, job->key.size);
+	if (is_load && job->n_restarts == 0 && !is_place(job)) {
+		core_note(core, CORE_NOTE_LOAD_BEGUN, why_begun(core, job), job->model,
+			  job->key.size);
 	}
 }
 
@@ -165,6 +212,10 @@ static void note_end(struct core *core, const struct job *job, int code)
 	}
 	core_note(core, note, why, job->model, job->key.size);
 	core->actions[core->n_actions - 1].code = code;
+	if (code == WIRE_NO_MEMORY && job->has_shortage) {
+		core->actions[core->n_actions - 1].device = job->short_device;
+		core->actions[core->n_actions - 1].note.bytes = job->shortage.need;
+	}
 }
 
 /* Copies that are still wanted by nobody: those not yet asked of the loader go at once. */
@@ -175,10 +226,18 @@ static void abandon_segments(struct core *core, struct job *job)
 	LIST_FOR_EACH_SAFE (link, &job->model->segments) {
 		struct segment *segment = OF(link, struct segment, by_model);
 
-		if (segment->generation == job->generation && segment->state == SEGMENT_READY) {
-			segment_drop(core, segment, CORE_WHY_FAILED);
-		} else if (segment->job == id && segment->state == SEGMENT_RESERVED) {
+		if (segment->job != id) {
+			continue;
+		}
+		if (segment->state == SEGMENT_PLANNED || segment->state == SEGMENT_RESERVED) {
 			segment_remove(core, segment);
+		} else if (segment->state == SEGMENT_READY &&
+			   segment->generation == job->generation) {
+			segment_drop(core, segment, CORE_WHY_FAILED);
+		} else if (segment->state == SEGMENT_READY) {
+			segment->job = 0; /* it was there before */
+			segment->is_retained = false;
+			model_touch(core, job->model);
 		}
 	}
 }
@@ -192,9 +251,14 @@ void job_fail(struct core *core, struct job *job, int code)
 	}
 	job->code = code;
 	if (job->kind == JOB_LOAD) {
-		note_end(core, job, code);
+		if (!job->is_demotion || code != WIRE_NO_MEMORY) {
+			note_end(core, job, code);
+		}
 		abandon_segments(core, job);
-		model->fail_code = code == WIRE_CANCELLED ? 0 : code;
+		/* What it was asked for was wrong, or it serves as before: then it is no fault of it. */
+		model->fail_code =
+			code == WIRE_CANCELLED || code == WIRE_BAD_ARGUMENT || job->is_move ? 0
+											    : code;
 	}
 	answer_all(core, job, code);
 	if (model->file == 0) {
@@ -208,6 +272,11 @@ void job_fail(struct core *core, struct job *job, int code)
 	job->model = NULL;
 	model->job = NULL;
 	model_touch(core, model);
+	if (job->is_demotion && code != WIRE_CANCELLED && code != WIRE_SHUTTING_DOWN &&
+	    model_is_idle(model) && !model_is_pinned(core, model)) {
+		place_drop_blocks(core, model, CORE_WHY_IDLE);
+	}
+	model_drain(core, model); /* bad ones that it counted on */
 	if (job->n_outstanding > 0) {
 		core_act(core, ACT_CANCEL)->job = idtab_id(&core->job_table, job);
 	} else {
@@ -223,13 +292,41 @@ void job_drop_if_unwanted(struct core *core, struct job *job)
 	}
 }
 
-/* Begin again with the same file: its content changed while it was read. */
+/* Devices had no room, though by their accounts they had: may as much be had from others there? */
+static bool may_make_room(struct core *core, const struct job *job)
+{
+	bool is_refused = false;
+
+	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		const uint64_t bytes = job->refused[device];
+
+		if (bytes > evict_evictable(core, device, job->model)) {
+			return false;
+		}
+		is_refused = is_refused || bytes > 0;
+	}
+	return is_refused && job->n_restarts == 0 && core->now_ns >= core->quiet_until_ns;
+}
+
+static void evict_for_refused(struct core *core, const struct job *job)
+{
+	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		if (job->refused[device] > 0) {
+			(void)evict_make_room(core, device, job->refused[device], job,
+					      CORE_WHY_ROOM);
+		}
+	}
+}
+
+/* Begin again with the same file: its content changed while it was read, or there is room now. */
 static void restart(struct core *core, struct job *job)
 {
 	abandon_segments(core, job);
 	job->n_restarts++;
-	job->generation = 0;
-	job->n_needs = 0;
+	memset(job->need, 0, sizeof job->need);
+	job->devices = job->takes = 0;
+	job->has_given_way = job->is_too_many = false;
+	job->moved = 0;
 	job->progress = 0;
 	start(core, job);
 }
@@ -265,13 +362,14 @@ static void wait_for_room(struct core *core, struct job *job)
 	}
 	list_insert(after, &job->by_room);
 	job->state = JOB_ROOM;
+	job->room_ns = core->now_ns;
 }
 
 void job_on_header(struct core *core, const struct core_event *event)
 {
 	struct job *job = job_of(core, event->header.job);
 	bool is_good = event->header.code == 0 && event->header.n_needs > 0 &&
-		       event->header.n_needs <= JOB_MAX_NEEDS;
+		       event->header.n_needs <= CORE_MAX_NEEDS;
 
 	account_set_available(core, event->header.available);
 	if (job == NULL || (job->state != JOB_HEADER && job->state != JOB_ENDING) ||
@@ -288,15 +386,25 @@ void job_on_header(struct core *core, const struct core_event *event)
 	}
 	job->key = *event->header.key;
 	job->key.is_raw = job->model->key.is_raw; /* the file does not say */
+	job->key.is_sharded = job->model->key.is_sharded;
 	if (is_outdated(job)) {
 		fail_or_restart(core, job, WIRE_CHANGED_WHILE_READING);
 		return;
 	}
-	job->n_needs = event->header.n_needs;
-	for (uint32_t i = 0; i < job->n_needs; i++) {
-		job->needs[i] = event->header.needs[i];
+	job->may_share = job->may_share && model_is_unchanged(job->model, &job->key);
+	/* A move keeps what lies in the cache there. */
+	job->backing = job_is_placed(job)
+			       ? CORE_BACKING_IMAGE
+			       : (uint8_t)backing_choose(core, job->model,
+							 (enum core_backing)job->wanted,
+							 event->header.is_cached || job->is_move);
+	if (is_contrary(job)) {
+		restart(core, job);
+	} else if (!retain_plan(core, job, event->header.needs, event->header.n_needs)) {
+		job_fail(core, job, WIRE_TOO_MANY);
+	} else {
+		wait_for_room(core, job);
 	}
-	wait_for_room(core, job);
 }
 
 void job_on_progress(struct core *core, const struct core_event *event)
@@ -315,28 +423,43 @@ void job_on_progress(struct core *core, const struct core_event *event)
 		action->request = waiter->request;
 		action->model = idtab_id(&core->models, job->model);
 		action->progress.bytes = event->progress.bytes;
-		action->progress.total = job->key.size;
+		action->progress.total = job->is_tabled ? job->moved : job->key.size;
 		action->progress.phase = event->progress.is_stalled ? CORE_PHASE_STALLED
 					 : job->kind == JOB_RECHECK ? CORE_PHASE_CHECKING
 								    : CORE_PHASE_READING;
 	}
 }
 
+/* Of a placed generation, or of one that shares copies: no fill knows all of it. */
+static void make_table(struct core *core, struct job *job)
+{
+	struct core_action *action = core_act(core, ACT_MAKE_TABLE);
+
+	action->job = idtab_id(&core->job_table, job);
+	action->model = idtab_id(&core->models, job->model);
+	action->fill.file = job->file;
+	action->fill.generation = job->generation;
+	action->fill.placement = job->placement;
+	job->state = JOB_TABLE;
+	job->n_outstanding++;
+}
+
 void job_fill(struct core *core, struct job *job)
 {
 	struct model *model = job->model;
+	const uint64_t id = idtab_id(&core->job_table, job);
 
 	list_remove(&job->by_room);
 	job->state = JOB_FILLING;
-	job->generation = ++model->last_generation;
-	for (uint32_t i = 0; i < job->n_needs; i++) {
-		struct segment *segment = segment_add(core, job, i);
+	LIST_FOR_EACH (link, &model->segments) {
+		struct segment *segment = OF(link, struct segment, by_model);
 		struct core_action *action;
 
-		if (segment == NULL) {
-			job_fail(core, job, WIRE_TOO_MANY);
-			return;
+		if (segment->job != id || segment->state != SEGMENT_PLANNED) {
+			continue;
 		}
+		segment->is_same = false; /* while it was planned */
+		segment_set_state(core, segment, SEGMENT_RESERVED);
 		segment_set_state(core, segment, SEGMENT_FILLING);
 		job->n_outstanding++;
 		action = core_act(core, ACT_FILL);
@@ -345,9 +468,15 @@ void job_fill(struct core *core, struct job *job)
 		action->model = idtab_id(&core->models, model);
 		action->device = segment->device;
 		action->fill.file = job->file;
-		action->fill.bytes = segment->bytes;
+		action->fill.bytes = segment->size;
 		action->fill.generation = job->generation;
-		action->fill.index = i;
+		action->fill.placement = job->placement;
+		action->fill.index = segment->index;
+		action->fill.is_block = segment->is_block;
+		action->fill.backing = (enum core_backing)job->backing;
+	}
+	if (job->n_outstanding == 0) {
+		make_table(core, job); /* all of it was there */
 	}
 }
 
@@ -357,6 +486,10 @@ static void answer_grants(struct core *core, struct job *job, struct model *mode
 		struct waiter *waiter = OF(link, struct waiter, by_owner);
 		enum core_source source = waiter->is_first ? CORE_SOURCE_DISK : CORE_SOURCE_JOINED;
 
+		if (!place_suits(model, waiter->client, waiter->placement, waiter->is_place)) {
+			continue; /* place_go_on has something else for him */
+		}
+
 		if (job->kind == JOB_RECHECK) {
 			source = CORE_SOURCE_RAM;
 		}
@@ -365,39 +498,68 @@ static void answer_grants(struct core *core, struct job *job, struct model *mode
 	}
 }
 
+/* Those who wait have what they wanted, or get another job. */
+static void end(struct core *core, struct job *job, struct model *model)
+{
+	answer_grants(core, job, model);
+	model->job = NULL;
+	place_go_on(core, model, job);
+	job->model = NULL;
+	forget(core, job);
+}
+
 /* Everything is READY: the new generation is the current one; the old one drains. */
 static void publish(struct core *core, struct job *job)
 {
 	struct model *model = job->model;
+	const bool is_moved = is_place(job);
 	struct core_action *action;
 
 	core_close_file(core, model->file);
 	model->file = job->file;
 	job->file = 0;
 	model->key = job->key;
-	model->generation = job->generation;
-	model->n_copies = job->n_needs;
-	model->load_ns = core->now_ns - job->begun_ns;
-	model->last_used_ns = core->now_ns;
-	model->is_doomed = false;
 	LIST_FOR_EACH (link, &model->segments) {
 		struct segment *segment = OF(link, struct segment, by_model);
 
-		segment->job = segment->generation == model->generation ? 0 : segment->job;
+		if (segment->generation != job->generation && !segment->is_retained) {
+			segment_end(segment);
+			segment->why = job->may_share ? CORE_WHY_MOVED : segment->why;
+		}
+		if (segment->state == SEGMENT_READY) {
+			segment->job = 0;
+		}
+		segment->is_retained = false;
 	}
-	core->counters.misses++;
+	model->generation = job->generation;
+	model->n_copies = job->n_copies;
+	model->placement = job->placement;
+	model->placed_uid = job->placed_uid;
+	model->has_host = job->with_host;
+	model->devices = job->devices;
+	model->is_torn = false;
+	model->displaced_by = 0;
+	model->backing = job->backing;
+	model->wanted = job->joined_wanted != CORE_BACKING_AUTO ? job->joined_wanted : job->wanted;
+	model->load_ns = job->fill_ns;
+	model->last_used_ns = core->now_ns;
+	model->is_doomed = false;
 	action = core_act(core, ACT_PUBLISH);
 	action->job = idtab_id(&core->job_table, job);
 	action->model = idtab_id(&core->models, model);
 	action->fill.generation = model->generation;
-	core_note(core, CORE_NOTE_LOAD_DONE, CORE_WHY_NONE, model, model->key.size);
-	core->actions[core->n_actions - 1].note.duration_ns = model->load_ns;
+	if (is_moved) {
+		core_note(core, CORE_NOTE_PLACED, job->is_demotion ? CORE_WHY_IDLE : CORE_WHY_ASKED,
+			  model, job->moved);
+	} else {
+		core->counters.misses++;
+		core_note(core, CORE_NOTE_LOAD_DONE, CORE_WHY_NONE, model, model->key.size);
+	}
+	core->actions[core->n_actions - 1].note.duration_ns = core->now_ns - job->begun_ns;
 	model_touch(core, model);
-	answer_grants(core, job, model);
-	model->job = NULL;
-	job->model = NULL;
-	forget(core, job);
+	end(core, job, model);
 	model_drain(core, model);
+	backing_settle(core, model); /* what was said meanwhile */
 }
 
 void job_result(struct core *core, struct job *job, int code)
@@ -408,14 +570,39 @@ void job_result(struct core *core, struct job *job, int code)
 	if (code != 0 && job->code == 0) {
 		job->code = code;
 	}
-	if (job->code != 0 && job->code != WIRE_CHANGED_WHILE_READING) {
+	if (job->code != 0 && job->code != WIRE_CHANGED_WHILE_READING &&
+	    !(job->code == WIRE_NO_MEMORY && may_make_room(core, job))) {
 		job_fail(core, job, job->code); /* the others are told to hurry up */
 	} else if (job->n_outstanding > 0) {
 		return;
-	} else if (job->code != 0 || is_outdated(job)) {
+	} else if (job->code == WIRE_NO_MEMORY) {
+		evict_for_refused(core, job);
+		job->code = 0;
+		restart(core, job);
+	} else if (job->code != 0 || is_outdated(job) || is_contrary(job)) {
 		code = WIRE_CHANGED_WHILE_READING;
 		job->code = 0;
 		fail_or_restart(core, job, code);
+	} else if (job->is_tabled) {
+		make_table(core, job);
+	} else {
+		publish(core, job);
+	}
+}
+
+void job_on_tabled(struct core *core, const struct core_event *event)
+{
+	struct job *job = job_of(core, event->tabled.job);
+
+	if (job == NULL || (job->state != JOB_TABLE && job->state != JOB_ENDING) ||
+	    !take_result(core, job)) {
+		return;
+	}
+	if (event->tabled.code != 0) {
+		job_fail(core, job, event->tabled.code);
+	} else if (job->code != 0 || is_outdated(job)) {
+		job->code = 0;
+		fail_or_restart(core, job, WIRE_CHANGED_WHILE_READING);
 	} else {
 		publish(core, job);
 	}
@@ -433,19 +620,16 @@ void job_on_rechecked(struct core *core, const struct core_event *event)
 	model = job->model;
 	if (event->rechecked.code != 0) {
 		job_fail(core, job, event->rechecked.code);
-	} else if (event->rechecked.is_equal && model_is_resident(model) && !is_outdated(job)) {
+	} else if (event->rechecked.is_equal && model_is_resident(model) && !is_outdated(job) &&
+		   backing_suits(model, insisted(job))) {
 		model->key = job->key;
 		model->last_used_ns = core->now_ns;
 		core_close_file(core, model->file);
 		model->file = job->file;
 		job->file = 0;
-		core->counters.hits++;
-		core->counters.bytes_saved += model->key.size;
+		lease_count_hit(core, model);
 		model_touch(core, model);
-		answer_grants(core, job, model);
-		model->job = NULL;
-		job->model = NULL;
-		forget(core, job);
+		end(core, job, model);
 	} else {
 		/* Another content after all, or evicted meanwhile: those who wait get it loaded. */
 		job->kind = JOB_LOAD;

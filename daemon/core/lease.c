@@ -88,6 +88,9 @@ static void release(struct core *core, struct model *model)
 	if (model->is_doomed && model_is_idle(model)) {
 		(void)model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
 	}
+	if (model->backing == CORE_BACKING_LOCKED) {
+		backing_settle(core, model); /* unpinned while it was used, perhaps */
+	}
 }
 
 static void stop_living(struct core *core, const struct lease *lease)
@@ -145,6 +148,9 @@ bool lease_grant(struct core *core, const struct waiter *waiter, struct model *m
 	if (waiter->attach) {
 		lease = lease_add(core, model, waiter->client, model->generation, waiter->map);
 	}
+	if (lease != NULL && job == NULL) {
+		place_stay(core, model);
+	}
 	if (waiter->attach && lease == NULL) {
 		core_reply_too_many(core, waiter->client, waiter->request,
 				    limit_of(core, model, waiter->client), model);
@@ -160,10 +166,11 @@ bool lease_grant(struct core *core, const struct waiter *waiter, struct model *m
 	return true;
 }
 
-static void count_hit(struct core *core, const struct model *model)
+void lease_count_hit(struct core *core, const struct model *model)
 {
 	core->counters.hits++;
 	core->counters.bytes_saved += model->key.size;
+	core->counters.saved_ns += model->load_ns;
 }
 
 /* The file was presented: is it what we hold? Decides the answer. */
@@ -178,13 +185,14 @@ static void attach_presented(struct core *core, const struct core_event *event,
 				    .map = event->attach.map};
 	struct job *job;
 
-	if (!model_is_same_content(key, &model->key)) {
+	if (!model_is_same_content(key, &model->key) || model->backing != CORE_BACKING_IMAGE ||
+	    model->placement != CORE_PLACEMENT_HOST) {
 		core_close_file(core, event->attach.file);
 		core_reply(core, client, event->request, WIRE_STALE, model);
 		core->actions[core->n_actions - 1].reply.current = model->generation;
 		return;
 	}
-	/* Only its ctime differs (a rename, a link, a chmod): look at the bytes. */
+	/* Its ctime differs (a rename, a link, a chmod), or tells nothing: look at the bytes. */
 	job = model->job;
 	if (job == NULL) {
 		job = job_begin(core, model, JOB_RECHECK, key, event->attach.file, client->uid);
@@ -228,6 +236,7 @@ static void reassert(struct core *core, const struct core_event *event, struct c
 				    model);
 		return;
 	}
+	place_stay(core, model);
 	core_reply(core, client, event->request, 0, model);
 	action = &core->actions[core->n_actions - 1];
 	action->reply.source = CORE_SOURCE_RAM;
@@ -272,7 +281,7 @@ void lease_on_attach(struct core *core, const struct core_event *event)
 		/* A presented file that nobody loaded is known as little as a foreign id. */
 		code = file != 0 ? WIRE_NOT_RESIDENT : WIRE_NOT_FOUND;
 		model = NULL;
-	} else if (!model_is_resident(model)) {
+	} else if (!model_is_resident(model) || !place_serves(model, client->uid)) {
 		code = WIRE_NOT_RESIDENT;
 	} else if (file != 0 && wish_get(core, model, client->uid) == NULL) {
 		core_close_file(core, file);
@@ -284,8 +293,7 @@ void lease_on_attach(struct core *core, const struct core_event *event)
 		core_reply(core, client, event->request, code, model);
 		return;
 	}
-	if (file != 0 && (!model_is_same_content(event->attach.key, &model->key) ||
-			  event->attach.key->ctime_ns != model->key.ctime_ns)) {
+	if (file != 0 && !model_is_unchanged(model, event->attach.key)) {
 		attach_presented(core, event, client, model);
 		return;
 	}
@@ -296,7 +304,7 @@ void lease_on_attach(struct core *core, const struct core_event *event)
 					 .attach = true,
 					 .map = event->attach.map},
 			model, CORE_SOURCE_RAM, NULL)) {
-		count_hit(core, model);
+		lease_count_hit(core, model);
 	}
 }
 

@@ -11,11 +11,6 @@ static void refuse(struct core *core, const struct core_event *event, const stru
 	core_reply_too_many(core, client, event->request, limit, model);
 }
 
-static bool is_same_key(const struct core_file_key *a, const struct core_file_key *b)
-{
-	return model_is_same_content(a, b) && a->ctime_ns == b->ctime_ns;
-}
-
 /* The model behind the file. One that has no open source may be another file under a reused
  * inode: then nobody's rights to the old one count for it. */
 static struct model *find_model(struct core *core, const struct core_event *event,
@@ -26,7 +21,7 @@ static struct model *find_model(struct core *core, const struct core_event *even
 
 	if (model != NULL && model->file == 0 && model->job == NULL &&
 	    list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
-	    !is_same_key(key, &model->key)) {
+	    !model_is_unchanged(model, key)) {
 		model_forget(core, model);
 		model = NULL;
 	}
@@ -37,6 +32,15 @@ static struct model *find_model(struct core *core, const struct core_event *even
 	return *ret_limit != CORE_LIMIT_NONE ? NULL
 					     : model_add(core, key, event->load.fresh_id,
 							 event->load.format, client->uid);
+}
+
+/* As asked for, and to be had by this client? */
+static bool serves(const struct model *model, const struct core_event *event,
+		   const struct client *client)
+{
+	return model_is_resident(model) && model_is_unchanged(model, event->load.key) &&
+	       place_suits(model, client, event->load.placement, false) &&
+	       (!event->load.insists_backing || backing_suits(model, event->load.backing));
 }
 
 static void answer_resident(struct core *core, const struct core_event *event,
@@ -52,9 +56,32 @@ static void answer_resident(struct core *core, const struct core_event *event,
 	model->last_used_ns = core->now_ns;
 	model_touch(core, model);
 	if (lease_grant(core, &now, model, CORE_SOURCE_RAM, NULL)) {
-		core->counters.hits++;
-		core->counters.bytes_saved += model->key.size;
+		lease_count_hit(core, model);
 	}
+	if (event->load.insists_backing) {
+		model->wanted = (uint8_t)event->load.backing;
+	}
+	if (event->load.insists_backing || event->load.policy->said != 0) {
+		backing_settle(core, model);
+	}
+}
+
+void load_answer_begun(struct core *core, const struct client *client, uint32_t request,
+		       struct job *job, uint64_t placement)
+{
+	struct core_action *action;
+
+	job->no_wait = true;
+	job->is_demotion = false;
+	if (placement != CORE_PLACEMENT_ANY) { /* the last who said one counts */
+		job->next_placement = placement == job->placement ? CORE_PLACEMENT_ANY : placement;
+		job->next_uid = client->uid;
+		job->is_next_admin = client->is_admin;
+	}
+	core_reply(core, client, request, 0, job->model);
+	action = &core->actions[core->n_actions - 1];
+	action->job = idtab_id(&core->job_table, job);
+	action->reply.source = CORE_SOURCE_BEGUN;
 }
 
 /* Wait for the job, or with no_wait be answered at once. False: the table is full. */
@@ -66,15 +93,12 @@ static bool wait_for(struct core *core, const struct core_event *event, struct c
 				    .request = event->request,
 				    .attach = event->load.attach,
 				    .map = event->load.map,
-				    .is_first = is_first};
-	struct core_action *action;
+				    .is_first = is_first,
+				    .placement = event->load.placement};
 
 	if (event->load.no_wait) {
-		job->no_wait = true;
-		core_reply(core, client, event->request, 0, job->model);
-		action = &core->actions[core->n_actions - 1];
-		action->job = idtab_id(&core->job_table, job);
-		action->reply.source = CORE_SOURCE_BEGUN;
+		load_answer_begun(core, client, event->request, job,
+				  is_first ? job->placement : event->load.placement);
 		return true;
 	}
 	if (waiter_add(core, &like, job) == NULL) {
@@ -84,10 +108,35 @@ static bool wait_for(struct core *core, const struct core_event *event, struct c
 	return true;
 }
 
+/* Blocks that lie where this client may not have them stay there; it gets images besides. */
+static void choose_placement(const struct core *core, const struct core_event *event,
+			     const struct client *client, struct job *job)
+{
+	const struct model *model = job->model;
+	uint64_t wanted = event->load.placement;
+	bool stays = model->generation != 0 && place_stays(model, client, wanted) &&
+		     model_is_same_content(event->load.key, &model->key) &&
+		     !account_is_lost(core, model->devices);
+
+	if (stays) {
+		job->placement = model->placement;
+		job->placed_uid = model->placed_uid;
+		job->with_host = place_needs_host(model, client->uid);
+		return;
+	}
+	job->placed_uid = place_uid(model, client);
+	if (wanted != CORE_PLACEMENT_ANY) {
+		job->placement = wanted;
+	}
+}
+
 static void begin(struct core *core, const struct core_event *event, struct client *client,
 		  struct model *model)
 {
-	bool is_recheck = model_is_resident(model) &&
+	/* The file's own cache has no checksums: it is as quick to begin anew. */
+	bool is_same = model_is_resident(model) && model_is_unchanged(model, event->load.key);
+	bool is_recheck = model_is_resident(model) && model->backing == CORE_BACKING_IMAGE &&
+			  model->placement == CORE_PLACEMENT_HOST && !is_same &&
 			  model_is_same_content(event->load.key, &model->key);
 	struct job *job = job_begin(core, model, is_recheck ? JOB_RECHECK : JOB_LOAD,
 				    event->load.key, event->load.file, client->uid);
@@ -98,9 +147,23 @@ static void begin(struct core *core, const struct core_event *event, struct clie
 		return;
 	}
 	model->format = event->load.format;
+	job->wanted = (uint8_t)event->load.backing;
+	job->insists = event->load.insists_backing;
+	job->is_move = is_same;
+	job->may_share = model->generation != 0 && model_is_unchanged(model, event->load.key);
+	choose_placement(core, event, client, job);
 	if (!wait_for(core, event, client, job, true)) {
 		job_drop_if_unwanted(core, job);
 	}
+}
+
+/* Would it have to be read? Not what is there, or on its way. */
+static bool needs_bytes(const struct core *core, const struct core_file_key *key)
+{
+	const struct model *model = model_find(core, key);
+
+	return model == NULL || (model->job == NULL && !(model_is_resident(model) &&
+							 model_is_same_content(key, &model->key)));
 }
 
 void load_on_load(struct core *core, const struct core_event *event)
@@ -120,6 +183,11 @@ void load_on_load(struct core *core, const struct core_event *event)
 		}
 		return;
 	}
+	if (account_is_drained(core) && needs_bytes(core, event->load.key)) {
+		core_close_file(core, event->load.file);
+		core_reply(core, client, event->request, WIRE_BUSY, NULL);
+		return;
+	}
 	model = find_model(core, event, client, &limit);
 	if (model == NULL) {
 		refuse(core, event, client, limit, NULL);
@@ -132,12 +200,18 @@ void load_on_load(struct core *core, const struct core_event *event)
 		return;
 	}
 	wish_apply(core, wish, event->load.policy);
-	if (model->job != NULL) {
+	if (!place_may(model, client, event->load.placement)) {
+		core_close_file(core, event->load.file);
+		core_reply(core, client, event->request, WIRE_NOT_ALLOWED, model);
+	} else if (serves(model, event, client) && (model->job == NULL || model->job->is_move)) {
+		answer_resident(core, event, client, model);
+	} else if (model->job != NULL) {
 		job_join(model->job, event->load.key);
+		if (event->load.insists_backing) {
+			model->job->joined_wanted = (uint8_t)event->load.backing;
+		}
 		core_close_file(core, event->load.file);
 		(void)wait_for(core, event, client, model->job, false);
-	} else if (model_is_resident(model) && is_same_key(event->load.key, &model->key)) {
-		answer_resident(core, event, client, model);
 	} else {
 		begin(core, event, client, model);
 	}

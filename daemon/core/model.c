@@ -35,11 +35,20 @@ void model_touch(struct core *core, struct model *model)
 	if (list_is_empty(&model->touched)) {
 		list_append(&core->touched, &model->touched);
 	}
+	if (list_is_empty(&model->changed)) {
+		list_append(&core->changed, &model->changed);
+	}
 }
 
 bool model_is_same_content(const struct core_file_key *a, const struct core_file_key *b)
 {
 	return a->size == b->size && a->mtime_ns == b->mtime_ns;
+}
+
+bool model_is_unchanged(const struct model *model, const struct core_file_key *key)
+{
+	return model_is_same_content(key, &model->key) && key->ctime_ns == model->key.ctime_ns &&
+	       !model->key.is_young;
 }
 
 struct model *model_find(const struct core *core, const struct core_file_key *key)
@@ -50,7 +59,7 @@ struct model *model_find(const struct core *core, const struct core_file_key *ke
 		struct model *model = model_at(core, next - 1);
 
 		if (model->key.dev == key->dev && model->key.ino == key->ino &&
-		    model->key.is_raw == key->is_raw) {
+		    model->key.is_raw == key->is_raw && model->key.is_sharded == key->is_sharded) {
 			return model;
 		}
 		next = model->hash_next;
@@ -153,7 +162,7 @@ struct model *model_add(struct core *core, const struct core_file_key *key, cons
 	model->owner_uid = uid;
 	model->owner = user_get(core, uid);
 	model->owner->n_models++;
-	model->expiry.at_ns = NEVER;
+	model->expiry.at_ns = model->linger.at_ns = NEVER;
 	model->last_used_ns = core->now_ns;
 	list_init(&model->segments);
 	list_init(&model->wishes);
@@ -161,6 +170,7 @@ struct model *model_add(struct core *core, const struct core_file_key *key, cons
 	list_init(&model->holders);
 	list_init(&model->verifiers);
 	list_init(&model->touched);
+	list_init(&model->changed);
 	model->hash_next = *head;
 	*head = core_index(&core->models, model) + 1;
 	return model;
@@ -180,7 +190,9 @@ void model_forget(struct core *core, struct model *model)
 	model->owner->n_models--;
 	user_settle(core, model->owner);
 	list_remove(&model->touched);
+	list_remove(&model->changed);
 	timer_set(&core->expiries, &model->expiry, NEVER);
+	timer_set(&core->lingers, &model->linger, NEVER);
 	idtab_remove(&core->models, model);
 }
 
@@ -191,16 +203,24 @@ void model_settle(struct core *core, struct model *model)
 	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		has_ready = has_ready || (segment->generation == model->generation &&
-					  segment->state == SEGMENT_READY);
+		has_ready = has_ready ||
+			    (segment_is_current(segment) && segment->state == SEGMENT_READY);
 	}
 	if (!has_ready && list_is_empty(&model->leases) && model->generation != 0) {
 		model->generation = 0; /* nothing of it is left to be asked for */
+		if (model->is_torn) {
+			model->placement = model->torn_placement;
+			model->placed_uid = model->torn_uid;
+			model->devices = model->torn_devices;
+		} else if (model->displaced_by == 0) {
+			model->placement = CORE_PLACEMENT_ANY;
+		}
 		model_touch(core, model);
 		core_act(core, ACT_RETIRE)->model = idtab_id(&core->models, model);
 	}
 	if (list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
-	    model->job == NULL) {
+	    model->job == NULL &&
+	    ((!model->is_torn && model->displaced_by == 0) || model->is_leaving)) {
 		core_close_file(core, model->file);
 		model->file = 0;
 		model->is_doomed = false;
@@ -220,8 +240,8 @@ bool model_is_resident(const struct model *model)
 	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		n_good += segment->generation == model->generation &&
-					  segment->state == SEGMENT_READY && !segment->is_bad
+		n_good += segment_is_current(segment) && segment->state == SEGMENT_READY &&
+					  !segment->is_bad && !segment->is_stale
 				  ? 1
 				  : 0;
 	}
@@ -297,7 +317,7 @@ enum core_model_state model_state(const struct model *model)
 		const struct segment *segment = OF(link, struct segment, by_model);
 
 		has_ready = has_ready || (segment->state == SEGMENT_READY && !segment->is_bad &&
-					  segment->generation == model->generation);
+					  !segment->is_stale && segment_is_current(segment));
 		has_bad = has_bad || segment->is_bad;
 		has_old = has_old || segment->state == SEGMENT_DROPPING ||
 			  segment->state == SEGMENT_HELD;
@@ -329,7 +349,7 @@ uint64_t model_drop(struct core *core, struct model *model, enum core_note_type 
 		struct segment *segment = OF(link, struct segment, by_model);
 
 		if (segment_is_droppable(segment)) {
-			bytes += segment->bytes;
+			bytes += segment->size;
 			segment_drop(core, segment, why);
 		}
 	}
@@ -340,7 +360,7 @@ uint64_t model_drop(struct core *core, struct model *model, enum core_note_type 
 	return bytes;
 }
 
-static bool is_leased(const struct model *model, uint64_t generation)
+bool model_is_leased(const struct model *model, uint64_t generation)
 {
 	LIST_FOR_EACH (link, &model->holders) {
 		const struct holder *holder = OF(link, struct holder, by_model);
@@ -354,16 +374,31 @@ static bool is_leased(const struct model *model, uint64_t generation)
 
 void model_drain(struct core *core, struct model *model)
 {
+	uint64_t bad_bytes = 0;
+	uint64_t old_bytes = 0;
+	uint64_t moved_bytes = 0;
+
 	LIST_FOR_EACH_SAFE (link, &model->segments) {
 		struct segment *segment = OF(link, struct segment, by_model);
+		uint64_t *bytes = segment->is_bad                  ? &bad_bytes
+				  : segment->why == CORE_WHY_MOVED ? &moved_bytes
+								   : &old_bytes;
 
-		if (segment_is_droppable(segment) &&
-		    (segment->generation != model->generation || segment->is_bad) &&
-		    !is_leased(model, segment->generation)) {
-			core_note(core, CORE_NOTE_STALE,
-				  segment->is_bad ? CORE_WHY_BAD_SUM : CORE_WHY_CHANGED, model,
-				  segment->bytes);
-			segment_drop(core, segment, CORE_WHY_CHANGED);
+		if (!segment_is_droppable(segment) || segment_is_leased(segment) ||
+		    (segment_is_current(segment) && !segment->is_bad && !segment->is_stale)) {
+			continue;
 		}
+		/* The file's own bytes are lost to nobody; that they changed was noted. */
+		*bytes += segment->backing == CORE_BACKING_IMAGE ? segment->bytes : 0;
+		segment_drop(core, segment, CORE_WHY_CHANGED);
+	}
+	if (bad_bytes > 0) {
+		core_note(core, CORE_NOTE_STALE, CORE_WHY_BAD_SUM, model, bad_bytes);
+	}
+	if (old_bytes > 0) {
+		core_note(core, CORE_NOTE_STALE, CORE_WHY_CHANGED, model, old_bytes);
+	}
+	if (moved_bytes > 0) {
+		core_note(core, CORE_NOTE_UNLOADED, CORE_WHY_MOVED, model, moved_bytes);
 	}
 }

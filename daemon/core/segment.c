@@ -4,7 +4,7 @@
 
 #include "daemon/core/state.h"
 
-struct segment *segment_add(struct core *core, struct job *job, uint32_t index)
+struct segment *segment_plan(struct core *core, struct job *job, const struct core_need *need)
 {
 	uint64_t id = 0;
 	struct segment *segment = idtab_add(&core->segments, &id);
@@ -14,21 +14,37 @@ struct segment *segment_add(struct core *core, struct job *job, uint32_t index)
 	}
 	segment->model = job->model;
 	segment->generation = job->generation;
-	segment->bytes = job->needs[index].bytes;
-	segment->device = (uint16_t)job->needs[index].device;
-	segment->index = (uint16_t)index;
+	segment->last = NEVER;
+	segment->size = need->bytes;
+	segment->bytes = job->backing == CORE_BACKING_FILE ? 0 : need->bytes;
+	segment->backing = job->backing;
+	segment->device = (uint16_t)need->device;
+	segment->index = (uint16_t)need->index;
+	segment->is_block = need->is_block;
+	segment->is_same = need->is_same;
 	segment->job = idtab_id(&core->job_table, job);
-	segment->state = SEGMENT_RESERVED;
+	segment->state = SEGMENT_PLANNED;
 	list_append(&job->model->segments, &segment->by_model);
 	model_touch(core, job->model);
-	core->accounts[segment->device].bucket[SEGMENT_RESERVED] += segment->bytes;
+	core->accounts[segment->device].bucket[SEGMENT_PLANNED] += segment->bytes;
 	return segment;
+}
+
+void segment_end(struct segment *segment)
+{
+	uint64_t published = segment->model->generation;
+
+	if (segment->last == NEVER) {
+		segment->last = segment->generation > published ? segment->generation : published;
+	}
 }
 
 /* Which edges there are; from the rest of the states there is no way. */
 static bool may_become(enum segment_state from, enum segment_state to)
 {
 	switch (from) {
+	case SEGMENT_PLANNED:
+		return to == SEGMENT_RESERVED;
 	case SEGMENT_RESERVED:
 		return to == SEGMENT_FILLING || to == SEGMENT_DROPPING;
 	case SEGMENT_FILLING:
@@ -53,7 +69,9 @@ void segment_set_state(struct core *core, struct segment *segment, enum segment_
 	REQUIRE(may_become((enum segment_state)segment->state, state));
 	REQUIRE(account->bucket[segment->state] >= segment->bytes);
 	account->bucket[segment->state] -= segment->bytes;
+	user_give_back(segment);
 	segment->state = (uint8_t)state;
+	user_take(segment);
 	account->bucket[state] += segment->bytes;
 	model_touch(core, segment->model);
 }
@@ -74,6 +92,7 @@ void segment_drop(struct core *core, struct segment *segment, enum core_why why)
 
 	segment->why = (uint8_t)why;
 	segment->job = 0;
+	segment_end(segment);
 	if (segment->is_verifying) {
 		segment->is_verifying = false; /* its result says nothing any more */
 		segment_answer_verifiers(core, segment->model, WIRE_CANCELLED);
@@ -92,6 +111,7 @@ void segment_remove(struct core *core, struct segment *segment)
 	REQUIRE(account->bucket[segment->state] >= segment->bytes);
 	account->bucket[segment->state] -= segment->bytes;
 	account->sums[segment->sum] -= segment->bytes;
+	user_give_back(segment);
 	model_touch(core, segment->model);
 	list_remove(&segment->by_model);
 	idtab_remove(&core->segments, segment);
@@ -102,12 +122,40 @@ bool segment_is_droppable(const struct segment *segment)
 	return segment->state == SEGMENT_READY && segment->job == 0;
 }
 
-bool segment_is_mapped(const struct segment *segment)
+bool segment_is_held(const struct segment *segment)
+{
+	if (segment->backing != CORE_BACKING_IMAGE) {
+		return false; /* the page cache is the kernel's to give back */
+	}
+	LIST_FOR_EACH (link, &segment->model->holders) {
+		const struct holder *holder = OF(link, struct holder, by_model);
+
+		if (holder->n_mapped > 0 && segment_is_of(segment, holder->generation)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+bool segment_is_leased(const struct segment *segment)
 {
 	LIST_FOR_EACH (link, &segment->model->holders) {
 		const struct holder *holder = OF(link, struct holder, by_model);
 
-		if (holder->n_mapped > 0 && holder->generation == segment->generation) {
+		if (holder->n_live > 0 && segment_is_of(segment, holder->generation)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+bool segment_lies_on(const struct model *model, uint64_t generation, uint32_t device)
+{
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->device == device && segment->state == SEGMENT_READY &&
+		    segment->bytes > 0 && segment_is_of(segment, generation)) {
 			return true;
 		}
 	}
@@ -120,14 +168,13 @@ enum segment_sum segment_sum_of(const struct core *core, const struct segment *s
 	const struct job *job = segment->job == 0 ? NULL : job_of(core, segment->job);
 
 	if (segment->state == SEGMENT_DROPPING) {
-		return segment_is_mapped(segment) ? SUM_NONE : SUM_DROPPING;
+		return segment_is_held(segment) ? SUM_NONE : SUM_DROPPING;
 	}
 	if (segment->state > SEGMENT_READY || model_is_pinned(core, model)) {
 		return SUM_NONE;
 	}
 	if (segment_is_droppable(segment)) {
-		return model_is_idle(model) && !segment_is_mapped(segment) ? SUM_EVICTABLE
-									   : SUM_NONE;
+		return model_is_idle(model) && !segment_is_held(segment) ? SUM_EVICTABLE : SUM_NONE;
 	}
 	return job != NULL && job->n_attaching == 0 ? SUM_LATER : SUM_NONE;
 }
@@ -139,19 +186,42 @@ void segment_on_filled(struct core *core, const struct core_event *event)
 	int code = event->filled.code;
 
 	if (segment == NULL || segment->state != SEGMENT_FILLING) {
-		return; /* its device was lost meanwhile */
+		return;
 	}
 	job = job_of(core, segment->job);
 	REQUIRE(job != NULL && job->n_outstanding > 0);
 	if (code == 0 && job->state == JOB_ENDING) {
 		code = job->code; /* good, but nobody wants it any more */
 	}
+	job->fill_ns = event->filled.duration_ns > job->fill_ns ? event->filled.duration_ns
+								: job->fill_ns;
 	if (code == 0) {
 		segment_set_state(core, segment, SEGMENT_READY);
 	} else {
+		job->refused[segment->device] +=
+			code == WIRE_NO_MEMORY && segment->device != 0 ? segment->bytes : 0;
 		segment_drop(core, segment, CORE_WHY_FAILED);
 	}
 	job_result(core, job, code);
+}
+
+/* Once for all copies of a generation: with the last that is being dropped. */
+static void note_held(struct core *core, const struct segment *last)
+{
+	uint64_t bytes = 0;
+
+	LIST_FOR_EACH (link, &last->model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->last != last->last) {
+			continue;
+		}
+		if (segment->state == SEGMENT_DROPPING) {
+			return;
+		}
+		bytes += segment->state == SEGMENT_HELD ? segment->bytes : 0;
+	}
+	core_note(core, CORE_NOTE_HELD, CORE_WHY_MAPPED, last->model, bytes);
 }
 
 void segment_on_dropped(struct core *core, const struct core_event *event)
@@ -164,9 +234,9 @@ void segment_on_dropped(struct core *core, const struct core_event *event)
 		return;
 	}
 	model = segment->model;
-	if (segment_is_mapped(segment)) {
+	if (segment_is_held(segment)) {
 		segment_set_state(core, segment, SEGMENT_HELD);
-		core_note(core, CORE_NOTE_HELD, CORE_WHY_MAPPED, model, segment->bytes);
+		note_held(core, segment);
 		return;
 	}
 	segment_remove(core, segment);
@@ -175,30 +245,49 @@ void segment_on_dropped(struct core *core, const struct core_event *event)
 
 void segment_release_held(struct core *core, struct model *model)
 {
+	uint64_t bytes = 0;
+
 	LIST_FOR_EACH_SAFE (link, &model->segments) {
 		struct segment *segment = OF(link, struct segment, by_model);
 
-		if (segment->state == SEGMENT_HELD && !segment_is_mapped(segment)) {
-			core_note(core, CORE_NOTE_FREED, CORE_WHY_NONE, model, segment->bytes);
+		if (segment->state == SEGMENT_HELD && !segment_is_held(segment)) {
+			bytes += segment->bytes;
 			segment_remove(core, segment);
 		}
+	}
+	if (bytes > 0) {
+		core_note(core, CORE_NOTE_FREED, CORE_WHY_NONE, model, bytes);
 	}
 	model_settle(core, model);
 }
 
-/* A copy that does not match its checksum: out of service, holders told, loaded again. */
-static void quarantine(struct core *core, struct segment *segment)
+/* Images are of no use without each other. */
+static bool goes_bad_with(const struct segment *segment, const struct segment *bad)
+{
+	return segment == bad ||
+	       (!segment->is_block && !bad->is_block && segment->last == bad->last &&
+		segment_is_current(segment) == segment_is_current(bad));
+}
+
+/* A copy that does not match its checksum: out of service, and with it what is of no use without
+ * it; holders told, loaded again. */
+static void quarantine(struct core *core, const struct segment *segment)
 {
 	struct model *model = segment->model;
-	uint64_t file = model->file;
+	const bool is_current = segment_is_current(segment);
+	struct job *job;
 
-	segment->is_bad = true;
+	LIST_FOR_EACH (link, &model->segments) {
+		struct segment *other = OF(link, struct segment, by_model);
+
+		other->is_bad = other->is_bad || goes_bad_with(other, segment);
+	}
 	model_touch(core, model);
 	core_note(core, CORE_NOTE_QUARANTINED, CORE_WHY_BAD_SUM, model, segment->bytes);
 	LIST_FOR_EACH (link, &model->leases) {
 		const struct lease *lease = OF(link, struct lease, by_model);
 
-		if (lease->generation == segment->generation && !lease->is_ghost) {
+		if (segment_is_of(segment, lease->generation) && !lease->is_ghost) {
 			struct core_action *action = core_act(core, ACT_LOST);
 
 			action->client = idtab_id(&core->clients, lease->client);
@@ -207,16 +296,19 @@ static void quarantine(struct core *core, struct segment *segment)
 			action->lost.why = CORE_WHY_BAD_SUM;
 		}
 	}
+	if (model->job != NULL) {
+		retain_lose_bad(core, model->job);
+	}
 	model_drain(core, model);
-	if (model->job == NULL && file != 0 && !core->is_shutting_down) {
-		struct job *job =
-			job_begin(core, model, JOB_LOAD, &model->key, file, model->owner_uid);
-
-		if (job != NULL) {
-			model->file = 0; /* the job's until it ends */
-			job->is_reload = true;
-			job->no_wait = true;
-		}
+	if (!is_current) {
+		return; /* what is published is good */
+	}
+	job = place_begin(core, model, model->placement, model->placed_uid, model->owner_uid);
+	if (job != NULL) {
+		job->may_share = job_is_placed(job); /* blocks that are good stay */
+		job->with_host = model->has_host;
+		job->is_reload = true;
+		job->no_wait = true;
 	}
 }
 
@@ -242,8 +334,12 @@ void segment_on_verified(struct core *core, const struct core_event *event)
 	model = segment->model;
 	segment->is_verifying = false;
 	if (code == 0 && !event->verified.is_equal) {
-		code = WIRE_BAD_FILE;
-		quarantine(core, segment);
+		/* First, for those that go with it are no longer verified. */
+		segment_answer_verifiers(core, model, WIRE_BAD_FILE);
+		if (!segment->is_bad) { /* else another one of its generation was found before */
+			quarantine(core, segment);
+		}
+		return;
 	}
 	LIST_FOR_EACH (link, &model->segments) {
 		if (OF(link, struct segment, by_model)->is_verifying && code == 0) {
@@ -253,9 +349,75 @@ void segment_on_verified(struct core *core, const struct core_event *event)
 	segment_answer_verifiers(core, model, code);
 }
 
+/* Who leases the generation cannot trust what he maps of it. */
+static void tell_lost(struct core *core, const struct model *model, uint32_t device)
+{
+	uint64_t generation = 0; /* looked at last: most leases are of the same one */
+	bool has_lost = false;
+
+	LIST_FOR_EACH (link, &model->leases) {
+		const struct lease *lease = OF(link, struct lease, by_model);
+
+		if (lease->is_ghost) {
+			continue;
+		}
+		if (lease->generation != generation) {
+			generation = lease->generation;
+			has_lost = segment_lies_on(model, generation, device);
+		}
+		if (has_lost) {
+			struct core_action *action = core_act(core, ACT_LOST);
+
+			action->client = idtab_id(&core->clients, lease->client);
+			action->model = idtab_id(&core->models, model);
+			action->device = device;
+			action->lost.lease = idtab_id(&core->leases, lease);
+			action->lost.why = CORE_WHY_LOST;
+		}
+	}
+}
+
+/* Nothing of it is there any more. What is being filled goes when its fill has ended: until then
+ * that uses what the job has. Returns the bytes that were; '*ret_is_counted' becomes true where a
+ * load counted on some. */
+static uint64_t lose_copies(struct core *core, struct model *model, uint32_t device,
+			    bool *ret_is_counted)
+{
+	uint64_t bytes = 0;
+
+	LIST_FOR_EACH_SAFE (link, &model->segments) {
+		struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->device != device || segment->state == SEGMENT_PLANNED) {
+			continue;
+		}
+		if (segment->state == SEGMENT_FILLING) {
+			continue;
+		}
+		*ret_is_counted = *ret_is_counted || segment->job != 0;
+		bytes += segment->size;
+		if (segment->state == SEGMENT_READY) {
+			struct core_action *action = core_act(core, ACT_DROP);
+
+			action->segment = idtab_id(&core->segments, segment);
+			action->model = idtab_id(&core->models, model);
+			action->device = device;
+		}
+		if (segment->is_block && segment->state == SEGMENT_READY &&
+		    segment_is_current(segment)) {
+			place_tear(model);
+		}
+		if (segment->is_verifying) {
+			segment_answer_verifiers(core, model, WIRE_DEVICE_LOST);
+		}
+		segment_remove(core, segment);
+	}
+	return bytes;
+}
+
 void segment_on_device_lost(struct core *core, const struct core_event *event)
 {
-	struct segment *segment;
+	struct model *model;
 	uint32_t cursor = 0;
 	uint32_t device = event->device.device;
 
@@ -263,34 +425,19 @@ void segment_on_device_lost(struct core *core, const struct core_event *event)
 		return;
 	}
 	core->accounts[device].is_lost = true;
-	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
-		struct model *model = segment->model;
-		struct job *job = job_of(core, segment->job);
-		bool is_filling = segment->state == SEGMENT_FILLING;
+	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		bool is_used = model->job != NULL && (model->job->devices >> device & 1) != 0;
+		uint64_t bytes;
 
-		if (segment->device != device) {
-			continue;
+		tell_lost(core, model, device);
+		bytes = lose_copies(core, model, device, &is_used);
+		if (bytes > 0) {
+			core_note(core, CORE_NOTE_EVICTED, CORE_WHY_LOST, model, bytes);
+			core->actions[core->n_actions - 1].device = device;
 		}
-		core_note(core, CORE_NOTE_EVICTED, CORE_WHY_LOST, model, segment->bytes);
-		if (segment->is_verifying) {
-			segment_answer_verifiers(core, model, WIRE_DEVICE_LOST);
-		}
-		segment_remove(core, segment);
-		if (is_filling) {
-			job_result(core, job, WIRE_DEVICE_LOST);
-		} else if (job != NULL) {
-			job_fail(core, job, WIRE_DEVICE_LOST);
+		if (is_used && model->job != NULL) {
+			job_fail(core, model->job, WIRE_DEVICE_LOST);
 		}
 		model_settle(core, model);
-	}
-	LIST_FOR_EACH_SAFE (link, &core->rooms) {
-		struct job *job = OF(link, struct job, by_room);
-
-		for (uint32_t i = 0; i < job->n_needs; i++) {
-			if (job->needs[i].device == device) {
-				job_fail(core, job, WIRE_DEVICE_LOST);
-				break;
-			}
-		}
 	}
 }

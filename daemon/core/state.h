@@ -20,7 +20,6 @@
 #include "daemon/core/core.h"
 #include "proto/gen/wire_code.h"
 
-#define JOB_MAX_NEEDS       16
 #define NEVER               UINT64_MAX
 #define DEFAULT_NS_PER_BYTE 2        /* 500 MB a second, until a load was measured */
 #define COUNT_MAX           1000000U /* leases of one model: refused above, never wraps */
@@ -46,9 +45,14 @@ struct user {
 	uint32_t n_models;  /* that it loaded first */
 	uint32_t n_leaving; /* of them */
 	uint32_t n_leases;  /* of its clients */
+	uint32_t n_reservations;
 	uint32_t n_queued, n_running;
+	bool is_deferred;      /* in admit_run: a job for its models has let others go first */
 	struct list queued;    /* job::by_user, oldest first */
 	struct list startable; /* core::startable: may have a job that can start */
+	/* Charged for its models' copies, those apart that are being dropped. */
+	uint64_t taken[CORE_MAX_DEVICES];
+	uint64_t left; /* of that, while victims are chosen */
 };
 
 struct model {
@@ -63,18 +67,33 @@ struct model {
 	uint64_t generation;      /* published; 0: none */
 	uint64_t last_generation; /* numbers only grow */
 	uint32_t n_copies;        /* of the published generation when it was whole */
-	uint64_t file;            /* open source; 0: none */
-	struct job *job;          /* running one; NULL: none */
-	struct list segments;     /* segment::by_model */
-	struct list wishes;       /* wish::by_model */
-	struct list leases;       /* lease::by_model */
-	struct list holders;      /* holder::by_model */
-	struct list verifiers;    /* waiter::by_owner */
-	struct list touched;      /* core::touched: to be counted again */
-	struct timer expiry;      /* core::expiries: its time without use runs out */
+	uint8_t backing;          /* enum core_backing of the published generation */
+	uint64_t placement;       /* likewise; ANY: nothing was published */
+	uint32_t placed_uid;      /* whose processes may have its blocks on other devices */
+	uint32_t devices;         /* bits: it has copies there */
+	bool has_host;            /* it has all in images, what lies on other devices too */
+	uint64_t displaced_by;    /* a reservation: comes back when that ends; 0: none */
+	bool is_torn; /* a device that had some of it was lost, or a restart: it comes back */
+	uint64_t torn_placement; /* then: like this, */
+	uint32_t torn_uid;       /* for his processes, */
+	uint32_t torn_devices;   /* with the last of these (bits); 0: not known yet which */
+	bool comes_back;         /* also after a restart, as last recorded */
+	uint8_t wanted;          /* likewise, as the last load that said one wanted it */
+	uint64_t file;           /* open source; 0: none */
+	struct job *job;         /* running one; NULL: none */
+	struct list segments;    /* segment::by_model */
+	struct list wishes;      /* wish::by_model */
+	struct list leases;      /* lease::by_model */
+	struct list holders;     /* holder::by_model */
+	struct list verifiers;   /* waiter::by_owner */
+	struct list touched;     /* core::touched: to be counted again */
+	struct list changed;     /* core::changed: likewise, whether it comes back */
+	struct timer expiry;     /* core::expiries: its time without use runs out */
+	struct timer linger;     /* core::lingers: its blocks leave other devices */
 	uint64_t last_used_ns;
 	uint64_t load_ns;
 	uint64_t unload; /* core::n_unloads when one last named it */
+	uint64_t going;  /* bytes of victims that are not noted yet */
 	int fail_code;   /* of the last load, until the next one */
 	bool is_doomed;  /* unload when the last lease ends */
 	bool is_leaving; /* forget it when its copies are gone: another needs the place */
@@ -93,16 +112,24 @@ struct segment {
 	struct idtab_slot slot;
 	struct list by_model;
 	struct model *model;
-	uint64_t generation;
-	uint64_t bytes;
-	uint64_t job; /* that brings it, until it is published; 0: none */
+	uint64_t generation; /* the first that it is of */
+	uint64_t last;       /* and the last; NEVER: none has been published without it */
+	uint64_t size;       /* of what is there */
+	uint64_t bytes;      /* of it charged */
+	uint64_t job;        /* that brings it or counts on it, until it is published; 0: none */
 	uint16_t device;
 	uint16_t index;
-	uint8_t state; /* enum segment_state */
-	uint8_t why;   /* enum core_why it is dropped for */
-	uint8_t sum;   /* enum segment_sum it is counted in */
+	uint8_t state;   /* enum segment_state */
+	uint8_t why;     /* enum core_why it is dropped for */
+	uint8_t sum;     /* enum segment_sum it is counted in */
+	uint8_t backing; /* enum core_backing, not AUTO */
+	bool is_block;
 	bool is_verifying;
-	bool is_bad; /* failed its checksum */
+	bool is_retained; /* the generation that 'job' makes has it too */
+	bool is_same;     /* planned: a copy like it that is there would do; READY: such a one */
+	bool is_bad;      /* failed its checksum */
+	bool is_stale;    /* its file is another by now */
+	bool is_above;    /* while victims are chosen: its user has more than the share */
 };
 
 /* One client's leases of one generation: its bytes are held by it once. owner: core::holders */
@@ -146,9 +173,10 @@ struct wish {
 
 struct client {
 	struct idtab_slot slot;
-	struct list leases;  /* lease::by_client */
-	struct list holders; /* holder::by_client */
-	struct list waiters; /* waiter::by_client */
+	struct list leases;       /* lease::by_client */
+	struct list holders;      /* holder::by_client */
+	struct list waiters;      /* waiter::by_client */
+	struct list reservations; /* reservation::by_client */
 	struct user *user;
 	uint32_t uid;
 	bool is_admin;
@@ -166,11 +194,34 @@ struct waiter {
 	uint32_t request;
 	bool attach;
 	bool map;
-	bool is_first; /* began the job: its source is the disk */
+	bool is_first;      /* began the job: its source is the disk */
+	bool is_place;      /* wants no bytes: that they lie there */
+	uint64_t placement; /* that it wants */
+};
+
+/* Room on a device, granted or waited for. owner: core::reservations */
+struct reservation {
+	struct idtab_slot slot;
+	struct list by_client;
+	struct list by_age; /* core::reserving, while it waits */
+	struct client *client;
+	uint64_t bytes, ttl_ns, recall_ns;
+	uint64_t age;     /* among those of jobs */
+	struct timer end; /* core::reservation_ends: of its time, or of the wait for recalls */
+	uint32_t device, request;
+	bool is_granted, has_recalled;
 };
 
 enum job_kind { JOB_LOAD, JOB_RECHECK };
-enum job_state { JOB_QUEUED, JOB_HEADER, JOB_ROOM, JOB_FILLING, JOB_ENDING, JOB_CHECKING };
+enum job_state {
+	JOB_QUEUED,
+	JOB_HEADER,
+	JOB_ROOM,
+	JOB_FILLING,
+	JOB_TABLE,
+	JOB_ENDING,
+	JOB_CHECKING,
+};
 
 struct job {
 	struct idtab_slot slot;
@@ -185,9 +236,27 @@ struct job {
 	uint64_t file; /* the core's until it is the model's or given back; 0: none */
 	uint64_t generation;
 	uint64_t begun_ns;
+	uint64_t room_ns; /* since when it waits for room */
+	uint64_t fill_ns; /* the longest of its fills; a suspended machine not counted */
 	uint64_t progress;
-	struct core_need needs[JOB_MAX_NEEDS];
-	uint32_t n_needs;
+	uint64_t need[CORE_MAX_DEVICES]; /* bytes of what is planned */
+	/* Of those, what a device that had room by its account turned out to have none for. */
+	uint64_t refused[CORE_MAX_DEVICES];
+	uint32_t devices;        /* bits: it has planned something there, be it free */
+	uint32_t n_copies;       /* of the generation it makes */
+	uint64_t moved;          /* bytes of them filled anew */
+	uint64_t placement;      /* not ANY */
+	uint64_t next_placement; /* wanted by one who does not wait; ANY: by none */
+	uint32_t next_uid;       /* he */
+	bool is_next_admin;
+	uint32_t placed_uid;
+	uint32_t takes;         /* bits: it makes something there */
+	bool has_given_way;     /* an older one took what it counted on */
+	bool is_too_many;       /* and there was no place to plan that anew */
+	bool with_host;         /* all in images besides */
+	bool may_share;         /* of the same content: copies that stay are not made again */
+	bool is_tabled;         /* no fill makes the table of its generation */
+	bool is_demotion;       /* nobody asked: from other devices to the host */
 	uint32_t n_outstanding; /* results of the loader still to come */
 	uint32_t n_attaching;   /* waiters that will have a lease */
 	uint32_t uid;
@@ -197,7 +266,13 @@ struct job {
 	uint8_t n_restarts;
 	bool is_running; /* keeps a reader busy or holds room: counted in its user */
 	bool no_wait;
-	bool is_reload; /* after a bad checksum: nobody asked */
+	bool is_reload;        /* after a bad checksum: nobody asked */
+	bool is_move;          /* of a model that serves meanwhile to another backing: likewise */
+	bool insists;          /* on what is wanted */
+	uint8_t wanted;        /* enum core_backing */
+	uint8_t joined_wanted; /* likewise, by one who joined and insists; AUTO: by none */
+	uint8_t backing;       /* likewise, decided; AUTO: not yet */
+	bool is_deferred;      /* in admit_run */
 	bool has_shortage;
 	bool has_joined; /* with 'joined', another content than the one being read */
 	uint32_t short_device;
@@ -209,7 +284,9 @@ struct account {
 	uint64_t budget;
 	uint64_t bucket[SEGMENT_N_STATES];
 	uint64_t sums[SUM_N_VALUES]; /* see core_settle */
+	uint64_t reserved;           /* by reservations that were granted */
 	uint64_t available;          /* fresh bound by the outside, as last told */
+	uint64_t drained_age;        /* jobs that are younger may take nothing; NEVER: all may */
 	bool is_lost;
 };
 
@@ -217,11 +294,17 @@ struct core {
 	struct core_config config;
 	struct core_counters counters;
 	struct idtab models, segments, leases, holders, wishes, clients, waiters, job_table, users;
+	struct idtab reservations;
+	struct list reserving; /* reservation::by_age, oldest first */
+	uint64_t displacing;   /* the reservation that victims are chosen for; 0: none */
+	bool has_recalled;     /* in this step, for a reservation: one does */
+	bool has_to_recall;    /* another one does in the next */
 	struct list jobs;      /* job::by_age */
 	struct list rooms;     /* job::by_room */
 	struct list startable; /* user::startable */
 	struct list touched;   /* model::touched */
-	struct timers expiries, lapses;
+	struct list changed;   /* model::changed */
+	struct timers expiries, lapses, lingers, reservation_ends;
 	struct segment **victims;     /* room for all segments, while victims are chosen */
 	uint32_t *hash;               /* heads of chains: index + 1 of a model */
 	uint32_t *user_hash;          /* likewise of a user */
@@ -249,6 +332,16 @@ void core_note(struct core *core, enum core_note_type note, enum core_why why,
 	       const struct model *model, uint64_t bytes);
 void core_close_file(struct core *core, uint64_t file);
 
+/* backing.c */
+/* For a load that wants this one, of a file that lies in the page cache or not. */
+enum core_backing backing_choose(const struct core *core, const struct model *model,
+				 enum core_backing wanted, bool is_cached);
+/* Does the published generation lie in what is wanted? */
+bool backing_suits(const struct model *model, enum core_backing wanted);
+/* Pins and keeps have changed: another backing may suit the model now. */
+void backing_settle(struct core *core, struct model *model);
+void backing_on_changed(struct core *core, const struct core_event *event);
+
 /* timer.c */
 void timer_set(struct timers *timers, struct timer *timer, uint64_t at_ns); /* NEVER: stops it */
 struct timer *timer_first(const struct timers *timers);                     /* NULL: none */
@@ -259,8 +352,13 @@ struct user *user_find(const struct core *core, uint32_t uid); /* NULL: it has n
 struct user *user_get(struct core *core, uint32_t uid);        /* give it something at once */
 void user_settle(struct core *core, struct user *user);        /* it has less than before */
 void user_may_start(struct core *core, struct user *user);     /* job_run looks at its jobs */
+/* Its copy is there, or is no longer: of one that is being dropped nothing is taken. */
+void user_take(struct segment *segment);
+void user_give_back(struct segment *segment);
 
 /* model.c */
+/* For certain: what was loaded is what there is now. */
+bool model_is_unchanged(const struct model *model, const struct core_file_key *key);
 bool model_is_same_content(const struct core_file_key *a, const struct core_file_key *b);
 struct model *model_find(const struct core *core, const struct core_file_key *key);
 /* NULL: the table is full. */
@@ -276,6 +374,10 @@ void model_settle(struct core *core, struct model *model); /* gives up what noth
 void model_forget(struct core *core, struct model *model);
 bool model_is_resident(const struct model *model);
 bool model_is_idle(const struct model *model); /* no lease of a live connection */
+bool model_is_leased(const struct model *model, uint64_t generation); /* by the living */
+bool segment_is_leased(const struct segment *segment);
+/* Does what lies there serve the generation? A lease of it is in the way, and asked or told. */
+bool segment_lies_on(const struct model *model, uint64_t generation, uint32_t device);
 bool model_is_pinned(const struct core *core, const struct model *model);
 bool model_is_kept(const struct core *core, const struct model *model);
 int16_t model_priority(const struct model *model);
@@ -287,12 +389,26 @@ uint64_t model_drop(struct core *core, struct model *model, enum core_note_type 
 void model_drain(struct core *core, struct model *model); /* old generations without leases */
 
 /* segment.c */
-struct segment *segment_add(struct core *core, struct job *job, uint32_t index);
+/* For a job's generation; nothing is charged yet. NULL: the table is full. */
+struct segment *segment_plan(struct core *core, struct job *job, const struct core_need *need);
+/* Is it of this generation, which was published? */
+static inline bool segment_is_of(const struct segment *segment, uint64_t generation)
+{
+	return segment->generation <= generation && generation <= segment->last;
+}
+/* Of the published one: there is one, and none was made without it. */
+static inline bool segment_is_current(const struct segment *segment)
+{
+	return segment->last == NEVER && segment->generation <= segment->model->generation;
+}
+/* It is of no later generation than those there are. */
+void segment_end(struct segment *segment);
 void segment_set_state(struct core *core, struct segment *segment, enum segment_state state);
 void segment_drop(struct core *core, struct segment *segment, enum core_why why);
 void segment_remove(struct core *core, struct segment *segment);
 bool segment_is_droppable(const struct segment *segment); /* whole, and no job counts on it */
-bool segment_is_mapped(const struct segment *segment);    /* by a lease or a ghost */
+/* Would a process still map its bytes after we let go: by a lease or a ghost? */
+bool segment_is_held(const struct segment *segment);
 enum segment_sum segment_sum_of(const struct core *core, const struct segment *segment);
 void segment_answer_verifiers(struct core *core, const struct model *model, int code);
 void segment_verify(struct core *core, struct segment *segment);
@@ -306,6 +422,7 @@ void segment_release_held(struct core *core, struct model *model);
 uint64_t adopt_copy(struct core *core, const struct core_event *event);
 void adopt_wish(struct core *core, const struct core_event *event);
 uint64_t adopt_lease(struct core *core, const struct core_event *event);
+uint64_t adopt_placed(struct core *core, const struct core_event *event);
 void adopt_end(struct core *core, const struct core_event *event);
 
 /* account.c */
@@ -322,9 +439,14 @@ void account_settle(struct core *core);
 void account_set_available(struct core *core, const uint64_t *available);
 void account_on_budget(struct core *core, const struct core_event *event);
 void account_on_pressure(struct core *core, const struct core_event *event);
+void account_on_drain(struct core *core, const struct core_event *event);
+bool account_is_lost(const struct core *core, uint32_t devices); /* one of these bits */
+bool account_is_drained(const struct core *core);                /* no device takes a new load */
 
 /* evict.c */
+/* What may go now, or once the loads that count on it have ended; never of 'spare'. */
 uint64_t evict_evictable(struct core *core, uint32_t device, const struct model *spare);
+uint64_t evict_later(struct core *core, uint32_t device, const struct model *spare);
 /* Choose and drop victims for 'bytes' on the device; all or none. */
 bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const struct job *job,
 		     enum core_why why);
@@ -340,11 +462,17 @@ void admit_run(struct core *core); /* let waiting jobs go on that can */
 enum core_limit job_limit(const struct core *core, uint32_t uid); /* in the way of one more */
 struct job *job_begin(struct core *core, struct model *model, enum job_kind kind,
 		      const struct core_file_key *key, uint64_t file, uint32_t uid);
+/* Does it make a generation that lies on other devices too? */
+static inline bool job_is_placed(const struct job *job)
+{
+	return job->placement > CORE_PLACEMENT_HOST;
+}
 /* Somebody who presents the file joins: what he has seen must be what he gets. */
 void job_join(struct job *job, const struct core_file_key *key);
 void job_run(struct core *core); /* start queued ones */
 void job_on_header(struct core *core, const struct core_event *event);
 void job_on_progress(struct core *core, const struct core_event *event);
+void job_on_tabled(struct core *core, const struct core_event *event);
 void job_on_rechecked(struct core *core, const struct core_event *event);
 void job_fill(struct core *core, struct job *job);
 void job_result(struct core *core, struct job *job, int code); /* one fill has ended */
@@ -362,6 +490,7 @@ void lease_end(struct core *core, struct lease *lease);
 void lease_record(struct core *core, const struct lease *lease);
 bool lease_grant(struct core *core, const struct waiter *waiter, struct model *model,
 		 enum core_source source, const struct job *job);
+void lease_count_hit(struct core *core, const struct model *model); /* served from memory */
 void lease_on_attach(struct core *core, const struct core_event *event);
 void lease_on_lease_event(struct core *core, const struct core_event *event);
 
@@ -390,6 +519,63 @@ void wish_lapse(struct core *core);
 
 /* load.c */
 void load_on_load(struct core *core, const struct core_event *event);
+/* To one who does not wait for the job; what he wants comes with it, or after it. */
+void load_answer_begun(struct core *core, const struct client *client, uint32_t request,
+		       struct job *job, uint64_t placement);
+
+/* retain.c */
+/* What the job takes over and what it makes. False: the table is full. */
+bool retain_plan(struct core *core, struct job *job, const struct core_need *needs,
+		 uint32_t n_needs);
+/* Those who wait for room, but for one model's, let go of what is on these devices (bits): the
+ * first one needs it. True: something. */
+bool retain_give_way(struct core *core, const struct model *spare, uint32_t devices);
+void retain_take_back(struct core *core, struct job *job); /* what is still there */
+void retain_lose_bad(struct core *core, struct job *job);  /* it counts on copies found bad */
+
+/* place.c */
+/* May this uid have the blocks where they lie? */
+bool place_serves(const struct model *model, uint32_t uid);
+/* Is the next generation that lies as this one to be in images besides: for the uid, or because it
+ * costs nothing? */
+bool place_needs_host(const struct model *model, uint32_t uid);
+/* Does its published generation lie as this client wants it, to use it or (is_place) not? */
+bool place_suits(const struct model *model, const struct client *client, uint64_t wanted,
+		 bool is_place);
+/* Would a load that is wanted like this leave its blocks on other devices where they lie? */
+bool place_stays(const struct model *model, const struct client *client, uint64_t wanted);
+/* May the client have its blocks lie like this? Not where they lie for another user. */
+bool place_may(const struct model *model, const struct client *client, uint64_t wanted);
+/* For whom they lie when the client places them. */
+uint32_t place_uid(const struct model *model, const struct client *client);
+void place_on_place(struct core *core, const struct core_event *event);
+uint64_t place_linger(const struct core *core, const struct model *model); /* NEVER: they stay */
+void place_expired(struct core *core);
+void place_stay(struct core *core, const struct model *model); /* it is used again */
+void place_drop_blocks(struct core *core, struct model *model, enum core_why why);
+/* A job of 'uid' for the content that is there; NULL: none can be begun. */
+struct job *place_begin(struct core *core, struct model *model, uint64_t placement,
+			uint32_t placed_uid, uint32_t uid);
+/* Those whom the published generation does not suit get another. */
+void place_go_on(struct core *core, struct model *model, struct job *ended);
+void place_on_device_back(struct core *core, const struct core_event *event);
+void place_on_devices_found(struct core *core, const struct core_event *event);
+/* It is to come back as it lies now. */
+void place_tear(struct model *model);
+/* After a restart too? */
+bool place_comes_back(const struct model *model);
+void place_settle(struct core *core); /* tell of those that do not any more */
+
+/* reserve.c */
+void reserve_on_reserve(struct core *core, const struct core_event *event);
+void reserve_on_release(struct core *core, const struct core_event *event);
+/* Let it in, or make room for it, or put it among the older ones. True: it waits. */
+bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t *older,
+		   bool is_first);
+void reserve_expired(struct core *core);
+void reserve_end_all(struct core *core, struct client *client);
+bool reserve_cancel(struct core *core, struct client *client, uint32_t request);
+void reserve_shut_down(struct core *core);
 
 /* unload.c */
 void unload_on_unload(struct core *core, const struct core_event *event);

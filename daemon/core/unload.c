@@ -28,15 +28,19 @@ static uint64_t ready_bytes(const struct model *model)
 	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		bytes += segment->state == SEGMENT_READY && segment->job == 0 ? segment->bytes : 0;
+		bytes += segment->state == SEGMENT_READY && segment->job == 0 ? segment->size : 0;
 	}
 	return bytes;
 }
 
+/* Not what is going already, or lies there for those only who lease an older generation. */
 static bool has_bytes_on(const struct model *model, uint32_t device)
 {
 	LIST_FOR_EACH (link, &model->segments) {
-		if (OF(link, struct segment, by_model)->device == device) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->device == device && segment->state == SEGMENT_READY &&
+		    segment_is_current(segment)) {
 			return true;
 		}
 	}
@@ -129,14 +133,40 @@ static uint64_t held_bytes(const struct model *model)
 	return bytes;
 }
 
+/* Those who lease it are asked to let go. */
+static void recall(struct core *core, const struct core_event *event, const struct model *model)
+{
+	if (event->unload.recall_ns == 0) {
+		return;
+	}
+	LIST_FOR_EACH (link, &model->leases) {
+		const struct lease *lease = OF(link, struct lease, by_model);
+		struct core_action *action;
+
+		if (lease->is_ghost) {
+			continue;
+		}
+		action = core_act(core, ACT_RECALL);
+		action->client = idtab_id(&core->clients, lease->client);
+		action->model = idtab_id(&core->models, model);
+		action->device = CORE_ALL_DEVICES;
+		action->recall.lease = idtab_id(&core->leases, lease);
+		action->recall.for_client = event->client;
+		action->recall.within_ns = event->unload.recall_ns;
+	}
+}
+
 /* Drop what is there; a process that still maps it holds the bytes. */
 static void unload_copies(struct core *core, const struct core_event *event, struct model *model)
 {
 	const struct lease *lease = find_lease(model, false);
-	const struct lease *ghost = find_lease(model, true);
+	const struct lease *ghost = model->backing == CORE_BACKING_IMAGE ? find_lease(model, true)
+									 : NULL;
 	uint64_t bytes = ready_bytes(model);
+	uint64_t freed = model->backing == CORE_BACKING_FILE ? 0 : bytes;
 
 	if (lease != NULL) {
+		recall(core, event, model);
 		model->is_doomed = true; /* goes when the last lease ends */
 		report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_IN_USE);
 		last_action(core)->unload.bytes = bytes;
@@ -152,6 +182,7 @@ static void unload_copies(struct core *core, const struct core_event *event, str
 		       ghost != NULL ? CORE_OUTCOME_HELD : CORE_OUTCOME_UNLOADED,
 		       ghost != NULL ? CORE_WHY_MAPPED : CORE_WHY_ASKED);
 		last_action(core)->unload.bytes = bytes;
+		last_action(core)->unload.freed = freed;
 		last_action(core)->unload.holder =
 			ghost == NULL ? 0 : idtab_id(&core->clients, ghost->client);
 	}
@@ -183,6 +214,9 @@ static void unload_one(struct core *core, const struct core_event *event, struct
 		last_action(core)->unload.uid = obstacle->uid;
 		return;
 	}
+	model->is_torn = false; /* it need not come back */
+	model->displaced_by = 0;
+	model_touch(core, model);
 	if (model->job != NULL) {
 		if (event->unload.by_name && (client->is_admin || is_own_job(client, model->job))) {
 			job_fail(core, model->job, WIRE_CANCELLED);
@@ -192,6 +226,9 @@ static void unload_one(struct core *core, const struct core_event *event, struct
 		}
 	}
 	unload_copies(core, event, model);
+	if (list_is_empty(&model->segments)) {
+		model_settle(core, model); /* its file was open for what does not come back */
+	}
 }
 
 void unload_on_unload(struct core *core, const struct core_event *event)
@@ -210,6 +247,10 @@ void unload_on_unload(struct core *core, const struct core_event *event)
 		    is_selected(core, event, client, model)) {
 			model->unload = core->n_unloads; /* it may be named twice */
 			unload_one(core, event, client, model);
+			model = idtab_find(&core->models, event->unload.models[i]);
+			if (model != NULL) {                 /* not forgotten over it */
+				backing_settle(core, model); /* a pin was withdrawn, perhaps */
+			}
 		}
 	}
 	while (event->unload.models == NULL &&
@@ -237,6 +278,8 @@ void unload_on_verify(struct core *core, const struct core_event *event)
 		model = NULL;
 	} else if (!model_is_resident(model)) {
 		code = WIRE_NOT_RESIDENT;
+	} else if (model->backing != CORE_BACKING_IMAGE) {
+		code = WIRE_UNSUPPORTED; /* there is no copy that could differ from the file */
 	} else if (waiter_add(core,
 			      &(struct waiter){.client = client,
 					       .model = model,
@@ -254,7 +297,7 @@ void unload_on_verify(struct core *core, const struct core_event *event)
 
 		/* One that is being hashed already answers for this one too. */
 		if (segment->state == SEGMENT_READY && !segment->is_verifying &&
-		    segment->generation == model->generation) {
+		    segment_is_current(segment)) {
 			segment_verify(core, segment);
 		}
 	}

@@ -4,6 +4,8 @@
 
 #include "daemon/core/state.h"
 
+#define WHOLE_MILLI_PCT 100000U
+
 static uint32_t *chain_of(const struct core *core, uint32_t uid)
 {
 	return &core->user_hash[(uid * 0x9e3779b1U >> 8) & (core->n_user_hash - 1)];
@@ -63,4 +65,55 @@ void user_may_start(struct core *core, struct user *user)
 	if (list_is_empty(&user->startable)) {
 		list_append(&core->startable, &user->startable);
 	}
+}
+
+static bool is_taken(const struct segment *segment)
+{
+	return segment->state != SEGMENT_DROPPING && segment->state != SEGMENT_PLANNED;
+}
+
+void user_take(struct segment *segment)
+{
+	if (is_taken(segment)) {
+		segment->model->owner->taken[segment->device] += segment->bytes;
+	}
+}
+
+void user_give_back(struct segment *segment)
+{
+	uint64_t *taken = &segment->model->owner->taken[segment->device];
+
+	if (is_taken(segment)) {
+		REQUIRE(*taken >= segment->bytes);
+		*taken -= segment->bytes;
+	}
+}
+
+uint64_t core_share(const struct core *core, uint32_t device)
+{
+	uint64_t budget = core->accounts[device].budget;
+	uint64_t milli_pct = core->config.share_milli_pct;
+
+	if (milli_pct > 0) {
+		return budget / WHOLE_MILLI_PCT * milli_pct +
+		       budget % WHOLE_MILLI_PCT * milli_pct / WHOLE_MILLI_PCT;
+	}
+	return core->config.share_bytes > 0 ? core->config.share_bytes : NEVER;
+}
+
+bool core_above_share(const struct core *core, uint32_t device, uint32_t *ret_uid,
+		      uint64_t *ret_bytes)
+{
+	const struct user *user;
+	uint32_t cursor = 0;
+
+	*ret_bytes = core_share(core, device);
+	*ret_uid = 0;
+	while ((user = idtab_next(&core->users, &cursor)) != NULL) {
+		if (user->taken[device] > *ret_bytes) {
+			*ret_bytes = user->taken[device];
+			*ret_uid = user->uid;
+		}
+	}
+	return *ret_bytes > core_share(core, device);
 }

@@ -17,6 +17,14 @@ static void view_model(const struct core *core, const struct model *model,
 		.format = model->format,
 		.owner_uid = model->owner_uid,
 		.generation = model->generation,
+		.backing = (enum core_backing)model->backing,
+		.placement = model->placement,
+		.job_placement = model->job == NULL ? CORE_PLACEMENT_ANY : model->job->placement,
+		.placed_uid = model->placed_uid,
+		.job_placed_uid = model->job == NULL ? 0 : model->job->placed_uid,
+		.has_host = model->has_host,
+		.is_torn = model->is_torn,
+		.torn_devices = model->torn_devices,
 		.file = model->file,
 		.progress_bytes = model->job == NULL ? 0 : model->job->progress,
 		.job = model->job == NULL ? 0 : idtab_id(&core->job_table, model->job),
@@ -53,6 +61,27 @@ bool core_model_next(const struct core *core, uint32_t *cursor, struct core_mode
 		view_model(core, model, ret);
 	}
 	return model != NULL;
+}
+
+void core_placements_used(const struct core *core, void (*use)(void *context, uint64_t placement),
+			  void *context)
+{
+	const struct model *model;
+	const struct waiter *waiter;
+	uint32_t cursor = 0;
+
+	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		use(context, model->placement);
+		use(context, model->torn_placement);
+		if (model->job != NULL) {
+			use(context, model->job->placement);
+			use(context, model->job->next_placement);
+		}
+	}
+	cursor = 0;
+	while ((waiter = idtab_next(&core->waiters, &cursor)) != NULL) {
+		use(context, waiter->placement);
+	}
 }
 
 uint64_t core_model_find(const struct core *core, const struct core_file_key *key)
@@ -110,7 +139,7 @@ static uint64_t generation_bytes(const struct model *model, uint64_t generation)
 	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		bytes += segment->generation == generation ? segment->bytes : 0;
+		bytes += segment_is_of(segment, generation) ? segment->size : 0;
 	}
 	return bytes;
 }
@@ -149,6 +178,40 @@ bool core_lease_next(const struct core *core, uint32_t *cursor, struct core_leas
 	return lease != NULL;
 }
 
+/* Does an earlier one of the client's holders map it too? */
+static bool is_counted(const struct client *client, const struct holder *last,
+		       const struct segment *segment)
+{
+	LIST_FOR_EACH (link, &client->holders) {
+		const struct holder *holder = OF(link, struct holder, by_client);
+
+		if (holder == last) {
+			break;
+		}
+		if (holder->model == last->model && holder->n_mapped > 0 &&
+		    segment_is_of(segment, holder->generation)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Of what the holder maps, each byte once: generations have copies in common. */
+static uint64_t held_bytes(const struct client *client, const struct holder *holder)
+{
+	uint64_t bytes = 0;
+
+	LIST_FOR_EACH (link, &holder->model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		bytes += holder->n_mapped > 0 && segment_is_of(segment, holder->generation) &&
+					 !is_counted(client, holder, segment)
+				 ? segment->size
+				 : 0;
+	}
+	return bytes;
+}
+
 static void view_client(const struct core *core, const struct client *client,
 			struct core_client_view *ret)
 {
@@ -162,9 +225,7 @@ static void view_client(const struct core *core, const struct client *client,
 		const struct holder *holder = OF(link, struct holder, by_client);
 
 		ret->n_leases += holder->n_leases;
-		ret->held_bytes += holder->n_mapped == 0
-					   ? 0
-					   : generation_bytes(holder->model, holder->generation);
+		ret->held_bytes += held_bytes(client, holder);
 	}
 }
 
@@ -188,18 +249,6 @@ bool core_client_next(const struct core *core, uint32_t *cursor, struct core_cli
 	return client != NULL;
 }
 
-static uint32_t count_mappers(const struct segment *segment)
-{
-	uint32_t n_mappers = 0;
-
-	LIST_FOR_EACH (link, &segment->model->holders) {
-		const struct holder *holder = OF(link, struct holder, by_model);
-
-		n_mappers += holder->n_mapped > 0 && holder->generation == segment->generation;
-	}
-	return n_mappers;
-}
-
 static void view_segment(const struct core *core, const struct segment *segment,
 			 struct core_segment_view *ret)
 {
@@ -207,11 +256,16 @@ static void view_segment(const struct core *core, const struct segment *segment,
 		.id = idtab_id(&core->segments, segment),
 		.model = idtab_id(&core->models, segment->model),
 		.generation = segment->generation,
+		.last = segment->last,
 		.bytes = segment->bytes,
+		.is_block = segment->is_block,
+		.is_counted = segment->job != 0 && segment->state == SEGMENT_READY,
+		.may_go = segment->sum == SUM_EVICTABLE,
+		.size = segment->size,
+		.backing = (enum core_backing)segment->backing,
 		.device = segment->device,
 		.index = segment->index,
 		.state = (enum segment_state)segment->state,
-		.n_mappers = count_mappers(segment),
 	};
 }
 
@@ -223,6 +277,23 @@ bool core_segment_get(const struct core *core, uint64_t id, struct core_segment_
 		view_segment(core, segment, ret);
 	}
 	return segment != NULL;
+}
+
+uint64_t core_segment_mapper(const struct core *core, uint64_t id)
+{
+	const struct segment *segment = idtab_find(&core->segments, id);
+
+	if (segment == NULL) {
+		return 0;
+	}
+	LIST_FOR_EACH (link, &segment->model->holders) {
+		const struct holder *holder = OF(link, struct holder, by_model);
+
+		if (holder->n_mapped > 0 && segment_is_of(segment, holder->generation)) {
+			return idtab_id(&core->clients, holder->client);
+		}
+	}
+	return 0;
 }
 
 bool core_segment_next(const struct core *core, uint64_t model_id, uint32_t *cursor,
@@ -303,9 +374,7 @@ bool core_holder_next(const struct core *core, uint64_t model_id, uint32_t *curs
 void core_account_get(const struct core *core, uint32_t device, struct core_account_view *ret)
 {
 	const struct account *account = &core->accounts[device];
-	const struct model *model;
 	uint64_t charged = account_charged(account);
-	uint32_t cursor = 0;
 
 	*ret = (struct core_account_view){
 		.budget = account->budget,
@@ -313,22 +382,46 @@ void core_account_get(const struct core *core, uint32_t device, struct core_acco
 		.loading = account->bucket[SEGMENT_RESERVED] + account->bucket[SEGMENT_FILLING],
 		.dropping = account->bucket[SEGMENT_DROPPING],
 		.held = account->bucket[SEGMENT_HELD],
+		.reserved = account->reserved,
 		.free = account->budget > charged ? account->budget - charged : 0,
+		.room = account_room(account, account->bucket[SEGMENT_DROPPING]),
+		.evictable = account->sums[SUM_EVICTABLE],
 		.is_lost = account->is_lost,
+		.is_draining = account->drained_age != NEVER,
 	};
+}
+
+uint32_t core_account_models(const struct core *core, uint32_t device)
+{
+	const struct model *model;
+	uint32_t n_models = 0;
+	uint32_t cursor = 0;
+
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
 		LIST_FOR_EACH (link, &model->segments) {
-			if (OF(link, struct segment, by_model)->device == device) {
-				ret->n_models++;
+			const struct segment *segment = OF(link, struct segment, by_model);
+
+			if (segment->device == device && segment->state != SEGMENT_PLANNED) {
+				n_models++;
 				break;
 			}
 		}
 	}
+	return n_models;
 }
 
 void core_counters_get(const struct core *core, struct core_counters *ret)
 {
 	*ret = core->counters;
+}
+
+bool core_client_has_blocks(const struct core *core, uint64_t client_id, uint64_t model_id)
+{
+	const struct client *client = idtab_find(&core->clients, client_id);
+	const struct model *model = idtab_find(&core->models, model_id);
+
+	return client != NULL && model != NULL && model->placement > CORE_PLACEMENT_HOST &&
+	       (client->uid == 0 || client->uid == model->placed_uid);
 }
 
 bool core_client_may(const struct core *core, uint64_t client_id, uint64_t model_id)

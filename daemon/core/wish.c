@@ -132,6 +132,7 @@ void wish_on_set(struct core *core, const struct core_event *event)
 		return;
 	}
 	wish_apply(core, wish, event->set.policy);
+	backing_settle(core, model);
 	core_reply(core, client, event->request, 0, model);
 }
 
@@ -149,5 +150,6 @@ void wish_lapse(struct core *core)
 			note_change(core, wish, true, false, CORE_NOTE_KEPT, CORE_NOTE_UNKEPT);
 		}
 		wish_changed(core, wish);
+		backing_settle(core, wish->model);
 	}
 }

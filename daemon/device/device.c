@@ -58,6 +58,15 @@ static const void *see_nothing(const struct extent *extent)
 	return NULL;
 }
 
+static int borrow_nothing(struct device *device, int fd, uint64_t bytes, struct extent **ret,
+			  struct err *err)
+{
+	(void)fd;
+	(void)bytes;
+	(void)ret;
+	return err_set(err, WIRE_UNSUPPORTED, "%s cannot serve a file as it is", device->name);
+}
+
 static int lock_nothing(struct extent *extent, struct err *err)
 {
 	(void)extent;
@@ -71,7 +80,7 @@ static void pages_of_device(const struct extent *extent, struct device_pages *re
 	*ret = (struct device_pages){.page_bytes = (uint64_t)sysconf(_SC_PAGESIZE)};
 }
 
-void device_register(const struct device_ops *ops)
+static void add_backend(const struct device_ops *ops)
 {
 	struct device_ops *backend;
 
@@ -87,16 +96,28 @@ void device_register(const struct device_ops *ops)
 	backend->copy = ops->copy == NULL ? copy_through_host : ops->copy;
 	backend->prepare = ops->prepare == NULL ? prepare_nothing : ops->prepare;
 	backend->bytes = ops->bytes == NULL ? see_nothing : ops->bytes;
+	backend->borrow = ops->borrow == NULL ? borrow_nothing : ops->borrow;
 	backend->lock = ops->lock == NULL ? lock_nothing : ops->lock;
 	backend->pages = ops->pages == NULL ? pages_of_device : ops->pages;
 	n_backends++;
 }
 
-const struct device_ops *device_backend_find(const char *name)
+static void know_the_host(void)
 {
 	if (n_backends == 0) {
-		device_register(&host_device_ops);
+		add_backend(&host_device_ops);
 	}
+}
+
+void device_register(const struct device_ops *ops)
+{
+	know_the_host();
+	add_backend(ops);
+}
+
+const struct device_ops *device_backend_find(const char *name)
+{
+	know_the_host();
 	for (uint32_t i = 0; i < n_backends; i++) {
 		if (strcmp(backends[i].name, name) == 0) {
 			return &backends[i];
@@ -150,6 +171,7 @@ int device_alloc(struct device *device, const struct device_alloc *request, stru
 	code = device->ops->alloc(device, request, ret, err);
 	if (code == 0) {
 		(*ret)->ops = device->ops;
+		(*ret)->device = device;
 		(*ret)->bytes = request->bytes;
 	}
 	return code;
@@ -208,6 +230,24 @@ int device_import(struct device *device, int fd, uint64_t bytes, struct extent *
 	code = device->ops->import(device, fd, bytes, ret, err);
 	if (code == 0) {
 		(*ret)->ops = device->ops;
+		(*ret)->device = device;
+		(*ret)->bytes = bytes;
+	}
+	return code;
+}
+
+int device_borrow(struct device *device, int fd, uint64_t bytes, struct extent **ret,
+		  struct err *err)
+{
+	int code;
+
+	if (bytes == 0) {
+		return err_set(err, WIRE_BAD_ARGUMENT, "an extent of 0 bytes");
+	}
+	code = device->ops->borrow(device, fd, bytes, ret, err);
+	if (code == 0) {
+		(*ret)->ops = device->ops;
+		(*ret)->device = device;
 		(*ret)->bytes = bytes;
 	}
 	return code;

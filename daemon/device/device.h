@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A device: memory that can hold copies. One contract, several backends ("host" here; CUDA
- * and simulated ones later); everything above sees names, bytes and pages only.
+ * A device: memory that can hold copies. One contract, several backends: "host" in the daemon;
+ * "cuda" and "sim" in a worker process a device, which the daemon reaches by "remote";
+ * everything above sees names, bytes and pages only.
  *
  * Common contract of the calls. They may block, unless said otherwise; never call back; never
  * log. They return 0 or a negative wire code with 'err' filled, and on failure leave their
@@ -19,8 +20,12 @@
 struct err;
 struct device_ops;
 
-#define DEVICE_OPS_VERSION  1
+#define DEVICE_OPS_VERSION  2
 #define DEVICE_NAME_SIZE    64
+#define DEVICE_UUID_SIZE    64
+#define DEVICE_PCI_SIZE     16
+#define DEVICE_MAX_PEERS    15
+#define DEVICE_MAX_CARDS    (DEVICE_MAX_PEERS + 1) /* of a machine, that are used */
 #define DEVICE_MAX_BACKENDS 8
 #define DEVICE_NOTICE_SIZE  160
 
@@ -33,18 +38,36 @@ struct device {
 /* A device's own record of a copy's bytes. A backend's own begins with it. */
 struct extent {
 	const struct device_ops *ops;
+	const struct device *device; /* it lies on; to be compared only: it may be closed already */
 	uint64_t bytes;
 };
 
+/* A device that one can be copied to from another, without the host between. */
+struct device_peer {
+	char uuid[DEVICE_UUID_SIZE];
+	uint64_t bytes_per_s; /* 0: not measured */
+};
+
+/* Of the host only the first two; the others are empty or 0 where they are not known. */
 struct device_info {
 	uint64_t total_bytes;
-	uint64_t granularity; /* an allocation is a multiple of it */
+	uint64_t granularity;           /* an allocation is a multiple of it */
+	char uuid[DEVICE_UUID_SIZE];    /* "GPU-...", as the driver prints it; "SIM-..." */
+	char product[DEVICE_NAME_SIZE]; /* the card's own name */
+	char pci[DEVICE_PCI_SIZE];      /* "0000:01:00.0" */
+	uint64_t foreign_bytes;         /* taken by others than the daemon, as last seen */
+	uint64_t bytes_per_s;           /* of its link to the host: measured, or configured */
+	uint32_t temperature;           /* degrees Celsius */
+	uint32_t last_xid;              /* of the driver's last report of a fault */
+	uint32_t n_peers;
+	struct device_peer peers[DEVICE_MAX_PEERS];
 };
 
 struct device_alloc {
 	const char *name; /* shown by the kernel where it shows names; borrowed for the call */
 	uint64_t bytes;   /* more than 0 */
 	bool hugepages;   /* try for the large page size */
+	bool is_sparse;   /* only parts are filled: no memory behind the rest, which is zeros */
 };
 
 /* Bytes of a file, to be put into an extent. */
@@ -79,7 +102,9 @@ struct device_ops {
 	/*
 	 * One read of the source into the extent at 'offset'. '*ret_bytes' says how much came,
 	 * as read(2) does: less than asked is no failure, 0 is the end of the file. A failed
-	 * read is WIRE_IO with errno in err->sys, EINTR included: the caller decides.
+	 * read is WIRE_IO with errno in err->sys, EINTR included: the caller decides. The
+	 * source's bytes are taken on return; they may arrive as late as at seal, which then
+	 * says how that went: so reading the next ones overlaps with their transfer.
 	 */
 	int (*fill)(struct extent *extent, uint64_t offset, const struct device_source *source,
 		    uint64_t *ret_bytes, struct err *err);
@@ -91,7 +116,8 @@ struct device_ops {
 
 	/*
 	 * A new descriptor of a sealed extent, which the caller closes; who holds it can read
-	 * and not write. Before seal: WIRE_NOT_ALLOWED. Does not block.
+	 * and not write. Before seal: WIRE_NOT_ALLOWED. Does not block where the memory is this
+	 * process's own; "remote" waits for its worker, as in every call but charge.
 	 */
 	int (*export)(const struct extent *extent, int *ret_fd, struct err *err);
 	/* A sealed extent around what an export gave; 'fd' stays the caller's. */
@@ -106,6 +132,12 @@ struct device_ops {
 	void (*prepare)(struct extent *extent, uint64_t offset, uint64_t n_bytes);
 	/* The bytes in this process's memory until seal; NULL where it cannot see them. */
 	const void *(*bytes)(const struct extent *extent);
+	/* A sealed extent around a file that others may still change: it takes no memory of its
+	 * own. The file is opened again, WIRE_UNSUPPORTED where we may not; 'fd' stays the
+	 * caller's. Exports can read and not write, are of one description, and open nothing.
+	 * Absent: the device cannot. */
+	int (*borrow)(struct device *device, int fd, uint64_t bytes, struct extent **ret,
+		      struct err *err);
 	/* Keep a sealed extent out of the swap until its release; said again: nothing to do. Such
 	 * memory stays mapped. Absent: the device's memory is never swapped out. */
 	int (*lock)(struct extent *extent, struct err *err);
@@ -138,6 +170,8 @@ int device_release(struct extent *extent, struct err *err); /* NULL is fine */
 int device_export(const struct extent *extent, int *ret_fd, struct err *err);
 int device_import(struct device *device, int fd, uint64_t bytes, struct extent **ret,
 		  struct err *err);
+int device_borrow(struct device *device, int fd, uint64_t bytes, struct extent **ret,
+		  struct err *err);
 int device_copy(struct extent *to, const struct extent *from, struct err *err);
 void device_prepare(struct extent *extent, uint64_t offset, uint64_t n_bytes);
 const void *device_bytes(const struct extent *extent);
@@ -146,6 +180,14 @@ void device_pages(const struct extent *extent, struct device_pages *ret);
 
 /* The host's memory: an extent is one memfd, from seal on immutable. Its one device is "cpu". */
 extern const struct device_ops host_device_ops;
+
+#ifdef DISTORCH_WITH_CUDA
+/*
+ * NVIDIA's cards: "cuda:0" by PCI address, or a UUID. To be registered in a worker only: it loads
+ * the driver.
+ */
+extern const struct device_ops cuda_device_ops;
+#endif
 
 #ifdef DISTORCH_TESTING
 /* Flip one byte of a sealed host extent, as a fault of ours or of the machine would. */

@@ -2,8 +2,9 @@
 /*
  * The host tier: an extent is one memfd. It is ftruncated, never allocated ahead (that takes
  * 4 KiB pages); its pages come range by range in prepare, in 2 MiB where the kernel gives them.
- * Seal unmaps it, seals the memfd and leaves only descriptors. Any loader thread; no state but
- * what is in the extent.
+ * Seal unmaps it, seals the memfd and leaves only descriptors. A borrowed extent is a file's own
+ * page cache: a descriptor, never mapped but to be locked, never read through a mapping. Any
+ * loader thread; no state but what is in the extent.
  */
 #include "base/checked.h"
 #include "base/err.h"
@@ -12,11 +13,13 @@
 #include "base/os/sys.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/device/device.h"
@@ -38,11 +41,14 @@ struct host_device {
 
 struct host_extent {
 	struct extent base;
-	int fd;          /* read-write until a restart; never leaves this process */
+	int fd;          /* read-write until a restart; never leaves this process, unless it is
+			  * a file that somebody opened for reading */
 	uint8_t *memory; /* shared, writable; owner: the extent. NULL once unmapped */
 	void *locked;    /* read-only, in memory; owner: the extent. NULL: it may be swapped out */
 	bool is_sealed;
+	bool is_file; /* not ours: borrowed, and others may change it */
 	bool wants_huge;
+	bool is_sparse;            /* parts of it are holes: never touch those, not even to read */
 	int refusal;               /* errno of the last 2 MiB page not given; atomic */
 	struct device_pages pages; /* filled at seal */
 };
@@ -135,7 +141,11 @@ static int host_alloc(struct device *device, const struct device_alloc *request,
 	}
 	extent->memory = memory;
 	extent->wants_huge = request->hugepages && huge_part > 0;
-	if (extent->wants_huge) {
+	extent->is_sparse = request->is_sparse;
+	if (extent->is_sparse) {
+		/* Whatever shmem_enabled says, no fault takes 2 MiB of which a part stays a hole. */
+		(void)sys_madvise(extent->memory, request->bytes, MADV_NOHUGEPAGE);
+	} else if (extent->wants_huge) {
 		/* Where shmem_enabled says advise or more, a fault takes 2 MiB at once. Refused:
 		 * prepare collapses. The tail stays in small pages, so that the charge is exact. */
 		(void)sys_madvise(extent->memory, huge_part, MADV_HUGEPAGE);
@@ -169,6 +179,9 @@ static void take_huge_pages(struct host_extent *extent, uint64_t offset, uint64_
 
 	if (offset >= end) {
 		return;
+	}
+	if (extent->is_sparse) { /* these are filled whole */
+		(void)sys_madvise(memory + offset, end - offset, MADV_HUGEPAGE);
 	}
 	for (uint64_t at = offset; at < end; at += MEMFD_HUGE_BYTES) {
 		(void)sys_madvise(memory + at, (size_t)sysconf(_SC_PAGESIZE), MADV_POPULATE_WRITE);
@@ -292,23 +305,37 @@ static uint64_t count_huge_bytes(const struct host_extent *extent)
 	return huge_bytes;
 }
 
+/* Bytes of an image that memory lies behind. */
+static uint64_t count_taken_bytes(const struct host_extent *extent)
+{
+	struct stat status;
+
+	if (extent->is_file || sys_fstat(extent->fd, &status) < 0) {
+		return extent->base.bytes;
+	}
+	return (uint64_t)status.st_blocks * 512;
+}
+
 static void look_at_pages(const struct host_extent *extent, struct device_pages *ret)
 {
-	const uint64_t whole = extent->base.bytes / MEMFD_HUGE_BYTES * MEMFD_HUGE_BYTES;
 	const int refusal = __atomic_load_n(&extent->refusal, __ATOMIC_RELAXED);
+	const uint64_t taken = count_taken_bytes(extent);
+	const bool is_whole = taken >= extent->base.bytes;
+	const uint64_t whole = taken / MEMFD_HUGE_BYTES * MEMFD_HUGE_BYTES;
 
 	*ret = (struct device_pages){.page_bytes = (uint64_t)sysconf(_SC_PAGESIZE)};
 	if (!extent->wants_huge) {
 		return;
 	}
 	ret->huge_bytes = count_huge_bytes(extent);
-	if (ret->huge_bytes * 2 >= extent->base.bytes) {
+	if (ret->huge_bytes * 2 >= taken && taken > 0) {
 		ret->page_bytes = MEMFD_HUGE_BYTES;
 	}
-	if (ret->huge_bytes < whole) {
+	/* One that is sparse has small pages at its edges: they are nobody's refusal. */
+	if (ret->huge_bytes < whole && (is_whole || refusal != 0)) {
 		(void)snprintf(ret->notice, sizeof ret->notice,
 			       "%" PRIu64 " of %" PRIu64 " MiB lie in 4 KiB pages (%s)",
-			       (whole - ret->huge_bytes) >> 20, extent->base.bytes >> 20,
+			       (whole - ret->huge_bytes) >> 20, taken >> 20,
 			       refusal == 0 ? "2 MiB pages were not mapped" : strerror(refusal));
 	}
 }
@@ -343,6 +370,42 @@ static int host_seal(struct extent *base, struct err *err)
 	return memfd_seal(extent->fd, err);
 }
 
+/* The next range of an image from 'at' on that is no hole. False: there is none. */
+static bool next_range(const struct host_extent *extent, uint64_t at, uint64_t *ret_begin,
+		       uint64_t *ret_end)
+{
+	off_t begin;
+	off_t end;
+
+	if (extent->is_file) { /* a file's holes are its own business */
+		*ret_begin = at;
+		*ret_end = extent->base.bytes;
+		return at < extent->base.bytes;
+	}
+	begin = lseek(extent->fd, (off_t)at, SEEK_DATA); /* whoever reads it gives an offset */
+	end = begin < 0 ? -1 : lseek(extent->fd, begin, SEEK_HOLE);
+	if (end < 0) {
+		return false;
+	}
+	*ret_begin = (uint64_t)begin;
+	*ret_end = (uint64_t)end < extent->base.bytes ? (uint64_t)end : extent->base.bytes;
+	return *ret_begin < *ret_end;
+}
+
+/* mlock of a hole would take memory for it. Returns 0, or -1 with errno. */
+static int lock_ranges(const struct host_extent *extent, uint8_t *memory)
+{
+	uint64_t begin = 0;
+	uint64_t end = 0;
+
+	while (next_range(extent, end, &begin, &end)) {
+		if (sys_mlock(memory + begin, end - begin) < 0) {
+			return -1;
+		}
+	}
+	return 0;
+}
+
 static int host_lock(struct extent *base, struct err *err)
 {
 	struct host_extent *extent = host_of(base);
@@ -360,7 +423,7 @@ static int host_lock(struct extent *base, struct err *err)
 		return code;
 	}
 	(void)sys_madvise(memory, base->bytes, MADV_DONTDUMP); /* a core dump without models */
-	if (sys_mlock(memory, base->bytes) < 0) {
+	if (lock_ranges(extent, memory) < 0) {
 		code = err_set_sys(err, WIRE_NO_MEMORY, errno,
 				   "not locked in memory: mlock of %" PRIu64 " bytes: %s; raise "
 				   "RLIMIT_MEMLOCK (LimitMEMLOCK=)",
@@ -391,7 +454,14 @@ static int host_export(const struct extent *base, int *ret_fd, struct err *err)
 	if (!extent->is_sealed) {
 		return err_set(err, WIRE_NOT_ALLOWED, "the extent is not sealed yet");
 	}
-	return memfd_reopen(extent->fd, ret_fd, err);
+	if (!extent->is_file) {
+		return memfd_reopen(extent->fd, ret_fd, err);
+	}
+	/* Not opened again: whoever scans files as they are opened may keep us waiting for it. */
+	*ret_fd = sys_fcntl_dup(extent->fd);
+	return *ret_fd >= 0 ? 0
+			    : err_set_sys(err, WIRE_TOO_MANY, errno, "exporting a file: %s",
+					  strerror(errno));
 }
 
 /* The pages of memory that somebody else filled: mapped for a moment, one byte of each 2 MiB. */
@@ -409,6 +479,9 @@ static void look_at_imported(struct host_extent *extent)
 	for (uint64_t at = 0; at < extent->base.bytes; at += MEMFD_HUGE_BYTES) {
 		const uint64_t left = extent->base.bytes - at;
 
+		if (lseek(extent->fd, (off_t)at, SEEK_DATA) != (off_t)at) {
+			continue; /* a hole, which a look would fill */
+		}
 		(void)sys_madvise(extent->memory + at, left < page ? left : page,
 				  MADV_POPULATE_READ);
 	}
@@ -417,30 +490,69 @@ static void look_at_imported(struct host_extent *extent)
 	extent->memory = NULL;
 }
 
+/* A sealed extent around 'fd', which it takes, also when it fails. */
+static int take_over(int fd, uint64_t bytes, struct host_extent **ret, struct err *err)
+{
+	struct host_extent *extent = sys_calloc(1, sizeof *extent);
+
+	if (extent == NULL) {
+		(void)close(fd); /* nothing was written by it */
+		return err_set(err, WIRE_NO_MEMORY, "no memory for an extent");
+	}
+	*extent = (struct host_extent){.base.bytes = bytes, .fd = fd, .is_sealed = true};
+	*ret = extent;
+	return 0;
+}
+
 static int host_import(struct device *device, int fd, uint64_t bytes, struct extent **ret,
 		       struct err *err)
 {
 	struct host_extent *extent;
 	int code = memfd_check_seals(fd, bytes, err);
+	int own_fd;
 
 	(void)device;
 	if (code < 0) {
 		return code;
 	}
-	extent = sys_calloc(1, sizeof *extent);
-	if (extent == NULL) {
-		return err_set(err, WIRE_NO_MEMORY, "no memory for an extent");
-	}
-	extent->fd = sys_fcntl_dup(fd);
-	if (extent->fd < 0) {
-		code = err_set_sys(err, WIRE_TOO_MANY, errno, "taking over an image: %s",
+	own_fd = sys_fcntl_dup(fd);
+	if (own_fd < 0) {
+		return err_set_sys(err, WIRE_TOO_MANY, errno, "taking over an image: %s",
 				   strerror(errno));
-		free(extent);
+	}
+	code = take_over(own_fd, bytes, &extent, err);
+	if (code < 0) {
 		return code;
 	}
-	extent->is_sealed = true;
-	extent->base.bytes = bytes;
 	look_at_imported(extent);
+	*ret = &extent->base;
+	return 0;
+}
+
+/* By a description of our own: that of who sent the file is nobody else's to move or lock. */
+static int host_borrow(struct device *device, int fd, uint64_t bytes, struct extent **ret,
+		       struct err *err)
+{
+	struct host_extent *extent = NULL;
+	char path[64];
+	int own_fd;
+	int code;
+
+	(void)device;
+	(void)snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	own_fd = sys_open(path, O_RDONLY | O_NONBLOCK); /* breaks nobody's lease */
+	if (own_fd < 0) {
+		return err_set_sys(err,
+				   errno == EMFILE || errno == ENFILE ? WIRE_TOO_MANY
+								      : WIRE_UNSUPPORTED,
+				   errno, "the file cannot be opened again: %s", strerror(errno));
+	}
+	code = take_over(own_fd, bytes, &extent, err);
+	if (code < 0) {
+		return code;
+	}
+	extent->is_file = true;
+	extent->pages.page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
 	*ret = &extent->base;
 	return 0;
 }
@@ -476,6 +588,7 @@ const struct device_ops host_device_ops = {
 	.import = host_import,
 	.prepare = host_prepare,
 	.bytes = host_bytes,
+	.borrow = host_borrow,
 	.lock = host_lock,
 	.pages = host_pages,
 };

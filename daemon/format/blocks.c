@@ -109,6 +109,26 @@ static struct place find_place(const char *name, uint32_t name_size)
 	return place;
 }
 
+/* The name without the "#2" of a further part. */
+static uint32_t whole_name_size(const char *name, uint32_t name_size)
+{
+	uint32_t size = name_size;
+
+	while (size > 0 && name[size - 1] >= '0' && name[size - 1] <= '9') {
+		size--;
+	}
+	return size > 0 && size < name_size && name[size - 1] == '#' ? size - 1 : name_size;
+}
+
+void block_read_name(const char *name, uint32_t name_size, enum component *ret_component,
+		     bool *ret_is_head)
+{
+	const struct place place = find_place(name, whole_name_size(name, name_size));
+
+	*ret_component = place.component;
+	*ret_is_head = place.prefix_size == 0;
+}
+
 static int compare_texts(const char *a, uint32_t size_a, const char *b, uint32_t size_b)
 {
 	int difference = memcmp(a, b, size_a < size_b ? size_a : size_b);
@@ -317,5 +337,50 @@ int blocks_compute(struct tensor *tensors, uint32_t n_tensors, void **ret_memory
 	*ret_memory = memory;
 	*ret_blocks = memory;
 	*ret_n_blocks = emitted.n_blocks;
+	return 0;
+}
+
+/* Where the first tensor of each block comes among all, by the blocks' order. */
+static void count_before(const struct tensor_map *map, uint32_t *ret)
+{
+	uint32_t n_before = 0;
+
+	for (uint32_t i = 0; i < map->n_blocks; i++) {
+		ret[i] = n_before;
+		n_before += map->blocks[i].n_tensors;
+	}
+}
+
+int blocks_by_tensor(struct tensor_map *map, struct err *err)
+{
+	struct tensor *tensors = map->tensor_memory; /* they come first in it */
+	struct block *blocks = calloc((size_t)map->n_tensors + 1, sizeof *blocks);
+	uint32_t *next = calloc((size_t)map->n_blocks + 1, sizeof *next);
+
+	if (blocks == NULL || next == NULL) {
+		free(blocks);
+		free(next);
+		return err_set(err, WIRE_NO_MEMORY, "no memory for the blocks of %u tensors",
+			       map->n_tensors);
+	}
+	count_before(map, next);
+	for (uint32_t i = 0; i < map->n_tensors; i++) {
+		struct tensor *tensor = &tensors[i];
+		const struct block *whole = &map->blocks[tensor->block];
+
+		tensor->block = next[tensor->block]++;
+		blocks[tensor->block] = (struct block){.name = tensor->name,
+						       .name_size = tensor->name_size,
+						       .first_tensor = i,
+						       .n_tensors = 1,
+						       .component = whole->component,
+						       .size = tensor->size,
+						       .is_head = whole->is_head};
+	}
+	free(next);
+	free(map->block_memory);
+	map->block_memory = blocks;
+	map->blocks = blocks;
+	map->n_blocks = map->n_tensors;
 	return 0;
 }

@@ -10,6 +10,7 @@
 #ifndef FORMAT_BLOCKS_H
 #define FORMAT_BLOCKS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "daemon/format/format.h"
@@ -23,5 +24,19 @@ struct err;
  */
 int blocks_compute(struct tensor *tensors, uint32_t n_tensors, void **ret_memory,
 		   const struct block **ret_blocks, uint32_t *ret_n_blocks, struct err *err);
+
+/*
+ * What a block's name says of it, where nothing is known of its tensors: the same as a tensor's.
+ * The "#2" of a further part says nothing; "(head)" does not say of which component.
+ */
+void block_read_name(const char *name, uint32_t name_size, enum component *ret_component,
+		     bool *ret_is_head);
+
+/*
+ * Make each tensor of a parsed (and joined) map a block of its own, called as the tensor: in the
+ * order of the blocks it had, within each in file order. Returns 0 or -WIRE_NO_MEMORY, which
+ * leaves the map as it was.
+ */
+int blocks_by_tensor(struct tensor_map *map, struct err *err);
 
 #endif

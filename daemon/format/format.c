@@ -136,12 +136,31 @@ int format_parse(enum format format, const void *header, size_t size, uint64_t f
 	return -WIRE_INTERNAL;
 }
 
+uint32_t tensor_map_n_shards(const struct tensor_map *map)
+{
+	return map->parts == NULL ? 1 : map->n_parts;
+}
+
+uint64_t tensor_map_shard_size(const struct tensor_map *map, uint32_t shard)
+{
+	return map->parts == NULL ? map->file_size : map->parts[shard]->file_size;
+}
+
+static void free_one(struct tensor_map *map)
+{
+	free(map->tensor_memory);
+	free(map->block_memory);
+	free(map->parts);
+	free(map);
+}
+
 struct tensor_map *tensor_map_free(struct tensor_map *map)
 {
 	if (map != NULL) {
-		free(map->tensor_memory);
-		free(map->block_memory);
-		free(map);
+		for (uint32_t i = 0; i < map->n_parts; i++) {
+			free_one(map->parts[i]); /* of single files, which have none */
+		}
+		free_one(map);
 	}
 	return NULL;
 }

@@ -49,6 +49,7 @@ struct tensor {
 	const uint64_t *shape; /* 'rank' of them */
 	uint64_t offset, size; /* bytes in the file */
 	uint32_t block;        /* index into blocks */
+	uint32_t shard;        /* which file, of a joined map */
 };
 
 /* The planner's unit, in execution order. Its tensors are those that name it; they need not
@@ -68,14 +69,22 @@ struct tensor_map {
 	uint32_t n_tensors;
 	uint32_t n_blocks;
 	uint32_t n_notices;
-	const struct tensor *tensors; /* in file order: ascending, no two overlap */
+	const struct tensor *tensors; /* in file order: ascending, no two overlap; file by file */
 	const struct block *blocks;
 	uint64_t data_offset, file_size;     /* tensors lie in [data_offset, file_size); those of
 						safetensors cover it, GGUF's have padding between */
 	char notices[FORMAT_N_NOTICES][160]; /* worth telling, nothing wrong */
-	void *tensor_memory;                 /* tensors, shapes, names */
-	void *block_memory;                  /* blocks and the names of their parts */
+	uint16_t split_no,
+		split_count; /* GGUF: it is one of several files, the first is 0; 0, 0: it is not */
+	void *tensor_memory; /* tensors, shapes, names */
+	void *block_memory;  /* blocks and the names of their parts */
+	struct tensor_map **parts; /* of the files that were joined (join.h), else NULL; owned */
+	uint32_t n_parts;
 };
+
+/* Files that the map is of, and the size of one. */
+uint32_t tensor_map_n_shards(const struct tensor_map *map);
+uint64_t tensor_map_shard_size(const struct tensor_map *map, uint32_t shard);
 
 /* "auto", "safetensors", "gguf", "raw". Returns 0 or -WIRE_BAD_ARGUMENT. */
 int format_find(const char *name, size_t size, enum format *ret);

@@ -11,6 +11,7 @@
 
 #include "base/checked.h"
 #include "base/err.h"
+#include "base/utf8.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +24,6 @@
 #include "daemon/format/order.h"
 #include "daemon/format/shelf.h"
 #include "daemon/format/show.h"
-#include "daemon/format/utf8.h"
 #include "proto/gen/wire_code.h"
 
 #define MAGIC_SIZE        4U
@@ -42,6 +42,7 @@ struct tally {
 	uint64_t n_dims;
 	uint64_t name_bytes;
 	uint32_t alignment;
+	uint16_t split_no, split_count;
 	uint64_t next;       /* in the data: where the next tensor has to begin */
 	uint64_t end;        /* in the data: where the last one ends, without padding */
 	uint64_t header_end; /* in the file */
@@ -330,11 +331,37 @@ static int read_alignment(struct gguf_cursor *cursor, uint32_t type, uint32_t *r
 	return 0;
 }
 
-static bool is_alignment(const struct gguf_string *key)
+static bool is_key(const struct gguf_string *key, const char *name)
 {
-	static const char name[] = "general.alignment";
+	return key->size == strlen(name) && memcmp(key->text, name, key->size) == 0;
+}
 
-	return key->size == sizeof name - 1 && memcmp(key->text, name, sizeof name - 1) == 0;
+/* One of another type tells nothing: nobody who writes parts has it so. */
+static int read_split(struct gguf_cursor *cursor, uint32_t type, uint16_t *ret)
+{
+	const uint8_t *bytes = cursor->bytes + cursor->at;
+	int code = gguf_skip_value(cursor, type);
+
+	if (code == 0 && type == GGUF_TYPE_UINT16) {
+		*ret = (uint16_t)(bytes[0] | bytes[1] << 8);
+	}
+	return code;
+}
+
+/* The value of one that says something to us, or of any other. */
+static int read_value(struct gguf_cursor *cursor, const struct gguf_string *key, uint32_t type,
+		      struct tally *tally)
+{
+	if (is_key(key, "general.alignment")) {
+		return read_alignment(cursor, type, &tally->alignment);
+	}
+	if (is_key(key, "split.no")) {
+		return read_split(cursor, type, &tally->split_no);
+	}
+	if (is_key(key, "split.count")) {
+		return read_split(cursor, type, &tally->split_count);
+	}
+	return gguf_skip_value(cursor, type);
 }
 
 static int read_key(struct gguf_cursor *cursor, struct tally *tally, struct gguf_string *ret)
@@ -349,8 +376,7 @@ static int read_key(struct gguf_cursor *cursor, struct tally *tally, struct gguf
 	}
 	code = gguf_read_u32(cursor, "a value's type", &type);
 	if (code == 0) {
-		code = is_alignment(&key) ? read_alignment(cursor, type, &tally->alignment)
-					  : gguf_skip_value(cursor, type);
+		code = read_value(cursor, &key, type, tally);
 	}
 	if (code < 0) {
 		(void)err_wrap(cursor->err, "key \"%s\"", show_name(key.text, key.size, shown));
@@ -580,7 +606,9 @@ int gguf_parse(const void *header, size_t size, uint64_t file_size, struct tenso
 	}
 	*map = (struct tensor_map){.format = FORMAT_GGUF,
 				   .data_offset = data,
-				   .file_size = file_size};
+				   .file_size = file_size,
+				   .split_no = tally.split_no,
+				   .split_count = tally.split_count};
 	code = fill_map(map, &cursor, &tally);
 	if (code < 0) {
 		(void)tensor_map_free(map);

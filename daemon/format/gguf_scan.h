@@ -15,6 +15,7 @@
 struct err;
 
 #define GGUF_LAST_VALUE_TYPE 12U /* of spec: u8 i8 u16 i16 u32 i32 f32 bool string array u64 ... */
+#define GGUF_TYPE_UINT16     2U
 #define GGUF_TYPE_UINT32     4U
 
 struct gguf_cursor {

@@ -4,12 +4,12 @@
 
 #include "base/checked.h"
 #include "base/err.h"
+#include "base/json_scan.h"
 
 #include <string.h>
 
 #include "daemon/format/dtype.h"
 #include "daemon/format/format.h"
-#include "daemon/format/json_scan.h"
 #include "daemon/format/shelf.h"
 #include "daemon/format/show.h"
 #include "proto/gen/wire_code.h"

@@ -60,14 +60,19 @@ struct named {
 	const void *context;
 };
 
+static int compare_names(struct order_name x, struct order_name y)
+{
+	int difference = memcmp(x.text, y.text, x.size < y.size ? x.size : y.size);
+
+	return difference != 0 ? difference : (x.size > y.size) - (x.size < y.size);
+}
+
 static bool is_named_before(const void *context, uint32_t a, uint32_t b)
 {
 	const struct named *named = context;
-	struct order_name x = named->name_of(named->context, a);
-	struct order_name y = named->name_of(named->context, b);
-	int difference = memcmp(x.text, y.text, x.size < y.size ? x.size : y.size);
 
-	return difference < 0 || (difference == 0 && x.size < y.size);
+	return compare_names(named->name_of(named->context, a), named->name_of(named->context, b)) <
+	       0;
 }
 
 bool order_find_twice(uint32_t *scratch, uint32_t n_items, order_name_fn name_of,
@@ -81,6 +86,29 @@ bool order_find_twice(uint32_t *scratch, uint32_t n_items, order_name_fn name_of
 		if (!is_named_before(&named, scratch[i - 1], scratch[i])) {
 			*ret_item = scratch[i];
 			return true;
+		}
+	}
+	return false;
+}
+
+bool order_find(const uint32_t *sorted, uint32_t n_items, order_name_fn name_of,
+		const void *context, struct order_name name, uint32_t *ret_item)
+{
+	uint32_t first = 0;
+	uint32_t end = n_items;
+
+	while (first < end) {
+		uint32_t middle = first + (end - first) / 2;
+		int difference = compare_names(name_of(context, sorted[middle]), name);
+
+		if (difference == 0) {
+			*ret_item = sorted[middle];
+			return true;
+		}
+		if (difference < 0) {
+			first = middle + 1;
+		} else {
+			end = middle;
 		}
 	}
 	return false;

@@ -28,9 +28,13 @@ typedef struct order_name (*order_name_fn)(const void *context, uint32_t item);
 
 /*
  * Is there a name that two of the items 0 to 'n_items' - 1 have? Gives the later one. 'scratch'
- * has room for twice as many items.
+ * has room for twice as many items. Where there is none, it begins with all items by name.
  */
 bool order_find_twice(uint32_t *scratch, uint32_t n_items, order_name_fn name_of,
 		      const void *context, uint32_t *ret_item);
+
+/* The item of this name among 'n_items' that are sorted by it; false when there is none. */
+bool order_find(const uint32_t *sorted, uint32_t n_items, order_name_fn name_of,
+		const void *context, struct order_name name, uint32_t *ret_item);
 
 #endif

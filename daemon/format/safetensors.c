@@ -11,6 +11,7 @@
 
 #include "base/checked.h"
 #include "base/err.h"
+#include "base/json_scan.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +20,6 @@
 #include "daemon/format/blocks.h"
 #include "daemon/format/format.h"
 #include "daemon/format/header.h"
-#include "daemon/format/json_scan.h"
 #include "daemon/format/order.h"
 #include "daemon/format/shelf.h"
 #include "daemon/format/show.h"

@@ -111,13 +111,7 @@ void conn_close(struct conn *conn)
 	conn->state = CONN_CLOSED;
 	list_remove(&conn->by_dirty);
 	conn->server->handlers.closed(conn->server->handlers.context, conn);
-	while (conn->out_first != NULL) {
-		struct packet *packet = conn->out_first;
-
-		conn->out_first = packet->next;
-		packet_free(packet);
-	}
-	conn->out_last = NULL;
+	conn_drop_output(conn);
 	uv_close((uv_handle_t *)&conn->poll, on_handle_closed);
 	uv_close((uv_handle_t *)&conn->deadline, on_handle_closed);
 	uv_close((uv_handle_t *)&conn->retry, on_handle_closed);
@@ -276,6 +270,9 @@ static void handle_packet(struct conn *conn, const uint8_t *bytes, size_t size, 
 		/* Answering by that id would end the older request. */
 		refuse_frame(conn, "the id of a request in flight was used again");
 	} else {
+		if (packet.message != NULL && packet.message->role == WIRE_ROLE_WORKER) {
+			packet.message = NULL; /* not for clients */
+		}
 		conn->in_flight[conn->n_in_flight].id = packet.id;
 		conn->in_flight[conn->n_in_flight].method =
 			packet.message == NULL ? WIRE_N_METHODS : packet.message->number;
@@ -291,6 +288,24 @@ static bool may_read(const struct conn *conn)
 	       conn->out_bytes <= conn->server->options.output_bytes / 2;
 }
 
+bool conn_hear_out(struct conn *conn)
+{
+	struct pollfd poll_fd = {.fd = conn->fd, .events = POLLIN};
+
+	conn->is_gone = true;
+	conn_drop_output(conn);
+	if (conn->state == CONN_READY) {
+		(void)uv_timer_stop(&conn->deadline); /* that of what was queued */
+	}
+	(void)poll(&poll_fd, 1, 0); /* at once; without an answer nothing is to be read */
+	if ((poll_fd.revents & POLLIN) == 0 || !may_read(conn)) { /* or no more can be begun */
+		conn_close(conn);
+		return false;
+	}
+	conn_mark_dirty(conn);
+	return true;
+}
+
 /* The peer sends no more. It may be gone, or only waiting for its answers (P18). */
 static void note_end(struct conn *conn)
 {
@@ -298,7 +313,7 @@ static void note_end(struct conn *conn)
 
 	(void)poll(&poll_fd, 1, 0); /* at once; without an answer the peer counts as there */
 	if ((poll_fd.revents & (POLLHUP | POLLERR)) != 0) {
-		conn_close(conn);
+		(void)conn_hear_out(conn); /* whether it closes or not, the caller is done */
 	} else {
 		conn->is_half_closed = true;
 		conn_mark_dirty(conn);
@@ -317,7 +332,7 @@ static void drop_descriptors(struct conn *conn, struct fdpass_packet *packet)
 	}
 }
 
-static void read_turn(struct conn *conn)
+void conn_read_turn(struct conn *conn)
 {
 	struct server *server = conn->server;
 	size_t n_bytes = 0;
@@ -339,6 +354,9 @@ static void read_turn(struct conn *conn)
 			drop_descriptors(conn, &packet);
 			break;
 		case FDPASS_AGAIN:
+			if (conn->is_gone) {
+				conn_close(conn);
+			}
 			return;
 		case FDPASS_TOO_LARGE:
 			refuse_frame(conn, "a packet of more than 64 KiB");
@@ -355,6 +373,9 @@ static void read_turn(struct conn *conn)
 			return;
 		}
 	}
+	if (conn->is_gone && !may_read(conn)) {
+		conn_close(conn);
+	}
 }
 
 /* ---- the turn ---- */
@@ -364,11 +385,11 @@ static void on_poll(uv_poll_t *poll, int status, int events)
 	struct conn *conn = poll->data;
 	struct server *server = conn->server;
 
-	if (status < 0) {
-		conn_close(conn);
-	} else if ((events & UV_READABLE) != 0) {
-		read_turn(conn);
-	} else if ((events & UV_DISCONNECT) != 0) {
+	/* A peer that closed with something unread is told as an error of the socket: what it had
+	 * sent before is read all the same, and then the end. */
+	if ((status < 0 && may_read(conn)) || (events & UV_READABLE) != 0) {
+		conn_read_turn(conn);
+	} else if (status < 0 || (events & UV_DISCONNECT) != 0) {
 		note_end(conn);
 	}
 	conn_mark_dirty(conn);

@@ -26,12 +26,27 @@ void conn_mark_dirty(struct conn *conn)
 	}
 }
 
+/* The loop may have been held up, and in a turn timers come before packets: what the peer did in
+ * time counts, however late it is seen. */
+static bool was_in_time(struct conn *conn)
+{
+	const uint64_t n_bytes = conn->out_bytes;
+
+	if (conn->state == CONN_NEW) {
+		conn_read_turn(conn);
+		return conn->state != CONN_NEW;
+	}
+	return conn->state == CONN_READY && (!conn_flush(conn) || conn->out_bytes < n_bytes);
+}
+
 static void on_deadline(uv_timer_t *timer)
 {
 	struct conn *conn = timer->data;
 	char reason[96];
 
-	if (conn->state == CONN_NEW) {
+	if (was_in_time(conn)) {
+		conn_mark_dirty(conn); /* unless it ended over it */
+	} else if (conn->state == CONN_NEW) {
 		(void)snprintf(reason, sizeof reason, "no hello within %u ms",
 			       conn->server->options.hello_ms);
 		conn_say_goodbye(conn, WIRE_TIMEOUT, reason);
@@ -50,6 +65,7 @@ static void on_deadline(uv_timer_t *timer)
 
 void conn_arm_deadline(struct conn *conn, uint64_t ms)
 {
+	uv_update_time(conn->server->loop); /* what was done in this turn is not the peer's time */
 	/* Fails only on a handle that is closing. */
 	(void)uv_timer_start(&conn->deadline, on_deadline, ms, 0);
 }
@@ -81,6 +97,13 @@ static void pop_packet(struct conn *conn)
 	conn->n_unsent -= packet->is_response ? 1 : 0;
 	conn->fds_outstanding = conn->fds_outstanding || packet->n_fds > 0;
 	packet_free(packet);
+}
+
+void conn_drop_output(struct conn *conn)
+{
+	while (conn->out_first != NULL) {
+		pop_packet(conn);
+	}
 }
 
 static void on_retry(uv_timer_t *timer)
@@ -121,6 +144,9 @@ bool conn_flush(struct conn *conn)
 			}
 			break;
 		}
+		if (status == FDPASS_END) {
+			return conn_hear_out(conn);
+		}
 		if (status != FDPASS_OK) {
 			conn_close(conn);
 			return false;
@@ -155,7 +181,7 @@ static void queue_packet(struct conn *conn, struct packet *packet)
 {
 	bool is_first = conn->out_first == NULL;
 
-	if (conn->state != CONN_NEW && conn->state != CONN_READY) {
+	if (conn->is_gone || (conn->state != CONN_NEW && conn->state != CONN_READY)) {
 		packet_free(packet); /* nothing follows a goodbye */
 		return;
 	}
@@ -205,7 +231,7 @@ void conn_respond_no_memory(struct conn *conn, uint32_t request)
 	queue_packet(conn, packet);
 }
 
-/* A result too long for a packet: into a memfd, which rides first. NULL: no memory. */
+/* A result too long for a packet, or of more values than one may hold: into a memfd, which rides first. NULL: no memory. */
 static struct packet *make_spill(uint32_t request, const struct wire_message *message,
 				 const void *response, uint32_t n_fds)
 {
@@ -245,7 +271,7 @@ static struct packet *make_response(uint32_t request, const struct wire_message 
 
 	(void)wire_encode_response(&buffer, request, (enum wire_method)message->number, response,
 				   n_fds); /* counts only */
-	if (buffer.size > WIRE_PACKET_BYTES) {
+	if (buffer.size > WIRE_PACKET_BYTES || buffer.n_values > wire_packet_limits.nodes) {
 		return make_spill(request, message, response, n_fds);
 	}
 	packet = packet_new(buffer.size);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What server.c and conn.c share. Nobody else includes it. */
+/* What the files of this room share. Nobody else includes it. */
 #ifndef IPC_INTERNAL_H
 #define IPC_INTERNAL_H
 
@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <uv.h>
 
+#include "daemon/ipc/listen.h"
 #include "daemon/ipc/packet.h"
 #include "daemon/ipc/peer.h"
 #include "daemon/ipc/server.h"
@@ -24,11 +25,11 @@ struct server {
 	int spare_fd;     /* given up to shed a connection when there is no other descriptor left */
 	int lock_fd;      /* held while the name is ours; -1: inherited socket */
 	char *path;       /* owner: server */
-	uint64_t path_dev, path_ino; /* of the name that we made */
-	struct list conns;           /* conn::by_server */
-	struct list dirty;           /* conn::by_dirty: have something to send or to end */
-	bool is_freed;               /* freed when the last handle is closed */
-	int n_open_handles;          /* listen and pause */
+	struct listen_socket made; /* by us; its descriptor is listen_fd then */
+	struct list conns;         /* conn::by_server */
+	struct list dirty;         /* conn::by_dirty: have something to send or to end */
+	bool is_freed;             /* freed when the last handle is closed */
+	int n_open_handles;        /* listen and pause */
 	bool is_flushing; /* or handling a packet: a nested server_flush leaves it to the outer */
 	uint8_t in[WIRE_PACKET_BYTES]; /* one packet at a time, for all connections */
 };
@@ -64,6 +65,7 @@ struct conn {
 	bool fds_outstanding;    /* the peer may not have taken the last descriptors yet */
 	bool is_half_closed;     /* the peer sends no more, but may still read */
 	bool is_at_end;          /* and all that it sent was read */
+	bool is_gone;            /* takes nothing more; what it said before is still read */
 	bool wants_write;        /* the socket's own buffer is full */
 	struct list by_dirty;    /* server::dirty */
 };
@@ -76,6 +78,11 @@ void conn_close(struct conn *conn);
 /* A socket that was accepted: at once, unless what waits in it may hold that up. */
 void conn_close_socket(int fd);
 
+/* Take in what has arrived, and act on it. */
+void conn_read_turn(struct conn *conn);
+/* The peer takes nothing more: read what it said before, then close. False: closed already. */
+bool conn_hear_out(struct conn *conn);
+
 /* conn_out.c */
 #define RESERVE_BYTES 512                /* of the packets prepared for want of memory */
 void conn_mark_dirty(struct conn *conn); /* server_flush will look at it */
@@ -83,6 +90,8 @@ void conn_arm_deadline(struct conn *conn, uint64_t ms);
 void conn_arm_retry(struct conn *conn, uint64_t ms);
 /* Send what goes; false when the connection has ended over it. */
 bool conn_flush(struct conn *conn);
+/* Forget what is queued. */
+void conn_drop_output(struct conn *conn);
 
 /* The last handle of something is closed: free the server if that is what it waits for. */
 void server_release(struct server *server);

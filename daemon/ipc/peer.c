@@ -21,7 +21,10 @@
 #ifndef SO_PEERPIDFD
 #	define SO_PEERPIDFD 77
 #endif
-#define MAX_GROUPS 256
+#define MAX_GROUPS  256
+#define UID_MAP     "/proc/self/uid_map"
+#define GID_MAP     "/proc/self/gid_map"
+#define OVERFLOW_ID 65534 /* as the kernel is built; /proc/sys/kernel/overflowuid */
 
 /* By the connection itself where the kernel can (6.5), else by number: the process may have
  * gone since, but a pid is not given out again while its connection is being accepted. */
@@ -90,6 +93,25 @@ int peer_find(pid_t pid, uint64_t start_time, struct peer *ret, struct err *err)
 	return 0;
 }
 
+/*
+ * In a user namespace of our own the users that it leaves out all come as this one, and so do
+ * their groups: a stranger would have the rights of "nobody" if that is what we run as, or whom
+ * the configuration names.
+ */
+static bool is_anybody(uint32_t id, const char *map)
+{
+	char text[64];
+	AUTO_CLOSE int fd = id == OVERFLOW_ID ? sys_open(map, O_RDONLY) : -1;
+	ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	unsigned int inside = 0;
+	unsigned int outside = 0;
+	unsigned int count = 0;
+
+	text[size > 0 ? size : 0] = '\0';
+	return size > 0 && (sscanf(text, "%u %u %u", &inside, &outside, &count) != 3 ||
+			    inside != 0 || count != UINT32_MAX);
+}
+
 int peer_read(int socket, uint32_t extra_admin_uid, struct peer *ret, struct err *err)
 {
 	struct ucred credentials;
@@ -104,8 +126,9 @@ int peer_read(int socket, uint32_t extra_admin_uid, struct peer *ret, struct err
 		.gid = credentials.gid,
 		.pid = credentials.pid,
 		.pidfd = open_pidfd(socket, credentials.pid),
-		.is_admin = credentials.uid == 0 || credentials.uid == geteuid() ||
-			    credentials.uid == extra_admin_uid,
+		.is_admin = credentials.uid == 0 ||
+			    ((credentials.uid == geteuid() || credentials.uid == extra_admin_uid) &&
+			     !is_anybody(credentials.uid, UID_MAP)),
 	};
 	read_comm(ret->pid, ret->comm, sizeof ret->comm);
 	return 0;
@@ -124,6 +147,9 @@ bool peer_is_in_group(int socket, const struct peer *peer, uint32_t gid)
 	gid_t groups[MAX_GROUPS];
 	socklen_t size = sizeof groups;
 
+	if (is_anybody(gid, GID_MAP)) {
+		return false;
+	}
 	if (peer->gid == gid) {
 		return true;
 	}

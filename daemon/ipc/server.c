@@ -25,27 +25,8 @@
 #define ACCEPTS_A_TURN 64
 #define BACKLOG        512
 #define PAUSE_MS       100
-#define MAX_PATH_SIZE  106 /* sun_path less the NUL and one to spare */
 
 /* ---- the name ---- */
-
-static int make_folder(const char *path, struct err *err)
-{
-	char folder[MAX_PATH_SIZE + 1];
-	char *slash;
-
-	(void)snprintf(folder, sizeof folder, "%s", path);
-	slash = strrchr(folder, '/');
-	if (slash == NULL || slash == folder) {
-		return 0;
-	}
-	*slash = '\0';
-	if (mkdir(folder, geteuid() == 0 ? 0755 : 0700) < 0 && errno != EEXIST) {
-		return err_set_sys(err, WIRE_BAD_ARGUMENT, errno, "cannot make the folder %s: %s",
-				   folder, strerror(errno));
-	}
-	return 0;
-}
 
 static void read_owner(int fd, char *ret, size_t ret_size)
 {
@@ -72,7 +53,7 @@ static bool is_lock(int fd, const struct stat *status)
 /* One daemon a name: a lock on PATH.lock, which ends with us whatever happens. */
 static int take_lock(struct server *server, struct err *err)
 {
-	char path[MAX_PATH_SIZE + 8];
+	char path[LISTEN_MAX_PATH + 8];
 	AUTO_CLOSE int fd = -1;
 	struct stat ours;
 	struct stat there;
@@ -87,7 +68,7 @@ static int take_lock(struct server *server, struct err *err)
 		fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 		if (fd < 0) {
 			return err_set_sys(err, WIRE_BAD_ARGUMENT, errno, "cannot make %s: %s",
-					   path, strerror(errno));
+					   path, listen_reason(errno));
 		}
 		if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
 			char owner[24];
@@ -104,94 +85,10 @@ static int take_lock(struct server *server, struct err *err)
 	}
 	size = snprintf(text, sizeof text, "%d\n", (int)getpid());
 	if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)size, 0) != size) {
-		return err_set_sys(err, WIRE_INTERNAL, errno, "cannot write %s: %s", path,
-				   strerror(errno));
+		/* It locks without; only whoever comes second cannot tell who is first. */
+		log_warning("%s says nothing of pid %d: %s", path, (int)getpid(), strerror(errno));
 	}
 	server->lock_fd = steal_fd(&fd);
-	return 0;
-}
-
-static struct sockaddr_un address_of(const char *path)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-
-	(void)snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
-	return address;
-}
-
-/* What is at the path already may go only if it is a dead socket of ours. */
-static int clear_path(const char *path, struct err *err)
-{
-	const struct sockaddr_un address = address_of(path);
-	struct stat status;
-	AUTO_CLOSE int probe = -1;
-
-	if (lstat(path, &status) < 0) {
-		return errno == ENOENT ? 0
-				       : err_set_sys(err, WIRE_BAD_ARGUMENT, errno, "%s: %s", path,
-						     strerror(errno));
-	}
-	if (!S_ISSOCK(status.st_mode)) {
-		return err_set(err, WIRE_BAD_ARGUMENT,
-			       "%s exists and is not a socket; choose another path", path);
-	}
-	if (status.st_uid != geteuid()) {
-		return err_set(err, WIRE_NOT_ALLOWED, "the socket %s belongs to uid %u", path,
-			       (unsigned)status.st_uid);
-	}
-	probe = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (probe < 0 || connect(probe, (const struct sockaddr *)&address, sizeof address) == 0 ||
-	    errno != ECONNREFUSED) {
-		return err_set(err, WIRE_BUSY, "somebody answers on %s already", path);
-	}
-	if (unlink(path) < 0) {
-		return err_set_sys(err, WIRE_NOT_ALLOWED, errno,
-				   "cannot remove the dead socket %s: %s", path, strerror(errno));
-	}
-	return 0;
-}
-
-/* Listen under another name first, so that whoever sees the path can connect to it. */
-static int bind_path(struct server *server, struct err *err)
-{
-	char name[MAX_PATH_SIZE + 2];
-	struct sockaddr_un address;
-	struct stat status;
-	uint32_t mode = server->options.mode == 0 ? 0660 : server->options.mode;
-	AUTO_CLOSE int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-	if (fd < 0) {
-		return err_set_sys(err, WIRE_TOO_MANY, errno, "socket: %s", strerror(errno));
-	}
-	(void)snprintf(name, sizeof name, "%s~", server->path);
-	address = address_of(name);
-	if (lstat(name, &status) == 0) {
-		if (!S_ISSOCK(status.st_mode) || status.st_uid != geteuid()) {
-			return err_set(
-				err, WIRE_BAD_ARGUMENT,
-				"%s is in the way and no socket of ours; choose another path",
-				name);
-		}
-		(void)unlink(name); /* of a daemon killed in between; the lock is ours */
-	}
-	if (bind(fd, (const struct sockaddr *)&address, sizeof address) < 0) {
-		return err_set_sys(err, WIRE_BAD_ARGUMENT, errno, "cannot bind %s: %s",
-				   server->path, strerror(errno));
-	}
-	/* It may be of that group already, and a service may be kept from changing it. */
-	if (chmod(name, mode) < 0 || lstat(name, &status) < 0 ||
-	    (server->options.gid != UINT32_MAX && server->options.gid != status.st_gid &&
-	     chown(name, (uid_t)-1, server->options.gid) < 0) ||
-	    listen(fd, BACKLOG) < 0 || sys_rename(name, server->path) < 0) {
-		int error = errno;
-
-		(void)unlink(name);
-		return err_set_sys(err, WIRE_BAD_ARGUMENT, error, "cannot listen on %s: %s",
-				   server->path, strerror(error));
-	}
-	server->path_dev = status.st_dev;
-	server->path_ino = status.st_ino;
-	server->listen_fd = steal_fd(&fd);
 	return 0;
 }
 
@@ -211,39 +108,48 @@ static bool is_bound_to(int fd, const char *path)
 
 static int open_path(struct server *server, struct err *err)
 {
+	const struct listen_name name = {
+		.path = server->path,
+		.type = SOCK_SEQPACKET,
+		.backlog = BACKLOG,
+		.mode = server->options.mode == 0 ? 0660 : server->options.mode,
+		.gid = server->options.gid,
+	};
 	int code;
 
-	if (strlen(server->path) > MAX_PATH_SIZE) {
+	if (strlen(server->path) > LISTEN_MAX_PATH) {
 		return err_set(err, WIRE_BAD_ARGUMENT,
 			       "the socket path has %zu bytes; the system takes at most %d",
-			       strlen(server->path), MAX_PATH_SIZE);
+			       strlen(server->path), LISTEN_MAX_PATH);
 	}
-	code = make_folder(server->path, err);
+	code = listen_make_folder(server->path, err);
 	if (code == 0) {
 		code = take_lock(server, err);
 	}
-	if (server->listen_fd >= 0) {
+	if (server->listen_fd >= 0 && code < 0 && code != -WIRE_BUSY) {
+		/* The socket is there without it, and whoever made it gives it to one at a time. */
+		log_warning("serving without a lock: %s", err->text);
+		*err = (struct err){0};
+		return 0;
+	}
+	if (code < 0 || server->listen_fd >= 0) {
 		return code;
 	}
-	if (code == 0) {
-		code = clear_path(server->path, err);
-	}
-	return code == 0 ? bind_path(server, err) : code;
+	code = listen_open(&name, &server->made, err);
+	server->listen_fd = code < 0 ? -1 : server->made.fd;
+	return code;
 }
 
 /* Take the name away if it is still the one we made, then the lock. */
 static void drop_path(struct server *server)
 {
-	char lock[MAX_PATH_SIZE + 8];
-	struct stat status;
+	char lock[LISTEN_MAX_PATH + 8];
 
 	if (server->lock_fd < 0) {
 		return; /* inherited: not ours to remove */
 	}
-	if (!server->options.is_kept && server->path_ino != 0 &&
-	    lstat(server->path, &status) == 0 && status.st_dev == server->path_dev &&
-	    status.st_ino == server->path_ino) {
-		(void)unlink(server->path); /* a leftover name only refuses connections */
+	if (!server->options.is_kept) {
+		listen_forget(&server->made, server->path);
 	}
 	(void)snprintf(lock, sizeof lock, "%s.lock", server->path);
 	(void)unlink(lock);

@@ -2,8 +2,10 @@
 /* Judging and counting source files. See file.h. */
 #include "daemon/load/file.h"
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/err.h"
+#include "base/os/clock.h"
 #include "base/os/closer.h"
 #include "base/os/sys.h"
 #include "base/require.h"
@@ -12,6 +14,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/magic.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,11 +23,24 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "daemon/load/hash.h"
+#include "daemon/load/thread.h"
 #include "proto/gen/wire_code.h"
 
+#ifndef XFS_SUPER_MAGIC
+#	define XFS_SUPER_MAGIC 0x58465342
+#endif
+#ifndef EXFAT_SUPER_MAGIC
+#	define EXFAT_SUPER_MAGIC 0x2011BAB0
+#endif
+#define NTFS3_SUPER_MAGIC 0x7366746e
 #ifndef F_SEAL_FUTURE_WRITE
 #	define F_SEAL_FUTURE_WRITE 0x0010
 #endif
+
+#define NS_PER_S   1000000000U
+#define N_KEEPERS  64 /* uids that are counted apart */
+#define COARSEST_S 2  /* FAT: times in steps of two seconds */
 
 static const char *kind_name(unsigned mode)
 {
@@ -46,14 +62,32 @@ static const char *kind_name(unsigned mode)
 	}
 }
 
+static int64_t ns_of(const struct statx_timestamp *time)
+{
+	return (int64_t)((uint64_t)time->tv_sec * NS_PER_S + time->tv_nsec);
+}
+
+/* By the wall clock, as the filesystem's times are: the worst that a wrong one does is a look at
+ * bytes that are the same, or none. */
+static bool is_young(const struct statx *status)
+{
+	const int64_t now = (int64_t)(clock_real_ns() / NS_PER_S);
+	int64_t age = 0;
+
+	return status->stx_mtime.tv_nsec == 0 && status->stx_ctime.tv_nsec == 0 &&
+	       !__builtin_sub_overflow(now, status->stx_ctime.tv_sec, &age) && age >= -1 &&
+	       age <= COARSEST_S;
+}
+
 static struct file_key key_of(const struct statx *status)
 {
 	return (struct file_key){
 		.dev = makedev(status->stx_dev_major, status->stx_dev_minor),
 		.ino = status->stx_ino,
 		.size = status->stx_size,
-		.mtime_ns = status->stx_mtime.tv_sec * 1000000000LL + status->stx_mtime.tv_nsec,
-		.ctime_ns = status->stx_ctime.tv_sec * 1000000000LL + status->stx_ctime.tv_nsec,
+		.mtime_ns = ns_of(&status->stx_mtime),
+		.ctime_ns = ns_of(&status->stx_ctime),
+		.is_young = is_young(status),
 	};
 }
 
@@ -91,21 +125,23 @@ static int check_regular(int fd, const char *what, struct file_key *ret, struct 
 	return 0;
 }
 
-/* A memfd is its sender's to write until it is sealed. */
-static int check_memfd(int fd, const char *path, struct err *err)
+/* A memfd is its sender's to write until it is sealed; unless against all writing, by mappings
+ * that he has. */
+static int check_memfd(struct file *file, struct err *err)
 {
 	int seals;
 
-	if (strncmp(path, "/memfd:", strlen("/memfd:")) != 0) {
+	if (strncmp(file->path, "/memfd:", strlen("/memfd:")) != 0) {
 		return 0;
 	}
-	seals = sys_fcntl(fd, F_GET_SEALS, 0);
+	seals = sys_fcntl(file->fd, F_GET_SEALS, 0);
 	if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 ||
 	    (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) == 0) {
 		return err_set(err, WIRE_BAD_FD,
 			       "the descriptor is a memfd without seals against shrinking and "
 			       "writing");
 	}
+	file->is_read_only = file->is_read_only && (seals & F_SEAL_WRITE) != 0;
 	return 0;
 }
 
@@ -131,23 +167,39 @@ static int check_direct(const struct file *file, struct err *err)
 	return 0;
 }
 
-/* The kernel's word for where it lies; asks no server. Empty when it cannot be told. */
-static char *read_own_path(int fd)
+/* The kernel's word for where it lies; asks no server. Empty when it cannot be told. True: it lies
+ * there no more. */
+static bool read_own_path(int fd, char ret[PATH_MAX])
 {
 	static const char deleted[] = " (deleted)";
 	char link[64];
-	char path[PATH_MAX];
 	ssize_t length;
 
 	(void)snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-	length = readlink(link, path, sizeof path - 1);
+	length = readlink(link, ret, PATH_MAX - 1);
 	length = length < 0 ? 0 : length;
-	path[length] = '\0';
-	if ((size_t)length >= sizeof deleted &&
-	    strcmp(path + length - (ssize_t)strlen(deleted), deleted) == 0) {
-		path[length - (ssize_t)strlen(deleted)] = '\0';
+	ret[length] = '\0';
+	if ((size_t)length < sizeof deleted ||
+	    strcmp(ret + length - (ssize_t)strlen(deleted), deleted) != 0) {
+		return false;
 	}
-	return sys_strdup(path);
+	ret[length - (ssize_t)strlen(deleted)] = '\0';
+	return true;
+}
+
+bool file_is_gone(const struct file *file)
+{
+	char path[PATH_MAX];
+
+	if (file->shards == NULL) {
+		return read_own_path(file->fd, path);
+	}
+	for (uint32_t i = 0; i < file->n_shards; i++) {
+		if (read_own_path(file->shards[i]->fd, path)) {
+			return true;
+		}
+	}
+	return false;
 }
 
 /* Not here: asking the file's server can take for ever. */
@@ -158,9 +210,57 @@ static void give_up(uint32_t owner, int fd, int direct_fd)
 	closer_give(owner, fds, 2);
 }
 
+/* ---- how many descriptors each uid keeps open by them ---- */
+
+static struct {
+	uint32_t uid;
+	uint32_t n_fds;   /* 0: the place is free */
+} keepers[N_KEEPERS + 1]; /* the last one is shared by those who found no place */
+static pthread_mutex_t keepers_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static uint32_t *find_count(uint32_t uid)
+{
+	uint32_t place = N_KEEPERS;
+
+	for (uint32_t i = 0; i < N_KEEPERS; i++) {
+		if (keepers[i].n_fds > 0 && keepers[i].uid == uid) {
+			return &keepers[i].n_fds;
+		}
+		place = keepers[i].n_fds == 0 ? i : place;
+	}
+	keepers[place].uid = uid;
+	return &keepers[place].n_fds;
+}
+
+static void count_fds(const struct file *file, bool is_new)
+{
+	uint32_t n_fds = (file->fd >= 0 ? 1U : 0U) + (file->direct_fd >= 0 ? 1U : 0U);
+	uint32_t *count;
+
+	thread_lock(&keepers_lock);
+	count = find_count(file->owner);
+	if (is_new) {
+		*count += n_fds;
+	} else { /* one that was counted in the shared place may have one of its own now */
+		*count -= n_fds < *count ? n_fds : *count;
+	}
+	thread_unlock(&keepers_lock);
+}
+
+uint32_t file_n_descriptors(uint32_t uid)
+{
+	uint32_t n_fds;
+
+	thread_lock(&keepers_lock);
+	n_fds = *find_count(uid);
+	thread_unlock(&keepers_lock);
+	return n_fds;
+}
+
 int file_take(uint32_t owner, int fd, int direct_fd, struct file **ret, struct err *err)
 {
 	struct file *file = sys_calloc(1, sizeof *file);
+	char path[PATH_MAX];
 	int flags;
 	int code;
 
@@ -169,7 +269,9 @@ int file_take(uint32_t owner, int fd, int direct_fd, struct file **ret, struct e
 		return err_set(err, WIRE_NO_MEMORY, "no memory for a source file");
 	}
 	*file = (struct file){.fd = fd, .direct_fd = direct_fd, .owner = owner, .n_refs = 1};
+	count_fds(file, true);
 	code = check_access(fd, "the descriptor", &flags, err);
+	file->is_read_only = code == 0 && (flags & O_ACCMODE) == O_RDONLY;
 	if (code == 0) {
 		code = check_regular(fd, "the descriptor", &file->key, err);
 	}
@@ -177,10 +279,11 @@ int file_take(uint32_t owner, int fd, int direct_fd, struct file **ret, struct e
 		code = check_direct(file, err);
 	}
 	if (code == 0) {
-		file->path = read_own_path(fd);
+		(void)read_own_path(fd, path);
+		file->path = sys_strdup(path);
 		code = file->path == NULL
 			       ? err_set(err, WIRE_NO_MEMORY, "no memory for a source file")
-			       : check_memfd(fd, file->path, err);
+			       : check_memfd(file, err);
 	}
 	if (code < 0) {
 		(void)file_unref(file);
@@ -202,14 +305,35 @@ struct file *file_ref(struct file *file)
 	return file;
 }
 
+static void free_one(struct file *file)
+{
+	count_fds(file, false);
+	give_up(file->owner, file->fd, file->direct_fd);
+	free(file->path);
+	free(file->name);
+	free(file);
+}
+
+/* One that is not made of others. */
+static void unref_single(struct file *file)
+{
+	if (file != NULL && __atomic_sub_fetch(&file->n_refs, 1, __ATOMIC_ACQ_REL) == 0) {
+		free_one(file);
+	}
+}
+
 struct file *file_unref(struct file *file)
 {
 	if (file == NULL || __atomic_sub_fetch(&file->n_refs, 1, __ATOMIC_ACQ_REL) > 0) {
 		return NULL;
 	}
-	give_up(file->owner, file->fd, file->direct_fd);
-	free(file->path);
-	free(file);
+	for (uint32_t i = 0; i < file->n_shards; i++) {
+		unref_single(file->shards[i]);
+	}
+	unref_single(file->index);
+	free(file->shards);
+	free(file->ids);
+	free_one(file);
 	return NULL;
 }
 
@@ -218,11 +342,141 @@ const char *file_path(const struct file *file)
 	return file->path;
 }
 
-int file_read_key(const struct file *file, struct file_key *ret, struct err *err)
+/* ---- several files as one ---- */
+
+bool file_set_name(struct file *file, const char *name)
+{
+	free(file->name);
+	file->name = sys_strdup(name);
+	return file->name != NULL;
+}
+
+uint32_t file_n_shards(const struct file *file)
+{
+	return file->shards == NULL ? 1 : file->n_shards;
+}
+
+struct file *file_shard(struct file *file, uint32_t shard)
+{
+	return file->shards == NULL ? file : file->shards[shard];
+}
+
+/* One key for all, the same in each life of the daemon. Who chooses inode numbers (a filesystem of
+ * his own) may be able to make two sources that have the same: their ids tell them apart. */
+int file_join_keys(const struct file_key *keys, uint32_t n_keys, struct file_key *ret,
+		   struct err *err)
+{
+	const size_t n_numbers = 2 * (size_t)n_keys;
+	AUTO_FREE uint64_t *numbers = sys_calloc(n_numbers, sizeof *numbers);
+	struct file_key all = {0};
+	uint64_t hash[2];
+
+	if (numbers == NULL) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory for %u source files", n_keys);
+	}
+	for (size_t i = 0; i < n_keys; i++) {
+		numbers[2 * i] = keys[i].dev;
+		numbers[2 * i + 1] = keys[i].ino;
+		all.is_young = all.is_young || keys[i].is_young;
+		if (!checked_add(all.size, keys[i].size, &all.size)) {
+			return err_set(err, WIRE_TOO_LARGE, "the files have more than 2^64 bytes");
+		}
+	}
+	hash_wide(numbers, n_numbers * sizeof *numbers, hash);
+	all.dev = hash[0];
+	all.ino = hash[1];
+	for (size_t i = 0; i < n_keys; i++) {
+		numbers[2 * i] = keys[i].size;
+		numbers[2 * i + 1] = (uint64_t)keys[i].mtime_ns;
+	}
+	hash_wide(numbers, n_numbers * sizeof *numbers, hash);
+	all.mtime_ns = (int64_t)hash[0];
+	for (size_t i = 0; i < n_keys; i++) {
+		numbers[i] = (uint64_t)keys[i].ctime_ns;
+	}
+	hash_wide(numbers, n_keys * sizeof *numbers, hash);
+	all.ctime_ns = (int64_t)hash[0];
+	*ret = all;
+	return 0;
+}
+
+static int join_own_keys(struct file *file, struct err *err)
+{
+	AUTO_FREE struct file_key *keys = sys_calloc(file->n_shards, sizeof *keys);
+
+	file->ids = sys_calloc(file->n_shards, sizeof *file->ids);
+	if (keys == NULL || file->ids == NULL) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory for %u source files",
+			       file->n_shards);
+	}
+	file->is_read_only = true;
+	for (uint32_t i = 0; i < file->n_shards; i++) {
+		const struct file *shard = file->shards[i];
+
+		keys[i] = shard->key;
+		file->ids[i] = (struct file_id){shard->key.dev, shard->key.ino};
+		file->is_read_only = file->is_read_only && shard->is_read_only;
+	}
+	return file_join_keys(keys, file->n_shards, &file->key, err);
+}
+
+int file_join(uint32_t owner, struct file *index, struct file *const *shards, uint32_t n_shards,
+	      struct file **ret, struct err *err)
+{
+	struct file *file = sys_calloc(1, sizeof *file);
+	struct file **copy = sys_calloc((size_t)n_shards, sizeof(struct file *));
+	int code;
+
+	if (file == NULL || copy == NULL) {
+		free(file);
+		free(copy);
+		for (uint32_t i = 0; i < n_shards; i++) {
+			unref_single(shards[i]);
+		}
+		unref_single(index);
+		return err_set(err, WIRE_NO_MEMORY, "no memory for %u source files", n_shards);
+	}
+	memcpy(copy, shards, n_shards * sizeof(struct file *));
+	*file = (struct file){.fd = -1,
+			      .direct_fd = -1,
+			      .owner = owner,
+			      .n_refs = 1,
+			      .index = index,
+			      .shards = copy,
+			      .n_shards = n_shards};
+	file->path = sys_strdup(index == NULL ? shards[0]->path : index->path);
+	code = file->path == NULL ? err_set(err, WIRE_NO_MEMORY, "no memory for a source file")
+				  : join_own_keys(file, err);
+	if (code < 0) {
+		(void)file_unref(file);
+		return code;
+	}
+	*ret = file;
+	return 0;
+}
+
+int file_read_keys(struct file *file, struct file_key *keys, struct file_key *ret, struct err *err)
+{
+	for (uint32_t i = 0; i < file_n_shards(file); i++) {
+		const struct file *shard = file_shard(file, i);
+		int code = file_read_key(shard, &keys[i], err);
+
+		if (code < 0) {
+			return shard->name == NULL ? code : err_wrap(err, "%s", shard->name);
+		}
+	}
+	if (file->shards == NULL) {
+		*ret = keys[0];
+		return 0;
+	}
+	return file_join_keys(keys, file->n_shards, ret, err);
+}
+
+static int read_key(const struct file *file, int flags, struct file_key *ret, struct err *err)
 {
 	struct statx status;
 
-	if (sys_statx(file->fd, AT_STATX_SYNC_AS_STAT, &status) < 0) {
+	if (sys_statx(file->fd, flags, &status) < 0) {
 		int error = errno;
 
 		return err_set_sys(err, WIRE_IO, error, "the file's size cannot be read: %s",
@@ -230,6 +484,37 @@ int file_read_key(const struct file *file, struct file_key *ret, struct err *err
 	}
 	*ret = key_of(&status);
 	return 0;
+}
+
+int file_read_key(const struct file *file, struct file_key *ret, struct err *err)
+{
+	return read_key(file, AT_STATX_SYNC_AS_STAT, ret, err);
+}
+
+int file_look_at_key(const struct file *file, struct file_key *ret, struct err *err)
+{
+	return read_key(file, AT_STATX_DONT_SYNC, ret, err);
+}
+
+bool file_is_unlinked(const struct file *file)
+{
+	struct statx status;
+
+	return sys_statx(file->fd, AT_STATX_DONT_SYNC, &status) == 0 && status.stx_nlink == 0;
+}
+
+bool file_is_reopenable(const struct file *file)
+{
+	char path[64];
+	int fd;
+
+	/* Not waiting: somebody may have a lease on it that an open would have to break. */
+	(void)snprintf(path, sizeof path, "/proc/self/fd/%d", file->fd);
+	fd = sys_open(path, O_RDONLY | O_NONBLOCK);
+	if (fd >= 0) {
+		(void)close(fd); /* only read */
+	}
+	return fd >= 0;
 }
 
 bool file_key_is_equal(const struct file_key *a, const struct file_key *b)
@@ -260,5 +545,28 @@ int file_check_filesystem(const struct file *file, struct err *err)
 			       "the file is made up by the kernel (proc, sysfs or the like)");
 	default:
 		return 0;
+	}
+}
+
+enum file_place file_place(const struct file *file)
+{
+	struct statfs status;
+
+	if (fstatfs(file->fd, &status) < 0) {
+		return FILE_ELSEWHERE;
+	}
+	switch ((unsigned long)status.f_type) {
+	case EXT4_SUPER_MAGIC: /* and ext2, ext3 */
+	case XFS_SUPER_MAGIC:
+	case F2FS_SUPER_MAGIC:
+	case TMPFS_MAGIC:
+		return FILE_PLAIN;
+	case BTRFS_SUPER_MAGIC:
+	case EXFAT_SUPER_MAGIC:
+	case MSDOS_SUPER_MAGIC:
+	case NTFS3_SUPER_MAGIC:
+		return FILE_LOCAL;
+	default:
+		return FILE_ELSEWHERE;
 	}
 }

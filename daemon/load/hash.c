@@ -25,6 +25,14 @@ uint64_t hash_sums(const uint64_t *sums, uint32_t n_sums)
 	return XXH3_64bits(sums, n_sums * sizeof *sums);
 }
 
+void hash_wide(const void *bytes, size_t size, uint64_t ret[2])
+{
+	XXH128_hash_t hash = XXH3_128bits(bytes, size);
+
+	ret[0] = hash.low64;
+	ret[1] = hash.high64;
+}
+
 struct hash_stream *hash_stream_new(void)
 {
 	XXH3_state_t *state = XXH3_createState();

@@ -17,6 +17,9 @@ uint32_t hash_count_sums(uint64_t bytes);
 /* One number for all sums. */
 uint64_t hash_sums(const uint64_t *sums, uint32_t n_sums);
 
+/* 128 bits. */
+void hash_wide(const void *bytes, size_t size, uint64_t ret[2]);
+
 /* Bytes that come in pieces. */
 struct hash_stream;
 struct hash_stream *hash_stream_new(void); /* NULL: no memory */

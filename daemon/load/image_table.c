@@ -7,13 +7,10 @@
 #include "base/os/memfd.h"
 #include "base/os/sys.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "daemon/format/format.h"
-#include "daemon/load/file.h"
 #include "daemon/load/hash.h"
 #include "proto/gen/wire_code.h"
 #include "proto/table.h"
@@ -29,6 +26,7 @@ static void describe_tensors(const struct tensor_map *map, struct table_source_t
 			.rank = tensor->rank,
 			.dtype = tensor->dtype,
 			.block = tensor->block,
+			.shard = tensor->shard,
 			.offset = tensor->offset,
 			.size = tensor->size,
 		};
@@ -51,30 +49,27 @@ static void describe_blocks(const struct tensor_map *map, struct table_source_bl
 	}
 }
 
-static int describe_shard(const struct image_facts *facts, struct table_source_shard *ret,
-			  struct err *err)
+static void describe_shards(const struct image_table *table, struct table_source_shard *ret)
 {
-	struct stat status;
+	for (uint32_t i = 0; i < table->n_images; i++) {
+		const struct image_facts *image = &table->images[i];
 
-	if (sys_fstat(facts->image_fd, &status) < 0) {
-		return err_set_sys(err, WIRE_INTERNAL, errno, "fstat of an image: %s",
-				   strerror(errno));
+		ret[i] = (struct table_source_shard){
+			.dev = image->key.dev,
+			.ino = image->key.ino,
+			.size = image->key.size,
+			.mtime_ns = image->key.mtime_ns,
+			.ctime_ns = image->key.ctime_ns,
+			.image_ino = image->image_ino,
+			.image_size = image->image_bytes,
+			.first_sum = image->first_sum,
+			.n_sums = image->n_sums,
+			.name = {.text = image->name, .size = (uint32_t)strlen(image->name)},
+		};
 	}
-	*ret = (struct table_source_shard){
-		.dev = facts->key->dev,
-		.ino = facts->key->ino,
-		.size = facts->key->size,
-		.mtime_ns = facts->key->mtime_ns,
-		.ctime_ns = facts->key->ctime_ns,
-		.image_ino = status.st_ino,
-		.image_size = (uint64_t)status.st_size,
-		.n_sums = facts->n_sums,
-		.name = {.text = facts->name, .size = (uint32_t)strlen(facts->name)},
-	};
-	return 0;
 }
 
-int image_table_make(const struct tensor_map *map, const struct image_facts *facts, int *ret_fd,
+int image_table_make(const struct tensor_map *map, const struct image_table *table, int *ret_fd,
 		     struct err *err)
 {
 	/* One more of each: an allocation of nothing may be NULL. */
@@ -82,35 +77,33 @@ int image_table_make(const struct tensor_map *map, const struct image_facts *fac
 		sys_calloc((size_t)map->n_tensors + 1, sizeof *tensors);
 	AUTO_FREE struct table_source_block *blocks =
 		sys_calloc((size_t)map->n_blocks + 1, sizeof *blocks);
+	AUTO_FREE struct table_source_shard *shards =
+		sys_calloc((size_t)table->n_images + 1, sizeof *shards);
 	AUTO_FREE void *memory = NULL;
-	struct table_source_shard shard;
 	struct table_source source = {
-		.model_id = facts->model_id,
-		.generation = facts->generation,
-		.owner_uid = facts->owner_uid,
+		.model_id = table->model_id,
+		.generation = table->generation,
+		.owner_uid = table->owner_uid,
 		.format = (uint32_t)map->format,
-		.n_shards = 1,
+		.n_shards = table->n_images,
 		.n_tensors = map->n_tensors,
 		.n_blocks = map->n_blocks,
-		.n_sums = facts->n_sums,
-		.shards = &shard,
+		.n_sums = table->n_sums,
+		.shards = shards,
 		.tensors = tensors,
 		.blocks = blocks,
-		.sums = facts->sums,
+		.sums = table->sums,
 		.sum_range = HASH_RANGE_BYTES,
 	};
 	uint64_t size;
-	int code = describe_shard(facts, &shard, err);
 
-	if (code < 0) {
-		return code;
-	}
-	if (tensors == NULL || blocks == NULL) {
+	if (tensors == NULL || blocks == NULL || shards == NULL) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory for the table of %u tensors",
 			       map->n_tensors);
 	}
 	describe_tensors(map, tensors);
 	describe_blocks(map, blocks);
+	describe_shards(table, shards);
 	size = table_size(&source);
 	if (size == 0) {
 		return err_set(err, WIRE_TOO_LARGE, "the table of %u tensors is too large",

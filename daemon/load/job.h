@@ -14,10 +14,12 @@
 #include "daemon/load/loader.h"
 #include "daemon/load/reader.h"
 
+struct image_set;
 struct thread_group;
+struct window_pool;
 
 struct job {
-	struct list link; /* owner: loader::running, ::to_verify or ::to_drop */
+	struct list link; /* owner: loader::running, ::waiting, ::to_verify or ::to_drop */
 	struct loader *loader;
 	struct load_result *result;    /* NULL once posted; guarded by the loader's lock */
 	struct read_progress progress; /* atomics */
@@ -38,18 +40,27 @@ struct job {
 	bool can_abandon; /* holds no memory of a device: its result need not wait for it */
 
 	/* What was submitted. Only the job's thread touches these. */
-	struct file *file;            /* a reference, or NULL */
-	enum format wanted;           /* headers */
-	struct file_key key;          /* fills: what the header was read from */
-	const struct tensor_map *map; /* fills; borrowed */
-	uint8_t model_id[16];
-	uint64_t generation;
-	uint32_t owner_uid;
-	char *name;
+	struct file *file;     /* a reference, or NULL */
+	enum format wanted;    /* headers */
+	enum cache_wish wish;  /* headers */
+	bool by_tensor;        /* headers */
+	struct file_key *keys; /* of each file: headers found them, the rest knows them by them */
+	uint64_t header_bytes; /* headers: that they may still have */
+	enum fill_into into;   /* fills */
+	struct file_key key;   /* fills: what the header was read from */
+	struct image_set *images; /* fills; borrowed */
+	uint32_t index;           /* fills: which of the images, or which block */
+	struct device *device;    /* fills of another device than the host; borrowed */
+	const struct device
+		*lane;  /* fills, drops and verifications there: whose turn; never looked into */
+	bool has_left;  /* it is done with its lane, though not off the list yet */
 	uint64_t *sums; /* rechecks and verifications: a copy */
 	uint32_t n_sums;
-	struct extent *extent; /* verifications borrow it, drops own it */
-	struct job *then;      /* a drop that waits for this verification, or NULL */
+	struct extent *extent;      /* verifications borrow it, drops own it */
+	struct job *then;           /* a drop that waits for this verification, or NULL */
+	int table_fd;               /* verifications of other devices; borrowed, as the next */
+	struct extent *const *from; /* an image of each file, or NULL */
+	uint32_t n_from;
 };
 
 /* What the bodies need of the loader. */
@@ -57,6 +68,7 @@ struct work {
 	const struct loader_options *options;
 	struct device *device;
 	struct thread_group *group;
+	struct window_pool *pool;
 };
 
 /* The bodies fill 'ret'; its err.code says how it went. They look at progress.is_stopped. */
@@ -64,5 +76,27 @@ void work_header(const struct work *work, struct job *job, struct load_result *r
 void work_fill(const struct work *work, struct job *job, struct load_result *ret);
 void work_recheck(const struct work *work, struct job *job, struct load_result *ret);
 void work_verify(const struct work *work, struct job *job, struct load_result *ret);
+void work_verify_device(const struct work *work, struct job *job, struct load_result *ret);
+void work_drop(const struct work *work, struct job *job, struct load_result *ret);
+void work_make_table(const struct work *work, struct job *job, struct load_result *ret);
+/* Of work_fill, in files of their own; on failure their memory is left in 'ret'. */
+int work_fill_sparse(const struct work *work, struct job *job, struct load_result *ret);
+int work_fill_device(const struct work *work, struct job *job, struct load_result *ret);
+
+/* What the bodies share. */
+static inline bool job_is_stopped(const struct job *job)
+{
+	return __atomic_load_n(&job->progress.is_stopped, __ATOMIC_RELAXED);
+}
+struct reader work_reader(const struct work *work, struct job *job, const struct file *file,
+			  uint64_t bytes);
+/* A failure with one of several files says with which. */
+int work_name_file(const struct file *file, int code, struct err *err);
+/* Is a file what its header was read from? WIRE_CHANGED_WHILE_READING. */
+int work_check_key(const struct file *file, const struct file_key *key, struct err *err);
+/* A model that cannot be locked serves as well, and says so. */
+void work_lock(struct extent *extent, char *ret_notice);
+/* The image is full: checked, sealed, and its pages looked at. */
+int work_seal_image(const struct work *work, struct job *job, struct load_result *ret);
 
 #endif

@@ -1,63 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Jobs, their threads and their results. A read has a thread of its own (a file that hangs
- * holds nobody else up); one thread drops images, one hashes resident copies, and one watches
- * the reads: progress, stalls, and results of jobs that are stuck. At rest all three sleep.
- * See loader.h; what the jobs do is in work.c.
+ * Submissions, and the threads that serve them. A read has a thread of its own (a file that hangs
+ * holds nobody else up), as has each other device for what is dropped there; one thread drops
+ * images, one hashes resident copies, and one watches the reads: progress, stalls, and results of
+ * jobs that are stuck. At rest all three sleep. See loader.h; how a job runs is in job.c, what it
+ * does in work.c, work_fill.c, work_sparse.c and work_device.c.
  */
 #include "daemon/load/loader.h"
 
 #include "base/list.h"
-#include "base/os/clock.h"
 #include "base/os/sys.h"
 #include "base/require.h"
 
 #include <pthread.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
-#include "daemon/load/job.h"
+#include "daemon/load/loader_inside.h"
 #include "daemon/load/memory.h"
 #include "daemon/load/result.h"
-#include "daemon/load/thread.h"
 #include "proto/gen/wire_code.h"
 
 #define DEFAULT_THREADS 4U
 #define STOP_LIMIT_NS   2000000000ULL
-#define MAX_UNANSWERED  (1 << 18) /* over twice the segments and jobs there can be */
-
-/* A submission for which there was no memory. */
-struct unanswered {
-	enum load_type type;
-	uint64_t job;
-	uint64_t segment;
-};
-
-struct loader {
-	struct loader_options options;
-	char *root; /* options.root */
-	struct work work;
-	struct mailbox *box;
-	struct thread_group group;
-
-	pthread_mutex_t lock; /* of everything below */
-	pthread_cond_t watch_wanted;
-	pthread_cond_t verify_wanted;
-	pthread_cond_t drop_wanted;
-	pthread_cond_t verified;
-	struct list running;           /* job::link of reads */
-	struct list to_verify;         /* job::link; the first is being verified */
-	struct list to_drop;           /* job::link */
-	struct unanswered *unanswered; /* a ring; fresh zero pages until it is needed */
-	uint32_t first_unanswered, n_unanswered;
-	uint64_t available; /* as it could be read last; UINT64_MAX: never */
-	bool is_stopping;   /* nothing is posted any more */
-};
 
 /* ---- results ---- */
 
-static uint64_t read_available(const struct loader *loader)
+uint64_t loader_read_available(const struct loader *loader)
 {
 	struct host_memory memory;
 
@@ -65,8 +33,7 @@ static uint64_t read_available(const struct loader *loader)
 	return host_memory_read(loader->root, &memory, NULL) < 0 ? UINT64_MAX : memory.available;
 }
 
-/* Under the lock, so that nothing is posted once loader_free has begun. */
-static void post_locked(const struct loader *loader, struct load_result *result)
+void loader_post_locked(const struct loader *loader, struct load_result *result)
 {
 	if (loader->is_stopping) {
 		(void)load_result_free(result);
@@ -93,302 +60,6 @@ static void post_no_memory(struct loader *loader, enum load_type type, uint64_t 
 	thread_unlock(&loader->lock);
 }
 
-/* Without the lock, which the loop may want meanwhile. What cannot be read stays as it was. */
-static void refresh_available_locked(struct loader *loader)
-{
-	uint64_t available;
-
-	thread_unlock(&loader->lock);
-	available = read_available(loader);
-	thread_lock(&loader->lock);
-	loader->available = available == UINT64_MAX ? loader->available : available;
-}
-
-static void answer_locked(struct loader *loader)
-{
-	if (loader->n_unanswered > 0) {
-		refresh_available_locked(loader);
-	}
-	while (loader->n_unanswered > 0) {
-		const struct unanswered *one = &loader->unanswered[loader->first_unanswered];
-		struct load_result *result = result_take_spare();
-
-		if (result == NULL) {
-			return; /* the loop has many to see first */
-		}
-		result->type = one->type;
-		result->job = one->job;
-		result->segment = one->segment;
-		result->table_fd = -1;
-		result->available = loader->available;
-		if (one->type != LOAD_DROPPED) {
-			(void)err_set(&result->err, WIRE_NO_MEMORY, "no memory for the job");
-		}
-		loader->first_unanswered = (loader->first_unanswered + 1) % MAX_UNANSWERED;
-		loader->n_unanswered--;
-		post_locked(loader, result);
-	}
-}
-
-/* ---- jobs ---- */
-
-static struct job *job_free(struct job *job)
-{
-	if (job == NULL) {
-		return NULL;
-	}
-	(void)file_unref(job->file);
-	free(job->result);
-	free(job->name);
-	free(job->sums);
-	free(job);
-	return NULL;
-}
-
-/* NULL: no memory. Takes a reference of 'file', which may be NULL. */
-static struct job *job_new(struct loader *loader, enum load_type type, uint64_t id,
-			   uint64_t segment, struct file *file)
-{
-	struct job *job = sys_calloc(1, sizeof *job);
-
-	if (job == NULL) {
-		return NULL;
-	}
-	list_init(&job->link);
-	job->result = sys_calloc(1, sizeof *job->result);
-	if (job->result == NULL) {
-		return job_free(job);
-	}
-	job->loader = loader;
-	job->type = type;
-	job->id = id;
-	job->segment = segment;
-	job->file = file == NULL ? NULL : file_ref(file);
-	job->begun_ns = job->moved_ns = clock_mono_ns();
-	job->can_abandon = type == LOAD_HEADER || type == LOAD_RECHECKED;
-	return job;
-}
-
-/* NULL sums are no sums. False: no memory. */
-static bool job_copy_sums(struct job *job, const uint64_t *sums, uint32_t n_sums)
-{
-	if (sums == NULL || n_sums == 0) {
-		return true;
-	}
-	job->sums = sys_calloc(n_sums, sizeof *sums);
-	if (job->sums == NULL) {
-		return false;
-	}
-	memcpy(job->sums, sums, n_sums * sizeof *sums);
-	job->n_sums = n_sums;
-	return true;
-}
-
-static struct load_result result_of(const struct job *job)
-{
-	return (struct load_result){.type = job->type,
-				    .job = job->id,
-				    .segment = job->segment,
-				    .table_fd = -1};
-}
-
-static void describe_stop(const struct job *job, struct err *err)
-{
-	if (job->stop_code == WIRE_TIMEOUT) {
-		(void)err_set(err, WIRE_TIMEOUT, "no byte came for %llu s at byte %llu of the file",
-			      (unsigned long long)(2 * job->loader->options.stall_ns / 1000000000U),
-			      (unsigned long long)job->stop_offset);
-		err->offset = job->stop_offset;
-	} else {
-		(void)err_set(err, job->stop_code, "the load was cancelled");
-	}
-}
-
-/* The job's thread is done: post what came of it, unless the watch did already. */
-static void job_finish(struct job *job, struct load_result *found)
-{
-	struct loader *loader = job->loader;
-	struct load_result *result;
-
-	found->available = read_available(loader);
-	found->duration_ns = clock_mono_ns() - job->begun_ns;
-	thread_lock(&loader->lock);
-	if (found->available != UINT64_MAX) {
-		loader->available = found->available;
-	}
-	list_remove(&job->link);
-	if (job->stop_code != 0 && found->err.code == WIRE_CANCELLED) {
-		describe_stop(job, &found->err);
-	}
-	result = job->result;
-	job->result = NULL;
-	if (result != NULL && job->type == LOAD_HEADER && found->err.code == 0) {
-		job->file->read_key = found->key;
-	}
-	(void)pthread_cond_broadcast(&loader->verified);
-	if (job->then != NULL) {
-		list_append(&loader->to_drop, &job->then->link);
-		(void)pthread_cond_signal(&loader->drop_wanted);
-	}
-	if (result != NULL) {
-		*result = *found;
-		post_locked(loader, result);
-	}
-	thread_unlock(&loader->lock);
-	if (result == NULL) {
-		tensor_map_free(found->map); /* an abandoned job holds nothing else */
-	}
-	(void)job_free(job);
-}
-
-static void stop_locked(struct job *job, int code)
-{
-	if (job->stop_code == 0) {
-		job->stop_code = code;
-		job->stop_offset = read_progress_offset(&job->progress);
-		job->stopped_ns = clock_mono_ns();
-		__atomic_store_n(&job->progress.is_stopped, true, __ATOMIC_RELAXED);
-	}
-}
-
-static void run_job(void *argument)
-{
-	struct job *job = argument;
-	struct load_result found = result_of(job);
-
-	if (job->type == LOAD_HEADER) {
-		work_header(&job->loader->work, job, &found);
-	} else if (job->type == LOAD_FILLED) {
-		work_fill(&job->loader->work, job, &found);
-	} else {
-		work_recheck(&job->loader->work, job, &found);
-	}
-	job_finish(job, &found);
-}
-
-static void start_job(struct job *job)
-{
-	struct loader *loader = job->loader;
-	struct load_result found;
-
-	thread_lock(&loader->lock);
-	list_append(&loader->running, &job->link);
-	(void)pthread_cond_signal(&loader->watch_wanted);
-	thread_unlock(&loader->lock);
-	if (!thread_start(&loader->group, "distorch-load", run_job, job)) {
-		found = result_of(job);
-		(void)err_set(&found.err, WIRE_NO_MEMORY, "no thread for the job");
-		job_finish(job, &found);
-	}
-}
-
-/* ---- the watch ---- */
-
-static void post_progress_locked(struct job *job, uint64_t now_ns)
-{
-	struct load_result *result = sys_calloc(1, sizeof *result);
-
-	job->posted_ns = now_ns;
-	job->posted_bytes = job->seen_bytes;
-	if (result == NULL) {
-		return; /* the next one may get through */
-	}
-	result->type = LOAD_PROGRESS;
-	result->job = job->id;
-	result->segment = job->segment;
-	result->table_fd = -1;
-	result->bytes = job->seen_bytes;
-	result->is_stalled = job->is_stalled;
-	post_locked(job->loader, result);
-}
-
-/* A job that was stopped and does not come back: answer for it. Its thread cleans up later. */
-static void abandon_locked(struct job *job)
-{
-	struct load_result *result = job->result;
-
-	job->result = NULL;
-	*result = result_of(job);
-	describe_stop(job, &result->err);
-	result->available = job->loader->available;
-	result->duration_ns = clock_mono_ns() - job->begun_ns;
-	post_locked(job->loader, result);
-}
-
-static bool is_to_abandon(const struct job *job, uint64_t now_ns)
-{
-	return job->stop_code != 0 && job->can_abandon && job->result != NULL &&
-	       now_ns - job->stopped_ns >= job->loader->options.progress_ns;
-}
-
-static void watch_job_locked(struct job *job, uint64_t now_ns)
-{
-	const struct loader_options *options = &job->loader->options;
-	const uint64_t bytes = __atomic_load_n(&job->progress.bytes, __ATOMIC_RELAXED);
-	const bool is_fill = job->type == LOAD_FILLED;
-
-	if (bytes != job->seen_bytes) {
-		job->seen_bytes = bytes;
-		job->moved_ns = now_ns;
-		job->is_stalled = false;
-	}
-	if (is_fill && bytes != job->posted_bytes &&
-	    now_ns - job->posted_ns >= options->progress_ns) {
-		post_progress_locked(job, now_ns);
-	}
-	if (is_fill && !job->is_stalled && now_ns - job->moved_ns >= options->stall_ns) {
-		job->is_stalled = true;
-		post_progress_locked(job, now_ns);
-	}
-	if (now_ns - job->moved_ns >= 2 * options->stall_ns) {
-		stop_locked(job, WIRE_TIMEOUT);
-	}
-}
-
-/* Answers for jobs that do not come back. */
-static void abandon_stuck_locked(struct loader *loader)
-{
-	const uint64_t now_ns = clock_mono_ns();
-	bool is_any = false;
-
-	LIST_FOR_EACH (link, &loader->running) {
-		is_any = is_any || is_to_abandon(container_of(link, struct job, link), now_ns);
-	}
-	if (!is_any) {
-		return;
-	}
-	refresh_available_locked(loader);
-	LIST_FOR_EACH (link, &loader->running) {
-		struct job *job = container_of(link, struct job, link);
-
-		if (is_to_abandon(job, now_ns)) {
-			abandon_locked(job);
-		}
-	}
-}
-
-static bool is_watch_idle(const struct loader *loader)
-{
-	return list_is_empty(&loader->running) && loader->n_unanswered == 0;
-}
-
-static void watch(void *argument)
-{
-	struct loader *loader = argument;
-
-	thread_lock(&loader->lock);
-	while (!loader->is_stopping) {
-		thread_wait(&loader->watch_wanted, &loader->lock,
-			    is_watch_idle(loader) ? UINT64_MAX : loader->options.progress_ns);
-		answer_locked(loader);
-		LIST_FOR_EACH (link, &loader->running) {
-			watch_job_locked(container_of(link, struct job, link), clock_mono_ns());
-		}
-		abandon_stuck_locked(loader);
-	}
-	thread_unlock(&loader->lock);
-}
-
 /* ---- verifying and dropping ---- */
 
 static void verify(void *argument)
@@ -408,12 +79,48 @@ static void verify(void *argument)
 		}
 		job = container_of(loader->to_verify.next, struct job, link);
 		thread_unlock(&loader->lock);
-		found = result_of(job);
+		found = job_result_of(job);
 		work_verify(&loader->work, job, &found);
 		job_finish(job, &found); /* takes it off the list */
 		thread_lock(&loader->lock);
 	}
 	thread_unlock(&loader->lock);
+}
+
+static struct job *find_verification_in(const struct list *jobs, const struct extent *extent)
+{
+	LIST_FOR_EACH (link, jobs) {
+		struct job *job = container_of(link, struct job, link);
+
+		if (job->type == LOAD_VERIFIED && job->extent == extent) {
+			return job;
+		}
+	}
+	return NULL;
+}
+
+/* The verification of this extent that is queued for its hash or runs, or NULL. */
+static struct job *find_verification(const struct loader *loader, const struct extent *extent)
+{
+	struct job *job = find_verification_in(&loader->to_verify, extent);
+
+	return job != NULL ? job : find_verification_in(&loader->running, extent);
+}
+
+/* The first drop for which there was no memory, once nobody compares its copy. */
+static void drop_without_job_locked(struct loader *loader)
+{
+	const struct unanswered one = loader->undropped[loader->first_undropped];
+
+	loader->first_undropped = (loader->first_undropped + 1) % MAX_UNANSWERED;
+	loader->n_undropped--;
+	while (find_verification(loader, one.extent) != NULL) {
+		thread_wait(&loader->verified, &loader->lock, UINT64_MAX);
+	}
+	thread_unlock(&loader->lock);
+	(void)device_release(one.extent, NULL); /* as the answer has it, it is free */
+	post_no_memory(loader, LOAD_DROPPED, 0, one.segment);
+	thread_lock(&loader->lock);
 }
 
 static void drop(void *argument)
@@ -422,74 +129,74 @@ static void drop(void *argument)
 
 	thread_lock(&loader->lock);
 	for (;;) {
-		struct load_result found;
-		struct job *job;
+		if (!list_is_empty(&loader->to_drop)) {
+			struct job *job = container_of(loader->to_drop.next, struct job, link);
 
-		while (list_is_empty(&loader->to_drop) && !loader->is_stopping) {
+			list_remove(&job->link);
+			thread_unlock(&loader->lock);
+			job_do(job);
+			thread_lock(&loader->lock);
+		} else if (loader->n_undropped > 0) {
+			drop_without_job_locked(loader);
+		} else if (loader->is_stopping) {
+			break;
+		} else {
 			thread_wait(&loader->drop_wanted, &loader->lock, UINT64_MAX);
 		}
-		if (list_is_empty(&loader->to_drop)) {
-			break;
-		}
-		job = container_of(loader->to_drop.next, struct job, link);
-		list_remove(&job->link);
-		thread_unlock(&loader->lock);
-		found = result_of(job);
-		(void)device_release(job->extent, &found.err); /* refused: found.err says so */
-		job_finish(job, &found);
-		thread_lock(&loader->lock);
 	}
 	thread_unlock(&loader->lock);
-}
-
-/* The verification of this extent that is queued or runs, or NULL. */
-static struct job *find_verification(const struct loader *loader, const struct extent *extent)
-{
-	LIST_FOR_EACH (link, &loader->to_verify) {
-		struct job *job = container_of(link, struct job, link);
-
-		if (job->extent == extent) {
-			return job;
-		}
-	}
-	return NULL;
 }
 
 /* ---- submissions ---- */
 
-void loader_read_header(struct loader *loader, uint64_t id, struct file *file, enum format wanted)
+void loader_read_header(struct loader *loader, const struct header_request *request)
 {
-	struct job *job = job_new(loader, LOAD_HEADER, id, 0, file);
+	struct job *job = job_new(loader, LOAD_HEADER, request->job, 0, request->file);
 
 	if (job == NULL) {
-		post_no_memory(loader, LOAD_HEADER, id, 0);
+		post_no_memory(loader, LOAD_HEADER, request->job, 0);
 		return;
 	}
-	job->wanted = wanted;
-	start_job(job);
+	job->wanted = request->wanted;
+	job->wish = request->wish;
+	job->by_tensor = request->by_tensor;
+	job_start(job);
 }
 
 void loader_fill(struct loader *loader, const struct fill_request *request)
 {
-	struct job *job =
-		job_new(loader, LOAD_FILLED, request->job, request->segment, request->file);
+	struct file *file = request->into == FILL_DEVICE
+				    ? request->file
+				    : file_shard(request->file, request->index);
+	struct job *job = job_new(loader, LOAD_FILLED, request->job, request->segment, file);
 
-	if (job != NULL) {
-		job->name = sys_strdup(request->name);
-	}
-	if (job == NULL || job->name == NULL) {
+	if (job == NULL || request->images == NULL || !job_copy_keys(job)) {
 		(void)job_free(job);
 		post_no_memory(loader, LOAD_FILLED, request->job, request->segment);
 		return;
 	}
-	job->map = request->map;
-	memcpy(job->model_id, request->model_id, sizeof job->model_id);
-	job->generation = request->generation;
-	job->owner_uid = request->owner_uid;
-	thread_lock(&loader->lock);
-	job->key = request->file->read_key;
-	thread_unlock(&loader->lock);
-	start_job(job);
+	job->images = request->images;
+	job->index = request->index;
+	job->into = request->into;
+	job->key = job->keys[0];
+	if (request->into == FILL_DEVICE) {
+		job->device = request->device;
+		job->lane = request->device;
+	}
+	job_start(job);
+}
+
+void loader_make_table(struct loader *loader, const struct table_request *request)
+{
+	struct job *job = job_new(loader, LOAD_TABLED, request->job, 0, request->file);
+
+	if (job == NULL || request->images == NULL || !job_copy_keys(job)) {
+		(void)job_free(job);
+		post_no_memory(loader, LOAD_TABLED, request->job, 0);
+		return;
+	}
+	job->images = request->images;
+	job_start(job);
 }
 
 void loader_recheck(struct loader *loader, uint64_t id, struct file *file, const uint64_t *sums,
@@ -502,7 +209,7 @@ void loader_recheck(struct loader *loader, uint64_t id, struct file *file, const
 		post_no_memory(loader, LOAD_RECHECKED, id, 0);
 		return;
 	}
-	start_job(job);
+	job_start(job);
 }
 
 void loader_verify(struct loader *loader, uint64_t segment, struct extent *extent,
@@ -522,6 +229,25 @@ void loader_verify(struct loader *loader, uint64_t segment, struct extent *exten
 	thread_unlock(&loader->lock);
 }
 
+void loader_verify_device(struct loader *loader, const struct verify_request *request)
+{
+	struct job *job = job_new(loader, LOAD_VERIFIED, request->verification, request->segment,
+				  request->file);
+
+	if (job == NULL || request->table_fd < 0) {
+		(void)job_free(job);
+		post_no_memory(loader, LOAD_VERIFIED, request->verification, request->segment);
+		return;
+	}
+	job->extent = request->extent;
+	job->lane = request->extent->device;
+	job->index = request->block;
+	job->table_fd = request->table_fd;
+	job->from = request->images;
+	job->n_from = request->n_images;
+	job_start(job);
+}
+
 void loader_measure(struct loader *loader)
 {
 	struct job *job = job_new(loader, LOAD_MEASURED, 0, 0, NULL);
@@ -537,32 +263,46 @@ void loader_measure(struct loader *loader)
 	thread_unlock(&loader->lock);
 }
 
+/* No memory for a job: the thread that drops does it from here. */
+static void add_undropped_locked(struct loader *loader, uint64_t segment, struct extent *extent)
+{
+	const uint32_t at = (loader->first_undropped + loader->n_undropped) % MAX_UNANSWERED;
+
+	REQUIRE(loader->n_undropped < MAX_UNANSWERED); /* there are not so many segments */
+	loader->undropped[at] = (struct unanswered){.segment = segment, .extent = extent};
+	loader->n_undropped++;
+	(void)pthread_cond_signal(&loader->drop_wanted);
+}
+
 void loader_drop(struct loader *loader, uint64_t segment, struct extent *extent)
 {
 	struct job *job = job_new(loader, LOAD_DROPPED, 0, segment, NULL);
 	struct job *verification;
 
-	thread_lock(&loader->lock);
-	verification = find_verification(loader, extent);
-	if (verification != NULL) {
-		stop_locked(verification, WIRE_CANCELLED);
-	}
 	if (job != NULL) {
 		job->extent = extent;
-		if (extent != NULL && verification != NULL) {
-			verification->then = job;
-		} else {
-			list_append(&loader->to_drop, &job->link);
-			(void)pthread_cond_signal(&loader->drop_wanted);
+		job->lane = extent == NULL || extent->device == loader->work.device
+				    ? NULL
+				    : extent->device;
+	}
+	thread_lock(&loader->lock);
+	verification = extent == NULL ? NULL : find_verification(loader, extent);
+	if (verification == NULL && extent != NULL) {
+		verification = find_verification_in(&loader->waiting, extent);
+		if (verification != NULL) {
+			job_queue_drop_locked(verification); /* it need not wait for its turn */
 		}
 	}
-	while (job == NULL && find_verification(loader, extent) != NULL) {
-		thread_wait(&loader->verified, &loader->lock, UINT64_MAX);
+	if (verification != NULL) {
+		job_stop_locked(verification, WIRE_CANCELLED);
+		verification->then = job;
+	}
+	if (job == NULL) {
+		add_undropped_locked(loader, segment, extent);
 	}
 	thread_unlock(&loader->lock);
-	if (job == NULL) {
-		(void)device_release(extent, NULL); /* here, slowly: better than never */
-		post_no_memory(loader, LOAD_DROPPED, 0, segment);
+	if (job != NULL && verification == NULL) {
+		job_start_drop(job);
 	}
 }
 
@@ -572,16 +312,30 @@ void loader_close_file(struct loader *loader, struct file *file)
 	(void)file_unref(file); /* does not block: the closer has the descriptors */
 }
 
+static void stop_with_id_locked(const struct list *jobs, uint64_t id, bool is_verification)
+{
+	LIST_FOR_EACH (link, jobs) {
+		struct job *job = container_of(link, struct job, link);
+
+		if (job->id == id && (job->type == LOAD_VERIFIED) == is_verification) {
+			job_stop_locked(job, WIRE_CANCELLED);
+		}
+	}
+}
+
 void loader_cancel(struct loader *loader, uint64_t id)
 {
 	thread_lock(&loader->lock);
-	LIST_FOR_EACH (link, &loader->running) {
-		struct job *job = container_of(link, struct job, link);
+	stop_with_id_locked(&loader->running, id, false);
+	stop_with_id_locked(&loader->waiting, id, false);
+	thread_unlock(&loader->lock);
+}
 
-		if (job->id == id) {
-			stop_locked(job, WIRE_CANCELLED);
-		}
-	}
+void loader_cancel_verification(struct loader *loader, uint64_t verification)
+{
+	thread_lock(&loader->lock);
+	stop_with_id_locked(&loader->running, verification, true);
+	stop_with_id_locked(&loader->waiting, verification, true);
 	thread_unlock(&loader->lock);
 }
 
@@ -589,15 +343,18 @@ void loader_cancel(struct loader *loader, uint64_t id)
 
 static struct loader *loader_destroy(struct loader *loader)
 {
-	REQUIRE(list_is_empty(&loader->running) && list_is_empty(&loader->to_verify) &&
-		list_is_empty(&loader->to_drop));
+	REQUIRE(list_is_empty(&loader->running) && list_is_empty(&loader->waiting) &&
+		list_is_empty(&loader->to_verify) && list_is_empty(&loader->to_drop) &&
+		loader->n_undropped == 0);
 	thread_group_fini(&loader->group);
+	window_pool_fini(&loader->pool);
 	REQUIRE(pthread_cond_destroy(&loader->watch_wanted) == 0);
 	REQUIRE(pthread_cond_destroy(&loader->verify_wanted) == 0);
 	REQUIRE(pthread_cond_destroy(&loader->drop_wanted) == 0);
 	REQUIRE(pthread_cond_destroy(&loader->verified) == 0);
 	REQUIRE(pthread_mutex_destroy(&loader->lock) == 0);
 	free(loader->unanswered);
+	free(loader->undropped);
 	free(loader->root);
 	free(loader);
 	return NULL;
@@ -623,11 +380,14 @@ struct loader *loader_new(const struct loader_options *options, struct device *d
 	if (loader != NULL) {
 		loader->root = sys_strdup(options->root == NULL ? "" : options->root);
 		loader->unanswered = sys_calloc(MAX_UNANSWERED, sizeof *loader->unanswered);
+		loader->undropped = sys_calloc(MAX_UNANSWERED, sizeof *loader->undropped);
 	}
-	if (loader == NULL || loader->root == NULL || loader->unanswered == NULL) {
+	if (loader == NULL || loader->root == NULL || loader->unanswered == NULL ||
+	    loader->undropped == NULL) {
 		if (loader != NULL) {
 			free(loader->root);
 			free(loader->unanswered);
+			free(loader->undropped);
 		}
 		free(loader);
 		(void)err_set(err, WIRE_NO_MEMORY, "no memory for the loader");
@@ -638,7 +398,9 @@ struct loader *loader_new(const struct loader_options *options, struct device *d
 	loader->available = UINT64_MAX;
 	loader->work = (struct work){.options = &loader->options,
 				     .device = device,
-				     .group = &loader->group};
+				     .group = &loader->group,
+				     .pool = &loader->pool};
+	window_pool_init(&loader->pool);
 	thread_group_init(&loader->group);
 	REQUIRE(pthread_mutex_init(&loader->lock, NULL) == 0);
 	thread_cond_init(&loader->watch_wanted);
@@ -646,9 +408,10 @@ struct loader *loader_new(const struct loader_options *options, struct device *d
 	thread_cond_init(&loader->drop_wanted);
 	thread_cond_init(&loader->verified);
 	list_init(&loader->running);
+	list_init(&loader->waiting);
 	list_init(&loader->to_verify);
 	list_init(&loader->to_drop);
-	if (!thread_start(&loader->group, "distorch-watch", watch, loader) ||
+	if (!thread_start(&loader->group, "distorch-watch", watch_run, loader) ||
 	    !thread_start(&loader->group, "distorch-verify", verify, loader) ||
 	    !thread_start(&loader->group, "distorch-drop", drop, loader)) {
 		(void)err_set(err, WIRE_NO_MEMORY, "no threads for the loader");
@@ -661,7 +424,7 @@ struct loader *loader_new(const struct loader_options *options, struct device *d
 static void stop_all_locked(struct list *jobs)
 {
 	LIST_FOR_EACH (link, jobs) {
-		stop_locked(container_of(link, struct job, link), WIRE_SHUTTING_DOWN);
+		job_stop_locked(container_of(link, struct job, link), WIRE_SHUTTING_DOWN);
 	}
 }
 
@@ -673,6 +436,7 @@ struct loader *loader_free(struct loader *loader)
 	thread_lock(&loader->lock);
 	loader->is_stopping = true;
 	stop_all_locked(&loader->running);
+	stop_all_locked(&loader->waiting);
 	stop_all_locked(&loader->to_verify);
 	(void)pthread_cond_signal(&loader->watch_wanted);
 	(void)pthread_cond_signal(&loader->verify_wanted);

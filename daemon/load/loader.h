@@ -21,13 +21,16 @@
 #include "daemon/device/device.h"
 #include "daemon/format/format.h"
 #include "daemon/load/file.h"
+#include "daemon/load/request.h"
 
 struct loader;
 
 enum load_type {
-	LOAD_HEADER,    /* key, map */
+	LOAD_HEADER,    /* key, map, is_cached */
 	LOAD_PROGRESS,  /* bytes, is_stalled; not final */
-	LOAD_FILLED,    /* extent, pages, table_fd, sums, checksum, duration_ns, bytes */
+	LOAD_FILLED,    /* extent, duration_ns, bytes; the last of a job without places: table_fd,
+			   sums, checksum, pages, image number, notice, of all its images */
+	LOAD_TABLED,    /* the same as the last LOAD_FILLED, of a generation of places */
 	LOAD_RECHECKED, /* key, is_equal, differs_at, bytes */
 	LOAD_VERIFIED,  /* is_equal, differs_at */
 	LOAD_DROPPED,
@@ -41,15 +44,17 @@ enum load_type {
 struct load_result {
 	struct mail mail; /* first; owner: the mailbox, then the loop */
 	enum load_type type;
-	uint64_t job;     /* as submitted */
+	uint64_t job;     /* as submitted; of verifications: verify_request.verification, or 0 */
 	uint64_t segment; /* as submitted */
 	struct err err;
 	struct file_key key;
 	struct tensor_map *map;
 	uint64_t bytes; /* read so far, or in all */
 	bool is_stalled;
+	bool is_cached; /* the file may serve as it is */
 	bool is_equal;
 	uint64_t differs_at; /* offset of the first 64 MiB that differ, when not equal */
+	uint32_t differs_in; /* in which file; of a copy on another device */
 	struct extent *extent;
 	uint64_t image_dev, image_ino; /* as fstat of an exported descriptor has it */
 	uint64_t page_bytes;           /* obtained for most of the image */
@@ -61,6 +66,7 @@ struct load_result {
 	uint64_t checksum; /* XXH3-64 of the sums as little-endian bytes */
 	uint64_t duration_ns;
 	uint64_t available; /* bytes the host could give now; in every final result */
+	bool is_unreleased; /* failed, and the device did not take its memory back: no extent */
 	bool is_spare;      /* the loader's own business */
 };
 
@@ -89,22 +95,18 @@ struct loader *loader_new(const struct loader_options *options, struct device *d
  */
 struct loader *loader_free(struct loader *loader);
 
-/* 'id' is the job's. -> LOAD_HEADER. Takes a reference of the file for itself. */
-void loader_read_header(struct loader *loader, uint64_t id, struct file *file, enum format wanted);
+/* -> LOAD_HEADER. */
+void loader_read_header(struct loader *loader, const struct header_request *request);
 
-struct fill_request {
-	uint64_t job;
-	uint64_t segment;
-	struct file *file;            /* its header was read by the same job */
-	const struct tensor_map *map; /* borrowed until the result */
-	const uint8_t *model_id;      /* 16 bytes, borrowed for the call */
-	uint64_t generation;
-	uint32_t owner_uid;
-	const char *name; /* shown in the table; borrowed for the call */
-};
-
-/* -> LOAD_PROGRESS*, LOAD_FILLED with a sealed extent. */
+/*
+ * -> LOAD_PROGRESS*, LOAD_FILLED with a sealed extent. Of one job's fills two run at once on each
+ * device. What is already in memory is not read again: see image_set.h. One that failed has given
+ * its memory back, unless the result says is_unreleased.
+ */
 void loader_fill(struct loader *loader, const struct fill_request *request);
+
+/* -> LOAD_TABLED. */
+void loader_make_table(struct loader *loader, const struct table_request *request);
 
 /* -> LOAD_RECHECKED: hash the file, compare with 'sums' (borrowed for the call). */
 void loader_recheck(struct loader *loader, uint64_t id, struct file *file, const uint64_t *sums,
@@ -114,6 +116,13 @@ void loader_recheck(struct loader *loader, uint64_t id, struct file *file, const
  * it meanwhile ends the verification early and waits for that. */
 void loader_verify(struct loader *loader, uint64_t segment, struct extent *extent,
 		   const uint64_t *sums, uint32_t n_sums);
+
+/*
+ * The same of a copy on another device, which has no sums: it is compared with the images, else
+ * with the file. WIRE_STALE where the file is another now and nothing is left to compare with;
+ * differs_at is the offset in the file. A drop meanwhile likewise. Two run at once on each device.
+ */
+void loader_verify_device(struct loader *loader, const struct verify_request *request);
 
 /* -> LOAD_DROPPED, when the bytes are free. Takes the extent over; NULL is fine. */
 void loader_drop(struct loader *loader, uint64_t segment, struct extent *extent);
@@ -126,5 +135,7 @@ void loader_close_file(struct loader *loader, struct file *file);
 
 /* Hurry up: the job's results come soon, with WIRE_CANCELLED unless it was done already. */
 void loader_cancel(struct loader *loader, uint64_t id);
+/* Likewise of all submissions of loader_verify_device that have this number. */
+void loader_cancel_verification(struct loader *loader, uint64_t verification);
 
 #endif

@@ -27,6 +27,7 @@
 #define BUFFERED_WINDOW (2ULL << 20)  /* small enough to be hashed out of the CPU's cache */
 #define PREPARED_AHEAD  (16ULL << 20) /* of an extent at once; the other threads read meanwhile */
 #define ALIGNMENT       4096ULL       /* of direct reads; no disk wants more */
+#define N_ZEROS         16384U        /* hashed at once, where there is nothing to read */
 
 #ifndef SYS_cachestat
 #	define SYS_cachestat 451
@@ -46,8 +47,6 @@ struct cachestat {
 struct run {
 	const struct reader *reader;
 	pthread_mutex_t lock;
-	pthread_cond_t changed;
-	uint32_t n_helpers;  /* guarded by lock */
 	uint32_t n_lanes;    /* guarded by lock: numbers given out so far */
 	struct err err;      /* guarded by lock: the first failure */
 	uint64_t next_range; /* atomic */
@@ -175,7 +174,7 @@ static int read_window(const struct lane *lane, uint64_t offset, uint64_t left, 
 			continue;
 		}
 		if (code == 0 && n_bytes == 0) {
-			code = fail_short(offset, run->reader->bytes, &err);
+			code = fail_short(offset, run->reader->begin + run->reader->bytes, &err);
 		}
 		if (code < 0) {
 			fail_run(run, &err);
@@ -195,7 +194,7 @@ static uint8_t *place_of(const struct lane *lane, uint64_t offset)
 	const struct reader *reader = lane->run->reader;
 
 	if (reader->memory != NULL) {
-		return reader->memory + offset;
+		return reader->memory + (offset - reader->begin);
 	}
 	return lane->scratch;
 }
@@ -210,44 +209,161 @@ static const void *bytes_of(const struct lane *lane, uint64_t offset)
 	return place_of(lane, offset);
 }
 
-static int read_range(const struct lane *lane, uint64_t range)
+/* What becomes of some of a range's bytes. */
+struct span {
+	uint64_t offset, bytes;
+	bool is_read, is_hole;
+};
+
+/* The first part that ends behind 'offset', or n_parts. */
+static uint32_t find_part(const struct reader *reader, uint64_t offset)
 {
-	const struct run *run = lane->run;
-	const struct reader *reader = run->reader;
-	const uint64_t begin = range * HASH_RANGE_BYTES;
-	const uint64_t left = reader->bytes - begin;
-	const uint64_t size = left < HASH_RANGE_BYTES ? left : HASH_RANGE_BYTES;
-	const bool was_cached = is_cached(reader->file->fd, begin, size);
-	const bool is_direct = reader->direct_io && reader->file->direct_fd >= 0 && !was_cached;
+	uint32_t low = 0;
+	uint32_t high = reader->n_parts;
+
+	while (low < high) {
+		const uint32_t middle = low + (high - low) / 2;
+		const struct read_part *part = &reader->parts[middle];
+
+		if (part->offset + part->bytes <= offset) {
+			low = middle + 1;
+		} else {
+			high = middle;
+		}
+	}
+	return low;
+}
+
+/* As far from 'offset' on as the same becomes of it, at most to 'end'. */
+static struct span span_at(const struct reader *reader, uint64_t offset, uint64_t end)
+{
+	struct span span = {.offset = offset, .bytes = end - offset, .is_read = true};
+	const struct read_part *part;
+	uint32_t index;
+
+	if (reader->parts == NULL) {
+		return span;
+	}
+	index = find_part(reader, offset);
+	part = &reader->parts[index];
+	if (index == reader->n_parts || part->offset >= end) {
+		span.is_read = false;
+		span.is_hole = true;
+	} else if (part->offset > offset) {
+		span.is_read = false;
+		span.is_hole = true;
+		span.bytes = part->offset - offset;
+	} else {
+		span.is_read = !part->is_filled;
+		if (part->offset + part->bytes < end) {
+			span.bytes = part->offset + part->bytes - offset;
+		}
+	}
+	return span;
+}
+
+/* The end of the window, or of what is prepared at once, that an offset lies in. */
+static uint64_t end_of_step(uint64_t offset, uint64_t step, uint64_t end)
+{
+	const uint64_t left = step - offset % step;
+
+	return end - offset < left ? end : offset + left;
+}
+
+static int read_span(const struct lane *lane, const struct span *span, bool is_direct)
+{
+	const struct reader *reader = lane->run->reader;
 	const uint64_t window = is_direct && lane->scratch == NULL ? DIRECT_WINDOW
 								   : BUFFERED_WINDOW;
+	const uint64_t end = span->offset + span->bytes;
+	uint64_t prepared = span->offset;
+	uint64_t next;
 
-	if (lane->hash != NULL) {
-		hash_stream_begin(lane->hash);
-	}
-	for (uint64_t done = 0; done < size; done += window) {
-		const uint64_t offset = begin + done;
-		const uint64_t n_bytes = size - done < window ? size - done : window;
+	for (uint64_t offset = span->offset; offset < end; offset = next) {
 		int code;
 
-		if (reader->extent != NULL && done % PREPARED_AHEAD == 0) {
-			const uint64_t ahead = size - done;
-
-			device_prepare(reader->extent, offset,
-				       ahead < PREPARED_AHEAD ? ahead : PREPARED_AHEAD);
+		if (reader->extent != NULL && !reader->is_prepared && offset == prepared) {
+			prepared = end_of_step(offset, PREPARED_AHEAD, end);
+			device_prepare(reader->extent, offset, prepared - offset);
 		}
-		code = read_window(lane, offset, n_bytes, place_of(lane, offset), is_direct);
+		next = end_of_step(offset, window, end);
+		code = read_window(lane, offset, next - offset, place_of(lane, offset), is_direct);
 		if (code < 0) {
 			return code;
 		}
 		if (lane->hash != NULL) {
-			hash_stream_add(lane->hash, bytes_of(lane, offset), n_bytes);
+			hash_stream_add(lane->hash, bytes_of(lane, offset), next - offset);
 		}
+	}
+	return 0;
+}
+
+/* What is there already, or zeros. */
+static void hash_span(const struct lane *lane, const struct span *span)
+{
+	static const uint8_t zeros[N_ZEROS];
+
+	if (lane->hash == NULL) {
+		return;
+	}
+	if (!span->is_hole) {
+		hash_stream_add(lane->hash, bytes_of(lane, span->offset), span->bytes);
+		return;
+	}
+	for (uint64_t left = span->bytes; left > 0;) {
+		const size_t size = left < sizeof zeros ? (size_t)left : sizeof zeros;
+
+		hash_stream_add(lane->hash, zeros, size);
+		left -= size;
+	}
+}
+
+static int read_spans(const struct lane *lane, uint64_t begin, uint64_t end, bool is_direct)
+{
+	for (uint64_t offset = begin; offset < end;) {
+		const struct span span = span_at(lane->run->reader, offset, end);
+		int code = 0;
+
+		if (span.is_read) {
+			code = read_span(lane, &span, is_direct);
+		} else {
+			hash_span(lane, &span);
+		}
+		if (code < 0) {
+			return code;
+		}
+		offset += span.bytes;
+	}
+	return 0;
+}
+
+static int read_range(const struct lane *lane, uint64_t range)
+{
+	const struct run *run = lane->run;
+	const struct reader *reader = run->reader;
+	const uint64_t begin = reader->begin + range * HASH_RANGE_BYTES;
+	const uint64_t left = reader->begin + reader->bytes - begin;
+	const uint64_t size = left < HASH_RANGE_BYTES ? left : HASH_RANGE_BYTES;
+	const bool was_cached = is_cached(reader->file->fd, begin, size);
+	const bool is_direct = reader->direct_io && reader->file->direct_fd >= 0 && !was_cached;
+	int code;
+
+	if (reader->into_cache && was_cached) {
+		__atomic_add_fetch(&reader->progress->bytes, size, __ATOMIC_RELAXED);
+		return 0;
+	}
+	if (lane->hash != NULL) {
+		hash_stream_begin(lane->hash);
+	}
+	code = read_spans(lane, begin, begin + size, is_direct);
+	if (code < 0) {
+		return code;
 	}
 	if (lane->hash != NULL) {
 		reader->sums[range] = hash_stream_end(lane->hash);
 	}
-	if (!was_cached && (!is_direct || __atomic_load_n(&run->no_direct, __ATOMIC_RELAXED))) {
+	if (!was_cached && !reader->into_cache &&
+	    (!is_direct || __atomic_load_n(&run->no_direct, __ATOMIC_RELAXED))) {
 		/* What we brought in: leave the page cache as it was. A hint; failure is none. */
 		(void)posix_fadvise(reader->file->fd, (off_t)begin, (off_t)size,
 				    POSIX_FADV_DONTNEED);
@@ -256,8 +372,9 @@ static int read_range(const struct lane *lane, uint64_t range)
 }
 
 /* Take ranges until there are none left. */
-static void read_ranges(struct run *run)
+static void read_ranges(void *argument)
 {
+	struct run *run = argument;
 	const struct reader *reader = run->reader;
 	const uint64_t n_ranges = hash_count_sums(reader->bytes);
 	const bool needs_scratch = reader->extent == NULL && reader->memory == NULL;
@@ -288,36 +405,14 @@ static void read_ranges(struct run *run)
 	(void)hash_stream_free(lane.hash);
 }
 
-static void help(void *argument)
+/* One thread less than there are ranges is the most that helps. */
+static uint32_t count_helpers(const struct reader *reader)
 {
-	struct run *run = argument;
-
-	read_ranges(run);
-	thread_lock(&run->lock);
-	run->n_helpers--;
-	(void)pthread_cond_signal(&run->changed); /* under the lock: 'run' may go right after */
-	thread_unlock(&run->lock);
-}
-
-/* One thread less than there are ranges is the most that helps; fewer only make it slower. */
-static void start_helpers(struct run *run)
-{
-	const struct reader *reader = run->reader;
 	const uint64_t n_ranges = hash_count_sums(reader->bytes);
 	uint64_t n_wanted = reader->n_threads < n_ranges ? reader->n_threads : n_ranges;
 
 	n_wanted = n_wanted < READER_MAX_THREADS ? n_wanted : READER_MAX_THREADS;
-	for (uint64_t i = 1; i < n_wanted; i++) {
-		thread_lock(&run->lock);
-		run->n_helpers++;
-		thread_unlock(&run->lock);
-		if (!thread_start(reader->group, "distorch-read", help, run)) {
-			thread_lock(&run->lock);
-			run->n_helpers--;
-			thread_unlock(&run->lock);
-			break;
-		}
-	}
+	return n_wanted > 1 ? (uint32_t)n_wanted - 1 : 0;
 }
 
 int reader_run(const struct reader *reader, struct err *err)
@@ -328,15 +423,7 @@ int reader_run(const struct reader *reader, struct err *err)
 	REQUIRE(reader->sums == NULL || reader->extent == NULL ||
 		device_bytes(reader->extent) != NULL);
 	REQUIRE(pthread_mutex_init(&run.lock, NULL) == 0);
-	thread_cond_init(&run.changed);
-	start_helpers(&run);
-	read_ranges(&run);
-	thread_lock(&run.lock);
-	while (run.n_helpers > 0) {
-		thread_wait(&run.changed, &run.lock, UINT64_MAX);
-	}
-	thread_unlock(&run.lock);
-	REQUIRE(pthread_cond_destroy(&run.changed) == 0);
+	thread_share(reader->group, "distorch-read", count_helpers(reader), read_ranges, &run);
 	REQUIRE(pthread_mutex_destroy(&run.lock) == 0);
 	if (run.err.code != 0) {
 		if (err != NULL) {
@@ -348,6 +435,19 @@ int reader_run(const struct reader *reader, struct err *err)
 		return err_set(err, WIRE_CANCELLED, "the read was cancelled");
 	}
 	return 0;
+}
+
+bool reader_is_cached(const struct file *file, uint64_t bytes)
+{
+	uint64_t cached = 0;
+
+	for (uint64_t begin = 0; begin < bytes; begin += HASH_RANGE_BYTES) {
+		const uint64_t left = bytes - begin;
+		const uint64_t size = left < HASH_RANGE_BYTES ? left : HASH_RANGE_BYTES;
+
+		cached += is_cached(file->fd, begin, size) ? size : 0;
+	}
+	return cached >= bytes / 10 * 9;
 }
 
 uint64_t read_progress_offset(const struct read_progress *progress)

@@ -136,6 +136,58 @@ bool thread_start(struct thread_group *group, const char *name, void (*body)(voi
 	return true;
 }
 
+/* On the stack of who waits for it. */
+struct share {
+	pthread_mutex_t lock;
+	pthread_cond_t ended;
+	uint32_t n_running;
+	void (*body)(void *argument);
+	void *argument;
+};
+
+static void leave_share(struct share *share)
+{
+	thread_lock(&share->lock);
+	share->n_running--;
+	(void)pthread_cond_signal(&share->ended); /* under the lock: it may go right after */
+	thread_unlock(&share->lock);
+}
+
+static void run_share(void *argument)
+{
+	struct share *share = argument;
+
+	share->body(share->argument);
+	leave_share(share);
+}
+
+void thread_share(struct thread_group *group, const char *name, uint32_t n_more,
+		  void (*body)(void *argument), void *argument)
+{
+	struct share share = {.body = body, .argument = argument};
+	bool is_had = true;
+
+	REQUIRE(pthread_mutex_init(&share.lock, NULL) == 0);
+	thread_cond_init(&share.ended);
+	for (uint32_t i = 0; i < n_more && is_had; i++) {
+		thread_lock(&share.lock);
+		share.n_running++;
+		thread_unlock(&share.lock);
+		is_had = thread_start(group, name, run_share, &share);
+		if (!is_had) {
+			leave_share(&share);
+		}
+	}
+	body(argument);
+	thread_lock(&share.lock);
+	while (share.n_running > 0) {
+		thread_wait(&share.ended, &share.lock, UINT64_MAX);
+	}
+	thread_unlock(&share.lock);
+	REQUIRE(pthread_cond_destroy(&share.ended) == 0);
+	REQUIRE(pthread_mutex_destroy(&share.lock) == 0);
+}
+
 bool thread_group_wait(struct thread_group *group, uint64_t limit_ns)
 {
 	struct timespec begun;

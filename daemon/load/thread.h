@@ -23,6 +23,13 @@ void thread_group_fini(struct thread_group *group); /* none may be running */
 bool thread_start(struct thread_group *group, const char *name, void (*body)(void *argument),
 		  void *argument);
 
+/*
+ * Run 'body' on this thread and, as far as there are any to be had, on 'n_more' of the group;
+ * returns when all have ended. Fewer only make it slower.
+ */
+void thread_share(struct thread_group *group, const char *name, uint32_t n_more,
+		  void (*body)(void *argument), void *argument);
+
 /* Wait until none is running. False when that took longer than 'limit_ns'. */
 bool thread_group_wait(struct thread_group *group, uint64_t limit_ns);
 

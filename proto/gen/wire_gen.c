@@ -41,6 +41,16 @@ const struct wire_type wire_type_place = {
 	.fields = place_fields, .n_fields = 3, .required = 0x7u,
 };
 
+static const struct wire_field layout_fields[] = {
+	{ .name = "devices", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_layout, devices), .is_list = true, .max = 16u, .item_max = 64u },
+	{ .name = "uuids", .name_size = 5, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_layout, uuids), .is_list = true, .max = 16u, .item_max = 64u },
+	{ .name = "places", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_layout, places), .max = 32768u },
+};
+const struct wire_type wire_type_layout = {
+	.name = "layout", .size = sizeof(struct wire_layout),
+	.fields = layout_fields, .n_fields = 3, .required = 0x7u,
+};
+
 static const struct wire_field holder_fields[] = {
 	{ .name = "client", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_holder, client), .max = 9223372036854775807u },
 	{ .name = "pid", .name_size = 3, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_holder, pid), .max = 4294967295u },
@@ -63,6 +73,7 @@ static const struct wire_field model_fields[] = {
 	{ .name = "state", .name_size = 5, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_model, state), .max = 16u },
 	{ .name = "progress_bytes", .name_size = 14, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_model, progress_bytes), .is_optional = true, .has_offset = offsetof(struct wire_model, has_progress_bytes), .max = 9223372036854775807u },
 	{ .name = "where", .name_size = 5, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_model, where), .is_list = true, .max = 16u, .type = &wire_type_place },
+	{ .name = "allocation", .name_size = 10, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_model, allocation), .is_optional = true, .has_offset = offsetof(struct wire_model, has_allocation), .max = 1024u },
 	{ .name = "stays", .name_size = 5, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_model, stays), .is_list = true, .max = 8u, .item_max = 16u },
 	{ .name = "keep", .name_size = 4, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_model, keep) },
 	{ .name = "pinned", .name_size = 6, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_model, pinned) },
@@ -78,7 +89,7 @@ static const struct wire_field model_fields[] = {
 };
 const struct wire_type wire_type_model = {
 	.name = "model", .size = sizeof(struct wire_model),
-	.fields = model_fields, .n_fields = 21, .required = 0xfef71u,
+	.fields = model_fields, .n_fields = 22, .required = 0x1fdd71u,
 };
 
 static const struct wire_field outcome_fields[] = {
@@ -105,10 +116,19 @@ static const struct wire_field device_fields[] = {
 	{ .name = "free", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, free), .max = 9223372036854775807u },
 	{ .name = "models", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, models), .max = 9223372036854775807u },
 	{ .name = "dropping", .name_size = 8, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, dropping), .is_optional = true, .has_offset = offsetof(struct wire_device, has_dropping), .max = 9223372036854775807u },
+	{ .name = "draining", .name_size = 8, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_device, draining), .is_optional = true, .has_offset = offsetof(struct wire_device, has_draining) },
+	{ .name = "product", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_device, product), .is_optional = true, .has_offset = offsetof(struct wire_device, has_product), .max = 64u },
+	{ .name = "pci", .name_size = 3, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_device, pci), .is_optional = true, .has_offset = offsetof(struct wire_device, has_pci), .max = 16u },
+	{ .name = "foreign", .name_size = 7, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, foreign), .is_optional = true, .has_offset = offsetof(struct wire_device, has_foreign), .max = 9223372036854775807u },
+	{ .name = "link", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, link), .is_optional = true, .has_offset = offsetof(struct wire_device, has_link), .max = 9223372036854775807u },
+	{ .name = "temperature", .name_size = 11, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, temperature), .is_optional = true, .has_offset = offsetof(struct wire_device, has_temperature), .max = 4294967295u },
+	{ .name = "last_xid", .name_size = 8, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, last_xid), .is_optional = true, .has_offset = offsetof(struct wire_device, has_last_xid), .max = 4294967295u },
+	{ .name = "pid", .name_size = 3, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, pid), .is_optional = true, .has_offset = offsetof(struct wire_device, has_pid), .max = 4294967295u },
+	{ .name = "text", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_device, text), .is_optional = true, .has_offset = offsetof(struct wire_device, has_text), .max = 256u },
 };
 const struct wire_type wire_type_device = {
 	.name = "device", .size = sizeof(struct wire_device),
-	.fields = device_fields, .n_fields = 11, .required = 0x3ffu,
+	.fields = device_fields, .n_fields = 20, .required = 0x3ffu,
 };
 
 static const struct wire_field client_fields[] = {
@@ -184,6 +204,19 @@ const struct wire_type wire_type_parked = {
 	.fields = parked_fields, .n_fields = 7, .required = 0x7u,
 };
 
+static const struct wire_field warm_entry_fields[] = {
+	{ .name = "path", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_warm_entry, path), .max = 4096u },
+	{ .name = "source", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_warm_entry, source), .max = 4200u },
+	{ .name = "state", .name_size = 5, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_warm_entry, state), .max = 16u },
+	{ .name = "model", .name_size = 5, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_warm_entry, model), .is_optional = true, .has_offset = offsetof(struct wire_warm_entry, has_model), .max = 32u },
+	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_warm_entry, bytes), .is_optional = true, .has_offset = offsetof(struct wire_warm_entry, has_bytes), .max = 9223372036854775807u },
+	{ .name = "text", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_warm_entry, text), .is_optional = true, .has_offset = offsetof(struct wire_warm_entry, has_text), .max = 512u },
+};
+const struct wire_type wire_type_warm_entry = {
+	.name = "warm_entry", .size = sizeof(struct wire_warm_entry),
+	.fields = warm_entry_fields, .n_fields = 6, .required = 0x7u,
+};
+
 static const struct wire_field limits_fields[] = {
 	{ .name = "packet_bytes", .name_size = 12, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_limits, packet_bytes), .max = 9223372036854775807u },
 	{ .name = "fds_per_packet", .name_size = 14, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_limits, fds_per_packet), .max = 9223372036854775807u },
@@ -232,6 +265,84 @@ static const struct wire_field error_fields[] = {
 const struct wire_type wire_type_error = {
 	.name = "error", .size = sizeof(struct wire_error),
 	.fields = error_fields, .n_fields = 5, .required = 0xbu,
+};
+
+static const struct wire_field worker_sim_fields[] = {
+	{ .name = "memory", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_sim, memory), .max = 9223372036854775807u },
+	{ .name = "granularity", .name_size = 11, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_sim, granularity), .max = 9223372036854775807u },
+	{ .name = "link", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_sim, link), .max = 9223372036854775807u },
+	{ .name = "latency_ns", .name_size = 10, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_sim, latency_ns), .max = 9223372036854775807u },
+	{ .name = "peers", .name_size = 5, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_worker_sim, peers) },
+};
+const struct wire_type wire_type_worker_sim = {
+	.name = "worker_sim", .size = sizeof(struct wire_worker_sim),
+	.fields = worker_sim_fields, .n_fields = 5, .required = 0x1fu,
+};
+
+static const struct wire_field worker_peer_fields[] = {
+	{ .name = "uuid", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_worker_peer, uuid), .max = 63u },
+	{ .name = "link", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_peer, link), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_worker_peer = {
+	.name = "worker_peer", .size = sizeof(struct wire_worker_peer),
+	.fields = worker_peer_fields, .n_fields = 2, .required = 0x3u,
+};
+
+static const struct wire_field worker_info_fields[] = {
+	{ .name = "total", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, total), .max = 9223372036854775807u },
+	{ .name = "granularity", .name_size = 11, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, granularity), .max = 9223372036854775807u },
+	{ .name = "uuid", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_worker_info, uuid), .max = 63u },
+	{ .name = "product", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_worker_info, product), .max = 63u },
+	{ .name = "pci", .name_size = 3, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_worker_info, pci), .max = 15u },
+	{ .name = "foreign", .name_size = 7, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, foreign), .max = 9223372036854775807u },
+	{ .name = "link", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, link), .max = 9223372036854775807u },
+	{ .name = "temperature", .name_size = 11, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, temperature), .max = 4294967295u },
+	{ .name = "last_xid", .name_size = 8, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, last_xid), .max = 4294967295u },
+	{ .name = "peers", .name_size = 5, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_worker_info, peers), .is_list = true, .max = 15u, .type = &wire_type_worker_peer },
+};
+const struct wire_type wire_type_worker_info = {
+	.name = "worker_info", .size = sizeof(struct wire_worker_info),
+	.fields = worker_info_fields, .n_fields = 10, .required = 0x3ffu,
+};
+
+static const struct wire_field share_fields[] = {
+	{ .name = "device", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_share, device), .max = 64u },
+	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_share, bytes), .max = 9223372036854775807u },
+	{ .name = "blocks", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_share, blocks), .max = 9223372036854775807u },
+	{ .name = "free_after", .name_size = 10, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_share, free_after), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_share = {
+	.name = "share", .size = sizeof(struct wire_share),
+	.fields = share_fields, .n_fields = 4, .required = 0xfu,
+};
+
+static const struct wire_field placed_block_fields[] = {
+	{ .name = "name", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_placed_block, name), .max = 4200u },
+	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_placed_block, bytes), .max = 9223372036854775807u },
+	{ .name = "tensors", .name_size = 7, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_placed_block, tensors), .max = 9223372036854775807u },
+	{ .name = "device", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_placed_block, device), .max = 64u },
+};
+const struct wire_type wire_type_placed_block = {
+	.name = "placed_block", .size = sizeof(struct wire_placed_block),
+	.fields = placed_block_fields, .n_fields = 4, .required = 0xfu,
+};
+
+static const struct wire_field sized_block_fields[] = {
+	{ .name = "name", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_sized_block, name), .max = 4200u },
+	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_sized_block, bytes), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_sized_block = {
+	.name = "sized_block", .size = sizeof(struct wire_sized_block),
+	.fields = sized_block_fields, .n_fields = 2, .required = 0x3u,
+};
+
+static const struct wire_field shard_fields[] = {
+	{ .name = "name", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_shard, name), .max = 512u },
+	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_shard, bytes), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_shard = {
+	.name = "shard", .size = sizeof(struct wire_shard),
+	.fields = shard_fields, .n_fields = 2, .required = 0x3u,
 };
 
 static const struct wire_field wish_fields[] = {
@@ -311,10 +422,12 @@ static const struct wire_field load_request_fields[] = {
 	{ .name = "attach", .name_size = 6, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_load_request, attach), .is_optional = true, .has_offset = offsetof(struct wire_load_request, has_attach) },
 	{ .name = "map", .name_size = 3, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_load_request, map), .is_optional = true, .has_offset = offsetof(struct wire_load_request, has_map) },
 	{ .name = "shards", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_load_request, shards), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_load_request, has_shards), .max = 4096u, .item_max = 512u },
+	{ .name = "index", .name_size = 5, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_load_request, index), .is_optional = true, .has_offset = offsetof(struct wire_load_request, has_index) },
+	{ .name = "direct", .name_size = 6, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_load_request, direct), .is_optional = true, .has_offset = offsetof(struct wire_load_request, has_direct) },
 };
 const struct wire_type wire_type_load_request = {
 	.name = "load_request", .size = sizeof(struct wire_load_request),
-	.fields = load_request_fields, .n_fields = 14, .required = 0x0u,
+	.fields = load_request_fields, .n_fields = 16, .required = 0x0u,
 };
 
 static const struct wire_field load_response_fields[] = {
@@ -325,14 +438,15 @@ static const struct wire_field load_response_fields[] = {
 	{ .name = "lease", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_load_response, lease), .is_optional = true, .has_offset = offsetof(struct wire_load_response, has_lease), .max = 9223372036854775807u },
 	{ .name = "generation", .name_size = 10, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_load_response, generation), .is_optional = true, .has_offset = offsetof(struct wire_load_response, has_generation), .max = 9223372036854775807u },
 	{ .name = "images", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_load_response, images), .is_optional = true, .has_offset = offsetof(struct wire_load_response, has_images), .max = 31u },
+	{ .name = "layout", .name_size = 6, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_load_response, layout), .is_optional = true, .has_offset = offsetof(struct wire_load_response, has_layout), .type = &wire_type_layout },
 };
 const struct wire_type wire_type_load_response = {
 	.name = "load_response", .size = sizeof(struct wire_load_response),
-	.fields = load_response_fields, .n_fields = 7, .required = 0x3u,
+	.fields = load_response_fields, .n_fields = 8, .required = 0x3u,
 };
 
 static const struct wire_field load_part_request_fields[] = {
-	{ .name = "load", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_load_part_request, load), .max = 9223372036854775807u },
+	{ .name = "load", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_load_part_request, load), .max = 4294967295u },
 	{ .name = "shards", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_load_part_request, shards), .is_list = true, .max = 32u, .item_max = 512u },
 };
 const struct wire_type wire_type_load_part_request = {
@@ -350,10 +464,12 @@ static const struct wire_field attach_request_fields[] = {
 	{ .name = "recall_grace_ms", .name_size = 15, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_attach_request, recall_grace_ms), .is_optional = true, .has_offset = offsetof(struct wire_attach_request, has_recall_grace_ms), .max = 3600000u },
 	{ .name = "lease", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_attach_request, lease), .is_optional = true, .has_offset = offsetof(struct wire_attach_request, has_lease), .max = 9223372036854775807u },
 	{ .name = "epoch", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_attach_request, epoch), .is_optional = true, .has_offset = offsetof(struct wire_attach_request, has_epoch), .max = 9223372036854775807u },
+	{ .name = "shards", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_attach_request, shards), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_attach_request, has_shards), .max = 4096u, .item_max = 512u },
+	{ .name = "direct", .name_size = 6, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_attach_request, direct), .is_optional = true, .has_offset = offsetof(struct wire_attach_request, has_direct) },
 };
 const struct wire_type wire_type_attach_request = {
 	.name = "attach_request", .size = sizeof(struct wire_attach_request),
-	.fields = attach_request_fields, .n_fields = 5, .required = 0x0u,
+	.fields = attach_request_fields, .n_fields = 7, .required = 0x0u,
 };
 
 static const struct wire_field attach_response_fields[] = {
@@ -361,27 +477,31 @@ static const struct wire_field attach_response_fields[] = {
 	{ .name = "generation", .name_size = 10, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_attach_response, generation), .max = 9223372036854775807u },
 	{ .name = "images", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_attach_response, images), .max = 31u },
 	{ .name = "model", .name_size = 5, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_attach_response, model), .type = &wire_type_model },
+	{ .name = "layout", .name_size = 6, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_attach_response, layout), .is_optional = true, .has_offset = offsetof(struct wire_attach_response, has_layout), .type = &wire_type_layout },
 };
 const struct wire_type wire_type_attach_response = {
 	.name = "attach_response", .size = sizeof(struct wire_attach_response),
-	.fields = attach_response_fields, .n_fields = 4, .required = 0xfu,
+	.fields = attach_response_fields, .n_fields = 5, .required = 0xfu,
 };
 
 static const struct wire_field map_request_fields[] = {
 	{ .name = "lease", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_map_request, lease), .max = 9223372036854775807u },
-	{ .name = "segments", .name_size = 8, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_map_request, segments), .is_list = true, .max = 2u, .item_max = 9223372036854775807u },
+	{ .name = "segments", .name_size = 8, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_map_request, segments), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_map_request, has_segments), .max = 2u, .item_max = 9223372036854775807u },
+	{ .name = "blocks", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_map_request, blocks), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_map_request, has_blocks), .max = 2u, .item_max = 9223372036854775807u },
 };
 const struct wire_type wire_type_map_request = {
 	.name = "map_request", .size = sizeof(struct wire_map_request),
-	.fields = map_request_fields, .n_fields = 2, .required = 0x3u,
+	.fields = map_request_fields, .n_fields = 3, .required = 0x1u,
 };
 
 static const struct wire_field map_response_fields[] = {
 	{ .name = "segments", .name_size = 8, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_map_response, segments), .is_list = true, .max = 32u, .type = &wire_type_place },
+	{ .name = "blocks", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_map_response, blocks), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_map_response, has_blocks), .max = 32u, .item_max = 9223372036854775807u },
+	{ .name = "next", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_map_response, next), .is_optional = true, .has_offset = offsetof(struct wire_map_response, has_next), .max = 9223372036854775807u },
 };
 const struct wire_type wire_type_map_response = {
 	.name = "map_response", .size = sizeof(struct wire_map_response),
-	.fields = map_response_fields, .n_fields = 1, .required = 0x1u,
+	.fields = map_response_fields, .n_fields = 3, .required = 0x1u,
 };
 
 static const struct wire_field unmapped_request_fields[] = {
@@ -415,42 +535,62 @@ static const struct wire_field place_request_fields[] = {
 	{ .name = "allocation", .name_size = 10, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_place_request, allocation), .max = 1024u },
 	{ .name = "compute", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_place_request, compute), .is_optional = true, .has_offset = offsetof(struct wire_place_request, has_compute), .max = 64u },
 	{ .name = "granularity", .name_size = 11, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_place_request, granularity), .is_optional = true, .has_offset = offsetof(struct wire_place_request, has_granularity), .max = 16u },
+	{ .name = "virtual_vram", .name_size = 12, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_place_request, virtual_vram), .is_optional = true, .has_offset = offsetof(struct wire_place_request, has_virtual_vram), .max = 9223372036854775807u },
+	{ .name = "donors", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_place_request, donors), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_place_request, has_donors), .max = 16u, .item_max = 64u },
+	{ .name = "strategy", .name_size = 8, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_place_request, strategy), .is_optional = true, .has_offset = offsetof(struct wire_place_request, has_strategy), .max = 16u },
 };
 const struct wire_type wire_type_place_request = {
 	.name = "place_request", .size = sizeof(struct wire_place_request),
-	.fields = place_request_fields, .n_fields = 4, .required = 0x3u,
+	.fields = place_request_fields, .n_fields = 7, .required = 0x3u,
 };
 
 static const struct wire_field place_response_fields[] = {
 	{ .name = "model", .name_size = 5, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_place_response, model), .type = &wire_type_model },
+	{ .name = "moved", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_place_response, moved), .is_optional = true, .has_offset = offsetof(struct wire_place_response, has_moved), .max = 9223372036854775807u },
+	{ .name = "duration_ms", .name_size = 11, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_place_response, duration_ms), .is_optional = true, .has_offset = offsetof(struct wire_place_response, has_duration_ms), .max = 9223372036854775807u },
+	{ .name = "evicted", .name_size = 7, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_place_response, evicted), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_place_response, has_evicted), .max = 64u, .type = &wire_type_outcome },
 };
 const struct wire_type wire_type_place_response = {
 	.name = "place_response", .size = sizeof(struct wire_place_response),
-	.fields = place_response_fields, .n_fields = 1, .required = 0x1u,
+	.fields = place_response_fields, .n_fields = 4, .required = 0x1u,
 };
 
 static const struct wire_field plan_request_fields[] = {
-	{ .name = "model", .name_size = 5, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_plan_request, model), .max = 4096u },
+	{ .name = "model", .name_size = 5, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_plan_request, model), .is_optional = true, .has_offset = offsetof(struct wire_plan_request, has_model), .max = 4096u },
 	{ .name = "allocation", .name_size = 10, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_plan_request, allocation), .max = 1024u },
 	{ .name = "compute", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_plan_request, compute), .is_optional = true, .has_offset = offsetof(struct wire_plan_request, has_compute), .max = 64u },
 	{ .name = "granularity", .name_size = 11, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_plan_request, granularity), .is_optional = true, .has_offset = offsetof(struct wire_plan_request, has_granularity), .max = 16u },
+	{ .name = "virtual_vram", .name_size = 12, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_plan_request, virtual_vram), .is_optional = true, .has_offset = offsetof(struct wire_plan_request, has_virtual_vram), .max = 9223372036854775807u },
+	{ .name = "donors", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_plan_request, donors), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_plan_request, has_donors), .max = 16u, .item_max = 64u },
+	{ .name = "strategy", .name_size = 8, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_plan_request, strategy), .is_optional = true, .has_offset = offsetof(struct wire_plan_request, has_strategy), .max = 16u },
+	{ .name = "blocks", .name_size = 6, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_plan_request, blocks), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_plan_request, has_blocks), .max = 512u, .type = &wire_type_sized_block },
 };
 const struct wire_type wire_type_plan_request = {
 	.name = "plan_request", .size = sizeof(struct wire_plan_request),
-	.fields = plan_request_fields, .n_fields = 4, .required = 0x3u,
+	.fields = plan_request_fields, .n_fields = 8, .required = 0x2u,
 };
 
+static const struct wire_field plan_response_fields[] = {
+	{ .name = "devices", .name_size = 7, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_plan_response, devices), .is_list = true, .max = 16u, .type = &wire_type_share },
+	{ .name = "blocks", .name_size = 6, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_plan_response, blocks), .is_list = true, .max = 262144u, .type = &wire_type_placed_block },
+	{ .name = "warnings", .name_size = 8, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_plan_response, warnings), .is_list = true, .max = 32u, .item_max = 512u },
+	{ .name = "moved_per_pass", .name_size = 14, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_plan_response, moved_per_pass), .max = 9223372036854775807u },
+	{ .name = "compute", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_plan_response, compute), .is_optional = true, .has_offset = offsetof(struct wire_plan_response, has_compute), .max = 64u },
+	{ .name = "floor_ns", .name_size = 8, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_plan_response, floor_ns), .is_optional = true, .has_offset = offsetof(struct wire_plan_response, has_floor_ns), .max = 9223372036854775807u },
+};
 const struct wire_type wire_type_plan_response = {
 	.name = "plan_response", .size = sizeof(struct wire_plan_response),
+	.fields = plan_response_fields, .n_fields = 6, .required = 0xfu,
 };
 
 static const struct wire_field unload_request_fields[] = {
 	{ .name = "select", .name_size = 6, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_unload_request, select), .type = &wire_type_select },
 	{ .name = "mode", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_unload_request, mode), .is_optional = true, .has_offset = offsetof(struct wire_unload_request, has_mode), .max = 16u },
+	{ .name = "recall_ms", .name_size = 9, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_unload_request, recall_ms), .is_optional = true, .has_offset = offsetof(struct wire_unload_request, has_recall_ms), .max = 3600000u },
 };
 const struct wire_type wire_type_unload_request = {
 	.name = "unload_request", .size = sizeof(struct wire_unload_request),
-	.fields = unload_request_fields, .n_fields = 2, .required = 0x1u,
+	.fields = unload_request_fields, .n_fields = 3, .required = 0x1u,
 };
 
 static const struct wire_field unload_response_fields[] = {
@@ -518,12 +658,13 @@ static const struct wire_field show_response_fields[] = {
 	{ .name = "loaded_from", .name_size = 11, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_show_response, loaded_from), .is_optional = true, .has_offset = offsetof(struct wire_show_response, has_loaded_from), .max = 16u },
 	{ .name = "load_ms", .name_size = 7, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_show_response, load_ms), .is_optional = true, .has_offset = offsetof(struct wire_show_response, has_load_ms), .max = 9223372036854775807u },
 	{ .name = "checksum", .name_size = 8, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_show_response, checksum), .is_optional = true, .has_offset = offsetof(struct wire_show_response, has_checksum), .max = 32u },
+	{ .name = "shards", .name_size = 6, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_show_response, shards), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_show_response, has_shards), .max = 4096u, .type = &wire_type_shard },
 	{ .name = "clients", .name_size = 7, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_show_response, clients), .is_list = true, .max = 1024u, .type = &wire_type_holder },
 	{ .name = "wishes", .name_size = 6, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_show_response, wishes), .is_list = true, .max = 64u, .type = &wire_type_wish },
 };
 const struct wire_type wire_type_show_response = {
 	.name = "show_response", .size = sizeof(struct wire_show_response),
-	.fields = show_response_fields, .n_fields = 10, .required = 0x301u,
+	.fields = show_response_fields, .n_fields = 11, .required = 0x601u,
 };
 
 const struct wire_type wire_type_devices_request = {
@@ -574,10 +715,13 @@ static const struct wire_field status_response_fields[] = {
 	{ .name = "open_fds", .name_size = 8, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_status_response, open_fds), .max = 9223372036854775807u },
 	{ .name = "rss_bytes", .name_size = 9, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_status_response, rss_bytes), .max = 9223372036854775807u },
 	{ .name = "last", .name_size = 4, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_status_response, last), .is_list = true, .max = 4u, .type = &wire_type_record },
+	{ .name = "config_fault", .name_size = 12, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_status_response, config_fault), .is_optional = true, .has_offset = offsetof(struct wire_status_response, has_config_fault), .max = 512u },
+	{ .name = "state_fault", .name_size = 11, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_status_response, state_fault), .is_optional = true, .has_offset = offsetof(struct wire_status_response, has_state_fault), .max = 512u },
+	{ .name = "no_cards", .name_size = 8, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_status_response, no_cards), .is_optional = true, .has_offset = offsetof(struct wire_status_response, has_no_cards), .max = 512u },
 };
 const struct wire_type wire_type_status_response = {
 	.name = "status_response", .size = sizeof(struct wire_status_response),
-	.fields = status_response_fields, .n_fields = 19, .required = 0x7ffffu,
+	.fields = status_response_fields, .n_fields = 22, .required = 0x7ffffu,
 };
 
 const struct wire_type wire_type_config_request = {
@@ -590,6 +734,25 @@ static const struct wire_field config_response_fields[] = {
 const struct wire_type wire_type_config_response = {
 	.name = "config_response", .size = sizeof(struct wire_config_response),
 	.fields = config_response_fields, .n_fields = 1, .required = 0x1u,
+};
+
+static const struct wire_field config_set_request_fields[] = {
+	{ .name = "key", .name_size = 3, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_config_set_request, key), .max = 128u },
+	{ .name = "value", .name_size = 5, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_config_set_request, value), .is_optional = true, .has_offset = offsetof(struct wire_config_set_request, has_value), .max = 4096u },
+};
+const struct wire_type wire_type_config_set_request = {
+	.name = "config_set_request", .size = sizeof(struct wire_config_set_request),
+	.fields = config_set_request_fields, .n_fields = 2, .required = 0x1u,
+};
+
+static const struct wire_field config_set_response_fields[] = {
+	{ .name = "applied", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_config_set_response, applied), .is_list = true, .max = 256u, .item_max = 128u },
+	{ .name = "later", .name_size = 5, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_config_set_response, later), .is_list = true, .max = 256u, .item_max = 128u },
+	{ .name = "notice", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_config_set_response, notice), .is_optional = true, .has_offset = offsetof(struct wire_config_set_response, has_notice), .max = 512u },
+};
+const struct wire_type wire_type_config_set_response = {
+	.name = "config_set_response", .size = sizeof(struct wire_config_set_response),
+	.fields = config_set_response_fields, .n_fields = 3, .required = 0x3u,
 };
 
 static const struct wire_field events_history_request_fields[] = {
@@ -640,10 +803,11 @@ const struct wire_type wire_type_budget_request = {
 static const struct wire_field budget_response_fields[] = {
 	{ .name = "devices", .name_size = 7, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_budget_response, devices), .is_list = true, .max = 64u, .type = &wire_type_device },
 	{ .name = "evicted", .name_size = 7, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_budget_response, evicted), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_budget_response, has_evicted), .max = 64u, .type = &wire_type_outcome },
+	{ .name = "notice", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_budget_response, notice), .is_optional = true, .has_offset = offsetof(struct wire_budget_response, has_notice), .max = 512u },
 };
 const struct wire_type wire_type_budget_response = {
 	.name = "budget_response", .size = sizeof(struct wire_budget_response),
-	.fields = budget_response_fields, .n_fields = 2, .required = 0x1u,
+	.fields = budget_response_fields, .n_fields = 3, .required = 0x1u,
 };
 
 static const struct wire_field verify_request_fields[] = {
@@ -665,19 +829,21 @@ const struct wire_type wire_type_verify_response = {
 static const struct wire_field reserve_request_fields[] = {
 	{ .name = "device", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_reserve_request, device), .max = 64u },
 	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_reserve_request, bytes), .max = 9223372036854775807u },
-	{ .name = "ttl_ms", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_reserve_request, ttl_ms), .is_optional = true, .has_offset = offsetof(struct wire_reserve_request, has_ttl_ms), .max = 9223372036854775807u },
+	{ .name = "ttl_ms", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_reserve_request, ttl_ms), .is_optional = true, .has_offset = offsetof(struct wire_reserve_request, has_ttl_ms), .max = 31536000000000u },
+	{ .name = "recall_ms", .name_size = 9, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_reserve_request, recall_ms), .is_optional = true, .has_offset = offsetof(struct wire_reserve_request, has_recall_ms), .max = 3600000u },
 };
 const struct wire_type wire_type_reserve_request = {
 	.name = "reserve_request", .size = sizeof(struct wire_reserve_request),
-	.fields = reserve_request_fields, .n_fields = 3, .required = 0x3u,
+	.fields = reserve_request_fields, .n_fields = 4, .required = 0x3u,
 };
 
 static const struct wire_field reserve_response_fields[] = {
 	{ .name = "token", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_reserve_response, token), .max = 9223372036854775807u },
+	{ .name = "evicted", .name_size = 7, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_reserve_response, evicted), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_reserve_response, has_evicted), .max = 64u, .type = &wire_type_outcome },
 };
 const struct wire_type wire_type_reserve_response = {
 	.name = "reserve_response", .size = sizeof(struct wire_reserve_response),
-	.fields = reserve_response_fields, .n_fields = 1, .required = 0x1u,
+	.fields = reserve_response_fields, .n_fields = 2, .required = 0x1u,
 };
 
 static const struct wire_field release_request_fields[] = {
@@ -761,20 +927,42 @@ const struct wire_type wire_type_store_response = {
 	.fields = store_response_fields, .n_fields = 5, .required = 0x1fu,
 };
 
+static const struct wire_field warm_request_fields[] = {
+	{ .name = "add", .name_size = 3, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_warm_request, add), .is_optional = true, .has_offset = offsetof(struct wire_warm_request, has_add), .max = 4096u },
+	{ .name = "remove", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_warm_request, remove), .is_optional = true, .has_offset = offsetof(struct wire_warm_request, has_remove), .max = 4096u },
+};
 const struct wire_type wire_type_warm_request = {
 	.name = "warm_request", .size = sizeof(struct wire_warm_request),
+	.fields = warm_request_fields, .n_fields = 2, .required = 0x0u,
 };
 
+static const struct wire_field warm_response_fields[] = {
+	{ .name = "entries", .name_size = 7, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_warm_response, entries), .is_list = true, .max = 256u, .type = &wire_type_warm_entry },
+};
 const struct wire_type wire_type_warm_response = {
 	.name = "warm_response", .size = sizeof(struct wire_warm_response),
+	.fields = warm_response_fields, .n_fields = 1, .required = 0x1u,
 };
 
+static const struct wire_field drain_request_fields[] = {
+	{ .name = "device", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_drain_request, device), .is_optional = true, .has_offset = offsetof(struct wire_drain_request, has_device), .max = 64u },
+	{ .name = "on", .name_size = 2, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_drain_request, on), .is_optional = true, .has_offset = offsetof(struct wire_drain_request, has_on) },
+};
 const struct wire_type wire_type_drain_request = {
 	.name = "drain_request", .size = sizeof(struct wire_drain_request),
+	.fields = drain_request_fields, .n_fields = 2, .required = 0x0u,
 };
 
+static const struct wire_field drain_response_fields[] = {
+	{ .name = "draining", .name_size = 8, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_drain_response, draining) },
+	{ .name = "loads", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_drain_response, loads), .max = 9223372036854775807u },
+	{ .name = "loading", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_drain_response, loading), .is_list = true, .max = 16u, .item_max = 512u },
+	{ .name = "leases", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_drain_response, leases), .max = 9223372036854775807u },
+	{ .name = "holders", .name_size = 7, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_drain_response, holders), .is_list = true, .max = 16u, .type = &wire_type_holder },
+};
 const struct wire_type wire_type_drain_response = {
 	.name = "drain_response", .size = sizeof(struct wire_drain_response),
+	.fields = drain_response_fields, .n_fields = 5, .required = 0x1fu,
 };
 
 const struct wire_type wire_type_reload_request = {
@@ -796,6 +984,179 @@ const struct wire_type wire_type_shutdown_request = {
 
 const struct wire_type wire_type_shutdown_response = {
 	.name = "shutdown_response", .size = sizeof(struct wire_shutdown_response),
+};
+
+static const struct wire_field worker_open_request_fields[] = {
+	{ .name = "version", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_worker_open_request, version), .max = 64u },
+	{ .name = "sims", .name_size = 4, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_worker_open_request, sims), .is_list = true, .max = 16u, .type = &wire_type_worker_sim },
+};
+const struct wire_type wire_type_worker_open_request = {
+	.name = "worker_open_request", .size = sizeof(struct wire_worker_open_request),
+	.fields = worker_open_request_fields, .n_fields = 2, .required = 0x3u,
+};
+
+static const struct wire_field worker_open_response_fields[] = {
+	{ .name = "info", .name_size = 4, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_worker_open_response, info), .type = &wire_type_worker_info },
+};
+const struct wire_type wire_type_worker_open_response = {
+	.name = "worker_open_response", .size = sizeof(struct wire_worker_open_response),
+	.fields = worker_open_response_fields, .n_fields = 1, .required = 0x1u,
+};
+
+static const struct wire_field worker_probe_request_fields[] = {
+	{ .name = "version", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_worker_probe_request, version), .max = 64u },
+};
+const struct wire_type wire_type_worker_probe_request = {
+	.name = "worker_probe_request", .size = sizeof(struct wire_worker_probe_request),
+	.fields = worker_probe_request_fields, .n_fields = 1, .required = 0x1u,
+};
+
+static const struct wire_field worker_probe_response_fields[] = {
+	{ .name = "devices", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_worker_probe_response, devices), .is_list = true, .max = 16u, .item_max = 63u },
+};
+const struct wire_type wire_type_worker_probe_response = {
+	.name = "worker_probe_response", .size = sizeof(struct wire_worker_probe_response),
+	.fields = worker_probe_response_fields, .n_fields = 1, .required = 0x1u,
+};
+
+const struct wire_type wire_type_worker_info_request = {
+	.name = "worker_info_request", .size = sizeof(struct wire_worker_info_request),
+};
+
+static const struct wire_field worker_info_response_fields[] = {
+	{ .name = "info", .name_size = 4, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_worker_info_response, info), .type = &wire_type_worker_info },
+};
+const struct wire_type wire_type_worker_info_response = {
+	.name = "worker_info_response", .size = sizeof(struct wire_worker_info_response),
+	.fields = worker_info_response_fields, .n_fields = 1, .required = 0x1u,
+};
+
+static const struct wire_field worker_alloc_request_fields[] = {
+	{ .name = "name", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_worker_alloc_request, name), .max = 128u },
+	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_alloc_request, bytes), .max = 9223372036854775807u },
+	{ .name = "hugepages", .name_size = 9, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_worker_alloc_request, hugepages) },
+};
+const struct wire_type wire_type_worker_alloc_request = {
+	.name = "worker_alloc_request", .size = sizeof(struct wire_worker_alloc_request),
+	.fields = worker_alloc_request_fields, .n_fields = 3, .required = 0x7u,
+};
+
+static const struct wire_field worker_alloc_response_fields[] = {
+	{ .name = "extent", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_alloc_response, extent), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_worker_alloc_response = {
+	.name = "worker_alloc_response", .size = sizeof(struct wire_worker_alloc_response),
+	.fields = worker_alloc_response_fields, .n_fields = 1, .required = 0x1u,
+};
+
+static const struct wire_field worker_fill_request_fields[] = {
+	{ .name = "extent", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_fill_request, extent), .max = 9223372036854775807u },
+	{ .name = "offset", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_fill_request, offset), .max = 9223372036854775807u },
+	{ .name = "from", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_fill_request, from), .max = 9223372036854775807u },
+	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_fill_request, bytes), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_worker_fill_request = {
+	.name = "worker_fill_request", .size = sizeof(struct wire_worker_fill_request),
+	.fields = worker_fill_request_fields, .n_fields = 4, .required = 0xfu,
+};
+
+static const struct wire_field worker_fill_response_fields[] = {
+	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_fill_response, bytes), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_worker_fill_response = {
+	.name = "worker_fill_response", .size = sizeof(struct wire_worker_fill_response),
+	.fields = worker_fill_response_fields, .n_fields = 1, .required = 0x1u,
+};
+
+static const struct wire_field worker_read_request_fields[] = {
+	{ .name = "extent", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_read_request, extent), .max = 9223372036854775807u },
+	{ .name = "offset", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_read_request, offset), .max = 9223372036854775807u },
+	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_read_request, bytes), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_worker_read_request = {
+	.name = "worker_read_request", .size = sizeof(struct wire_worker_read_request),
+	.fields = worker_read_request_fields, .n_fields = 3, .required = 0x7u,
+};
+
+const struct wire_type wire_type_worker_read_response = {
+	.name = "worker_read_response", .size = sizeof(struct wire_worker_read_response),
+};
+
+static const struct wire_field worker_seal_request_fields[] = {
+	{ .name = "extent", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_seal_request, extent), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_worker_seal_request = {
+	.name = "worker_seal_request", .size = sizeof(struct wire_worker_seal_request),
+	.fields = worker_seal_request_fields, .n_fields = 1, .required = 0x1u,
+};
+
+const struct wire_type wire_type_worker_seal_response = {
+	.name = "worker_seal_response", .size = sizeof(struct wire_worker_seal_response),
+};
+
+static const struct wire_field worker_release_request_fields[] = {
+	{ .name = "extent", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_release_request, extent), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_worker_release_request = {
+	.name = "worker_release_request", .size = sizeof(struct wire_worker_release_request),
+	.fields = worker_release_request_fields, .n_fields = 1, .required = 0x1u,
+};
+
+const struct wire_type wire_type_worker_release_response = {
+	.name = "worker_release_response", .size = sizeof(struct wire_worker_release_response),
+};
+
+static const struct wire_field worker_export_request_fields[] = {
+	{ .name = "extent", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_export_request, extent), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_worker_export_request = {
+	.name = "worker_export_request", .size = sizeof(struct wire_worker_export_request),
+	.fields = worker_export_request_fields, .n_fields = 1, .required = 0x1u,
+};
+
+const struct wire_type wire_type_worker_export_response = {
+	.name = "worker_export_response", .size = sizeof(struct wire_worker_export_response),
+};
+
+static const struct wire_field worker_import_request_fields[] = {
+	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_import_request, bytes), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_worker_import_request = {
+	.name = "worker_import_request", .size = sizeof(struct wire_worker_import_request),
+	.fields = worker_import_request_fields, .n_fields = 1, .required = 0x1u,
+};
+
+static const struct wire_field worker_import_response_fields[] = {
+	{ .name = "extent", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_import_response, extent), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_worker_import_response = {
+	.name = "worker_import_response", .size = sizeof(struct wire_worker_import_response),
+	.fields = worker_import_response_fields, .n_fields = 1, .required = 0x1u,
+};
+
+static const struct wire_field worker_copy_request_fields[] = {
+	{ .name = "to", .name_size = 2, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_copy_request, to), .max = 9223372036854775807u },
+	{ .name = "from", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_copy_request, from), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_worker_copy_request = {
+	.name = "worker_copy_request", .size = sizeof(struct wire_worker_copy_request),
+	.fields = worker_copy_request_fields, .n_fields = 2, .required = 0x3u,
+};
+
+const struct wire_type wire_type_worker_copy_response = {
+	.name = "worker_copy_response", .size = sizeof(struct wire_worker_copy_response),
+};
+
+static const struct wire_field worker_test_request_fields[] = {
+	{ .name = "what", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_worker_test_request, what), .max = 128u },
+};
+const struct wire_type wire_type_worker_test_request = {
+	.name = "worker_test_request", .size = sizeof(struct wire_worker_test_request),
+	.fields = worker_test_request_fields, .n_fields = 1, .required = 0x1u,
+};
+
+const struct wire_type wire_type_worker_test_response = {
+	.name = "worker_test_response", .size = sizeof(struct wire_worker_test_response),
 };
 
 static const struct wire_field load_progress_event_fields[] = {
@@ -917,14 +1278,14 @@ const struct wire_message wire_messages[WIRE_N_METHODS] = {
 	{ .method = "hello", .number = 0, .role = WIRE_ROLE_NONE, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_hello_request, .response = &wire_type_hello_response },
 	{ .method = "ping", .number = 1, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_ping_request, .response = &wire_type_ping_response },
 	{ .method = "cancel", .number = 2, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_cancel_request, .response = &wire_type_cancel_response },
-	{ .method = "load", .number = 3, .role = WIRE_ROLE_ANY, .request_fds_min = 1, .request_fds_max = 2, .response_fds_min = 0, .response_fds_max = 2, .request = &wire_type_load_request, .response = &wire_type_load_response },
-	{ .method = "load.part", .number = 4, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 1, .request_fds_max = 32, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_load_part_request, .response = &wire_type_load_part_response },
-	{ .method = "attach", .number = 5, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 2, .response_fds_min = 1, .response_fds_max = 32, .request = &wire_type_attach_request, .response = &wire_type_attach_response },
-	{ .method = "map", .number = 6, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 1, .response_fds_max = 32, .request = &wire_type_map_request, .response = &wire_type_map_response },
+	{ .method = "load", .number = 3, .role = WIRE_ROLE_ANY, .request_fds_min = 1, .request_fds_max = 32, .response_fds_min = 0, .response_fds_max = 32, .request = &wire_type_load_request, .response = &wire_type_load_response },
+	{ .method = "load.part", .number = 4, .role = WIRE_ROLE_ANY, .request_fds_min = 1, .request_fds_max = 32, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_load_part_request, .response = &wire_type_load_part_response },
+	{ .method = "attach", .number = 5, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 32, .response_fds_min = 1, .response_fds_max = 32, .request = &wire_type_attach_request, .response = &wire_type_attach_response },
+	{ .method = "map", .number = 6, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 32, .request = &wire_type_map_request, .response = &wire_type_map_response },
 	{ .method = "unmapped", .number = 7, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_unmapped_request, .response = &wire_type_unmapped_response },
 	{ .method = "detach", .number = 8, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_detach_request, .response = &wire_type_detach_response },
-	{ .method = "place", .number = 9, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_place_request, .response = &wire_type_place_response },
-	{ .method = "plan", .number = 10, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_plan_request, .response = &wire_type_plan_response },
+	{ .method = "place", .number = 9, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_place_request, .response = &wire_type_place_response },
+	{ .method = "plan", .number = 10, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_plan_request, .response = &wire_type_plan_response },
 	{ .method = "unload", .number = 11, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_unload_request, .response = &wire_type_unload_response },
 	{ .method = "set", .number = 12, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_set_request, .response = &wire_type_set_response },
 	{ .method = "list", .number = 13, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_list_request, .response = &wire_type_list_response },
@@ -933,25 +1294,38 @@ const struct wire_message wire_messages[WIRE_N_METHODS] = {
 	{ .method = "clients", .number = 16, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_clients_request, .response = &wire_type_clients_response },
 	{ .method = "status", .number = 17, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_status_request, .response = &wire_type_status_response },
 	{ .method = "config", .number = 18, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_config_request, .response = &wire_type_config_response },
-	{ .method = "events.history", .number = 19, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_events_history_request, .response = &wire_type_events_history_response },
-	{ .method = "subscribe", .number = 20, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_subscribe_request, .response = &wire_type_subscribe_response },
-	{ .method = "budget", .number = 21, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_budget_request, .response = &wire_type_budget_response },
-	{ .method = "verify", .number = 22, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_verify_request, .response = &wire_type_verify_response },
-	{ .method = "reserve", .number = 23, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_reserve_request, .response = &wire_type_reserve_response },
-	{ .method = "release", .number = 24, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_release_request, .response = &wire_type_release_response },
-	{ .method = "publish.begin", .number = 25, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 0, .request_fds_max = 32, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_publish_begin_request, .response = &wire_type_publish_begin_response },
-	{ .method = "publish.commit", .number = 26, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_publish_commit_request, .response = &wire_type_publish_commit_response },
-	{ .method = "publish.abort", .number = 27, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_publish_abort_request, .response = &wire_type_publish_abort_response },
-	{ .method = "metrics", .number = 28, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_metrics_request, .response = &wire_type_metrics_response },
-	{ .method = "store", .number = 29, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_store_request, .response = &wire_type_store_response },
-	{ .method = "warm", .number = 30, .role = WIRE_ROLE_ADMIN, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_warm_request, .response = &wire_type_warm_response },
-	{ .method = "drain", .number = 31, .role = WIRE_ROLE_ADMIN, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_drain_request, .response = &wire_type_drain_response },
-	{ .method = "reload", .number = 32, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_reload_request, .response = &wire_type_reload_response },
-	{ .method = "shutdown", .number = 33, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_shutdown_request, .response = &wire_type_shutdown_response },
+	{ .method = "config.set", .number = 19, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_config_set_request, .response = &wire_type_config_set_response },
+	{ .method = "events.history", .number = 20, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_events_history_request, .response = &wire_type_events_history_response },
+	{ .method = "subscribe", .number = 21, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_subscribe_request, .response = &wire_type_subscribe_response },
+	{ .method = "budget", .number = 22, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_budget_request, .response = &wire_type_budget_response },
+	{ .method = "verify", .number = 23, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_verify_request, .response = &wire_type_verify_response },
+	{ .method = "reserve", .number = 24, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_reserve_request, .response = &wire_type_reserve_response },
+	{ .method = "release", .number = 25, .role = WIRE_ROLE_ANY, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_release_request, .response = &wire_type_release_response },
+	{ .method = "publish.begin", .number = 26, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 0, .request_fds_max = 32, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_publish_begin_request, .response = &wire_type_publish_begin_response },
+	{ .method = "publish.commit", .number = 27, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_publish_commit_request, .response = &wire_type_publish_commit_response },
+	{ .method = "publish.abort", .number = 28, .role = WIRE_ROLE_ANY, .is_draft = true, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_publish_abort_request, .response = &wire_type_publish_abort_response },
+	{ .method = "metrics", .number = 29, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_metrics_request, .response = &wire_type_metrics_response },
+	{ .method = "store", .number = 30, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_store_request, .response = &wire_type_store_response },
+	{ .method = "warm", .number = 31, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_warm_request, .response = &wire_type_warm_response },
+	{ .method = "drain", .number = 32, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_drain_request, .response = &wire_type_drain_response },
+	{ .method = "reload", .number = 33, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_reload_request, .response = &wire_type_reload_response },
+	{ .method = "shutdown", .number = 34, .role = WIRE_ROLE_ADMIN, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_shutdown_request, .response = &wire_type_shutdown_response },
+	{ .method = "worker.open", .number = 35, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_open_request, .response = &wire_type_worker_open_response },
+	{ .method = "worker.probe", .number = 36, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_probe_request, .response = &wire_type_worker_probe_response },
+	{ .method = "worker.info", .number = 37, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_info_request, .response = &wire_type_worker_info_response },
+	{ .method = "worker.alloc", .number = 38, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_alloc_request, .response = &wire_type_worker_alloc_response },
+	{ .method = "worker.fill", .number = 39, .role = WIRE_ROLE_WORKER, .request_fds_min = 1, .request_fds_max = 1, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_fill_request, .response = &wire_type_worker_fill_response },
+	{ .method = "worker.read", .number = 40, .role = WIRE_ROLE_WORKER, .request_fds_min = 1, .request_fds_max = 1, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_read_request, .response = &wire_type_worker_read_response },
+	{ .method = "worker.seal", .number = 41, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_seal_request, .response = &wire_type_worker_seal_response },
+	{ .method = "worker.release", .number = 42, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_release_request, .response = &wire_type_worker_release_response },
+	{ .method = "worker.export", .number = 43, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 1, .response_fds_max = 1, .request = &wire_type_worker_export_request, .response = &wire_type_worker_export_response },
+	{ .method = "worker.import", .number = 44, .role = WIRE_ROLE_WORKER, .request_fds_min = 1, .request_fds_max = 1, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_import_request, .response = &wire_type_worker_import_response },
+	{ .method = "worker.copy", .number = 45, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_copy_request, .response = &wire_type_worker_copy_response },
+	{ .method = "worker.test", .number = 46, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_test_request, .response = &wire_type_worker_test_response },
 };
 
 const uint8_t wire_messages_sorted[WIRE_N_METHODS] = {
-	5, 21, 2, 16, 18, 8, 15, 31, 19, 0, 13, 3, 4, 6, 28, 1, 9, 10, 27, 25, 26, 24, 32, 23, 12, 14, 33, 17, 29, 20, 11, 7, 22, 30,
+	5, 22, 2, 16, 18, 19, 8, 15, 32, 20, 0, 13, 3, 4, 6, 29, 1, 9, 10, 28, 26, 27, 25, 33, 24, 12, 14, 34, 17, 30, 21, 11, 7, 23, 31, 38, 45, 43, 39, 44, 37, 35, 36, 40, 42, 41, 46,
 };
 
 const struct wire_event_type wire_events[WIRE_N_EVENTS] = {

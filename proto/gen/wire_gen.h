@@ -72,6 +72,15 @@ struct wire_place {
 #define WIRE_PLACE_DEVICE_MAX 64
 #define WIRE_PLACE_BACKING_MAX 16
 
+struct wire_layout {
+	struct wire_list devices; /* list:str */
+	struct wire_list uuids; /* list:str */
+	struct wire_str places;
+};
+#define WIRE_LAYOUT_DEVICES_MAX 16
+#define WIRE_LAYOUT_UUIDS_MAX 16
+#define WIRE_LAYOUT_PLACES_MAX 32768
+
 struct wire_holder {
 	uint64_t client;
 	uint64_t pid;
@@ -86,6 +95,7 @@ struct wire_model {
 	bool has_path;
 	bool has_label;
 	bool has_progress_bytes;
+	bool has_allocation;
 	bool has_ttl_left_ms;
 	bool has_users;
 	struct wire_str id;
@@ -97,6 +107,7 @@ struct wire_model {
 	struct wire_str state;
 	uint64_t progress_bytes;
 	struct wire_list where; /* list:place */
+	struct wire_str allocation;
 	struct wire_list stays; /* list:str */
 	bool keep;
 	bool pinned;
@@ -116,6 +127,7 @@ struct wire_model {
 #define WIRE_MODEL_LABEL_MAX 256
 #define WIRE_MODEL_STATE_MAX 16
 #define WIRE_MODEL_WHERE_MAX 16
+#define WIRE_MODEL_ALLOCATION_MAX 1024
 #define WIRE_MODEL_STAYS_MAX 8
 #define WIRE_MODEL_FORMAT_MAX 16
 #define WIRE_MODEL_USERS_MAX 16
@@ -136,6 +148,15 @@ struct wire_outcome {
 
 struct wire_device {
 	bool has_dropping;
+	bool has_draining;
+	bool has_product;
+	bool has_pci;
+	bool has_foreign;
+	bool has_link;
+	bool has_temperature;
+	bool has_last_xid;
+	bool has_pid;
+	bool has_text;
 	struct wire_str name;
 	struct wire_str uuid;
 	struct wire_str state;
@@ -147,10 +168,22 @@ struct wire_device {
 	uint64_t free;
 	uint64_t models;
 	uint64_t dropping;
+	bool draining;
+	struct wire_str product;
+	struct wire_str pci;
+	uint64_t foreign;
+	uint64_t link;
+	uint64_t temperature;
+	uint64_t last_xid;
+	uint64_t pid;
+	struct wire_str text;
 };
 #define WIRE_DEVICE_NAME_MAX 64
 #define WIRE_DEVICE_UUID_MAX 64
 #define WIRE_DEVICE_STATE_MAX 16
+#define WIRE_DEVICE_PRODUCT_MAX 64
+#define WIRE_DEVICE_PCI_MAX 16
+#define WIRE_DEVICE_TEXT_MAX 256
 
 struct wire_client {
 	bool has_label;
@@ -240,6 +273,23 @@ struct wire_parked {
 #define WIRE_PARKED_MODEL_MAX 32
 #define WIRE_PARKED_MODEL_NAME_MAX 512
 
+struct wire_warm_entry {
+	bool has_model;
+	bool has_bytes;
+	bool has_text;
+	struct wire_str path;
+	struct wire_str source;
+	struct wire_str state;
+	struct wire_str model;
+	uint64_t bytes;
+	struct wire_str text;
+};
+#define WIRE_WARM_ENTRY_PATH_MAX 4096
+#define WIRE_WARM_ENTRY_SOURCE_MAX 4200
+#define WIRE_WARM_ENTRY_STATE_MAX 16
+#define WIRE_WARM_ENTRY_MODEL_MAX 32
+#define WIRE_WARM_ENTRY_TEXT_MAX 512
+
 struct wire_limits {
 	uint64_t packet_bytes;
 	uint64_t fds_per_packet;
@@ -305,6 +355,66 @@ struct wire_error {
 #define WIRE_ERROR_CODE_MAX 32
 #define WIRE_ERROR_MESSAGE_MAX 1024
 #define WIRE_ERROR_HINT_MAX 1024
+
+struct wire_worker_sim {
+	uint64_t memory;
+	uint64_t granularity;
+	uint64_t link;
+	uint64_t latency_ns;
+	bool peers;
+};
+
+struct wire_worker_peer {
+	struct wire_str uuid;
+	uint64_t link;
+};
+#define WIRE_WORKER_PEER_UUID_MAX 63
+
+struct wire_worker_info {
+	uint64_t total;
+	uint64_t granularity;
+	struct wire_str uuid;
+	struct wire_str product;
+	struct wire_str pci;
+	uint64_t foreign;
+	uint64_t link;
+	uint64_t temperature;
+	uint64_t last_xid;
+	struct wire_list peers; /* list:worker_peer */
+};
+#define WIRE_WORKER_INFO_UUID_MAX 63
+#define WIRE_WORKER_INFO_PRODUCT_MAX 63
+#define WIRE_WORKER_INFO_PCI_MAX 15
+#define WIRE_WORKER_INFO_PEERS_MAX 15
+
+struct wire_share {
+	struct wire_str device;
+	uint64_t bytes;
+	uint64_t blocks;
+	uint64_t free_after;
+};
+#define WIRE_SHARE_DEVICE_MAX 64
+
+struct wire_placed_block {
+	struct wire_str name;
+	uint64_t bytes;
+	uint64_t tensors;
+	struct wire_str device;
+};
+#define WIRE_PLACED_BLOCK_NAME_MAX 4200
+#define WIRE_PLACED_BLOCK_DEVICE_MAX 64
+
+struct wire_sized_block {
+	struct wire_str name;
+	uint64_t bytes;
+};
+#define WIRE_SIZED_BLOCK_NAME_MAX 4200
+
+struct wire_shard {
+	struct wire_str name;
+	uint64_t bytes;
+};
+#define WIRE_SHARD_NAME_MAX 512
 
 struct wire_wish {
 	bool has_ttl_ms;
@@ -374,6 +484,8 @@ struct wire_load_request {
 	bool has_attach;
 	bool has_map;
 	bool has_shards;
+	bool has_index;
+	bool has_direct;
 	struct wire_str name;
 	struct wire_str format;
 	struct wire_str allocation;
@@ -388,6 +500,8 @@ struct wire_load_request {
 	bool attach;
 	bool map;
 	struct wire_list shards; /* list:str */
+	bool index;
+	bool direct;
 };
 #define WIRE_LOAD_REQUEST_NAME_MAX 512
 #define WIRE_LOAD_REQUEST_FORMAT_MAX 16
@@ -405,6 +519,7 @@ struct wire_load_response {
 	bool has_lease;
 	bool has_generation;
 	bool has_images;
+	bool has_layout;
 	struct wire_model model;
 	struct wire_str source;
 	uint64_t duration_ms;
@@ -412,6 +527,7 @@ struct wire_load_response {
 	uint64_t lease;
 	uint64_t generation;
 	uint64_t images;
+	struct wire_layout layout;
 };
 #define WIRE_LOAD_RESPONSE_SOURCE_MAX 16
 #define WIRE_LOAD_RESPONSE_EVICTED_MAX 64
@@ -432,31 +548,47 @@ struct wire_attach_request {
 	bool has_recall_grace_ms;
 	bool has_lease;
 	bool has_epoch;
+	bool has_shards;
+	bool has_direct;
 	struct wire_str model;
 	bool map;
 	uint64_t recall_grace_ms;
 	uint64_t lease;
 	uint64_t epoch;
+	struct wire_list shards; /* list:str */
+	bool direct;
 };
 #define WIRE_ATTACH_REQUEST_MODEL_MAX 4096
+#define WIRE_ATTACH_REQUEST_SHARDS_MAX 4096
 
 struct wire_attach_response {
+	bool has_layout;
 	uint64_t lease;
 	uint64_t generation;
 	uint64_t images;
 	struct wire_model model;
+	struct wire_layout layout;
 };
 
 struct wire_map_request {
+	bool has_segments;
+	bool has_blocks;
 	uint64_t lease;
 	struct wire_list segments; /* list:uint */
+	struct wire_list blocks; /* list:uint */
 };
 #define WIRE_MAP_REQUEST_SEGMENTS_MAX 2
+#define WIRE_MAP_REQUEST_BLOCKS_MAX 2
 
 struct wire_map_response {
+	bool has_blocks;
+	bool has_next;
 	struct wire_list segments; /* list:place */
+	struct wire_list blocks; /* list:uint */
+	uint64_t next;
 };
 #define WIRE_MAP_RESPONSE_SEGMENTS_MAX 32
+#define WIRE_MAP_RESPONSE_BLOCKS_MAX 32
 
 struct wire_unmapped_request {
 	bool has_segments;
@@ -482,41 +614,81 @@ struct wire_detach_response {
 struct wire_place_request {
 	bool has_compute;
 	bool has_granularity;
+	bool has_virtual_vram;
+	bool has_donors;
+	bool has_strategy;
 	struct wire_str model;
 	struct wire_str allocation;
 	struct wire_str compute;
 	struct wire_str granularity;
+	uint64_t virtual_vram;
+	struct wire_list donors; /* list:str */
+	struct wire_str strategy;
 };
 #define WIRE_PLACE_REQUEST_MODEL_MAX 4096
 #define WIRE_PLACE_REQUEST_ALLOCATION_MAX 1024
 #define WIRE_PLACE_REQUEST_COMPUTE_MAX 64
 #define WIRE_PLACE_REQUEST_GRANULARITY_MAX 16
+#define WIRE_PLACE_REQUEST_DONORS_MAX 16
+#define WIRE_PLACE_REQUEST_STRATEGY_MAX 16
 
 struct wire_place_response {
+	bool has_moved;
+	bool has_duration_ms;
+	bool has_evicted;
 	struct wire_model model;
+	uint64_t moved;
+	uint64_t duration_ms;
+	struct wire_list evicted; /* list:outcome */
 };
+#define WIRE_PLACE_RESPONSE_EVICTED_MAX 64
 
 struct wire_plan_request {
+	bool has_model;
 	bool has_compute;
 	bool has_granularity;
+	bool has_virtual_vram;
+	bool has_donors;
+	bool has_strategy;
+	bool has_blocks;
 	struct wire_str model;
 	struct wire_str allocation;
 	struct wire_str compute;
 	struct wire_str granularity;
+	uint64_t virtual_vram;
+	struct wire_list donors; /* list:str */
+	struct wire_str strategy;
+	struct wire_list blocks; /* list:sized_block */
 };
 #define WIRE_PLAN_REQUEST_MODEL_MAX 4096
 #define WIRE_PLAN_REQUEST_ALLOCATION_MAX 1024
 #define WIRE_PLAN_REQUEST_COMPUTE_MAX 64
 #define WIRE_PLAN_REQUEST_GRANULARITY_MAX 16
+#define WIRE_PLAN_REQUEST_DONORS_MAX 16
+#define WIRE_PLAN_REQUEST_STRATEGY_MAX 16
+#define WIRE_PLAN_REQUEST_BLOCKS_MAX 512
 
 struct wire_plan_response {
-	uint8_t unused; /* nothing to say */
+	bool has_compute;
+	bool has_floor_ns;
+	struct wire_list devices; /* list:share */
+	struct wire_list blocks; /* list:placed_block */
+	struct wire_list warnings; /* list:str */
+	uint64_t moved_per_pass;
+	struct wire_str compute;
+	uint64_t floor_ns;
 };
+#define WIRE_PLAN_RESPONSE_DEVICES_MAX 16
+#define WIRE_PLAN_RESPONSE_BLOCKS_MAX 262144
+#define WIRE_PLAN_RESPONSE_WARNINGS_MAX 32
+#define WIRE_PLAN_RESPONSE_COMPUTE_MAX 64
 
 struct wire_unload_request {
 	bool has_mode;
+	bool has_recall_ms;
 	struct wire_select select;
 	struct wire_str mode;
+	uint64_t recall_ms;
 };
 #define WIRE_UNLOAD_REQUEST_MODE_MAX 16
 
@@ -574,6 +746,7 @@ struct wire_show_response {
 	bool has_loaded_from;
 	bool has_load_ms;
 	bool has_checksum;
+	bool has_shards;
 	struct wire_model model;
 	uint64_t page_size;
 	uint64_t huge_bytes;
@@ -582,6 +755,7 @@ struct wire_show_response {
 	struct wire_str loaded_from;
 	uint64_t load_ms;
 	struct wire_str checksum;
+	struct wire_list shards; /* list:shard */
 	struct wire_list clients; /* list:holder */
 	struct wire_list wishes; /* list:wish */
 };
@@ -589,6 +763,7 @@ struct wire_show_response {
 #define WIRE_SHOW_RESPONSE_BACKING_MAX 16
 #define WIRE_SHOW_RESPONSE_LOADED_FROM_MAX 16
 #define WIRE_SHOW_RESPONSE_CHECKSUM_MAX 32
+#define WIRE_SHOW_RESPONSE_SHARDS_MAX 4096
 #define WIRE_SHOW_RESPONSE_CLIENTS_MAX 1024
 #define WIRE_SHOW_RESPONSE_WISHES_MAX 64
 
@@ -615,6 +790,9 @@ struct wire_status_request {
 };
 
 struct wire_status_response {
+	bool has_config_fault;
+	bool has_state_fault;
+	bool has_no_cards;
 	struct wire_str version;
 	uint64_t epoch;
 	uint64_t uptime_ms;
@@ -634,10 +812,16 @@ struct wire_status_response {
 	uint64_t open_fds;
 	uint64_t rss_bytes;
 	struct wire_list last; /* list:record */
+	struct wire_str config_fault;
+	struct wire_str state_fault;
+	struct wire_str no_cards;
 };
 #define WIRE_STATUS_RESPONSE_VERSION_MAX 64
 #define WIRE_STATUS_RESPONSE_DEVICES_MAX 64
 #define WIRE_STATUS_RESPONSE_LAST_MAX 4
+#define WIRE_STATUS_RESPONSE_CONFIG_FAULT_MAX 512
+#define WIRE_STATUS_RESPONSE_STATE_FAULT_MAX 512
+#define WIRE_STATUS_RESPONSE_NO_CARDS_MAX 512
 
 struct wire_config_request {
 	uint8_t unused; /* nothing to say */
@@ -647,6 +831,24 @@ struct wire_config_response {
 	struct wire_list settings; /* list:setting */
 };
 #define WIRE_CONFIG_RESPONSE_SETTINGS_MAX 256
+
+struct wire_config_set_request {
+	bool has_value;
+	struct wire_str key;
+	struct wire_str value;
+};
+#define WIRE_CONFIG_SET_REQUEST_KEY_MAX 128
+#define WIRE_CONFIG_SET_REQUEST_VALUE_MAX 4096
+
+struct wire_config_set_response {
+	bool has_notice;
+	struct wire_list applied; /* list:str */
+	struct wire_list later; /* list:str */
+	struct wire_str notice;
+};
+#define WIRE_CONFIG_SET_RESPONSE_APPLIED_MAX 256
+#define WIRE_CONFIG_SET_RESPONSE_LATER_MAX 256
+#define WIRE_CONFIG_SET_RESPONSE_NOTICE_MAX 512
 
 struct wire_events_history_request {
 	bool has_model;
@@ -689,11 +891,14 @@ struct wire_budget_request {
 
 struct wire_budget_response {
 	bool has_evicted;
+	bool has_notice;
 	struct wire_list devices; /* list:device */
 	struct wire_list evicted; /* list:outcome */
+	struct wire_str notice;
 };
 #define WIRE_BUDGET_RESPONSE_DEVICES_MAX 64
 #define WIRE_BUDGET_RESPONSE_EVICTED_MAX 64
+#define WIRE_BUDGET_RESPONSE_NOTICE_MAX 512
 
 struct wire_verify_request {
 	bool has_models;
@@ -708,15 +913,20 @@ struct wire_verify_response {
 
 struct wire_reserve_request {
 	bool has_ttl_ms;
+	bool has_recall_ms;
 	struct wire_str device;
 	uint64_t bytes;
 	uint64_t ttl_ms;
+	uint64_t recall_ms;
 };
 #define WIRE_RESERVE_REQUEST_DEVICE_MAX 64
 
 struct wire_reserve_response {
+	bool has_evicted;
 	uint64_t token;
+	struct wire_list evicted; /* list:outcome */
 };
+#define WIRE_RESERVE_RESPONSE_EVICTED_MAX 64
 
 struct wire_release_request {
 	uint64_t token;
@@ -776,20 +986,36 @@ struct wire_store_response {
 #define WIRE_STORE_RESPONSE_PARKED_MAX 262144
 
 struct wire_warm_request {
-	uint8_t unused; /* nothing to say */
+	bool has_add;
+	bool has_remove;
+	struct wire_str add;
+	struct wire_str remove;
 };
+#define WIRE_WARM_REQUEST_ADD_MAX 4096
+#define WIRE_WARM_REQUEST_REMOVE_MAX 4096
 
 struct wire_warm_response {
-	uint8_t unused; /* nothing to say */
+	struct wire_list entries; /* list:warm_entry */
 };
+#define WIRE_WARM_RESPONSE_ENTRIES_MAX 256
 
 struct wire_drain_request {
-	uint8_t unused; /* nothing to say */
+	bool has_device;
+	bool has_on;
+	struct wire_str device;
+	bool on;
 };
+#define WIRE_DRAIN_REQUEST_DEVICE_MAX 64
 
 struct wire_drain_response {
-	uint8_t unused; /* nothing to say */
+	bool draining;
+	uint64_t loads;
+	struct wire_list loading; /* list:str */
+	uint64_t leases;
+	struct wire_list holders; /* list:holder */
 };
+#define WIRE_DRAIN_RESPONSE_LOADING_MAX 16
+#define WIRE_DRAIN_RESPONSE_HOLDERS_MAX 16
 
 struct wire_reload_request {
 	uint8_t unused; /* nothing to say */
@@ -807,6 +1033,117 @@ struct wire_shutdown_request {
 };
 
 struct wire_shutdown_response {
+	uint8_t unused; /* nothing to say */
+};
+
+struct wire_worker_open_request {
+	struct wire_str version;
+	struct wire_list sims; /* list:worker_sim */
+};
+#define WIRE_WORKER_OPEN_REQUEST_VERSION_MAX 64
+#define WIRE_WORKER_OPEN_REQUEST_SIMS_MAX 16
+
+struct wire_worker_open_response {
+	struct wire_worker_info info;
+};
+
+struct wire_worker_probe_request {
+	struct wire_str version;
+};
+#define WIRE_WORKER_PROBE_REQUEST_VERSION_MAX 64
+
+struct wire_worker_probe_response {
+	struct wire_list devices; /* list:str */
+};
+#define WIRE_WORKER_PROBE_RESPONSE_DEVICES_MAX 16
+
+struct wire_worker_info_request {
+	uint8_t unused; /* nothing to say */
+};
+
+struct wire_worker_info_response {
+	struct wire_worker_info info;
+};
+
+struct wire_worker_alloc_request {
+	struct wire_str name;
+	uint64_t bytes;
+	bool hugepages;
+};
+#define WIRE_WORKER_ALLOC_REQUEST_NAME_MAX 128
+
+struct wire_worker_alloc_response {
+	uint64_t extent;
+};
+
+struct wire_worker_fill_request {
+	uint64_t extent;
+	uint64_t offset;
+	uint64_t from;
+	uint64_t bytes;
+};
+
+struct wire_worker_fill_response {
+	uint64_t bytes;
+};
+
+struct wire_worker_read_request {
+	uint64_t extent;
+	uint64_t offset;
+	uint64_t bytes;
+};
+
+struct wire_worker_read_response {
+	uint8_t unused; /* nothing to say */
+};
+
+struct wire_worker_seal_request {
+	uint64_t extent;
+};
+
+struct wire_worker_seal_response {
+	uint8_t unused; /* nothing to say */
+};
+
+struct wire_worker_release_request {
+	uint64_t extent;
+};
+
+struct wire_worker_release_response {
+	uint8_t unused; /* nothing to say */
+};
+
+struct wire_worker_export_request {
+	uint64_t extent;
+};
+
+struct wire_worker_export_response {
+	uint8_t unused; /* nothing to say */
+};
+
+struct wire_worker_import_request {
+	uint64_t bytes;
+};
+
+struct wire_worker_import_response {
+	uint64_t extent;
+};
+
+struct wire_worker_copy_request {
+	uint64_t to;
+	uint64_t from;
+};
+
+struct wire_worker_copy_response {
+	uint8_t unused; /* nothing to say */
+};
+
+struct wire_worker_test_request {
+	struct wire_str what;
+};
+#define WIRE_WORKER_TEST_REQUEST_WHAT_MAX 128
+
+struct wire_worker_test_response {
 	uint8_t unused; /* nothing to say */
 };
 
@@ -918,6 +1255,7 @@ union wire_body {
 	struct wire_policy policy;
 	struct wire_select select;
 	struct wire_place place;
+	struct wire_layout layout;
 	struct wire_holder holder;
 	struct wire_model model;
 	struct wire_outcome outcome;
@@ -927,9 +1265,17 @@ union wire_body {
 	struct wire_setting setting;
 	struct wire_check check;
 	struct wire_parked parked;
+	struct wire_warm_entry warm_entry;
 	struct wire_limits limits;
 	struct wire_error_detail error_detail;
 	struct wire_error error;
+	struct wire_worker_sim worker_sim;
+	struct wire_worker_peer worker_peer;
+	struct wire_worker_info worker_info;
+	struct wire_share share;
+	struct wire_placed_block placed_block;
+	struct wire_sized_block sized_block;
+	struct wire_shard shard;
 	struct wire_wish wish;
 	struct wire_hello_request hello_request;
 	struct wire_hello_response hello_response;
@@ -969,6 +1315,8 @@ union wire_body {
 	struct wire_status_response status_response;
 	struct wire_config_request config_request;
 	struct wire_config_response config_response;
+	struct wire_config_set_request config_set_request;
+	struct wire_config_set_response config_set_response;
 	struct wire_events_history_request events_history_request;
 	struct wire_events_history_response events_history_response;
 	struct wire_subscribe_request subscribe_request;
@@ -999,6 +1347,30 @@ union wire_body {
 	struct wire_reload_response reload_response;
 	struct wire_shutdown_request shutdown_request;
 	struct wire_shutdown_response shutdown_response;
+	struct wire_worker_open_request worker_open_request;
+	struct wire_worker_open_response worker_open_response;
+	struct wire_worker_probe_request worker_probe_request;
+	struct wire_worker_probe_response worker_probe_response;
+	struct wire_worker_info_request worker_info_request;
+	struct wire_worker_info_response worker_info_response;
+	struct wire_worker_alloc_request worker_alloc_request;
+	struct wire_worker_alloc_response worker_alloc_response;
+	struct wire_worker_fill_request worker_fill_request;
+	struct wire_worker_fill_response worker_fill_response;
+	struct wire_worker_read_request worker_read_request;
+	struct wire_worker_read_response worker_read_response;
+	struct wire_worker_seal_request worker_seal_request;
+	struct wire_worker_seal_response worker_seal_response;
+	struct wire_worker_release_request worker_release_request;
+	struct wire_worker_release_response worker_release_response;
+	struct wire_worker_export_request worker_export_request;
+	struct wire_worker_export_response worker_export_response;
+	struct wire_worker_import_request worker_import_request;
+	struct wire_worker_import_response worker_import_response;
+	struct wire_worker_copy_request worker_copy_request;
+	struct wire_worker_copy_response worker_copy_response;
+	struct wire_worker_test_request worker_test_request;
+	struct wire_worker_test_response worker_test_response;
 	struct wire_load_progress_event load_progress_event;
 	struct wire_load_done_event load_done_event;
 	struct wire_model_state_event model_state_event;
@@ -1015,6 +1387,7 @@ union wire_body {
 extern const struct wire_type wire_type_policy;
 extern const struct wire_type wire_type_select;
 extern const struct wire_type wire_type_place;
+extern const struct wire_type wire_type_layout;
 extern const struct wire_type wire_type_holder;
 extern const struct wire_type wire_type_model;
 extern const struct wire_type wire_type_outcome;
@@ -1024,9 +1397,17 @@ extern const struct wire_type wire_type_record;
 extern const struct wire_type wire_type_setting;
 extern const struct wire_type wire_type_check;
 extern const struct wire_type wire_type_parked;
+extern const struct wire_type wire_type_warm_entry;
 extern const struct wire_type wire_type_limits;
 extern const struct wire_type wire_type_error_detail;
 extern const struct wire_type wire_type_error;
+extern const struct wire_type wire_type_worker_sim;
+extern const struct wire_type wire_type_worker_peer;
+extern const struct wire_type wire_type_worker_info;
+extern const struct wire_type wire_type_share;
+extern const struct wire_type wire_type_placed_block;
+extern const struct wire_type wire_type_sized_block;
+extern const struct wire_type wire_type_shard;
 extern const struct wire_type wire_type_wish;
 extern const struct wire_type wire_type_hello_request;
 extern const struct wire_type wire_type_hello_response;
@@ -1066,6 +1447,8 @@ extern const struct wire_type wire_type_status_request;
 extern const struct wire_type wire_type_status_response;
 extern const struct wire_type wire_type_config_request;
 extern const struct wire_type wire_type_config_response;
+extern const struct wire_type wire_type_config_set_request;
+extern const struct wire_type wire_type_config_set_response;
 extern const struct wire_type wire_type_events_history_request;
 extern const struct wire_type wire_type_events_history_response;
 extern const struct wire_type wire_type_subscribe_request;
@@ -1096,6 +1479,30 @@ extern const struct wire_type wire_type_reload_request;
 extern const struct wire_type wire_type_reload_response;
 extern const struct wire_type wire_type_shutdown_request;
 extern const struct wire_type wire_type_shutdown_response;
+extern const struct wire_type wire_type_worker_open_request;
+extern const struct wire_type wire_type_worker_open_response;
+extern const struct wire_type wire_type_worker_probe_request;
+extern const struct wire_type wire_type_worker_probe_response;
+extern const struct wire_type wire_type_worker_info_request;
+extern const struct wire_type wire_type_worker_info_response;
+extern const struct wire_type wire_type_worker_alloc_request;
+extern const struct wire_type wire_type_worker_alloc_response;
+extern const struct wire_type wire_type_worker_fill_request;
+extern const struct wire_type wire_type_worker_fill_response;
+extern const struct wire_type wire_type_worker_read_request;
+extern const struct wire_type wire_type_worker_read_response;
+extern const struct wire_type wire_type_worker_seal_request;
+extern const struct wire_type wire_type_worker_seal_response;
+extern const struct wire_type wire_type_worker_release_request;
+extern const struct wire_type wire_type_worker_release_response;
+extern const struct wire_type wire_type_worker_export_request;
+extern const struct wire_type wire_type_worker_export_response;
+extern const struct wire_type wire_type_worker_import_request;
+extern const struct wire_type wire_type_worker_import_response;
+extern const struct wire_type wire_type_worker_copy_request;
+extern const struct wire_type wire_type_worker_copy_response;
+extern const struct wire_type wire_type_worker_test_request;
+extern const struct wire_type wire_type_worker_test_response;
 extern const struct wire_type wire_type_load_progress_event;
 extern const struct wire_type wire_type_load_done_event;
 extern const struct wire_type wire_type_model_state_event;

@@ -49,7 +49,7 @@ static void measure(const char *name, size_t size, int code)
 
 static struct wire_buffer whole_packet(void)
 {
-	return (struct wire_buffer){packet, sizeof packet, 0};
+	return (struct wire_buffer){.bytes = packet, .capacity = sizeof packet};
 }
 
 /* As many keys as open maps may hold, none known, as long as fit, equal but for their ends. */

@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #include "daemon/device/device.h"
+#include "daemon/load/image_set.h"
 #include "daemon/load/loader.h"
 
 #ifndef MADV_POPULATE_WRITE
@@ -225,8 +226,10 @@ static void fill(const struct bench *bench, int fd, enum way way, struct sample 
 	struct loader *loader = loader_new(&options, bench->device, box, NULL);
 	struct load_result *header;
 	struct load_result *filled;
-	struct fill_request request = {.model_id = (const uint8_t *)"0123456789abcdef",
-				       .name = "cold_read"};
+	struct image_set_request set = {.model_id = (const uint8_t *)"0123456789abcdef",
+					.has_sums = true,
+					.name = "cold_read"};
+	struct fill_request request = {0};
 	struct file *file = NULL;
 	double begun;
 	double cpu;
@@ -235,10 +238,13 @@ static void fill(const struct bench *bench, int fd, enum way way, struct sample 
 	REQUIRE(file_new(reopen(fd, O_RDONLY), reopen(fd, O_RDONLY | O_DIRECT), &file, NULL) == 0);
 	begun = now(CLOCK_MONOTONIC);
 	cpu = now(CLOCK_PROCESS_CPUTIME_ID);
-	loader_read_header(loader, 1, file, FORMAT_AUTO);
+	loader_read_header(loader, &(struct header_request){.job = 1, .file = file});
 	header = wait_for(box, LOAD_HEADER);
+	set.map = header->map;
 	request.file = file;
-	request.map = header->map;
+	request.images = image_set_new(&set);
+	REQUIRE(request.images != NULL);
+	request.job = 1;
 	loader_fill(loader, &request);
 	filled = wait_for(box, LOAD_FILLED);
 	*ret = (struct sample){.seconds = now(CLOCK_MONOTONIC) - begun,
@@ -246,6 +252,7 @@ static void fill(const struct bench *bench, int fd, enum way way, struct sample 
 			       .page_bytes = filled->page_bytes,
 			       .huge_bytes = filled->huge_bytes};
 	(void)load_result_free(filled);
+	(void)image_set_free(request.images);
 	(void)load_result_free(header);
 	(void)file_unref(file);
 	REQUIRE(loader_free(loader) == NULL);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What one core_step costs where the tables are full: 4,096 resident models of four uids, each
- * with a wish of all of them, and where loads wait besides. Prints nanoseconds, asserts nothing.
+ * with a wish of all of them, and where loads wait besides; and where one model has thousands of
+ * blocks that are placed, moved, evicted and lost. Prints nanoseconds, asserts nothing.
  */
 #include "base/os/clock.h"
 
@@ -88,6 +89,163 @@ static void measure(struct bench *bench, const char *what, struct core_event eve
 		     (double)(clock_mono_ns() - begun_ns) / (double)N_STEPS);
 }
 
+/* ---- one model of many blocks ---- */
+
+#define N_BLOCK_BYTES 4096ULL
+#define MAX_BLOCKS    10000
+
+struct slowest {
+	uint64_t ns, n_steps, total_ns;
+};
+
+/* The step, and the longest of its kind. */
+static void time_step(struct bench *bench, struct slowest *slowest, struct core_event event)
+{
+	uint64_t begun_ns = clock_mono_ns();
+	uint64_t took_ns;
+
+	event.request = ++bench->request;
+	(void)step(bench, event);
+	took_ns = clock_mono_ns() - begun_ns;
+	slowest->ns = took_ns > slowest->ns ? took_ns : slowest->ns;
+	slowest->total_ns += took_ns;
+	slowest->n_steps++;
+}
+
+static void print_slowest(uint32_t n_blocks, const char *what, struct slowest slowest)
+{
+	(void)printf(
+		"core_step, a model of %6u blocks: %-26s %7.2f ms the longest, %8.0f ns each\n",
+		n_blocks, what, (double)slowest.ns / 1e6,
+		(double)slowest.total_ns / (double)slowest.n_steps);
+}
+
+static const struct core_file_key blocks_key = {.dev = 2, .ino = 1, .size = 100, .mtime_ns = 1};
+
+/* The header of the model's job: its blocks on the device, from one on; those before on device 1. */
+static struct core_event header_of(const struct bench *bench, uint32_t n_blocks, uint32_t from,
+				   uint32_t device)
+{
+	static struct core_need needs[MAX_BLOCKS];
+	struct core_model_view view;
+
+	(void)core_model_get(bench->core, core_model_find(bench->core, &blocks_key), &view);
+	for (uint32_t i = 0; i < n_blocks; i++) {
+		needs[i] = (struct core_need){.device = i < from ? 1 : device,
+					      .index = i,
+					      .bytes = N_BLOCK_BYTES,
+					      .is_block = true,
+					      .is_same = i < from};
+	}
+	return (struct core_event){.type = EV_HEADER_READ,
+				   .header = {.job = view.job,
+					      .key = &blocks_key,
+					      .needs = needs,
+					      .n_needs = n_blocks}};
+}
+
+/* A result for each of the model's copies in this state. */
+static struct slowest finish_all(struct bench *bench, enum segment_state state)
+{
+	uint64_t model = core_model_find(bench->core, &blocks_key);
+	struct slowest slowest = {0};
+	struct core_segment_view view;
+	static uint64_t ids[MAX_BLOCKS];
+	uint32_t n_ids = 0;
+	uint32_t cursor = 0;
+
+	while (core_segment_next(bench->core, model, &cursor, &view)) {
+		if (view.state == state && n_ids < MAX_BLOCKS) {
+			ids[n_ids++] = view.id;
+		}
+	}
+	for (uint32_t i = 0; i < n_ids; i++) {
+		struct core_event event = {.type = EV_FILLED, .filled = {.segment = ids[i]}};
+
+		if (state == SEGMENT_DROPPING) {
+			event = (struct core_event){.type = EV_DROPPED,
+						    .dropped = {.segment = ids[i]}};
+		}
+		time_step(bench, &slowest, event);
+	}
+	return slowest;
+}
+
+static void make_table(struct bench *bench, struct slowest *slowest)
+{
+	struct core_model_view view;
+
+	(void)core_model_get(bench->core, core_model_find(bench->core, &blocks_key), &view);
+	time_step(bench, slowest,
+		  (struct core_event){.type = EV_TABLED, .tabled = {.job = view.job}});
+}
+
+static void measure_blocks(uint32_t n_blocks)
+{
+	static const uint8_t id[16];
+	static const struct core_policy policy;
+	const struct core_config config = {.max_clients = 4,
+					   .max_models = 16,
+					   .max_segments = 65536,
+					   .max_leases = 64,
+					   .max_waiters = 64,
+					   .max_wishes = 64,
+					   .n_devices = 4,
+					   .loads_per_uid = 2};
+	struct bench bench = {0};
+	void *memory = calloc(1, core_size(&config));
+	struct slowest room = {0};
+	struct slowest table = {0};
+	struct slowest moving = {0};
+	struct slowest loss = {0};
+	struct slowest eviction = {0};
+
+	if (memory == NULL) {
+		return;
+	}
+	bench.core = core_init(memory, &config);
+	for (uint32_t i = 0; i < config.n_devices; i++) {
+		(void)step(&bench,
+			   (struct core_event){.type = EV_BUDGET,
+					       .budget = {.device = i, .bytes = 1ULL << 40}});
+	}
+	bench.clients[0] = step(&bench, (struct core_event){.type = EV_CLIENT_OPENED,
+							    .opened = {.uid = 1000}});
+	(void)step(&bench, (struct core_event){.type = EV_LOAD,
+					       .client = bench.clients[0],
+					       .request = ++bench.request,
+					       .load = {.file = ++bench.file,
+							.key = &blocks_key,
+							.fresh_id = id,
+							.policy = &policy,
+							.placement = 2}});
+	time_step(&bench, &room, header_of(&bench, n_blocks, n_blocks, 1));
+	print_slowest(n_blocks, "all are let in", room);
+	print_slowest(n_blocks, "a block is there", finish_all(&bench, SEGMENT_FILLING));
+	make_table(&bench, &table);
+	print_slowest(n_blocks, "it is published", table);
+	(void)step(&bench,
+		   (struct core_event){.type = EV_PLACE,
+				       .client = bench.clients[0],
+				       .request = ++bench.request,
+				       .place = {.model = core_model_find(bench.core, &blocks_key),
+						 .placement = 3}});
+	time_step(&bench, &moving, header_of(&bench, n_blocks, n_blocks / 2, 2));
+	(void)finish_all(&bench, SEGMENT_FILLING);
+	make_table(&bench, &moving);
+	print_slowest(n_blocks, "half of it moves", moving);
+	print_slowest(n_blocks, "a block is closed", finish_all(&bench, SEGMENT_DROPPING));
+	time_step(&bench, &eviction,
+		  (struct core_event){.type = EV_PRESSURE,
+				      .pressure = {.device = 1,
+						   .wanted = n_blocks / 4 * N_BLOCK_BYTES}});
+	print_slowest(n_blocks, "a quarter is evicted", eviction);
+	time_step(&bench, &loss,
+		  (struct core_event){.type = EV_DEVICE_LOST, .device = {.device = 2}});
+	print_slowest(n_blocks, "its device is lost", loss);
+	free(memory);
+}
+
 int main(void)
 {
 	const struct core_config config = {.max_clients = 64,
@@ -139,5 +297,7 @@ int main(void)
 	(void)printf("%-66s %8.0f ns\n", "core_step that chooses 2,048 victims for one load (half)",
 		     (double)(clock_mono_ns() - begun_ns) / 2.0);
 	free(memory);
+	measure_blocks(2000);
+	measure_blocks(MAX_BLOCKS);
 	return 0;
 }

@@ -46,12 +46,13 @@ def drop_cache(path):
 
 
 class Daemon:
-    def __init__(self, folder, ram="8G", before=()):
+    def __init__(self, folder, ram="8G", before=(), backing="image"):
         self.folder = tempfile.mkdtemp(dir=folder)
         socket = f"{self.folder}/s"
         self.process = subprocess.Popen(
             [*before, BUILD / "bin" / "distorchd", "--socket", socket, "--set",
-             f"memory.ram={ram}", "--set", "memory.reserve=0"],
+             f"memory.ram={ram}", "--set", "memory.reserve=0", "--set",
+             f"memory.backing={backing}"],
             stderr=subprocess.DEVNULL)
         while not os.path.exists(socket):
             if self.process.poll() is not None:
@@ -143,6 +144,17 @@ def many(folder):
         os.unlink(path)
 
 
+def warm(folder):
+    path = f"{folder}/warm.safetensors"
+    write_model(path, 500, 4 << 20)  # 2 GiB, as warm as a file that was just written
+    daemon = Daemon(folder, backing="auto")
+    print("a warm file of 2 GiB, backing auto:")
+    print(subprocess.run([BUILD / "bench" / "bench_warm_file", path], capture_output=True,
+                         text=True, check=True).stdout)
+    daemon.stop()
+    os.unlink(path)
+
+
 def percentile(times, p):
     times = sorted(times)
     return times[min(len(times) - 1, int(len(times) * p))]
@@ -231,20 +243,82 @@ def status_during_load(folder):
     return path
 
 
+def install(folder):
+    """From a fresh copy of the source to a model in memory, as scripts/install does it for a user
+    without systemd; what the packages' download takes is not in it."""
+    place = pathlib.Path(folder) / "install"
+    home, run, tools, source = (place / name for name in ("home", "run", "tools", "source"))
+    for one in (home, run, tools, source):
+        one.mkdir(parents=True)
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    subprocess.run(["tar", "cf", place / "source.tar", "-C", ROOT, "-T", "-"], input=names.stdout,
+                   text=True, check=True)
+    subprocess.run(["tar", "xf", place / "source.tar", "-C", source], check=True)
+    (tools / "systemctl").write_text("#!/bin/sh\nexit 1\n")  # the user's own is not for a test
+    (tools / "systemctl").chmod(0o755)
+    environment = {"HOME": str(home), "XDG_RUNTIME_DIR": str(run),
+                   "PATH": f"{tools}:{os.environ['PATH']}"}
+
+    def do(*words):
+        return subprocess.run(list(map(str, words)), env=environment, stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, check=True).stdout
+
+    model = place / "model.safetensors"
+    write_model(model, 16, 4 << 20)
+    begun = time.perf_counter()
+    said = do(source / "scripts" / "install", "-y")
+    do(home / ".local" / "bin" / "distorchctl", "load", model)
+    seconds = time.perf_counter() - begun
+    built = said.split("built in ")[1].split()[0]
+    do(source / "scripts" / "install", "--uninstall", "-y")
+    print(f"install to first load (64 MiB), s: {seconds:.1f} (aim: 60), of that {built} "
+          f"for the compiler")
+
+
+def exposure(folder):
+    """What systemd itself says of the unit, and of its own."""
+    if shutil.which("systemd-analyze") is None:
+        print("exposure of the unit: not measured, systemd-analyze is not installed")
+        return
+    subprocess.run(["cmake", "-D", f"CMAKE_INSTALL_PREFIX={folder}", "-D", "UNITS_BINDIR=bin", "-D",
+                    f"UNITS_WORK={folder}/work", "-D", "UNITS_SYSTEM_DIR=units", "-D",
+                    "UNITS_USER_DIR=", "-D", "UNITS_SYSUSERS_DIR=", "-D", "UNITS_TMPFILES_DIR=",
+                    "-P", ROOT / "systemd" / "install.cmake"], check=True, capture_output=True)
+    peers = [f"/lib/systemd/system/systemd-{name}.service"
+             for name in ("timesyncd", "networkd", "logind", "journald")]
+    found = {}
+    for unit in [f"{folder}/units/distorchd.service", *filter(os.path.exists, peers)]:
+        said = subprocess.run(["systemd-analyze", "security", "--offline=true", "--no-pager", unit],
+                              capture_output=True, text=True, check=True).stdout
+        found[pathlib.Path(unit).stem] = said.rsplit(":", 1)[1].split()[0]
+    print(f"exposure of the unit, by systemd-analyze: {found.pop('distorchd')} (aim: 0.8); peers: "
+          + ", ".join(f"{name} {value}" for name, value in found.items()))
+
+
 def main():
     folder = tempfile.mkdtemp(prefix="distorch-bench-", dir=sys.argv[1] if len(sys.argv) > 1 else None)
     system = os.uname()
     huge = pathlib.Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled").read_text().strip()
     print(f"{system.sysname} {system.release}, {os.cpu_count()} cores, shmem_enabled: {huge}")
     try:
+        install(folder)
+        exposure(folder)
         attach(folder)
         resident(folder)
         many(folder)
+        warm(folder)
         recover(folder)
-        print(subprocess.run([BUILD / "bench" / "bench_core_step"], capture_output=True, text=True,
-                             check=True).stdout)
+        benches = ["bench_core_step", "bench_plan"]
+        if (BUILD / "bench" / "bench_import_cuda").exists():  # built with the headers of CUDA
+            benches.append("bench_import_cuda")
+        for bench in benches:
+            print(subprocess.run([BUILD / "bench" / bench], capture_output=True, text=True,
+                                 check=True).stdout)
         os.unlink(status_during_load(folder))
         print(subprocess.run([BUILD / "bench" / "bench_cold_read", folder], capture_output=True,
+                             text=True, check=True).stdout)
+        print(subprocess.run([BUILD / "bench" / "bench_device_fill",
+                              BUILD / "bin" / "distorchd-worker", folder], capture_output=True,
                              text=True, check=True).stdout)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,8 +8,12 @@
 #include "base/os/sys.h"
 #include "tests/support/baseline.h"
 #include "tests/support/dies.h"
+#ifdef DISTORCH_WITH_CUDA
+#	include "tests/support/fakecuda.h"
+#endif
 #include "tests/support/scratch.h"
 #include "tests/support/unit.h"
+#include "tests/support/worker.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,6 +23,8 @@
 #include <unistd.h>
 
 #include "daemon/device/device.h"
+#include "daemon/device/remote.h"
+#include "daemon/device/sim.h"
 #include "proto/gen/wire_code.h"
 
 #define MIB  (1ULL << 20)
@@ -27,9 +33,107 @@
 static const struct subject {
 	const char *backend;
 	const char *device;
+	bool is_imported; /* what it exports is mapped by its own import only */
 } subjects[] = {
-	{"host", "cpu"},
+	{"host", "cpu", false},   {"sim", "sim:0", false},         {"remote sim", "sim:0", false},
+#ifdef DISTORCH_WITH_CUDA
+	{"cuda", "cuda:0", true}, {"remote cuda", "cuda:0", true},
+#endif
 };
+
+/* ---- a remote device, with a worker of its own for each that is opened ---- */
+
+static const struct sim_config sims[] = {
+	{.memory_bytes = 96 * MIB,
+	 .granularity = 2 * MIB,
+	 .bytes_per_s = 4096 * MIB,
+	 .latency_ns = 10000,
+	 .has_peers = true},
+	{.memory_bytes = 96 * MIB,
+	 .granularity = 2 * MIB,
+	 .bytes_per_s = 4096 * MIB,
+	 .latency_ns = 10000,
+	 .has_peers = true},
+};
+static const struct remote_options remote_options = {.sims = sims,
+						     .n_sims = 2,
+						     .limit_ns = 20000000000ULL};
+static struct {
+	struct device *device;
+	pid_t pid;
+} workers[8];
+
+static int open_with_worker(const char *name, struct device **ret, struct err *err)
+{
+	pid_t pid;
+	int socket = worker_start(name, &pid);
+	int code = remote_device_ops.open(name, ret, err);
+
+	assert_int_equal(code, 0);
+	code = remote_attach(*ret, socket, &remote_options, NULL, NULL, err);
+	if (code < 0) {
+		remote_device_ops.close(*ret);
+		*ret = NULL;
+		assert_int_equal(worker_wait(pid), 0);
+		return code;
+	}
+	for (size_t i = 0;; i++) {
+		assert_true(i < sizeof workers / sizeof workers[0]);
+		if (workers[i].device == NULL) {
+			workers[i].device = *ret;
+			workers[i].pid = pid;
+			return 0;
+		}
+	}
+}
+
+static void close_with_worker(struct device *device)
+{
+	remote_device_ops.close(device);
+	for (size_t i = 0; i < sizeof workers / sizeof workers[0]; i++) {
+		if (workers[i].device == device) {
+			workers[i].device = NULL;
+			assert_int_equal(worker_wait(workers[i].pid), 0);
+		}
+	}
+}
+
+#ifdef DISTORCH_WITH_CUDA
+static uint32_t probe_by_worker(char (*names)[DEVICE_NAME_SIZE], uint32_t max_names)
+{
+	char all[DEVICE_MAX_PEERS + 1][DEVICE_NAME_SIZE];
+	uint32_t n_names = 0;
+	struct err err = {0};
+	pid_t pid;
+	int socket = worker_start("cuda", &pid);
+
+	assert_int_equal(remote_probe(socket, all, DEVICE_MAX_PEERS + 1, &remote_options, &n_names,
+				      &err),
+			 0);
+	assert_int_equal(worker_wait(pid), 0);
+	memcpy(names, all, (n_names < max_names ? n_names : max_names) * sizeof all[0]);
+	return n_names;
+}
+#endif
+
+static void register_backends(void)
+{
+	struct device_ops remote = remote_device_ops;
+
+	sim_configure(sims, 2);
+	device_register(&sim_device_ops);
+	remote.name = "remote sim";
+	remote.open = open_with_worker;
+	remote.close = close_with_worker;
+	remote.probe = sim_device_ops.probe; /* they are the same ones */
+	device_register(&remote);
+#ifdef DISTORCH_WITH_CUDA
+	device_register(&cuda_device_ops);
+	remote.name = "remote cuda";
+	remote.probe = probe_by_worker;
+	device_register(&remote);
+#endif
+}
 
 struct fixture {
 	const struct subject *subject;
@@ -39,30 +143,7 @@ struct fixture {
 };
 
 static struct fixture fixture;
-
-static int setup(void **state)
-{
-	struct err err = {0};
-
-	fixture = (struct fixture){.subject = *state};
-	fixture.file = scratch_open();
-	scratch_fill(fixture.file, 0, SIZE);
-	assert_int_equal(device_open(fixture.subject->backend, fixture.subject->device,
-				     &fixture.device, &err),
-			 0);
-	fixture.before = baseline_take();
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	sys_fault_clear();
-	baseline_check(&fixture.before);
-	assert_null(device_close(fixture.device));
-	(void)close(fixture.file);
-	return 0;
-}
+static int file_of_all; /* made once: a disk that is written to takes its time */
 
 static struct extent *given_extent(uint64_t bytes)
 {
@@ -89,6 +170,34 @@ static void fill(struct extent *extent)
 		source.offset += n_bytes;
 		source.bytes -= n_bytes;
 	}
+}
+
+static int setup(void **state)
+{
+	struct extent *used;
+	struct err err = {0};
+
+	fixture = (struct fixture){.subject = *state};
+	fixture.file = file_of_all;
+	if (device_open(fixture.subject->backend, fixture.subject->device, &fixture.device, &err) <
+	    0) {
+		fail_msg("%s", err.text);
+	}
+	/* What a device keeps once it was used is no leak. */
+	used = given_extent(1);
+	fill(used);
+	assert_int_equal(device_release(used, &err), 0);
+	fixture.before = baseline_take();
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	(void)state;
+	sys_fault_clear();
+	baseline_check(&fixture.before);
+	assert_null(device_close(fixture.device));
+	return 0;
 }
 
 static struct extent *given_sealed(void)
@@ -292,6 +401,51 @@ static void nothing_is_exported_before_seal(void **state)
 	release(extent);
 }
 
+static bool is_known_when_mapped(int fd)
+{
+	const uint8_t *bytes = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, fd, 0);
+	bool is_known = bytes != MAP_FAILED;
+
+	for (uint64_t i = 0; is_known && i < SIZE; i++) {
+		is_known = bytes[i] == scratch_byte(i);
+	}
+	return is_known;
+}
+
+/* In the process that look_by_import begins. */
+static int is_known_when_imported(const char *backend, const char *name, int fd)
+{
+	uint8_t *bytes = malloc(SIZE);
+	struct device *device = NULL;
+	struct extent *extent = NULL;
+	int code = device_open(backend, name, &device, NULL);
+
+	if (code == 0) {
+		code = device_import(device, fd, SIZE, &extent, NULL);
+	}
+	if (code == 0) {
+		code = device_read(extent, 0, bytes, SIZE, NULL);
+	}
+	for (uint64_t i = 0; code == 0 && i < SIZE; i++) {
+		code = bytes[i] == scratch_byte(i) ? 0 : 1;
+	}
+	(void)device_release(extent, NULL);
+	(void)device_close(device);
+	free(bytes);
+	return code == 0 ? 0 : 1;
+}
+
+/* As a new program: a driver does not outlive a fork. */
+static void look_by_import(int fd)
+{
+	char number[16];
+
+	(void)snprintf(number, sizeof number, "%d", dup(fd)); /* it stays open */
+	(void)execl("/proc/self/exe", "test_device", fixture.subject->backend,
+		    fixture.subject->device, number, NULL);
+	_exit(2);
+}
+
 /* Another process sees the same bytes, and they live on when the device has let go. */
 static void an_export_reaches_another_process_and_outlives_the_extent(void **state)
 {
@@ -307,13 +461,10 @@ static void an_export_reaches_another_process_and_outlives_the_extent(void **sta
 	release(extent);
 	child = fork();
 	if (child == 0) {
-		const uint8_t *bytes = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, fd, 0);
-		bool is_known = bytes != MAP_FAILED;
-
-		for (uint64_t i = 0; is_known && i < SIZE; i++) {
-			is_known = bytes[i] == scratch_byte(i);
+		if (fixture.subject->is_imported) {
+			look_by_import(fd);
 		}
-		_exit(is_known ? 0 : 1);
+		_exit(is_known_when_mapped(fd) ? 0 : 1);
 	}
 	assert_int_equal(waitpid(child, &status, 0), child);
 	assert_int_equal(status, 0);
@@ -350,7 +501,8 @@ static void an_import_of_another_size_is_refused(void **state)
 
 	(void)state;
 	assert_int_equal(device_export(extent, &fd, &err), 0);
-	assert_int_equal(device_import(fixture.device, fd, SIZE + 1, &imported, &err),
+	assert_int_equal(device_import(fixture.device, fd, device_charge(fixture.device, SIZE) + 1,
+				       &imported, &err),
 			 -WIRE_BAD_FD);
 	assert_int_equal(device_import(fixture.device, fixture.file, SIZE, &imported, &err),
 			 -WIRE_BAD_FD);
@@ -417,13 +569,14 @@ static void any_call_that_fails_leaves_nothing_behind(void **state)
 			}
 			release(imported);
 			release(extent);
-			baseline_check(&fixture.before);
+			baseline_wait_fds(fixture.before.n_fds);
 			if (sys_fault_n_hits(call) == 0) {
 				break; /* there was no nth call */
 			}
 			assert_true(nth < 19);
 		}
 		sys_fault_clear();
+		baseline_check(&fixture.before); /* memory: a look at all of it takes its time */
 	}
 }
 
@@ -519,6 +672,36 @@ static void nobody_can_change_what_the_host_exported(void **state)
 	release(extent);
 }
 
+static void a_borrowed_extent_is_the_file_itself(void **state)
+{
+	const struct device_source source = {.fd = fixture.file, .bytes = 1};
+	struct extent *extent = NULL;
+	struct device_pages pages;
+	struct stat ours;
+	struct stat theirs;
+	struct err err = {0};
+	uint64_t n_bytes;
+	int fd = -1;
+
+	(void)state;
+	assert_int_equal(device_borrow(fixture.device, fixture.file, SIZE, &extent, &err), 0);
+	assert_extent_known(extent);
+	assert_int_equal(device_fill(extent, 0, &source, &n_bytes, &err), -WIRE_NOT_ALLOWED);
+	assert_int_equal(device_export(extent, &fd, &err), 0);
+	assert_int_equal(fcntl(fd, F_GETFL) & O_ACCMODE, O_RDONLY);
+	assert_int_equal(lseek(fd, lseek(fixture.file, 0, SEEK_CUR) + 1, SEEK_SET) - 1,
+			 lseek(fixture.file, 0, SEEK_CUR)); /* not its sender's description */
+	assert_int_equal(fstat(fd, &ours), 0);
+	assert_int_equal(fstat(fixture.file, &theirs), 0);
+	assert_int_equal(ours.st_ino, theirs.st_ino);
+	device_pages(extent, &pages);
+	assert_int_equal(pages.huge_bytes, 0);
+	(void)device_lock(extent, &err); /* a sanitizer takes mlock away, a limit may */
+	(void)close(fd);
+	release(extent);
+	scratch_fill(fixture.file, 0, 1); /* and nothing was sealed */
+}
+
 /* fault: M06 */
 static void writes_through_a_private_mapping_stay_private(void **state)
 {
@@ -538,30 +721,38 @@ static void writes_through_a_private_mapping_stay_private(void **state)
 	release(extent);
 }
 
-static bool has_huge_pages(void)
+/* An extent of SIZE whose whole 2 MiB pages up to 'bytes' are such, as they are where the kernel has
+ * any: it refuses one now and then, for a moment (EAGAIN), or for good (shmem_enabled=deny, an old
+ * kernel, no memory in one piece). NULL: none can be had. */
+static struct extent *extent_in_huge_pages(uint64_t bytes)
 {
-	struct extent *extent = given_extent(2 * MIB);
-	struct device_pages pages;
+	const struct timespec moment = {.tv_nsec = 20000000};
 
-	device_prepare(extent, 0, 2 * MIB);
-	((uint8_t *)(uintptr_t)device_bytes(extent))[0] = 1;
-	device_pages(extent, &pages);
-	release(extent);
-	return pages.huge_bytes != 0;
+	for (int i = 0; i < 50; i++) {
+		struct extent *extent = given_extent(SIZE);
+		struct device_pages pages;
+
+		device_prepare(extent, 0, bytes);
+		device_pages(extent, &pages);
+		if (pages.huge_bytes == bytes / (2 * MIB) * (2 * MIB)) {
+			return extent;
+		}
+		release(extent);
+		(void)nanosleep(&moment, NULL);
+	}
+	return NULL;
 }
 
 static void prepared_memory_lies_in_huge_pages_and_says_so(void **state)
 {
-	struct extent *extent;
+	struct extent *extent = extent_in_huge_pages(SIZE);
 	struct device_pages pages;
 	struct err err = {0};
 
 	(void)state;
-	if (!has_huge_pages()) {
-		skip(); /* shmem_enabled=deny, or an old kernel */
+	if (extent == NULL) {
+		skip();
 	}
-	extent = given_extent(SIZE);
-	device_prepare(extent, 0, SIZE);
 	fill(extent);
 	assert_int_equal(device_seal(extent, &err), 0);
 	device_pages(extent, &pages);
@@ -606,16 +797,14 @@ static void refused_huge_pages_become_small_ones_with_a_notice(void **state)
 /* fault: M12 */
 static void huge_pages_that_run_out_half_way_leave_the_first_ones(void **state)
 {
-	struct extent *extent;
+	struct extent *extent = extent_in_huge_pages(2 * MIB);
 	struct device_pages pages;
 	struct err err = {0};
 
 	(void)state;
-	if (!has_huge_pages()) {
-		skip(); /* shmem_enabled=deny, or an old kernel */
+	if (extent == NULL) {
+		skip();
 	}
-	extent = given_extent(SIZE);
-	device_prepare(extent, 0, 2 * MIB);
 	assert_true(
 		sys_fault_set("madvise",
 			      (struct sys_fault){.nth = 1, .error = ENOMEM, .is_forever = true}));
@@ -684,11 +873,48 @@ static void a_byte_that_goes_bad_after_seal_is_read_as_such(void **state)
 
 #define CASE(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
-int main(void)
+static int run_host_alone(void)
 {
+	struct CMUnitTest host[] = {
+		CASE(nobody_can_change_what_the_host_exported),
+		CASE(a_borrowed_extent_is_the_file_itself),
+		CASE(writes_through_a_private_mapping_stay_private),
+		CASE(prepared_memory_lies_in_huge_pages_and_says_so),
+		CASE(refused_huge_pages_become_small_ones_with_a_notice),
+		CASE(huge_pages_that_run_out_half_way_leave_the_first_ones),
+		CASE(small_pages_that_were_asked_for_need_no_notice),
+		CASE(an_image_is_mode_0444_and_kept_from_core_dumps),
+		CASE(a_byte_that_goes_bad_after_seal_is_read_as_such),
+	};
+
+	for (size_t j = 0; j < sizeof host / sizeof host[0]; j++) {
+		host[j].initial_state = (void *)(uintptr_t)&subjects[0];
+	}
+	return cmocka_run_group_tests_name("host alone", host, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
+	const char *only = getenv("DISTORCH_TEST_SUBJECT"); /* one backend, by scripts/gpu-check */
 	int n_failed = 0;
 
+	register_backends();
+#ifdef DISTORCH_WITH_CUDA
+	if (argc != 4 && fakecuda_is_wanted()) {
+		fakecuda_prepare("256M,128M");
+		fakecuda_load();
+	}
+#endif
+	if (argc == 4) {
+		/* Without a look for leaks: LeakSanitizer can fail, and the parent has the case. */
+		_exit(is_known_when_imported(argv[1], argv[2], atoi(argv[3])));
+	}
+	file_of_all = scratch_open();
+	scratch_fill(file_of_all, 0, SIZE);
 	for (size_t i = 0; i < sizeof subjects / sizeof subjects[0]; i++) {
+		if (only != NULL && strcmp(only, subjects[i].backend) != 0) {
+			continue;
+		}
 		struct CMUnitTest contract[] = {
 			CASE(what_was_filled_is_read_back),
 			CASE(memory_is_zero_before_it_is_filled),
@@ -715,22 +941,12 @@ int main(void)
 		}
 		n_failed += cmocka_run_group_tests_name(subjects[i].backend, contract, NULL, NULL);
 	}
-	{
-		struct CMUnitTest host[] = {
-			CASE(nobody_can_change_what_the_host_exported),
-			CASE(writes_through_a_private_mapping_stay_private),
-			CASE(prepared_memory_lies_in_huge_pages_and_says_so),
-			CASE(refused_huge_pages_become_small_ones_with_a_notice),
-			CASE(huge_pages_that_run_out_half_way_leave_the_first_ones),
-			CASE(small_pages_that_were_asked_for_need_no_notice),
-			CASE(an_image_is_mode_0444_and_kept_from_core_dumps),
-			CASE(a_byte_that_goes_bad_after_seal_is_read_as_such),
-		};
-
-		for (size_t j = 0; j < sizeof host / sizeof host[0]; j++) {
-			host[j].initial_state = (void *)(uintptr_t)&subjects[0];
-		}
-		n_failed += cmocka_run_group_tests_name("host alone", host, NULL, NULL);
+	if (only == NULL) {
+		n_failed += run_host_alone();
 	}
+	(void)close(file_of_all);
+#ifdef DISTORCH_WITH_CUDA
+	fakecuda_end();
+#endif
 	return n_failed;
 }

@@ -12,8 +12,9 @@
 
 static void fail(const struct driver *driver, const char *what)
 {
-	(void)fprintf(stderr, "core history %s, seed %llu, step %llu: %s\n", driver->label,
-		      (unsigned long long)driver->seed, (unsigned long long)driver->n_steps, what);
+	(void)fprintf(stderr, "core history %s, seed %llu, step %llu, event %u: %s\n",
+		      driver->label, (unsigned long long)driver->seed,
+		      (unsigned long long)driver->n_steps, driver->reference.event.type, what);
 	abort();
 }
 
@@ -95,6 +96,60 @@ static uint64_t recall(struct driver *driver, const uint64_t *ids, uint32_t n_id
 	return ids[byte % (n_ids < DRIVER_KNOWN ? n_ids : DRIVER_KNOWN)];
 }
 
+/* ---- placements ---- */
+
+/* A placement above HOST is a number to base 3 whose digits are the devices of the blocks. */
+static const uint64_t placements[] = {3, 4, 6, 14, 15, 27};
+
+static uint64_t pick_placement(uint32_t byte)
+{
+	return placements[byte % (sizeof placements / sizeof placements[0])];
+}
+
+static uint32_t device_of(uint64_t placement, uint32_t block)
+{
+	uint64_t digits = placement > CORE_PLACEMENT_HOST ? placement - 2 : 0;
+
+	for (uint32_t i = 0; i < block; i++) {
+		digits /= DRIVER_DEVICES;
+	}
+	return (uint32_t)(digits % DRIVER_DEVICES);
+}
+
+static struct driver_layout *find_layout(struct driver_layout *layouts, uint64_t id)
+{
+	for (uint32_t i = 0; i < DRIVER_KNOWN; i++) {
+		if (id != 0 && layouts[i].id == id) {
+			return &layouts[i];
+		}
+	}
+	return NULL;
+}
+
+static void keep_layout(struct driver_layout *layouts, uint32_t *n_layouts, uint64_t id,
+			struct driver_layout layout)
+{
+	struct driver_layout *old = find_layout(layouts, id);
+
+	layout.id = id;
+	*(old != NULL ? old : &layouts[(*n_layouts)++ % DRIVER_KNOWN]) = layout;
+}
+
+static bool is_on_host(const struct driver_layout *layout, uint32_t block)
+{
+	return layout->with_host || device_of(layout->placement, block) == 0;
+}
+
+static bool is_same_image(const struct driver_layout *a, const struct driver_layout *b)
+{
+	bool is_same = true;
+
+	for (uint32_t i = 0; i < DRIVER_BLOCKS; i++) {
+		is_same = is_same && is_on_host(a, i) == is_on_host(b, i);
+	}
+	return is_same;
+}
+
 /* ---- actions ---- */
 
 static void owe(struct driver *driver, const struct core_action *action, uint32_t inode)
@@ -106,6 +161,10 @@ static void owe(struct driver *driver, const struct core_action *action, uint32_
 							      .model = action->model,
 							      .inode = inode,
 							      .seen = driver->keys[inode]};
+	if (action->type == ACT_READ_HEADER) {
+		driver->bag[driver->n_bag - 1].placement = action->fill.placement;
+		driver->bag[driver->n_bag - 1].with_host = action->fill.with_host;
+	}
 }
 
 static void take_reply(struct driver *driver, const struct core_action *action)
@@ -124,10 +183,28 @@ static void take_reply(struct driver *driver, const struct core_action *action)
 			      view.key.mtime_ns >= pending->presented,
 		      "who presents a file gets its content, not an older one");
 	}
-	if (action->code == 0 && action->reply.lease != 0 && pending->kind != EV_CANCEL) {
+	if (action->code == 0 && (pending->kind == EV_LOAD || pending->kind == EV_PLACE) &&
+	    action->reply.source != CORE_SOURCE_BEGUN && pending->placement != CORE_PLACEMENT_ANY) {
+		check(driver, core_model_get(driver->core, action->model, &view), "it is known");
+		check(driver,
+		      view.placement == pending->placement ||
+			      (pending->placement == CORE_PLACEMENT_HOST && view.has_host),
+		      "who asks for a placement gets it");
+	}
+	if (action->code == 0 && action->reply.lease != 0 && pending->kind == EV_RESERVE) {
+		remember(driver->reservations, &driver->n_reservations, action->reply.lease);
+	} else if (action->code == 0 && action->reply.lease != 0 && pending->kind != EV_CANCEL) {
 		remember(driver->leases, &driver->n_leases, action->reply.lease);
 	}
 	*pending = driver->pending[--driver->n_pending];
+}
+
+static void take_publication(struct driver *driver, const struct core_action *action)
+{
+	const struct driver_layout *layout = find_layout(driver->asked, action->job);
+
+	check(driver, layout != NULL, "what is published had a header");
+	keep_layout(driver->published, &driver->n_published, action->model, *layout);
 }
 
 static void take_action(struct driver *driver, const struct core_action *action)
@@ -138,7 +215,11 @@ static void take_action(struct driver *driver, const struct core_action *action)
 	case ACT_READ_HEADER:
 	case ACT_RECHECK:
 	case ACT_FILL:
+	case ACT_MAKE_TABLE:
 		owe(driver, action, inode_of(driver, action->fill.file));
+		break;
+	case ACT_PUBLISH:
+		take_publication(driver, action);
 		break;
 	case ACT_VERIFY:
 	case ACT_DROP:
@@ -175,20 +256,23 @@ static void take_action(struct driver *driver, const struct core_action *action)
 
 static bool is_at_once(enum core_event_type kind)
 {
-	return kind != EV_LOAD && kind != EV_ATTACH && kind != EV_VERIFY;
+	return kind != EV_LOAD && kind != EV_PLACE && kind != EV_ATTACH && kind != EV_VERIFY &&
+	       kind != EV_RESERVE;
 }
 
 static void check_step(struct driver *driver)
 {
 	const char *broken = core_check(driver->core);
+	bool is_recalling = false; /* then others wait for those who are to let go */
 
 	check(driver, broken == NULL, broken);
 	for (uint32_t i = 0; i < driver->n_pending; i++) {
+		is_recalling = is_recalling || driver->pending[i].is_recalling;
 		check(driver, !is_at_once(driver->pending[i].kind),
 		      "what needs nothing from outside is answered in the same step");
 	}
 	check(driver,
-	      driver->n_bag > 0 || driver->n_pending == 0 ||
+	      driver->n_bag > 0 || driver->n_pending == 0 || is_recalling ||
 		      driver->now_ns < driver->quiet_until_ns,
 	      "I12 nobody waits when nothing is under way");
 }
@@ -216,7 +300,8 @@ static uint64_t step(struct driver *driver, struct core_event *event)
 		event->type = update.again ? EV_CONTINUE : event->type;
 	} while (update.again);
 	*event = driver->reference.event;
-	if (event->type == EV_ADOPT || event->type == EV_ADOPT_LEASE) {
+	if (event->type == EV_ADOPT || event->type == EV_ADOPT_LEASE ||
+	    event->type == EV_ADOPT_PLACED) {
 		reference_made(&driver->reference, ret_id);
 	}
 	broken = reference_after(&driver->reference, event);
@@ -294,6 +379,25 @@ static uint32_t expect(struct driver *driver, const struct driver_client *client
 	return driver->last_request;
 }
 
+/* Its copies are blocks, the same ones for each content; else what a header says is by chance. */
+static bool is_of_blocks(uint32_t inode)
+{
+	return inode >= DRIVER_INODES / 2;
+}
+
+static void send_place(struct driver *driver, const struct driver_client *client)
+{
+	uint32_t flags = next(driver);
+	struct core_event event = {.type = EV_PLACE, .client = client->id};
+
+	event.request = expect(driver, client, EV_PLACE);
+	event.place.model = recall(driver, driver->models, driver->n_models);
+	event.place.placement = flags < 50 ? CORE_PLACEMENT_HOST : pick_placement(flags);
+	event.place.no_wait = (flags & 15) == 15;
+	driver->pending[driver->n_pending - 1].placement = event.place.placement;
+	(void)step(driver, &event);
+}
+
 static void send_load(struct driver *driver, const struct driver_client *client)
 {
 	static uint8_t fresh_id[16];
@@ -302,6 +406,7 @@ static void send_load(struct driver *driver, const struct driver_client *client)
 	struct core_policy policy = make_policy(driver);
 	struct core_file_key key = driver->keys[inode];
 	struct core_event event = {.type = EV_LOAD, .client = client->id};
+	uint32_t byte;
 
 	key.is_raw = (flags & 96) == 96;
 	event.request = expect(driver, client, EV_LOAD);
@@ -313,6 +418,15 @@ static void send_load(struct driver *driver, const struct driver_client *client)
 	event.load.no_wait = (flags & 7) == 7;
 	event.load.attach = (flags & 8) != 0;
 	event.load.map = event.load.attach && (flags & 16) != 0;
+	event.load.insists_backing = (flags & 128) != 0;
+	event.load.backing = flags % 5 > 2 ? CORE_BACKING_AUTO : (enum core_backing)(flags % 5);
+	if (is_of_blocks(inode)) {
+		byte = next(driver);
+		event.load.placement = byte < 110   ? CORE_PLACEMENT_ANY
+				       : byte < 140 ? CORE_PLACEMENT_HOST
+						    : pick_placement(byte);
+		driver->pending[driver->n_pending - 1].placement = event.load.placement;
+	}
 	(void)step(driver, &event);
 	remember(driver->models, &driver->n_models, core_model_find(driver->core, &key));
 }
@@ -371,6 +485,7 @@ static void send_unload(struct driver *driver, const struct driver_client *clien
 		event.unload.by_name = (flags & 2) != 0;
 	}
 	event.unload.not_kept = (flags & 4) != 0;
+	event.unload.recall_ns = flags & 1;
 	event.unload.mine = (flags & 8) != 0;
 	if (!event.unload.by_name) {
 		event.unload.has_device = (flags & 0x30) == 0x30;
@@ -397,6 +512,27 @@ static void send_model(struct driver *driver, const struct driver_client *client
 	(void)step(driver, &event);
 }
 
+static void send_reserve(struct driver *driver, const struct driver_client *client)
+{
+	uint32_t flags = next(driver);
+	struct core_event event = {.type = EV_RESERVE, .client = client->id};
+
+	if ((flags & 3) == 0) {
+		event.type = EV_RELEASE;
+		event.request = expect(driver, client, EV_RELEASE);
+		event.release.reservation =
+			recall(driver, driver->reservations, driver->n_reservations);
+	} else {
+		event.request = expect(driver, client, EV_RESERVE);
+		event.reserve.device = flags % driver->config.n_devices;
+		event.reserve.bytes = next(driver) / 2;
+		event.reserve.ttl_ns = (flags & 4) != 0 ? 40ULL * flags : 0;
+		event.reserve.recall_ns = (flags & 24) == 24 ? flags : 0;
+		driver->pending[driver->n_pending - 1].is_recalling = event.reserve.recall_ns > 0;
+	}
+	(void)step(driver, &event);
+}
+
 static void send_cancel(struct driver *driver, const struct driver_client *client)
 {
 	struct core_event event = {.type = EV_CANCEL, .client = client->id};
@@ -414,16 +550,20 @@ static void request(struct driver *driver, uint32_t place)
 	if (client->id == 0) {
 		open_client(driver, place);
 	} else if (client->is_connected && driver->n_pending < DRIVER_PENDING - 1) {
-		if (what < 110) {
+		if (what < 85) {
 			send_load(driver, client);
+		} else if (what < 110) {
+			send_place(driver, client);
 		} else if (what < 150) {
 			send_attach(driver, client);
 		} else if (what < 190) {
 			send_lease(driver, client, what);
 		} else if (what < 206) {
 			send_unload(driver, client);
-		} else if (what < 220) {
+		} else if (what < 214) {
 			send_model(driver, client, EV_SET);
+		} else if (what < 220) {
+			send_reserve(driver, client);
 		} else if (what < 230) {
 			send_model(driver, client, EV_VERIFY);
 		} else if (what < 240) {
@@ -443,9 +583,61 @@ static uint64_t rounded(uint32_t bytes)
 	return (bytes / 4U + 1U) * 4U;
 }
 
+/* Some copies on some devices, none like another. */
+static uint32_t make_needs(struct driver *driver, uint32_t luck, struct core_need *needs)
+{
+	for (uint32_t i = 0; i < 3; i++) {
+		needs[i] = (struct core_need){.device = (i + luck) % driver->config.n_devices,
+					      .index = i,
+					      .bytes = rounded(next(driver) % 48)};
+	}
+	return 1 + (luck >> 1) % 3;
+}
+
+static uint64_t block_bytes(uint32_t inode, const struct core_file_key *key, uint32_t block)
+{
+	return rounded((inode * 11 + block * 17 + (uint32_t)key->mtime_ns * 5) % 20);
+}
+
+/* An image of what lies on the host, and the other blocks. */
+static uint32_t lay_out(struct driver *driver, const struct driver_result *result,
+			const struct core_file_key *key, struct core_need *needs)
+{
+	const struct driver_layout *was = find_layout(driver->published, result->model);
+	struct driver_layout is = {.placement = result->placement,
+				   .with_host = result->with_host,
+				   .is_known = true,
+				   .key = *key};
+	bool is_same = was != NULL && was->is_known && was->key.size == key->size &&
+		       was->key.mtime_ns == key->mtime_ns;
+	struct core_need image = {.is_same = is_same && is_same_image(was, &is)};
+	uint32_t n_needs = 0;
+
+	for (uint32_t i = 0; i < DRIVER_BLOCKS; i++) {
+		uint32_t device = device_of(is.placement, i);
+		uint64_t bytes = block_bytes(result->inode, key, i);
+
+		image.bytes += is_on_host(&is, i) ? bytes : 0;
+		if (device != 0) {
+			needs[n_needs++] =
+				(struct core_need){.device = device,
+						   .index = i,
+						   .bytes = bytes,
+						   .is_block = true,
+						   .is_same = is_same && device_of(was->placement,
+										   i) == device};
+		}
+	}
+	if (image.bytes > 0) {
+		needs[n_needs++] = image;
+	}
+	keep_layout(driver->asked, &driver->n_asked, result->job, is);
+	return n_needs;
+}
+
 static void give_header(struct driver *driver, const struct driver_result *result, uint32_t luck)
 {
-	struct core_need needs[3];
+	struct core_need needs[DRIVER_BLOCKS + 1];
 	uint64_t available[CORE_MAX_DEVICES] = {0};
 	struct core_file_key key = (luck & 1) != 0 ? result->seen : driver->keys[result->inode];
 	struct core_event event = {.type = EV_HEADER_READ, .header = {.job = result->job}};
@@ -453,10 +645,13 @@ static void give_header(struct driver *driver, const struct driver_result *resul
 	event.header.code = luck >= 248 ? WIRE_BAD_FILE : 0;
 	event.header.key = &key;
 	event.header.needs = needs;
-	event.header.n_needs = 1 + (luck >> 1) % 3;
-	for (uint32_t i = 0; i < 3; i++) {
-		needs[i].device = (i + luck) % driver->config.n_devices;
-		needs[i].bytes = rounded(next(driver) % 48);
+	event.header.is_cached = luck % 3 != 0;
+	if (is_of_blocks(result->inode) || result->placement > CORE_PLACEMENT_HOST) {
+		event.header.n_needs = lay_out(driver, result, &key, needs);
+	} else {
+		event.header.n_needs = make_needs(driver, luck, needs);
+		keep_layout(driver->asked, &driver->n_asked, result->job,
+			    (struct driver_layout){.key = key});
 	}
 	for (uint32_t i = 0; i < CORE_MAX_DEVICES; i++) {
 		available[i] = (luck & 0x30) == 0x30 ? next(driver) : UINT64_MAX;
@@ -474,6 +669,7 @@ static void give_filled(struct driver *driver, const struct driver_result *resul
 	event.filled.duration_ns = luck;
 	event.filled.code = luck >= 250   ? WIRE_IO
 			    : luck >= 246 ? WIRE_CANCELLED
+			    : luck >= 241 ? WIRE_NO_MEMORY
 			    : job != NULL && job->key.mtime_ns != now.mtime_ns
 				    ? WIRE_CHANGED_WHILE_READING
 				    : 0;
@@ -494,6 +690,11 @@ static void give(struct driver *driver, uint32_t luck)
 	case ACT_FILL:
 		give_filled(driver, &result, luck);
 		return;
+	case ACT_MAKE_TABLE:
+		event.type = EV_TABLED;
+		event.tabled.job = result.job;
+		event.tabled.code = luck >= 240 ? WIRE_IO : 0;
+		break;
 	case ACT_RECHECK:
 		event.type = EV_RECHECKED;
 		event.rechecked.job = result.job;
@@ -536,6 +737,21 @@ static void change_file(struct driver *driver)
 	}
 }
 
+/* Somebody looked: the file behind one of the copies is another by now. */
+static void notice_change(struct driver *driver, uint32_t byte)
+{
+	struct core_event event = {.type = EV_CHANGED};
+	struct core_segment_view view;
+	uint32_t cursor = 0;
+
+	for (uint32_t i = 0; i <= byte % 8 && core_segment_next(driver->core, 0, &cursor, &view);
+	     i++) {
+		event.changed.segment = view.id;
+	}
+	event.changed.was_written = (byte & 8) != 0;
+	(void)step(driver, &event);
+}
+
 static void pass_time(struct driver *driver, uint32_t byte)
 {
 	struct core_event event = {.type = EV_TICK};
@@ -551,11 +767,39 @@ static void pass_time(struct driver *driver, uint32_t byte)
 	}
 }
 
+static void find_devices(struct driver *driver, uint32_t luck)
+{
+	struct core_event event = {.type = EV_DEVICES_FOUND};
+	struct core_model_view view;
+	bool is_due = false;
+
+	event.devices_found.model = recall(driver, driver->models, driver->n_models);
+	event.devices_found.placement = luck < 150 ? CORE_PLACEMENT_HOST : pick_placement(luck);
+	event.devices_found.devices = luck % 3 == 0 ? 0x3 : luck % 11 == 0 ? 0 : 0x7;
+	if (core_model_get(driver->core, event.devices_found.model, &view)) {
+		is_due = view.is_torn && view.job == 0 && luck >= 150 && view.file != 0 &&
+			 event.devices_found.devices != 0 && !driver->reference.is_shut;
+	}
+	for (uint32_t device = 0; device < driver->config.n_devices; device++) {
+		is_due = is_due && ((event.devices_found.devices >> device & 1) == 0 ||
+				    !driver->reference.is_lost[device]);
+	}
+	(void)step(driver, &event);
+	if (is_due && core_model_get(driver->core, event.devices_found.model, &view)) {
+		driver->n_returns += view.job != 0 ? 1 : 0;
+		check(driver,
+		      view.job != 0 ? view.job_placement == event.devices_found.placement
+				    : view.is_torn,
+		      "what was torn comes back as it lay, or waits");
+	}
+}
+
 static void happen(struct driver *driver)
 {
 	uint32_t what = next(driver);
 	struct core_event event = {.type = EV_N_VALUES};
 	struct driver_result *result;
+	uint32_t luck;
 
 	if (what < 110) {
 		request(driver, what % DRIVER_CLIENTS);
@@ -569,7 +813,9 @@ static void happen(struct driver *driver)
 		pass_time(driver, next(driver));
 	} else if (what < 245) {
 		set_budget(driver, what % driver->config.n_devices, next(driver));
-	} else if (what < 247) {
+	} else if (what < 246) {
+		notice_change(driver, next(driver));
+	} else if (what < 248) {
 		event.type = EV_PRESSURE;
 		event.pressure.device = what % driver->config.n_devices;
 		event.pressure.wanted = next(driver);
@@ -580,10 +826,23 @@ static void happen(struct driver *driver)
 		event.progress.job = result->job;
 		event.progress.bytes = FAILED_BYTES;
 		(void)step(driver, &event);
-	} else if (what == 254 && next(driver) < 20) {
-		event.type = EV_DEVICE_LOST;
-		event.device.device = 1 + pick(driver, driver->config.n_devices - 1);
+	} else if (what == 253) {
+		event.type = EV_DRAIN;
+		event.drain.is_on = next(driver) < 80;
+		event.drain.device = next(driver) % 4;
+		event.drain.device = event.drain.device < driver->config.n_devices
+					     ? event.drain.device
+					     : CORE_ALL_DEVICES;
 		(void)step(driver, &event);
+	} else if (what == 254) {
+		luck = next(driver);
+		event.type = luck < 40 ? EV_DEVICE_LOST : EV_DEVICE_BACK;
+		event.device.device = 1 + pick(driver, driver->config.n_devices - 1);
+		if (luck < 140) {
+			(void)step(driver, &event);
+		} else {
+			find_devices(driver, luck);
+		}
 	} else if (what == 255 && next(driver) == 255) {
 		event.type = EV_SHUTDOWN;
 		(void)step(driver, &event);
@@ -676,10 +935,14 @@ static void begin(struct driver *driver)
 		.max_leases = is_small ? 5 : 40,
 		.max_leases_per_uid = is_small ? 4 : pick(driver, 12),
 		.max_waiters = is_small ? 4 : 40,
+		.max_reservations = is_small ? 1 : 6,
 		.max_wishes = is_small ? 7 : 40,
 		.n_devices = DRIVER_DEVICES,
 		.loads_per_uid = 1 + pick(driver, 3),
 		.idle_evict_ns = is_small ? 900 : 0,
+		.linger_ns = pick(driver, 4) * 700,
+		.share_milli_pct = pick(driver, 4) * 30000,
+		.share_bytes = 20 + pick(driver, 60),
 	};
 	driver->memory = calloc(1, core_size(&driver->config));
 	check(driver, driver->memory != NULL, "there is memory for a core");
@@ -733,6 +996,7 @@ static void adopt_copy(struct driver *driver, uint32_t byte)
 	event.adopt.bytes = rounded(byte);
 	event.adopt.owner_uid = 1000 + (byte & 1);
 	event.adopt.index = (byte >> 5) & 1;
+	event.adopt.backing = (byte & 4) != 0 ? CORE_BACKING_FILE : CORE_BACKING_IMAGE;
 	id = step(driver, &event);
 	if (id == 0 || !core_segment_get(driver->core, id, &segment)) {
 		return;
@@ -750,16 +1014,43 @@ static void adopt_copy(struct driver *driver, uint32_t byte)
 	}
 }
 
+static void adopt_placed(struct driver *driver, uint32_t byte)
+{
+	static const uint8_t uuid[16] = {2};
+	uint32_t inode = byte % DRIVER_INODES;
+	struct core_file_key key = driver->keys[inode];
+	struct core_event event = {.type = EV_ADOPT_PLACED};
+	uint64_t id;
+
+	key.mtime_ns -= byte % 5 == 0 ? 1 : 0; /* of another content than the images */
+	driver->keys[inode].mtime_ns += byte % 5 == 1 ? 1 : 0;
+	event.adopt_placed.key = &key;
+	event.adopt_placed.uuid = uuid;
+	event.adopt_placed.file = open_file(driver, inode);
+	event.adopt_placed.generation = (byte >> 3) % 5;
+	event.adopt_placed.placement = byte % 13 == 0 ? CORE_PLACEMENT_HOST : pick_placement(byte);
+	event.adopt_placed.owner_uid = 1000 + (byte & 1);
+	event.adopt_placed.placed_uid = 1000 + (byte >> 1 & 1);
+	id = step(driver, &event);
+	if (id != 0) {
+		remember(driver->models, &driver->n_models, id);
+	}
+}
+
 static void adopt(struct driver *driver)
 {
 	struct core_event event = {.type = EV_ADOPTED, .adopted = {.quiet_ns = 40}};
 	uint32_t n_copies = pick(driver, 4);
+	uint32_t n_placed = pick(driver, 4 - n_copies); /* of no more models than a uid may have */
 
-	if (n_copies == 0) {
+	if (n_copies + n_placed == 0) {
 		return;
 	}
 	for (uint32_t i = 0; i < n_copies; i++) {
 		adopt_copy(driver, next(driver));
+	}
+	for (uint32_t i = 0; i < n_placed; i++) {
+		adopt_placed(driver, next(driver));
 	}
 	driver->quiet_until_ns = driver->now_ns + event.adopted.quiet_ns;
 	(void)step(driver, &event);

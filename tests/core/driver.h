@@ -20,6 +20,7 @@
 #define DRIVER_CLIENTS 6 /* places for connections; each is opened again after its end */
 #define DRIVER_INODES  7
 #define DRIVER_DEVICES 3
+#define DRIVER_BLOCKS  3
 #define DRIVER_PENDING 64
 #define DRIVER_BAG     96
 #define DRIVER_FILES   8192
@@ -37,6 +38,16 @@ struct driver_result {
 	uint64_t job, segment, model;
 	uint32_t inode;
 	struct core_file_key seen; /* the file when the work was begun */
+	uint64_t placement;        /* headers: that is asked for */
+	bool with_host;
+};
+
+/* How the copies of a job's generation, or of a model's published one, lie. */
+struct driver_layout {
+	uint64_t id; /* of the job or model; 0: free */
+	uint64_t placement;
+	struct core_file_key key;
+	bool with_host, is_known;
 };
 
 struct driver_pending {
@@ -45,6 +56,8 @@ struct driver_pending {
 	enum core_event_type kind;
 	uint32_t inode;    /* index, of a load and an attach by file */
 	int64_t presented; /* mtime, which counts the contents */
+	uint64_t placement;
+	bool is_recalling; /* a reserve that asks others to let go */
 };
 
 struct driver {
@@ -62,18 +75,22 @@ struct driver {
 	struct core_file_key keys[DRIVER_INODES];
 	struct driver_pending pending[DRIVER_PENDING];
 	uint32_t n_pending;
+	struct driver_layout asked[DRIVER_KNOWN], published[DRIVER_KNOWN]; /* of jobs; models */
+	uint32_t n_asked, n_published;
 	struct driver_result bag[DRIVER_BAG];
 	uint32_t n_bag;
 	uint8_t files[DRIVER_FILES]; /* inode index + 1 while open */
 	uint32_t n_files;
-	uint64_t leases[DRIVER_KNOWN], models[DRIVER_KNOWN]; /* ids seen, stale ones too */
-	uint32_t n_leases, n_models;
+	/* Ids seen, stale ones too. */
+	uint64_t leases[DRIVER_KNOWN], models[DRIVER_KNOWN], reservations[DRIVER_KNOWN];
+	uint32_t n_leases, n_models, n_reservations;
 	uint32_t last_request;
 	uint64_t quiet_until_ns;      /* until then loads may wait with nothing under way */
 	uint64_t counts[EV_N_VALUES]; /* events sent, so that a test can see what was reached */
 	uint64_t replies[32];         /* by code */
 	uint64_t limits[CORE_LIMIT_N_VALUES];
-	uint64_t n_left; /* models that gave their place to another */
+	uint64_t n_left;    /* models that gave their place to another */
+	uint64_t n_returns; /* models that were to come back and began to */
 	uint64_t notes[CORE_NOTE_N_VALUES];
 	bool is_shut;
 };

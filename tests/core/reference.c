@@ -16,6 +16,10 @@ void reference_init(struct reference *reference, const struct core *core,
 	memset(reference, 0, sizeof *reference);
 	reference->core = core;
 	reference->config = *config;
+	EACH(reference->drained_after, after)
+	{
+		*after = UINT64_MAX;
+	}
 }
 
 /* ---- looking things up ---- */
@@ -132,20 +136,53 @@ static bool has_job(const struct reference *r, uint64_t model)
 	return false;
 }
 
-static uint32_t count_leases(const struct reference *r, uint64_t model, uint64_t generation,
-			     bool live, bool mapped)
+static uint32_t count_leases(const struct reference *r, uint64_t model, bool live)
 {
 	uint32_t n_leases = 0;
 
 	EACH(r->leases, lease)
 	{
-		if (lease->id != 0 && lease->model == model &&
-		    (generation == 0 || lease->generation == generation) &&
-		    (!live || !lease->is_ghost) && (!mapped || lease->is_mapped)) {
+		if (lease->id != 0 && lease->model == model && (!live || !lease->is_ghost)) {
 			n_leases++;
 		}
 	}
 	return n_leases;
+}
+
+/* Is it of this generation? */
+static bool is_of(const struct reference_copy *copy, uint64_t generation)
+{
+	return copy->generation <= generation && generation <= copy->last;
+}
+
+static uint32_t count_leases_of(const struct reference *r, const struct reference_copy *copy,
+				bool live, bool mapped)
+{
+	uint32_t n_leases = 0;
+
+	EACH(r->leases, lease)
+	{
+		if (lease->id != 0 && lease->model == copy->model &&
+		    is_of(copy, lease->generation) && (!live || !lease->is_ghost) &&
+		    (!mapped || lease->is_mapped)) {
+			n_leases++;
+		}
+	}
+	return n_leases;
+}
+
+/* It is of the published generation of its model. */
+static bool is_current(const struct reference_copy *copy, const struct reference_model *model)
+{
+	return copy->segment != 0 && copy->model == model->id && copy->last == UINT64_MAX &&
+	       copy->generation <= model->generation;
+}
+
+/* Serves, and could be of the next generation too. */
+static bool is_good(const struct reference_copy *copy, const struct reference_model *model)
+{
+	return is_current(copy, model) && copy->state == SEGMENT_READY && !copy->is_bad &&
+	       !copy->is_stale;
 }
 
 static uint32_t count_wishes(const struct reference *r)
@@ -178,11 +215,7 @@ static bool is_resident(const struct reference *r, const struct reference_model 
 
 	EACH(r->copies, copy)
 	{
-		if (copy->segment != 0 && copy->model == model->id &&
-		    copy->generation == model->generation && copy->state == SEGMENT_READY &&
-		    !copy->is_bad) {
-			n_good++;
-		}
+		n_good += is_good(copy, model) ? 1 : 0;
 	}
 	return model->generation != 0 && n_good == model->n_copies && n_good > 0;
 }
@@ -209,6 +242,18 @@ static uint32_t n_copies_of(const struct reference *r, uint64_t model)
 	return n_copies;
 }
 
+static uint64_t reserved(const struct reference *r, uint32_t device)
+{
+	uint64_t bytes = 0;
+
+	EACH(r->rooms, room)
+	{
+		bytes += room->client != 0 && room->id != 0 && room->device == device ? room->bytes
+										      : 0;
+	}
+	return bytes;
+}
+
 static uint64_t charged(const struct reference *r, uint32_t device)
 {
 	uint64_t bytes = 0;
@@ -217,7 +262,137 @@ static uint64_t charged(const struct reference *r, uint32_t device)
 	{
 		bytes += copy->segment != 0 && copy->device == device ? copy->bytes : 0;
 	}
+	return bytes + reserved(r, device);
+}
+
+/* ---- shares ---- */
+
+static uint64_t share_of(const struct reference *r, uint32_t device)
+{
+	if (r->config.share_milli_pct > 0) {
+		return r->budget[device] * r->config.share_milli_pct / 100000;
+	}
+	return r->config.share_bytes > 0 ? r->config.share_bytes : UINT64_MAX;
+}
+
+static uint32_t owner_of(struct reference *r, uint64_t model)
+{
+	return find_model(r, model) == NULL ? UINT32_MAX : find_model(r, model)->owner;
+}
+
+/* Charged for models of this uid, and not about to come back. */
+static uint64_t taken(struct reference *r, uint32_t uid, uint32_t device)
+{
+	uint64_t bytes = 0;
+
+	EACH(r->copies, copy)
+	{
+		bytes += copy->segment != 0 && copy->device == device &&
+					 copy->state != SEGMENT_DROPPING &&
+					 owner_of(r, copy->model) == uid
+				 ? copy->bytes
+				 : 0;
+	}
 	return bytes;
+}
+
+static bool is_unchanged(const struct core_file_key *a, const struct core_file_key *b)
+{
+	return a->size == b->size && a->mtime_ns == b->mtime_ns && a->ctime_ns == b->ctime_ns;
+}
+
+/* The copy that the job need not make; NULL: there is none. */
+static struct reference_copy *find_same(struct reference *r, const struct reference_job *job,
+					const struct core_need *need)
+{
+	const struct reference_model *model = find_model(r, job->model);
+
+	EACH(r->copies, copy)
+	{
+		if (need->is_same && !job->is_doubtful && !job->is_of_file && model != NULL &&
+		    is_unchanged(&job->key, &model->key) && is_good(copy, model) &&
+		    copy->backing == CORE_BACKING_IMAGE && copy->device == need->device &&
+		    copy->index == need->index && copy->is_block == need->is_block) {
+			return copy;
+		}
+	}
+	return NULL;
+}
+
+static uint64_t need_on(struct reference *r, const struct reference_job *job, uint32_t device)
+{
+	uint64_t bytes = 0;
+
+	for (uint32_t i = 0; i < job->n_needs && !job->is_free; i++) {
+		bytes += job->needs[i].device == device && find_same(r, job, &job->needs[i]) == NULL
+				 ? job->needs[i].bytes
+				 : 0;
+	}
+	return bytes;
+}
+
+static bool exceeds_share(struct reference *r, const struct reference_job *job)
+{
+	for (uint32_t device = 0; device < r->config.n_devices; device++) {
+		uint64_t need = need_on(r, job, device);
+
+		if (need > 0 &&
+		    taken(r, owner_of(r, job->model), device) + need > share_of(r, device)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Whose turn it may be to let others go first, at this moment of the step. */
+static void look_at_shares(struct reference *r, bool is_begin)
+{
+	for (uint32_t i = 0; i < r->n_jobs; i++) {
+		struct reference_job *job = &r->jobs[i];
+		bool is_over = job->is_waiting && exceeds_share(r, job);
+
+		job->was_over = (job->was_over && !is_begin) || is_over;
+		job->is_over = is_begin ? is_over : job->is_over;
+		for (uint32_t k = 0; k < i && job->is_waiting; k++) {
+			job->was_over |= r->jobs[k].was_over && r->jobs[k].is_waiting &&
+					 owner_of(r, r->jobs[k].model) == owner_of(r, job->model);
+		}
+		job->is_within = is_begin ? job->is_waiting && !job->was_over : job->is_within;
+	}
+}
+
+/* Something of a uid above its share that could go: before anything of one that is not. */
+static bool is_somebody_above(struct reference *r, uint32_t uid, uint32_t device, uint64_t spare)
+{
+	EACH(r->copies, copy)
+	{
+		const struct reference_model *model = find_model(r, copy->model);
+
+		if (copy->segment != 0 && copy->device == device && copy->bytes > 0 &&
+		    copy->state == SEGMENT_READY && copy->generation <= model->generation &&
+		    copy->model != spare && model->owner != uid &&
+		    !is_wished(r, copy->model, true) && !has_job(r, copy->model) &&
+		    count_leases(r, copy->model, true) == 0 &&
+		    (copy->backing != CORE_BACKING_IMAGE ||
+		     count_leases_of(r, copy, false, true) == 0) &&
+		    taken(r, model->owner, device) > share_of(r, device)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Is an older content of it still there? That goes before all. */
+static bool has_old(struct reference *r, uint64_t model)
+{
+	EACH(r->copies, copy)
+	{
+		if (copy->segment != 0 && copy->model == model &&
+		    !is_current(copy, find_model(r, model))) {
+			return true;
+		}
+	}
+	return false;
 }
 
 static bool may(struct reference *r, uint64_t client_id, uint64_t model)
@@ -319,6 +494,20 @@ static int expect_reassert(struct reference *r, const struct core_event *event)
 	return expect_room_for_lease(r, find_client(r, event->client)->uid);
 }
 
+/* Its blocks lie for this uid, or all of it is in images. */
+static bool is_for(const struct reference_model *model, uint32_t uid)
+{
+	return model->placement <= CORE_PLACEMENT_HOST || model->has_host || uid == 0 ||
+	       uid == model->placed_uid;
+}
+
+/* Its blocks lie for another. */
+static bool is_foreign(const struct reference_model *model, const struct reference_client *client)
+{
+	return model->placement > CORE_PLACEMENT_HOST && !client->is_admin &&
+	       client->uid != model->placed_uid;
+}
+
 static int expect_attach(struct reference *r, const struct core_event *event)
 {
 	bool by_file = event->attach.file != 0;
@@ -332,13 +521,17 @@ static int expect_attach(struct reference *r, const struct core_event *event)
 	if (model == NULL || (!by_file && !may(r, event->client, id))) {
 		return by_file ? WIRE_NOT_RESIDENT : WIRE_NOT_FOUND;
 	}
-	if (!is_resident(r, model)) {
+	if (!is_resident(r, model) || !is_for(model, uid)) {
 		return WIRE_NOT_RESIDENT;
 	}
 	if (by_file && !grant(r, id, uid, NULL)) {
 		return WIRE_TOO_MANY;
 	}
 	if (by_file && !is_same_content(&r->key, &model->key)) {
+		return WIRE_STALE;
+	}
+	if (by_file && r->key.ctime_ns != model->key.ctime_ns &&
+	    (model->backing != CORE_BACKING_IMAGE || model->placement != CORE_PLACEMENT_HOST)) {
 		return WIRE_STALE;
 	}
 	if (by_file && r->key.ctime_ns != model->key.ctime_ns) {
@@ -373,6 +566,65 @@ static int expect_lease(struct reference *r, const struct core_event *event)
 	return 0;
 }
 
+static int expect_reserve(struct reference *r, const struct core_event *event)
+{
+	uint32_t n_rooms = 0;
+
+	if (r->is_shut || event->reserve.bytes == 0) {
+		return r->is_shut ? WIRE_SHUTTING_DOWN : WIRE_BAD_ARGUMENT;
+	}
+	EACH(r->rooms, room)
+	{
+		n_rooms += room->client != 0 ? 1 : 0;
+	}
+	if (n_rooms >= r->config.max_reservations) {
+		return WIRE_TOO_MANY;
+	}
+	EACH(r->rooms, room)
+	{
+		if (room->client == 0) {
+			*room = (struct reference_room){.client = event->client,
+							.request = event->request,
+							.device = event->reserve.device,
+							.bytes = event->reserve.bytes,
+							.ttl_ns = event->reserve.ttl_ns,
+							.end_ns = UINT64_MAX};
+			break;
+		}
+	}
+	return -1;
+}
+
+static int expect_release(struct reference *r, const struct core_event *event)
+{
+	EACH(r->rooms, room)
+	{
+		if (room->client == event->client && room->id != 0 &&
+		    room->id == event->release.reservation) {
+			room->client = 0;
+			return 0;
+		}
+	}
+	return WIRE_NOT_FOUND;
+}
+
+/* It is there, or it is over. */
+static const char *act_reserved(struct reference *r, struct reference_room *room,
+				const struct core_action *action)
+{
+	if (action->code != 0) {
+		room->client = 0;
+		return NULL;
+	}
+	if (r->is_lost[room->device] ||
+	    charged(r, room->device) + room->bytes > r->budget[room->device]) {
+		return "I3 what is reserved fits the budget";
+	}
+	room->id = action->reply.lease;
+	room->end_ns = room->ttl_ns == 0 ? UINT64_MAX : r->now_ns + room->ttl_ns;
+	return NULL;
+}
+
 static void close_client(struct reference *r, const struct core_event *event)
 {
 	struct reference_client *client = find_client(r, event->client);
@@ -382,6 +634,11 @@ static void close_client(struct reference *r, const struct core_event *event)
 	}
 	client->is_process_gone |= event->type == EV_PROCESS_GONE;
 	client->is_connected &= event->type != EV_CLIENT_CLOSED;
+	EACH(r->rooms, room)
+	{
+		room->client = room->client == client->id && !client->is_connected ? 0
+										   : room->client;
+	}
 	EACH(r->leases, lease)
 	{
 		if (lease->id == 0 || lease->client != client->id || client->is_connected) {
@@ -418,6 +675,15 @@ static void withdraw(struct reference *r, const struct core_event *event)
 	}
 }
 
+/* Is the file itself to serve, as its header came? */
+static bool is_file(const struct reference *r, const struct reference_job *job)
+{
+	bool stays = is_wished(r, job->model, true) || is_wished(r, job->model, false);
+
+	return job->may_be_file && job->placement <= CORE_PLACEMENT_HOST &&
+	       (job->wanted == CORE_BACKING_FILE || (job->wanted == CORE_BACKING_AUTO && !stays));
+}
+
 static void take_header(struct reference *r, const struct core_event *event)
 {
 	struct reference_job *job = find_job(r, event->header.job);
@@ -427,10 +693,10 @@ static void take_header(struct reference *r, const struct core_event *event)
 	}
 	job->key = *event->header.key;
 	job->n_needs = event->header.n_needs;
-	memset(job->need, 0, sizeof job->need);
-	for (uint32_t i = 0; i < job->n_needs; i++) {
-		job->need[event->header.needs[i].device] += event->header.needs[i].bytes;
-	}
+	memcpy(job->needs, event->header.needs, job->n_needs * sizeof job->needs[0]);
+	job->may_be_file = event->header.is_cached || job->is_move;
+	job->is_of_file = is_file(r, job);
+	job->is_free = job->is_of_file && !is_wished(r, job->model, true);
 	job->is_waiting = true;
 }
 
@@ -445,12 +711,62 @@ static void take_result(struct reference *r, const struct core_event *event)
 	copy = find_copy(r, event->dropped.segment);
 	if (event->type == EV_DROPPED && copy != NULL && copy->state == SEGMENT_DROPPING) {
 		copy->state = SEGMENT_HELD; /* freed below when nobody maps it */
+		copy->segment = copy->backing == CORE_BACKING_IMAGE ? copy->segment : 0;
 	}
 	copy = find_copy(r, event->verified.segment);
 	if (event->type == EV_VERIFIED && copy != NULL) {
-		copy->is_bad |= copy->is_verifying && event->verified.code == 0 &&
-				!event->verified.is_equal;
+		bool is_bad = copy->is_verifying && event->verified.code == 0 &&
+			      !event->verified.is_equal;
+
 		copy->is_verifying = false;
+		EACH(r->copies, other)
+		{
+			other->is_bad |= is_bad &&
+					 (other == copy || (other->model == copy->model &&
+							    other->generation == copy->generation &&
+							    !other->is_block && !copy->is_block));
+		}
+	}
+}
+
+/* Jobs that were seen when it began may go on. */
+static void take_drain(struct reference *r, const struct core_event *event)
+{
+	for (uint32_t device = 0; device < r->config.n_devices; device++) {
+		uint64_t *after = &r->drained_after[device];
+
+		if (event->drain.device == device || event->drain.device == CORE_ALL_DEVICES) {
+			*after = !event->drain.is_on    ? UINT64_MAX
+				 : *after == UINT64_MAX ? r->n_jobs_seen
+							: *after;
+		}
+	}
+}
+
+static bool is_drained(const struct reference *r)
+{
+	for (uint32_t device = 0; device < r->config.n_devices; device++) {
+		if (r->drained_after[device] == UINT64_MAX && !r->is_lost[device]) {
+			return false;
+		}
+	}
+	return true;
+}
+
+/* What serves from the file is of no use once that is another: all of its generation. */
+static void take_change(struct reference *r, const struct core_event *event)
+{
+	const struct reference_copy *changed = find_copy(r, event->changed.segment);
+
+	if (changed == NULL || changed->backing == CORE_BACKING_IMAGE ||
+	    changed->state != SEGMENT_READY ||
+	    find_model(r, changed->model)->generation < changed->generation) {
+		return;
+	}
+	EACH(r->copies, copy)
+	{
+		copy->is_stale |= copy->segment != 0 && copy->model == changed->model &&
+				  is_of(copy, changed->generation) && copy->state == SEGMENT_READY;
 	}
 }
 
@@ -460,13 +776,38 @@ static void take_device(struct reference *r, const struct core_event *event)
 		r->budget[event->budget.device] = event->budget.bytes;
 		return;
 	}
-	r->is_lost[event->device.device] = true;
+	r->is_lost[event->device.device] = event->type == EV_DEVICE_LOST;
 	EACH(r->copies, copy)
 	{
-		if (copy->device == event->device.device) {
+		if (event->type == EV_DEVICE_LOST && copy->segment != 0 &&
+		    copy->state != SEGMENT_FILLING && /* until its fill has ended */
+		    copy->device == event->device.device) {
+			if (copy->state == SEGMENT_READY) {
+				r->lost[r->n_lost++] = copy->segment;
+			}
 			copy->segment = 0;
 		}
 	}
+}
+
+/* Who keeps what is left of a lost copy lets it go, once. */
+static bool take_lost(struct reference *r, uint64_t segment)
+{
+	for (uint32_t i = 0; i < r->n_lost; i++) {
+		if (r->lost[i] == segment) {
+			r->lost[i] = r->lost[--r->n_lost];
+			return true;
+		}
+	}
+	return false;
+}
+
+/* What a lost device or a reservation took comes back: its file stays open for that. */
+static bool is_open(const struct reference *r, uint64_t id)
+{
+	struct core_model_view view;
+
+	return core_model_get(r->core, id, &view) && view.file != 0;
 }
 
 /* Nothing of the model is open any more, and the file is not the one it was. */
@@ -475,11 +816,21 @@ static bool is_replaced(struct reference *r, uint64_t id)
 	const struct reference_model *model = find_model(r, id);
 
 	return model != NULL && !has_copies(r, id) && !has_job(r, id) &&
-	       count_leases(r, id, 0, false, false) == 0 &&
+	       count_leases(r, id, false) == 0 && !is_open(r, id) &&
 	       (!is_same_content(&r->key, &model->key) || r->key.ctime_ns != model->key.ctime_ns);
 }
 
-static void before_load(struct reference *r, const struct core_event *event, uint32_t uid)
+/* A load that has to read a file: of what is neither there nor on its way. */
+static bool needs_bytes(struct reference *r, uint64_t id)
+{
+	const struct reference_model *model = find_model(r, id);
+
+	return model == NULL || (!has_job(r, id) &&
+				 !(is_resident(r, model) && is_same_content(&r->key, &model->key)));
+}
+
+static void before_load(struct reference *r, const struct core_event *event,
+			const struct reference_client *client)
 {
 	uint64_t id;
 
@@ -490,11 +841,39 @@ static void before_load(struct reference *r, const struct core_event *event, uin
 		r->expected = WIRE_BAD_ARGUMENT;
 	} else if (r->is_shut) {
 		r->expected = WIRE_SHUTTING_DOWN;
+	} else if (is_drained(r) && needs_bytes(r, id)) {
+		r->expected = WIRE_BUSY;
 	} else if (is_replaced(r, id)) {
 		r->replaced = id;
-	} else {
-		(void)grant(r, id, uid, &r->policy);
+	} else if (grant(r, id, client->uid, &r->policy) &&
+		   event->load.placement > CORE_PLACEMENT_HOST &&
+		   is_foreign(find_model(r, id), client)) {
+		r->expected = WIRE_NOT_ALLOWED;
 	}
+}
+
+static int expect_place(struct reference *r, const struct core_event *event,
+			const struct reference_client *client)
+{
+	const struct reference_model *model = find_model(r, event->place.model);
+	struct core_model_view view;
+
+	if (r->is_shut) {
+		return WIRE_SHUTTING_DOWN;
+	}
+	if (model == NULL || !may(r, event->client, model->id) ||
+	    !core_model_get(r->core, model->id, &view)) {
+		return WIRE_NOT_FOUND;
+	}
+	if (view.generation == 0) {
+		return WIRE_NOT_RESIDENT;
+	}
+	if (is_foreign(model, client)) {
+		return WIRE_NOT_ALLOWED;
+	}
+	return view.job == 0 && is_resident(r, model) && event->place.placement == model->placement
+		       ? 0
+		       : -1;
 }
 
 static const char *before_request(struct reference *r, const struct core_event *event)
@@ -506,7 +885,7 @@ static const char *before_request(struct reference *r, const struct core_event *
 	}
 	switch ((int)event->type) {
 	case EV_LOAD:
-		before_load(r, event, client->uid);
+		before_load(r, event, client);
 		break;
 	case EV_ATTACH:
 		if (event->attach.file != 0) {
@@ -515,6 +894,15 @@ static const char *before_request(struct reference *r, const struct core_event *
 		}
 		r->expected = event->attach.generation != 0 ? expect_reassert(r, event)
 							    : expect_attach(r, event);
+		break;
+	case EV_PLACE:
+		r->expected = expect_place(r, event, client);
+		break;
+	case EV_RESERVE:
+		r->expected = expect_reserve(r, event);
+		break;
+	case EV_RELEASE:
+		r->expected = expect_release(r, event);
 		break;
 	case EV_SET:
 		r->expected = !may(r, event->client, event->set.model) ||
@@ -545,7 +933,7 @@ static void release_held(struct reference *r)
 	EACH(r->copies, copy)
 	{
 		if (copy->segment != 0 && copy->state == SEGMENT_HELD &&
-		    count_leases(r, copy->model, copy->generation, false, true) == 0) {
+		    count_leases_of(r, copy, false, true) == 0) {
 			copy->segment = 0;
 		}
 	}
@@ -570,8 +958,18 @@ static void take_wish(struct reference *r, const struct core_event *event)
 					.priority = event->adopt_wish.priority};
 }
 
+/* It is of no later generation than those there are. */
+static void end_copy(struct reference_copy *copy, const struct reference_model *model)
+{
+	if (copy->last == UINT64_MAX) {
+		copy->last = copy->generation > model->generation ? copy->generation
+								  : model->generation;
+	}
+}
+
 static void made_copy(struct reference *r, uint64_t segment)
 {
+	bool is_image = r->event.adopt.backing == CORE_BACKING_IMAGE;
 	struct core_segment_view view;
 	struct reference_model *model;
 
@@ -581,12 +979,19 @@ static void made_copy(struct reference *r, uint64_t segment)
 	{
 		if (model == NULL && place->id == 0) {
 			model = place;
-			*model = (struct reference_model){.id = view.model};
+			*model = (struct reference_model){.id = view.model,
+							  .owner = r->event.adopt.owner_uid};
 		}
 	}
 	if (r->event.adopt.generation > model->generation) {
 		model->generation = model->last_generation = r->event.adopt.generation;
 		model->n_copies = 0;
+		model->placement = CORE_PLACEMENT_HOST;
+		EACH(r->copies, copy)
+		{
+			copy->last = copy->model == model->id ? copy->generation : copy->last;
+		}
+		model->backing = is_image ? CORE_BACKING_IMAGE : CORE_BACKING_FILE;
 		model->key = r->key;
 		model->content = r->key.mtime_ns;
 	}
@@ -598,7 +1003,16 @@ static void made_copy(struct reference *r, uint64_t segment)
 			*copy = (struct reference_copy){.segment = segment,
 							.model = model->id,
 							.generation = r->event.adopt.generation,
-							.bytes = r->event.adopt.bytes,
+							.last = r->event.adopt.generation ==
+										model->generation
+									? UINT64_MAX
+									: r->event.adopt.generation,
+							.index = r->event.adopt.index,
+							.size = r->event.adopt.bytes,
+							.bytes = is_image ? r->event.adopt.bytes
+									  : 0,
+							.backing = is_image ? CORE_BACKING_IMAGE
+									    : CORE_BACKING_FILE,
 							.device = r->event.adopt.device,
 							.state = SEGMENT_READY};
 			return;
@@ -606,10 +1020,43 @@ static void made_copy(struct reference *r, uint64_t segment)
 	}
 }
 
+/* Known, and nothing of it is there; what is of another content is of no later generation. */
+static void made_placed(struct reference *r, uint64_t id)
+{
+	struct reference_model *model = find_model(r, id);
+
+	EACH(r->models, place)
+	{
+		if (model == NULL && place->id == 0) {
+			model = place;
+			*model = (struct reference_model){.id = id,
+							  .owner = r->event.adopt_placed.owner_uid,
+							  .key = r->key};
+		}
+	}
+	if (!is_same_content(&r->key, &model->key) || r->key.ctime_ns != model->key.ctime_ns) {
+		EACH(r->copies, copy)
+		{
+			if (copy->segment != 0 && copy->model == id) {
+				end_copy(copy, model);
+			}
+		}
+		model->generation = 0;
+		model->placement = CORE_PLACEMENT_ANY;
+	}
+	model->last_generation = r->event.adopt_placed.generation;
+	model->key = r->key;
+	model->content = r->key.mtime_ns;
+	(void)grant(r, id, r->event.adopt_placed.owner_uid, NULL);
+}
+
 void reference_made(struct reference *r, uint64_t id)
 {
 	if (id == 0) {
 		return;
+	}
+	if (r->event.type == EV_ADOPT_PLACED) {
+		made_placed(r, id);
 	}
 	if (r->event.type == EV_ADOPT) {
 		made_copy(r, id);
@@ -633,6 +1080,11 @@ static const char *take_event(struct reference *r, const struct core_event *even
 	r->event = *event;
 	r->expected = -1;
 	r->evicted_for = r->refused = r->replaced = 0;
+	r->n_begun = r->n_lost = 0;
+	EACH(r->models, model)
+	{
+		model->is_published = false;
+	}
 	r->now_ns = event->now_ns > r->now_ns ? event->now_ns : r->now_ns;
 	switch ((int)event->type) {
 	case EV_CLIENT_CLOSED:
@@ -647,15 +1099,25 @@ static const char *take_event(struct reference *r, const struct core_event *even
 	case EV_VERIFIED:
 		take_result(r, event);
 		break;
+	case EV_CHANGED:
+		take_change(r, event);
+		break;
 	case EV_BUDGET:
 	case EV_DEVICE_LOST:
+	case EV_DEVICE_BACK:
 		take_device(r, event);
+		break;
+	case EV_DRAIN:
+		take_drain(r, event);
 		break;
 	case EV_SHUTDOWN:
 		r->is_shut = true;
 		break;
 	case EV_ADOPT:
 		r->key = *event->adopt.key;
+		break;
+	case EV_ADOPT_PLACED:
+		r->key = *event->adopt_placed.key;
 		break;
 	case EV_ADOPT_WISH:
 		take_wish(r, event);
@@ -673,16 +1135,37 @@ const char *reference_before(struct reference *r, const struct core_event *event
 {
 	const char *broken = take_event(r, event);
 
+	EACH(r->rooms, room)
+	{
+		room->client = room->end_ns <= r->now_ns ? 0 : room->client;
+	}
 	release_held(r);
+	look_at_shares(r, true);
 	return broken;
 }
 
 /* ---- what the core does about it ---- */
 
+static const struct core_need *find_need(const struct reference_job *job,
+					 const struct core_action *fill)
+{
+	for (uint32_t i = 0; i < job->n_needs; i++) {
+		const struct core_need *need = &job->needs[i];
+
+		if (need->device == fill->device && need->index == fill->fill.index &&
+		    need->is_block == fill->fill.is_block && need->bytes == fill->fill.bytes) {
+			return need;
+		}
+	}
+	return NULL;
+}
+
 static const char *act_fill(struct reference *r, const struct core_action *action)
 {
 	struct reference_model *model = find_model(r, action->model);
 	struct reference_job *job = find_job(r, action->job);
+	const struct core_need *need;
+	uint64_t bytes;
 
 	if (model == NULL || job == NULL) {
 		return "a fill belongs to a model and a job that is known";
@@ -690,16 +1173,38 @@ static const char *act_fill(struct reference *r, const struct core_action *actio
 	if (r->is_lost[action->device]) {
 		return "I11 nothing is filled on a lost device";
 	}
-	if (charged(r, action->device) + action->fill.bytes > r->budget[action->device]) {
+	if (job->number > r->drained_after[action->device]) {
+		return "a device that is drained takes no new load";
+	}
+	need = find_need(job, action);
+	if (need == NULL) {
+		return "what is filled is what the header said";
+	}
+	if (find_same(r, job, need) != NULL) {
+		return "what stays where it lies is not made again";
+	}
+	bytes = action->fill.backing == CORE_BACKING_FILE ? 0 : action->fill.bytes;
+	if (action->fill.backing == CORE_BACKING_AUTO ||
+	    (job->wanted == CORE_BACKING_IMAGE && action->fill.backing != CORE_BACKING_IMAGE) ||
+	    (job->placement > CORE_PLACEMENT_HOST && action->fill.backing != CORE_BACKING_IMAGE) ||
+	    (job->wanted == CORE_BACKING_FILE && job->may_be_file &&
+	     job->placement <= CORE_PLACEMENT_HOST && action->fill.backing == CORE_BACKING_IMAGE)) {
+		return "a copy lies in what was asked for";
+	}
+	if (bytes > 0 && charged(r, action->device) + bytes > r->budget[action->device]) {
 		return "I3 what is admitted fits the budget";
 	}
 	if (action->fill.generation < model->last_generation ||
 	    (job->is_waiting && action->fill.generation == model->last_generation)) {
 		return "I6 generations only grow";
 	}
+	look_at_shares(r, false);
+	if (!job->is_admitted) {
+		job->is_over = job->is_over && exceeds_share(r, job);
+	}
 	job->is_waiting = false;
 	job->is_admitted = true;
-	model->last_generation = action->fill.generation;
+	job->generation = model->last_generation = action->fill.generation;
 	EACH(r->copies, copy)
 	{
 		if (copy->segment == 0) {
@@ -707,7 +1212,12 @@ static const char *act_fill(struct reference *r, const struct core_action *actio
 							.model = action->model,
 							.job = action->job,
 							.generation = action->fill.generation,
-							.bytes = action->fill.bytes,
+							.last = UINT64_MAX,
+							.index = action->fill.index,
+							.is_block = action->fill.is_block,
+							.bytes = bytes,
+							.size = action->fill.bytes,
+							.backing = action->fill.backing,
 							.device = action->device,
 							.state = SEGMENT_FILLING};
 			return NULL;
@@ -741,6 +1251,9 @@ static const char *act_drop(struct reference *r, const struct core_action *actio
 	struct reference_copy *copy = find_copy(r, action->segment);
 	const struct reference_model *model;
 
+	if (copy == NULL && take_lost(r, action->segment)) {
+		return NULL;
+	}
 	if (copy == NULL || (copy->state != SEGMENT_FILLING && copy->state != SEGMENT_READY)) {
 		return "only a copy that is there is dropped";
 	}
@@ -749,15 +1262,77 @@ static const char *act_drop(struct reference *r, const struct core_action *actio
 	    (r->event.type != EV_FILLED || r->event.filled.segment != copy->segment)) {
 		return "what is being filled is dropped when its fill has ended";
 	}
-	if (count_leases(r, copy->model, copy->generation, true, false) > 0) {
+	if (count_leases_of(r, copy, true, false) > 0) {
 		return "I2 nothing leased is dropped";
 	}
-	if (copy->state == SEGMENT_READY && copy->generation == model->generation &&
-	    !copy->is_bad && is_wished(r, copy->model, true)) {
+	if (is_good(copy, model) && is_wished(r, copy->model, true)) {
 		return "I2 nothing pinned is dropped";
 	}
+	end_copy(copy, model);
 	copy->state = SEGMENT_DROPPING;
 	copy->is_verifying = false;
+	return NULL;
+}
+
+/* What the job has for it: made by it, or of the generation before; NULL: nothing. */
+static struct reference_copy *find_made(struct reference *r, const struct reference_job *job,
+					const struct core_need *need, uint64_t generation)
+{
+	EACH(r->copies, copy)
+	{
+		if (copy->segment != 0 && copy->model == job->model &&
+		    copy->generation == generation && copy->device == need->device &&
+		    copy->index == need->index && copy->is_block == need->is_block &&
+		    (copy->state == SEGMENT_FILLING || copy->state == SEGMENT_READY)) {
+			return copy;
+		}
+	}
+	return find_same(r, job, need);
+}
+
+/* Its copies go on; those that it has not are of no later one. */
+static const char *take_copies(struct reference *r, struct reference_model *model,
+			       const struct reference_job *job, uint64_t generation,
+			       enum core_backing *ret_backing)
+{
+	struct reference_copy *kept[REFERENCE_NEEDS] = {NULL};
+
+	for (uint32_t i = 0; i < job->n_needs; i++) {
+		kept[i] = find_made(r, job, &job->needs[i], generation);
+		if (kept[i] == NULL || kept[i]->state != SEGMENT_READY || kept[i]->is_bad) {
+			return "I7 a generation is published when all its copies are ready";
+		}
+		*ret_backing = kept[i]->backing;
+	}
+	EACH(r->copies, copy)
+	{
+		bool is_kept = copy->model != model->id;
+
+		for (uint32_t i = 0; i < job->n_needs; i++) {
+			is_kept = is_kept || copy == kept[i];
+		}
+		if (!is_kept) {
+			end_copy(copy, model);
+		}
+	}
+	return NULL;
+}
+
+/* Where it lies, and for whom: blocks that lie for one are not taken from him. */
+static const char *take_placement(struct reference *r, struct reference_model *model,
+				  const struct reference_job *job)
+{
+	struct core_model_view view = {0};
+	bool was_placed = model->placement > CORE_PLACEMENT_HOST;
+
+	(void)core_model_get(r->core, model->id, &view);
+	if (was_placed && job->placement > CORE_PLACEMENT_HOST &&
+	    view.placed_uid != model->placed_uid) {
+		return "I10 blocks that are moved lie for whom they lay";
+	}
+	model->placement = job->placement;
+	model->placed_uid = view.placed_uid;
+	model->has_host = job->with_host;
 	return NULL;
 }
 
@@ -765,27 +1340,24 @@ static const char *act_publish(struct reference *r, const struct core_action *ac
 {
 	struct reference_model *model = find_model(r, action->model);
 	const struct reference_job *job = find_job(r, action->job);
-	uint32_t n_ready = 0;
+	enum core_backing backing = CORE_BACKING_AUTO;
+	const char *broken;
 
 	if (model == NULL || job == NULL || action->fill.generation <= model->generation) {
 		return "I6 a later generation of a known model is published";
 	}
-	EACH(r->copies, copy)
-	{
-		n_ready += copy->segment != 0 && copy->model == model->id &&
-					   copy->generation == action->fill.generation &&
-					   copy->state == SEGMENT_READY
-				   ? 1
-				   : 0;
-	}
-	if (n_ready != job->n_needs) {
-		return "I7 a generation is published when all its copies are ready";
+	broken = take_copies(r, model, job, action->fill.generation, &backing);
+	broken = broken != NULL ? broken : take_placement(r, model, job);
+	if (broken != NULL) {
+		return broken;
 	}
 	if (job->key.mtime_ns < model->content) {
 		return "I6 an older content follows a newer one";
 	}
 	model->generation = action->fill.generation;
-	model->n_copies = n_ready;
+	model->n_copies = job->n_needs;
+	model->is_published = true;
+	model->backing = backing;
 	model->key = job->key;
 	model->content = job->key.mtime_ns;
 	return NULL;
@@ -818,7 +1390,8 @@ static const char *act_lease(struct reference *r, const struct core_action *acti
 	    action->reply.generation != model->generation) {
 		return "I5 a lease is given on the published generation of a resident model";
 	}
-	if (!may(r, action->client, action->model)) {
+	if (!may(r, action->client, action->model) ||
+	    (!is_again && !is_for(model, find_client(r, action->client)->uid))) {
 		return "I10 a lease is given to a uid that has the right";
 	}
 	EACH(r->leases, lease)
@@ -845,6 +1418,9 @@ static const char *act_shortage(const struct reference *r, const struct core_act
 	const struct core_shortage *shortage = &action->shortage;
 	uint64_t held = 0;
 
+	if (shortage->need == 0 && r->event.type == EV_FILLED) {
+		return NULL; /* it was let in: the device had less than its account */
+	}
 	EACH(r->copies, copy)
 	{
 		held += copy->segment != 0 && copy->device == action->device &&
@@ -887,7 +1463,7 @@ static const char *act_too_many(struct reference *r, const struct core_action *a
 		if (model->id != 0 && is_resident(r, model) && !has_job(r, model->id) &&
 		    !is_wished(r, model->id, true) &&
 		    n_copies_of(r, model->id) == model->n_copies &&
-		    count_leases(r, model->id, 0, false, false) == 0) {
+		    count_leases(r, model->id, false) == 0) {
 			return "an idle model gives its place to another";
 		}
 	}
@@ -900,6 +1476,13 @@ static const char *act_reply(struct reference *r, const struct core_action *acti
 
 	if (is_now && r->expected >= 0 && action->code != r->expected) {
 		return "the answer is the expected one";
+	}
+	EACH(r->rooms, room)
+	{
+		if (room->client != 0 && room->id == 0 && room->client == action->client &&
+		    room->request == action->request) {
+			return act_reserved(r, room, action);
+		}
 	}
 	if (is_now && r->event.type == EV_CANCEL) {
 		return NULL; /* its lease field says only whether there was something */
@@ -932,7 +1515,7 @@ static const char *act_forget(struct reference *r, const struct core_action *act
 
 	if (action->type == ACT_FORGET_MODEL) {
 		if (has_copies(r, action->model) || has_job(r, action->model) ||
-		    count_leases(r, action->model, 0, false, false) > 0) {
+		    count_leases(r, action->model, false) > 0) {
 			return "a model that holds something is not forgotten";
 		}
 		forget_model(r, action->model);
@@ -953,11 +1536,22 @@ static const char *act_forget(struct reference *r, const struct core_action *act
 
 static const char *act_note(struct reference *r, const struct core_action *action)
 {
-	if (action->note.note == CORE_NOTE_EVICTED && action->note.why == CORE_WHY_ROOM) {
+	if (action->note.note == CORE_NOTE_EVICTED &&
+	    (action->note.why == CORE_WHY_ROOM || action->note.why == CORE_WHY_RESERVED)) {
 		r->evicted_for = action->note.for_model;
 		if (r->now_ns < r->quiet_until_ns) {
 			return "after a restart nothing is evicted for another for a while";
 		}
+	}
+	if (action->note.note == CORE_NOTE_EVICTED &&
+	    ((action->note.why == CORE_WHY_ROOM && action->note.for_model != 0) ||
+	     action->note.why == CORE_WHY_BUDGET || action->note.why == CORE_WHY_PRESSURE ||
+	     action->note.why == CORE_WHY_RESERVED) &&
+	    action->note.bytes > 0 && !has_old(r, action->model) &&
+	    taken(r, owner_of(r, action->model), action->device) <= share_of(r, action->device) &&
+	    is_somebody_above(r, owner_of(r, action->model), action->device,
+			      action->note.for_model)) {
+		return "who is above the share gives first";
 	}
 	if (action->note.note == CORE_NOTE_UNLOADED && r->event.type == EV_UNLOAD &&
 	    is_wanted_by_others(r, action->model)) {
@@ -979,13 +1573,37 @@ const char *reference_action(struct reference *r, const struct core_action *acti
 	struct reference_job *job = find_job(r, action->job);
 
 	switch ((int)action->type) {
-	case ACT_READ_HEADER:
+	case ACT_RECHECK:
+		if (job == NULL && r->n_begun < REFERENCE_JOBS) {
+			r->begun[r->n_begun++] =
+				(struct reference_job){.id = action->job, .is_doubtful = true};
+		}
 		if (job != NULL) {
+			job->is_doubtful = true;
+		}
+		return NULL;
+	case ACT_READ_HEADER:
+		if (job == NULL && r->n_begun < REFERENCE_JOBS) {
+			r->begun[r->n_begun++] =
+				(struct reference_job){.id = action->job,
+						       .placement = action->fill.placement,
+						       .with_host = action->fill.with_host,
+						       .wanted = action->fill.backing};
+		}
+		if (job != NULL) {
+			job->wanted = action->fill.backing;
+			job->placement = action->fill.placement;
+			job->with_host = action->fill.with_host;
 			job->is_waiting = false; /* once more from the beginning */
 		}
 		return NULL;
 	case ACT_FILL:
 		return act_fill(r, action);
+	case ACT_MAKE_TABLE:
+		if (job != NULL) {
+			job->is_waiting = false; /* all of it was there, perhaps */
+		}
+		return NULL;
 	case ACT_DROP:
 		return act_drop(r, action);
 	case ACT_PUBLISH:
@@ -998,11 +1616,18 @@ const char *reference_action(struct reference *r, const struct core_action *acti
 	case ACT_FORGET_CLIENT:
 		return act_forget(r, action);
 	case ACT_VERIFY:
-		if (copy == NULL || copy->state != SEGMENT_READY) {
+		if (copy == NULL || copy->state != SEGMENT_READY ||
+		    copy->backing != CORE_BACKING_IMAGE) {
 			return "what is verified is there";
 		}
 		copy->is_verifying = true;
 		return NULL;
+	case ACT_RECALL:
+		lease = find_lease(r, action->recall.lease);
+		return lease != NULL && !lease->is_ghost && lease->client == action->client &&
+				       action->recall.within_ns > 0
+			       ? NULL
+			       : "who holds a living lease is asked to let go";
 	case ACT_LOST:
 		return lease != NULL && !lease->is_ghost && lease->client == action->client
 			       ? NULL
@@ -1028,9 +1653,14 @@ static const char *compare_copies(struct reference *r)
 	while (core_segment_next(r->core, 0, &cursor, &view)) {
 		const struct reference_copy *copy = find_copy(r, view.id);
 
+		if (copy == NULL && view.state == SEGMENT_PLANNED) {
+			continue;
+		}
 		if (copy == NULL || copy->state != view.state || copy->bytes != view.bytes ||
+		    copy->size != view.size || copy->backing != view.backing ||
 		    copy->device != view.device || copy->generation != view.generation ||
-		    copy->model != view.model) {
+		    copy->last != view.last || copy->index != view.index ||
+		    copy->is_block != view.is_block || copy->model != view.model) {
 			return "the copies are the expected ones";
 		}
 		n_seen--;
@@ -1082,9 +1712,9 @@ static const char *compare_clients(struct reference *r)
 			{
 				is_mapped |= lease->id != 0 && lease->client == view.id &&
 					     lease->model == copy->model && lease->is_mapped &&
-					     lease->generation == copy->generation;
+					     is_of(copy, lease->generation);
 			}
-			bytes += is_mapped ? copy->bytes : 0;
+			bytes += is_mapped ? copy->size : 0;
 		}
 		EACH(r->leases, lease)
 		{
@@ -1127,14 +1757,68 @@ static void know_model(struct reference *r, const struct core_model_view *view)
 		EACH(r->models, model)
 		{
 			if (model->id == 0) {
-				*model = (struct reference_model){.id = view->id, .key = view->key};
+				*model = (struct reference_model){.id = view->id,
+								  .key = view->key,
+								  .owner = view->owner_uid};
 				break;
 			}
 		}
 	}
 	if (view->job != 0 && find_job(r, view->job) == NULL && r->n_jobs < REFERENCE_JOBS) {
-		r->jobs[r->n_jobs++] = (struct reference_job){.id = view->job, .model = view->id};
+		const struct reference_model *model = find_model(r, view->id);
+
+		r->jobs[r->n_jobs] = (struct reference_job){.id = view->job,
+							    .model = view->id,
+							    .number = ++r->n_jobs_seen};
+		for (uint32_t i = 0; i < r->n_begun; i++) {
+			if (r->begun[i].id == view->job) {
+				r->jobs[r->n_jobs].wanted = r->begun[i].wanted;
+				r->jobs[r->n_jobs].placement = r->begun[i].placement;
+				r->jobs[r->n_jobs].with_host = r->begun[i].with_host;
+				r->jobs[r->n_jobs].is_doubtful = r->begun[i].is_doubtful;
+			}
+		}
+		/* One that began with the bytes there: to lie elsewhere. */
+		r->jobs[r->n_jobs++].is_move =
+			model != NULL && (is_resident(r, model) || model->is_published) &&
+			r->event.type != EV_ATTACH &&
+			(r->event.type != EV_LOAD || (is_same_content(&r->key, &model->key) &&
+						      r->key.ctime_ns == model->key.ctime_ns));
 	}
+}
+
+/* It changes where another generation is published, and where nothing is left. */
+static const char *compare_placement(struct reference *r, struct reference_model *model,
+				     const struct core_model_view *view)
+{
+	bool has_ready = false;
+	bool has_blocks = false;
+	bool was_overdue;
+
+	EACH(r->copies, copy)
+	{
+		bool is_ready = is_current(copy, model) && copy->state == SEGMENT_READY;
+
+		has_ready |= is_ready;
+		has_blocks |= is_ready && copy->is_block;
+	}
+	if ((view->placement == CORE_PLACEMENT_ANY || view->is_torn) && !has_ready) {
+		model->placement = view->placement; /* of what is to come back */
+		model->placed_uid = view->placed_uid;
+	}
+	if (view->placement != model->placement || view->has_host != model->has_host ||
+	    (view->placement > CORE_PLACEMENT_HOST && view->placed_uid != model->placed_uid)) {
+		return "blocks lie where they were put";
+	}
+	was_overdue = model->is_overdue;
+	model->is_overdue = has_blocks && view->placement > CORE_PLACEMENT_HOST && view->job == 0 &&
+			    !r->is_shut && view->n_leases == 0 && !view->is_pinned &&
+			    r->config.linger_ns > 0 &&
+			    r->now_ns >= view->last_used_ns + r->config.linger_ns;
+	if (was_overdue && model->is_overdue) { /* at once, or with the next tick */
+		return "blocks that nobody uses leave other devices";
+	}
+	return NULL;
 }
 
 static const char *compare_models(struct reference *r)
@@ -1150,7 +1834,11 @@ static const char *compare_models(struct reference *r)
 		if (broken != NULL) {
 			return broken;
 		}
-		if (view.n_leases != count_leases(r, view.id, 0, true, false) ||
+		broken = compare_placement(r, model, &view);
+		if (broken != NULL) {
+			return broken;
+		}
+		if (view.n_leases != count_leases(r, view.id, true) ||
 		    view.is_pinned != is_wished(r, view.id, true) ||
 		    view.is_kept != is_wished(r, view.id, false)) {
 			return "leases, pin and keep of a model are the expected ones";
@@ -1163,6 +1851,9 @@ static const char *compare_models(struct reference *r)
 			return "I6 a published generation stays until the next one";
 		}
 		model->key = view.generation != 0 ? view.key : model->key;
+		if (model->owner != view.owner_uid) {
+			return "a model belongs to who loaded it first";
+		}
 		n_owned[view.owner_uid < 1000 ? 2 : view.owner_uid % 1000 % 3]++;
 	}
 	for (uint32_t i = 0; i < 2; i++) {
@@ -1188,7 +1879,8 @@ static const char *compare_accounts(const struct reference *r)
 		}
 		if (view.resident != sums[SEGMENT_READY] || view.held != sums[SEGMENT_HELD] ||
 		    view.loading != sums[SEGMENT_FILLING] ||
-		    view.dropping != sums[SEGMENT_DROPPING] || view.budget != r->budget[device]) {
+		    view.dropping != sums[SEGMENT_DROPPING] || view.budget != r->budget[device] ||
+		    view.reserved != reserved(r, device)) {
 			return "I4 every byte is in one account";
 		}
 	}
@@ -1207,13 +1899,26 @@ static const char *compare_jobs(struct reference *r)
 
 		for (uint32_t k = 0; !is_over && job->is_waiting && k < r->n_jobs; k++) {
 			const struct reference_job *other = &r->jobs[k];
-			bool is_admitted = k > i && other->is_admitted;
+			bool is_other = owner_of(r, other->model) != owner_of(r, job->model);
+			bool may_pass = is_other && job->was_over;
+			bool goes_first = is_other && job->is_within && !exceeds_share(r, job) &&
+					  other->is_over;
+			bool is_admitted = other->is_admitted &&
+					   ((k > i && !may_pass) || goes_first);
 
 			for (uint32_t d = 0; is_admitted && d < r->config.n_devices; d++) {
-				if (other->need[d] > 0 && job->need[d] > 0 &&
-				    charged(r, d) + job->need[d] > r->budget[d]) {
-					return "I12 a younger load leaves what an older one needs";
+				if (need_on(r, other, d) > 0 && need_on(r, job, d) > 0 &&
+				    charged(r, d) + need_on(r, job, d) > r->budget[d]) {
+					return k > i ? "I12 a younger load leaves what an older one "
+						       "needs"
+						     : "a load above its share leaves what others "
+						       "wait for";
 				}
+			}
+		}
+		for (uint32_t k = 0; !is_over && job->is_admitted && k < job->n_needs; k++) {
+			if (find_made(r, job, &job->needs[k], job->generation) == NULL) {
+				return "I7 a load is let in with all of its copies";
 			}
 		}
 		if (is_over) {
@@ -1256,6 +1961,10 @@ const char *reference_after(struct reference *r, const struct core_event *event)
 	take_request(r, event);
 	while (core_model_next(r->core, &cursor, &view)) {
 		know_model(r, &view);
+	}
+	look_at_shares(r, false);
+	if (r->n_lost > 0) {
+		return "what is left of a lost copy is let go";
 	}
 	broken = compare_copies(r);
 	broken = broken != NULL ? broken : compare_leases(r);

@@ -17,13 +17,17 @@
 #define REFERENCE_WISHES  64
 #define REFERENCE_JOBS    32
 #define REFERENCE_CLIENTS 16
+#define REFERENCE_NEEDS   4
+#define REFERENCE_ROOMS   8
 
 struct reference_copy {
-	uint64_t segment; /* 0: free */
-	uint64_t model, job, generation, bytes;
-	uint32_t device;
+	uint64_t segment;                      /* 0: free */
+	uint64_t model, job, generation, last; /* of these generations; last: UINT64_MAX yet */
+	uint64_t bytes, size;                  /* charged, and there */
+	uint32_t device, index;
+	enum core_backing backing;
 	enum segment_state state;
-	bool is_bad, is_verifying;
+	bool is_block, is_bad, is_verifying, is_stale;
 };
 
 struct reference_lease {
@@ -36,7 +40,14 @@ struct reference_model {
 	uint64_t id; /* 0: free */
 	uint64_t generation, last_generation;
 	uint32_t n_copies; /* of the published generation */
+	enum core_backing backing;
+	uint64_t placement;
+	uint32_t placed_uid;
+	bool has_host;
+	bool is_published; /* in this step */
+	bool is_overdue;   /* its blocks should leave */
 	int64_t content;   /* mtime of the published one, counts contents */
+	uint32_t owner;    /* uid */
 	struct core_file_key key;
 };
 
@@ -52,10 +63,31 @@ struct reference_job {
 	uint64_t id; /* 0: free */
 	uint64_t model;
 	struct core_file_key key;
-	uint64_t need[CORE_MAX_DEVICES];
+	struct core_need needs[REFERENCE_NEEDS];
 	uint32_t n_needs;
+	uint64_t generation; /* that it fills */
+	uint64_t placement;
+	bool with_host;
+	bool is_doubtful; /* it began with looking at the bytes: they are not the same */
+	bool is_of_file;  /* the file itself is to serve */
+	bool is_free;     /* likewise, and nothing is charged */
+	uint64_t number;  /* of all that were seen */
+	enum core_backing wanted;
+	bool was_over;  /* in this step: it, or an older one of its user, would exceed the share */
+	bool is_over;   /* when the step began, and when it was admitted */
+	bool is_within; /* when the step began */
+	bool is_move;   /* of what is resident */
+	bool may_be_file;
 	bool is_waiting;  /* for room */
 	bool is_admitted; /* in this step */
+};
+
+/* Room that is reserved, or asked for. */
+struct reference_room {
+	uint64_t client; /* 0: free */
+	uint64_t id;     /* 0: it waits */
+	uint64_t bytes, ttl_ns, end_ns;
+	uint32_t device, request;
 };
 
 struct reference_client {
@@ -70,13 +102,20 @@ struct reference {
 	uint64_t now_ns;
 	uint64_t budget[CORE_MAX_DEVICES];
 	bool is_lost[CORE_MAX_DEVICES];
+	uint64_t drained_after[CORE_MAX_DEVICES]; /* jobs seen when it began; UINT64_MAX: not */
+	uint64_t n_jobs_seen;
 	struct reference_copy copies[REFERENCE_COPIES];
+	uint64_t lost[REFERENCE_COPIES]; /* READY ones, in this step */
+	uint32_t n_lost;
 	struct reference_lease leases[REFERENCE_LEASES];
 	struct reference_model models[REFERENCE_MODELS];
 	struct reference_wish wishes[REFERENCE_WISHES];
 	struct reference_job jobs[REFERENCE_JOBS]; /* in the order of their arrival */
 	uint32_t n_jobs;
+	struct reference_job begun[REFERENCE_JOBS]; /* in this step, not yet in jobs */
+	uint32_t n_begun;
 	struct reference_client clients[REFERENCE_CLIENTS];
+	struct reference_room rooms[REFERENCE_ROOMS];
 	struct core_event event;   /* of this step */
 	struct core_policy policy; /* its policy, and its other borrowed parts */
 	struct core_file_key key;

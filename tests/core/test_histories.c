@@ -16,7 +16,7 @@
 
 struct totals {
 	uint64_t events[EV_N_VALUES], replies[WIRE_N_CODES], notes[CORE_NOTE_N_VALUES], steps;
-	uint64_t limits[CORE_LIMIT_N_VALUES], n_left;
+	uint64_t limits[CORE_LIMIT_N_VALUES], n_left, n_returns;
 };
 
 static uint64_t next_random(uint64_t *state)
@@ -51,6 +51,7 @@ static void run_seed(uint64_t seed, struct totals *totals)
 		totals->limits[i] += driver->limits[i];
 	}
 	totals->n_left += driver->n_left;
+	totals->n_returns += driver->n_returns;
 	for (int i = 0; i < CORE_NOTE_N_VALUES; i++) {
 		totals->notes[i] += driver->notes[i];
 	}
@@ -64,14 +65,16 @@ static void assert_everything_was_met(const struct totals *totals)
 	static const int codes[] = {WIRE_OK,          WIRE_NOT_FOUND, WIRE_NOT_RESIDENT,
 				    WIRE_NO_MEMORY,   WIRE_TOO_MANY,  WIRE_STALE,
 				    WIRE_DEVICE_LOST, WIRE_IO,        WIRE_CHANGED_WHILE_READING,
-				    WIRE_CANCELLED,   WIRE_BAD_FILE,  WIRE_SHUTTING_DOWN};
+				    WIRE_CANCELLED,   WIRE_BAD_FILE,  WIRE_SHUTTING_DOWN,
+				    WIRE_BUSY};
 
 	static const enum core_limit limits[] = {CORE_LIMIT_MODELS,      CORE_LIMIT_USER_MODELS,
 						 CORE_LIMIT_USER_QUEUED, CORE_LIMIT_SEGMENTS,
 						 CORE_LIMIT_LEASES,      CORE_LIMIT_WAITERS,
-						 CORE_LIMIT_WISHES,      CORE_LIMIT_USER_LEASES};
+						 CORE_LIMIT_WISHES,      CORE_LIMIT_USER_LEASES,
+						 CORE_LIMIT_RESERVATIONS};
 
-	assert_true(totals->n_left > 0);
+	assert_true(totals->n_left > 0 && totals->n_returns > 0);
 	for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
 		assert_true(totals->limits[limits[i]] > 0);
 	}

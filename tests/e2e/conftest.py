@@ -40,9 +40,14 @@ sys.path.insert(0, str(ROOT / "client" / "python"))
 os.environ.setdefault("DISTORCH_LIBRARY", str(BUILD / "lib" / "libdistorch.so.1"))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # one of several at once: "…/popen-gw1" makes long paths
+        base = pathlib.Path(config.option.basetemp)
+        config.option.basetemp = str(base.with_name(config.workerinput["workerid"][2:]))
     config.addinivalue_line("markers", "fault(*ids): cases of the fault list that the test covers")
     config.addinivalue_line("markers", "daemon(*settings): section.key=value for the daemon")
+    config.addinivalue_line("markers", "packages: makes packages and a Debian to install them in")
     config.addinivalue_line("markers", "seconds(n): longest time the test may take")
 
 
@@ -243,7 +248,11 @@ def need_hooks():
 
 
 def _die_with_parent():
+    """In a child: it does not outlive the test, and ignores no signal, as one of a job in the
+    background would."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Daemon:
@@ -259,6 +268,7 @@ class Daemon:
         self.settings = list(settings)
         self.arguments = list(arguments)
         self.environment = dict(environment or {})
+        self.has_faults = "DISTORCHD_FAULT" in self.environment
         self.process = None
         self.baseline_fds = None
 
@@ -272,6 +282,12 @@ class Daemon:
     def command(self):
         command = [str(BUILD / "bin" / "distorchd"), "--socket", str(self.socket),
                    "--state-dir", str(self.state)]
+        # A file that a test has just written is warm: it would serve as it is.
+        if not any(setting.startswith("memory.backing=") for setting in self.settings):
+            command += ["--set", "memory.backing=image"]
+        # Not the cards of this machine, and no process that looks for them.
+        if not any(setting.startswith("gpu.devices=") for setting in self.settings):
+            command += ["--set", "gpu.devices=none"]
         for setting in self.settings:
             command += ["--set", setting]
         return command + self.arguments
@@ -324,13 +340,16 @@ class Daemon:
         except OSError:
             return ""
 
-    def tell(self, line):
-        """Have a test hook carried out (daemon/testing.h); returns its answer."""
+    def tell(self, line, wait=True):
+        """Have a test hook carried out (daemon/testing.h); returns its answer, if it waits."""
         need_hooks()
+        self.has_faults = line != "clear" and (self.has_faults or line.startswith("fault"))
         order = self.folder / "order"
         (self.folder / "order.new").write_text(line + "\n")
         os.rename(self.folder / "order.new", order)
         os.kill(self.hooked_pid(), signal.SIGUSR2)
+        if not wait:
+            return None
         wait_until(lambda: not order.exists(), 10.0, f"the hook {line!r}")
         answer = (self.folder / "order.done").read_text().strip()
         assert answer != "refused", f"the daemon refused the hook {line!r}"
@@ -359,23 +378,31 @@ class Daemon:
                         raw.call("unload", {"select": {"models": [model["id"]]}})
 
     def fds_at_rest(self):
-        """Open descriptors less the source file that each known model keeps."""
+        """Open descriptors, less the few buffers that are kept for copies from devices."""
         with self.raw() as raw:
-            return raw.call("status")["open_fds"]
+            n_fds = raw.call("status")["open_fds"]
+            n_devices = len(raw.call("devices")["devices"]) - 1
+        if n_devices > 0:
+            kept = sum("distorch-staging" in link for link in list_fds(self.hooked_pid()))
+            assert kept <= 2 * n_devices, kept
+            n_fds -= kept
+        return n_fds
 
     def check(self):
         """The invariants after every case."""
         assert self.is_alive(), f"distorchd died with {self.process.returncode}:\n{self.log()}"
-        self.unload_all()
+        if self.has_faults:
+            self.tell("clear")
         seen = None
 
         def is_back():
             nonlocal seen
+            self.unload_all()  # also what was still on its way in
             seen = self.fds_at_rest()
             return seen <= self.baseline_fds
 
         try:
-            wait_until(is_back, 5.0)
+            wait_until(is_back, 5.0 * slowness())
         except AssertionError:
             links = list_fds(self.pid)
             raise AssertionError(f"{seen} descriptors, {self.baseline_fds} at start: {links}")
@@ -466,11 +493,18 @@ def list_fds(pid):
 
 
 def group_exists(group):
+    """Has the process group a member that runs? One that waits for its parent, or for init, has
+    ended."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    return True
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _parent, its_group = path.read_text().rsplit(")", 1)[1].split()[:3]
+            if int(its_group) == group and state != "Z":
+                return True
+    return False
 
 
 @pytest.fixture
@@ -615,11 +649,19 @@ def connect(daemon, distorch):
         connection.close()
 
 
+def let_others_in(path):
+    """Every user may come by what leads to it."""
+    for folder in list(path.parents)[:-2]:
+        if folder.stat().st_mode & 0o005 != 0o005:
+            os.chmod(folder, 0o755)
+
+
 class Child:
     """A Python process with the binding; it says READY and is then the test's to treat."""
 
-    def __init__(self, code, *arguments):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "client" / "python")}
+    def __init__(self, code, *arguments, environment=None):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "client" / "python"),
+                       **(environment or {})}
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-c", code, *map(str, arguments)], env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -653,8 +695,8 @@ def child():
     """child(code, arguments...) -> a Child, killed at the end."""
     children = []
 
-    def start(code, *arguments):
-        children.append(Child(code, *arguments))
+    def start(code, *arguments, **options):
+        children.append(Child(code, *arguments, **options))
         return children[-1]
 
     yield start

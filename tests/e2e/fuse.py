@@ -12,7 +12,7 @@ import tempfile
 #   noflush   lets no close() end                deaf   answers no read
 #   silent    answers no read of the second half eio    fails the reads of the second half
 #   drip      one byte a read, ten a second      eintr  every other read is interrupted, the
-#                                                       others are short
+#   noopen    answers no open                           others are short
 # Reads of the first 64 KiB are answered at once but by a deaf one.
 # "answer" on its standard input: reads are answered from now on, and those that wait. At its
 # end, or at any other line, it aborts its connection.
@@ -27,7 +27,7 @@ if libc.mount(b"fuse", mount.encode(), b"fuse", 0, options) != 0:
     print(os.strerror(ctypes.get_errno()), flush=True)
     sys.exit(1)
 waiting = []
-is_answering = how not in ("silent", "deaf")
+is_answering = how not in ("silent", "deaf", "noopen")
 n_reads = 0
 
 def attributes(node):
@@ -73,6 +73,8 @@ def serve():
             reply_to(unique, struct.pack("<QQQQII", 2, 0, 60, 60, 0, 0) + attributes(2))
         elif code == 3:  # GETATTR
             reply_to(unique, struct.pack("<QII", 60, 0, 0) + attributes(node))
+        elif code == 14 and how == "noopen" and not is_answering:
+            waiting.append((unique, struct.pack("<QII", 1, 1, 0)))
         elif code == 14:  # OPEN: reads come as they are asked for, from no cache
             reply_to(unique, struct.pack("<QII", 1, 1, 0))
         elif code == 27:  # OPENDIR

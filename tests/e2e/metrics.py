@@ -5,7 +5,8 @@ import re
 NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"(,?)')
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-SUFFIXES = {"gauge": "", "counter": "_total"}  # those that we use
+SUFFIXES = {"gauge": [""], "counter": ["_total"],
+            "histogram": ["_bucket", "_sum", "_count"]}  # those that we use
 
 
 class Family:
@@ -49,6 +50,17 @@ def read_metadata(line, families, family, where):
     return family
 
 
+def check_histogram(family):
+    """One without labels of its own: counts grow with their bounds, to that of all."""
+    assert not {name for key in family.samples for name, _ in key} - {"", "le"}, family.name
+    buckets = [(float(dict(key)["le"]), value) for key, value in family.samples.items()
+               if dict(key)[""] == "_bucket"]
+    assert buckets == sorted(buckets) and len({bound for bound, _ in buckets}) == len(buckets)
+    assert [value for _, value in buckets] == sorted(value for _, value in buckets), family.name
+    assert buckets[-1] == (float("inf"), family[{"": "_count"}]), family.name
+    assert family[{"": "_sum"}] >= 0 and len(family.samples) == len(buckets) + 2, family.name
+
+
 def read(text):
     """{name: Family}, the names as in TYPE."""
     assert text.endswith("\n# EOF\n") and text.count("# EOF") == 1
@@ -61,15 +73,21 @@ def read(text):
         match = re.fullmatch(r"([^{ ]+)(?:\{(.*)\})? (\S+)", line)
         assert match and family is not None, where
         name, labels, value = match.groups()
-        assert name == family.name + SUFFIXES[family.kind], where
+        suffix = name.removeprefix(family.name)
+        assert name.startswith(family.name) and suffix in SUFFIXES[family.kind], where
         key = read_labels(labels or "", where)
+        if family.kind == "histogram":
+            key += (("", suffix),)
         assert key not in family.samples, f"twice: {where}"
         assert NUMBER.fullmatch(value) and (family.kind == "gauge" or float(value) >= 0), where
         family.samples[key] = float(value)
-    full = {f.name + suffix for f in families.values() for suffix in ("", SUFFIXES[f.kind])}
-    assert len(full) == sum(1 + bool(SUFFIXES[f.kind]) for f in families.values()), "names clash"
+    full = [f.name + suffix for f in families.values() for suffix in {"", *SUFFIXES[f.kind]}]
+    assert len(full) == len(set(full)), "names clash"
     for one in families.values():
         assert one.help and (one.samples or one.kind == "counter"), one.name
+        if one.kind == "histogram":
+            check_histogram(one)
+            continue
         assert len({tuple(name for name, _ in key) for key in one.samples}) <= 1, one.name
         assert not re.search(r"_(seconds|bytes)$", one.name) or one.unit, f"{one.name} has no unit"
     return families
@@ -82,7 +100,7 @@ def older(text):
         match = re.fullmatch(r"# (TYPE|UNIT|HELP) (\S+) (.*)", line)
         if match:
             word, name, rest = match.groups()
-            suffix = SUFFIXES[rest] if word == "TYPE" else suffix
+            suffix = {"counter": "_total"}.get(rest, "") if word == "TYPE" else suffix
             line = f"# {word} {name}{suffix} {rest}"
         if not line.startswith("# UNIT"):
             lines.append(line)

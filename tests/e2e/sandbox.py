@@ -43,8 +43,8 @@ IMPLIED = {"ProtectClock", "ProtectKernelLogs", "ProtectKernelModules", "Restric
 NOT_SHOWN = {"IPAddressDeny", "DevicePolicy", "RemoveIPC", "KeyringMode", "OOMPolicy"}
 # Read by the tests themselves, or about how it is started.
 ELSEWHERE = {"Type", "NotifyAccess", "ExecStart", "ExecReload", "User", "Group", "Restart",
-             "RestartSec", "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec",
-             "FileDescriptorStoreMax", "Environment", "RuntimeDirectory",
+             "RestartSec", "RestartPreventExitStatus", "TimeoutStartSec", "TimeoutStopSec",
+             "WatchdogSec", "FileDescriptorStoreMax", "Environment", "RuntimeDirectory",
              "RuntimeDirectoryMode", "RuntimeDirectoryPreserve", "StateDirectory",
              "StateDirectoryMode", "SystemCallFilter"}
 

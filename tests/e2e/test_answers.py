@@ -4,7 +4,7 @@
 import os
 
 import pytest
-from conftest import RawError, close_all, make_safetensors, opened, wait_until
+from conftest import RawError, close_all, let_others_in, make_safetensors, opened, wait_until
 from test_wire_hostile import as_nobody, needs_root
 
 MIB = 1 << 20
@@ -155,9 +155,7 @@ def test_who_may_not_withdraw_a_keep_does_not_forget_its_failure(daemon, raw, ma
             result = nobody.call("unload", {"select": {"models": ["trunc"]}})
             return [len(result[key]) for key in ("kept", "unloaded", "held")]
 
-    for folder in list(path.parents)[:-2]:
-        if folder.owner() == path.owner() and folder.stat().st_mode & 0o005 != 0o005:
-            os.chmod(folder, 0o755)
+    let_others_in(path)
     assert as_nobody(daemon, forget) == "[1, 0, 0]"
     assert [m["state"] for m in daemon.models()] == ["failed"]
 
@@ -241,9 +239,7 @@ def test_other_users_learn_no_name_from_a_refusal(daemon, full, make_model):
             return error["message"] + str(error["detail"]) + str(records)
 
     os.chmod(third, 0o644)
-    for folder in list(third.parents)[:-2]:
-        if folder.stat().st_mode & 0o005 != 0o005:
-            os.chmod(folder, 0o755)
+    let_others_in(third)
     text = as_nobody(daemon, load)
     assert "pinned by uid 0: 24.0M" in text and f"/{os.getpid()} of uid 0 24.0M" in text, text
     assert "pinned.safetensors" not in text and "leased.safetensors" not in text

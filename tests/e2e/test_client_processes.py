@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Client processes that die, stop, fork, exec, hold on or speak another version (C, P23)."""
 
+import array
+import fcntl
 import os
 import signal
 import socket
+import termios
 import time
 
 import pytest
-from conftest import RawClient, RawError, make_sparse_model, pattern, slowness, wait_until
+from conftest import (RawClient, RawError, close_all, list_fds, make_sparse_model, pattern,
+                      slowness, wait_until)
 
 OPEN = """
 import sys, distorch
@@ -84,6 +88,9 @@ def test_a_load_goes_on_for_others_when_its_client_is_killed(daemon, tmp_path, c
     with daemon.raw(timeout=50) as raw, open(path, "rb") as file:
         number = raw.request("load", {}, [file.fileno()])
         victim.signal(signal.SIGKILL)
+        wait_until(lambda: len(raw.call("clients")["clients"]) == 1, 10.0, "its end")
+        assert number not in raw.answers
+        daemon.tell("clear")
         error, result, _ = raw.wait(number)
     assert error is None and result["model"]["state"] == "resident"
     assert daemon.status()["misses"] == 1
@@ -96,6 +103,7 @@ def test_a_load_that_nobody_waits_for_is_cancelled(daemon, tmp_path, child):
     victim = child(LOADING, daemon.socket, path)
     victim.signal(signal.SIGKILL)
     wait_until(lambda: daemon.status()["loading"] == 0, what="the load's end")
+    daemon.tell("clear")
     assert all(not model["where"] for model in daemon.models(everything=True))
     wait_until(lambda: daemon.status()["devices"][0]["used"] == 0, 30, what="the room")
 
@@ -184,8 +192,7 @@ def test_exec_without_close_releases_everything(daemon, make_model, child):
     victim.process.stdin.write("go\n")
     victim.process.stdin.flush()
     wait_until(lambda: open(f"/proc/{victim.pid}/comm").read() == "sleep\n", what="exec")
-    links = [os.readlink(f"/proc/{victim.pid}/fd/{fd}")
-             for fd in os.listdir(f"/proc/{victim.pid}/fd")]
+    links = list_fds(victim.pid)
     assert not any("memfd" in link or "socket" in link for link in links)
     wait_until(lambda: bytes_in_use(daemon)[0] == 0, what="the lease's end")
 
@@ -304,3 +311,71 @@ def test_the_raw_client_meets_a_refusal_as_an_error(daemon):
             raw.call("show", {"model": "no-such-model"})
         assert caught.value.code == "not-found"
         assert caught.value.error["message"]
+
+
+def lease_of(raw, path):
+    """A lease of the model, which maps nothing."""
+    result, fds = raw.attach(path)
+    close_all(fds)
+    return result["lease"]
+
+
+def expect_nothing_held(raw, path):
+    raw.call("unload", {"select": {"models": [path.name]}})
+    wait_until(lambda: all(client["held_bytes"] == 0 for client in raw.call("clients")["clients"]),
+               what="nothing held")
+
+
+@pytest.mark.fault("C05")
+def test_a_detach_is_heard_though_events_were_left_unread(daemon, make_model):
+    """Who closes with something unread resets the connection; what he said last counts."""
+    path = make_model()
+    for _ in range(50):
+        raw = daemon.raw()
+        raw.call("subscribe")
+        raw.load(path)
+        lease = lease_of(raw, path)
+        with daemon.raw() as other:
+            other.load(path, policy={"pin": True})
+            other.call("set", {"model": path.name, "policy": {"pin": False}})  # events for raw
+        raw.request("detach", {"lease": lease})
+        raw.close()  # the answers and the events are unread
+        with daemon.raw() as other:
+            expect_nothing_held(other, path)
+
+
+@pytest.mark.fault("C05")
+def test_a_detach_is_heard_though_answers_go_nowhere(daemon, make_model):
+    """Who closes while more waits to be read than the daemon takes in a turn: the answers to the
+    first of it cannot be sent; what was said last counts."""
+    path = make_model()
+    with daemon.raw() as other:
+        other.load(path)
+        raw = daemon.raw()
+        lease = lease_of(raw, path)
+        os.kill(daemon.pid, signal.SIGSTOP)
+        for _ in range(40):
+            raw.request("ping")
+        raw.request("detach", {"lease": lease})
+        raw.close()
+        os.kill(daemon.pid, signal.SIGCONT)
+        expect_nothing_held(other, path)
+
+
+@pytest.mark.fault("C05", "P16")
+def test_a_detach_is_heard_though_nothing_was_read_for_a_while(daemon, make_model):
+    """Who takes no answers is not read from; when he is gone, what he said last is."""
+    path = make_model()
+    with daemon.raw() as other:
+        other.load(path)
+        raw = daemon.raw()
+        lease = lease_of(raw, path)
+        n_unread = array.array("i", [0])
+        while n_unread[0] == 0:
+            raw.request("metrics")
+            for _ in range(3):
+                other.call("ping")  # turns of the loop: what is read at all is read by then
+            fcntl.ioctl(raw.sock, termios.TIOCOUTQ, n_unread)
+        raw.request("detach", {"lease": lease})
+        raw.close()
+        expect_nothing_held(other, path)

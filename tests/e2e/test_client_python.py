@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Python surface against a real daemon: bytes, copy-on-write, lifetimes, errors."""
 
-import ctypes
 import os
 import shutil
 import signal
@@ -22,10 +21,6 @@ GONE = "/no/such/file.safetensors"
 
 def leases(daemon):
     return sum(model["leases"] for model in daemon.models())
-
-
-def address(buffer):
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def test_every_dtype_and_odd_shape_has_the_bytes_of_the_file(connect, tmp_path):
@@ -98,58 +93,6 @@ def test_ml_dtypes_gives_numpy_what_it_lacks(connect, tmp_path):
         assert weights["f"].numpy().dtype == ml_dtypes.float8_e4m3fn
         for name, array in weights.state_dict("numpy").items():
             assert array.tobytes() == parts[name]
-
-
-def test_torch_tensors_alias_the_mapping(connect, tmp_path):
-    torch = pytest.importorskip("torch")
-    path = tmp_path / "m.safetensors"
-    make_safetensors(path, {"w": ("BF16", [8, 8]), "e": ("F32", [0]),
-                            "b": ("BOOL", [2], b"\1\0"), "s": ("F32", [])})
-    with connect().open(path) as weights, torch.inference_mode():
-        state = weights.state_dict()
-        assert list(state) == ["w", "e", "b", "s"]
-        assert state["w"].dtype == torch.bfloat16 and state["w"].shape == (8, 8)
-        assert state["e"].shape == (0,) and state["s"].shape == ()
-        assert state["b"].tolist() == [True, False]
-        assert not state["w"].is_inference()
-    before = state["w"].view(torch.int16).clone()
-    state["w"].view(torch.int16).fill_(1)
-    with connect().open(path) as other:
-        assert (other["w"].torch().view(torch.int16) == before).all()
-    assert (state["w"].view(torch.int16) == 1).all()
-
-
-def test_torch_has_every_type_that_it_can(connect, tmp_path):
-    torch = pytest.importorskip("torch")
-    path = tmp_path / "m.safetensors"
-    words = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16",
-             "F16": "float16", "BF16": "bfloat16", "I32": "int32", "U32": "uint32",
-             "F32": "float32", "C64": "complex64", "F64": "float64", "I64": "int64",
-             "U64": "uint64", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn",
-             "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
-             "F8_E5M2FNUZ": "float8_e5m2fnuz"}
-    parts = make_safetensors(path, {dtype: (dtype, [2, 3]) for dtype in words})
-    with connect().open(path) as weights:
-        for dtype, word in words.items():
-            if hasattr(torch, word):
-                tensor = weights[dtype].torch()
-                assert (tensor.dtype, tensor.shape) == (getattr(torch, word), (2, 3))
-                assert bytes(weights[dtype].buffer) == parts[dtype]
-                assert tensor.data_ptr() == address(weights[dtype].buffer)
-                assert tensor.element_size() * tensor.numel() == weights[dtype].nbytes
-
-
-def test_a_torch_tensor_keeps_the_lease(connect, daemon, make_model):
-    torch = pytest.importorskip("torch")
-    path = make_model()
-    d = connect()
-    with d.open(path) as weights:
-        part = torch.nn.Parameter(weights["t.0"].torch())[5:7]
-        expected = bytes(weights["t.0"].buffer[20:28])
-    assert leases(daemon) == 1
-    assert part.detach().numpy().tobytes() == expected
-    del part
-    wait_until(lambda: leases(daemon) == 0, what="the lease's end")
 
 
 def test_what_torch_has_no_type_for_says_what_helps(connect, tmp_path, monkeypatch):
@@ -286,6 +229,8 @@ def test_load_returns_a_model_and_joins_what_is_there(connect, make_model):
     assert model.bytes <= model.where[0].bytes < model.bytes + (2 << 20)  # in whole pages
     assert model.tensors == 4
     assert d.load(path).source == "ram"
+    with d.open(path) as weights, d.attach(weights.id) as attached:
+        assert (weights.source, attached.source) == ("ram", None)
     assert d.load(path).id == model.id
 
 

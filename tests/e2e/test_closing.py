@@ -140,8 +140,8 @@ def test_whoever_sends_what_cannot_be_closed_is_refused_more(daemon, make_model)
     os.chmod(model, 0o644)
     with opened("/dev/null") as fd, opened(model) as readable, daemon.raw() as raw:
         daemon.tell("fault close:1:delay=4000:ever")
-        codes = [refusal(raw, [fd] * 32) for _ in range(31)]
-        assert codes == ["bad-fd"] * 16 + ["too-many"] * 15
+        codes = [refusal(raw, [fd] * 32) for _ in range(127)]
+        assert codes == ["bad-fd"] * 64 + ["too-many"] * 63
         assert raw.call("ping") == {}  # it is only descriptors that are refused
         if os.getuid() == 0:
             assert as_nobody(daemon, lambda: load_by(daemon, readable)) == "loaded"

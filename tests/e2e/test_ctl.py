@@ -12,7 +12,7 @@ import time
 
 import msgpack
 import pytest
-from conftest import BUILD, ROOT, make_safetensors, make_sparse_model, wait_until
+from conftest import BUILD, ROOT, make_safetensors, make_sparse_model, slowness, wait_until
 
 CTL = str(BUILD / "bin" / "distorchctl")
 
@@ -88,7 +88,7 @@ def test_load_ps_show_unload_speak_the_promised_json(daemon, make_model):
     report = ctl_json(daemon, "unload", "flux")
     assert report["total_bytes"] > 0 and not report["kept"] and not report["held"]
     assert set(report["unloaded"][0]) >= {"name", "reason", "bytes"}
-    assert ctl_json(daemon, "ps")["models"] == []
+    wait_until(lambda: ctl_json(daemon, "ps")["models"] == [], what="the copy to go")
     error = ctl_json(daemon, "show", "nosuch", status=4)["error"]
     assert set(error) == {"code", "message", "hint", "detail", "retryable"}
     assert error["code"] == "not-found"
@@ -186,19 +186,22 @@ def test_hostile_names_are_shown_escaped(daemon, make_model):
 @pytest.mark.fault("U05")
 def test_watch_lives_over_a_restart_of_the_daemon(start_daemon, tmp_path):
     daemon = start_daemon("memory.ram=64M", check=False)
-    watch = subprocess.Popen([CTL, "ps", "--watch=100ms"], stdout=subprocess.PIPE, text=True,
-                             env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket)})
-    time.sleep(0.3)
+    said = tmp_path / "said"
+    with open(said, "w") as file:
+        watch = subprocess.Popen([CTL, "ps", "--watch=100ms"], stdout=file,
+                                 env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket)})
+
+    def ends_with_the_listing():
+        return said.read_text().rstrip().endswith("distorchctl load FILE")
+
+    wait_until(ends_with_the_listing, 10 * slowness(), "the first listing")
     daemon.process.send_signal(signal.SIGTERM)
     daemon.process.wait(10)
-    time.sleep(0.5)
+    wait_until(lambda: "reconnecting" in said.read_text(), 10 * slowness(), "it to notice")
     daemon.start()
-    time.sleep(0.5)
+    wait_until(ends_with_the_listing, 10 * slowness(), "it to come back")
     watch.send_signal(signal.SIGINT)
-    output = watch.communicate(timeout=20)[0]
-    assert watch.returncode == 0
-    assert "reconnecting" in output
-    assert output.rstrip().endswith("distorchctl load FILE"), "it came back"
+    assert watch.wait(20) == 0
     daemon.stop()
 
 
@@ -243,16 +246,19 @@ def test_why_and_events_tell_what_happened(daemon, make_model):
     follow = subprocess.Popen([CTL, "events", "-o", "jsonl", "--type", "load,unload"],
                               stdout=subprocess.PIPE, text=True,
                               env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket)})
-    time.sleep(0.3)
+    with daemon.raw() as raw:
+        wait_until(lambda: any(one.get("library", "").startswith("distorchctl")
+                               for one in raw.call("clients")["clients"]), 10 * slowness())
+    time.sleep(0.3)  # what it does next is to ask for events
     ctl(daemon, "load", path)
     ctl(daemon, "unload", "story")
     types = [r["type"] for r in ctl_json(daemon, "why", "story")["records"]]
     assert types == ["load.begun", "load.done", "unloaded"]
     assert [r["type"] for r in ctl_json(daemon, "events", "--since", "1h", "--type",
                                         "unload")["records"]] == ["unloaded"]
-    time.sleep(0.3)
+    lines = [follow.stdout.readline() for _ in types]
     follow.send_signal(signal.SIGINT)
-    lines = follow.communicate(timeout=20)[0].splitlines()
+    lines += follow.communicate(timeout=20)[0].splitlines()
     assert follow.returncode == 0
     assert [json.loads(line)["type"] for line in lines] == types
 
@@ -323,7 +329,8 @@ def test_every_verb_speaks_json(daemon):
     for words in (["help"], ["help", "load"], ["help", "exit-codes"], ["config", "check"],
                   ["version"], ["ping"], ["doctor"], ["devices"], ["budget"], ["clients"],
                   ["config"], ["status"], ["ps"], ["verify"], ["events", "--since", "1h"],
-                  ["store"], ["metrics"], ["completion", "zsh"], ["completion", "models"]):
+                  ["store"], ["metrics"], ["completion", "zsh"], ["completion", "models"],
+                  ["logs"], ["drain"], ["drain", "--off"]):
         done = ctl(daemon, *words, "--json")
         assert done.returncode in (0, 9), done.stderr
         assert json.loads(done.stdout)["schema"] == 1, words
@@ -340,15 +347,15 @@ def test_shutdown_says_what_it_did(start_daemon):
 
 
 def test_hints_never_lead_to_what_frees_by_surprise():
-    for word, hint in (("top", "ps --watch"), ("rm", "unload"), ("stat", "status"),
-                       ("logs", "events"), ("unlod", "unload")):
+    for word, hint in (("watch", "ps --watch"), ("rm", "unload"), ("stat", "status"),
+                       ("log", "logs"), ("unlod", "unload")):
         assert hint in ctl(None, word).stderr, word
-    for word in ("top", "stp", "shutdow", "evic"):
+    for word in ("watch", "stp", "shutdow", "evic"):
         said = ctl(None, word).stderr
         assert not any(verb in said for verb in ("mean stop", "mean evict", "mean shutdown",
                                                  "mean unload")), said
     assert "--not-kept" in ctl(None, "unload", "--keep").stderr
-    assert "ps --watch" in ctl(None, "help", "top").stderr
+    assert "ps --watch" in ctl(None, "help", "watch").stderr
 
 
 def test_output_formats_that_a_verb_has_not_are_refused(daemon):
@@ -504,6 +511,20 @@ def test_a_file_that_fails_does_not_stop_the_others(daemon, tmp_path, make_model
     assert answer["error"]["code"] == answer["errors"][0]["code"] == "not-found"
 
 
+def test_what_was_wished_is_said_back(daemon, make_model):
+    path = make_model("wish.safetensors")
+    assert ctl(daemon, "load", "--keep", path).stdout.endswith("ms. Kept.\n")
+    said = ctl(daemon, "load", "--pin", "--keep", "--for", "2h", path).stdout
+    assert said.endswith("is in ram already. Pinned and kept for 2h.\n")
+    assert ctl(daemon, "load", path).stdout.endswith("is in ram already.\n")
+    assert ctl(daemon, "pin", "--for", "90m", "wish").stdout.endswith(") for 1h 30m\n")
+    assert ctl(daemon, "keep", "wish").stdout.endswith(")\n")
+    lines = ctl(daemon, "show", "wish").stdout.splitlines()
+    assert f"wish       uid {os.getuid()}: pin keep" in lines
+    assert ctl(daemon, "load", "--priority", "3", path).returncode == 0
+    assert "pin keep priority 3" in ctl(daemon, "show", "wish").stdout
+
+
 def test_for_bounds_the_pin_that_is_said_with_it(daemon, make_model):
     assert ctl(daemon, "load", "--pin", "--for", "300ms", make_model("short.safetensors")).returncode == 0
     assert ctl_json(daemon, "show", "short")["pinned"]
@@ -570,6 +591,7 @@ def test_an_installed_tree_can_be_moved_and_compiled_against(daemon, tmp_path):
                            check=True, capture_output=True, text=True).stdout.split()
     make_safetensors(tmp_path / "one.safetensors", {"bad\033name": ("U8", [16])})
     for source, said in (("load.c", b" 1 tensor, from disk"), ("tensors.cpp", b"bad\\x1bname U8"),
+                         ("placed.c", b"\t16\tcpu\t"),
                          ("unload_not_kept.c", b"unloaded ")):
         program = tmp_path / source.split(".")[0]
         compiler = ["c++", "-std=c++17"] if source.endswith("cpp") else ["cc", "-std=c99"]

@@ -52,17 +52,25 @@ def test_more_than_32_descriptors_end_their_connection(daemon, method, number):
 def test_a_hundred_thousand_descriptors_leave_none(daemon):
     with opened("/dev/null") as fd, daemon.raw() as other:
         before = other.call("status")["open_fds"]
+
+        def await_the_closer(at_most):
+            """Who sends faster than they can be closed is sent away; that is not what is tried."""
+            wait_until(lambda: other.call("status")["open_fds"] <= before + at_most,
+                       10.0 * slowness(), "the end of those that came")
+
         with daemon.raw() as raw:
             for _ in range(50_000 // 32):  # refused, and the connection goes on
                 with pytest.raises(RawError) as caught:
                     raw.call("load", {}, [fd] * 32)
                 assert caught.value.code in ("bad-fd", "too-many")
-        assert other.call("status")["open_fds"] < before + 600, "they are closed as they come"
+                if caught.value.code == "too-many":
+                    await_the_closer(64)
         for _ in range(50_000 // 253 + 1):  # refused with the connection
+            await_the_closer(64)
             with daemon.raw() as raw:
                 raw.send_bytes(packet(9, "load", 253), [fd] * 253)
-                assert goodbye(raw) in ("bad-frame", "too-many")
-        wait_until(lambda: other.call("status")["open_fds"] <= before, 10.0, "the last of them")
+                assert goodbye(raw) == "bad-frame"
+        await_the_closer(0)
 
 
 @pytest.mark.fault("D03")

@@ -11,8 +11,8 @@ import subprocess
 import threading
 
 import pytest
-from conftest import (BUILD, RawError, close_all, make_sparse_model, opened, pattern, slowness,
-                      wait_until)
+from conftest import (BUILD, RawError, close_all, let_others_in, make_sparse_model, opened, pattern,
+                      slowness, wait_until)
 from test_wire_hostile import as_nobody
 
 MIB = 1 << 20
@@ -100,8 +100,7 @@ def test_a_file_without_permissions_is_refused_in_words(daemon, distorch, make_m
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
 def test_a_file_without_permissions_is_refused_another_user_in_words(daemon, make_model):
     path = make_model()
-    for folder in (path.parent, *path.parents[1:3]):
-        os.chmod(folder, 0o755)
+    let_others_in(path)
     os.chmod(path, 0)
     assert as_nobody(daemon, lambda: refuse_in_words(daemon.socket, path)) == "None"
 

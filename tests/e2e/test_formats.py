@@ -128,13 +128,6 @@ def test_numpy_reads_plain_types_and_says_how_to_dequantise_others(connect, tmp_
                                  equal_nan=True)
 
 
-def test_torch_says_how_to_dequantise(connect, tmp_path):
-    pytest.importorskip("torch")
-    path = write_gguf(tmp_path / "m.gguf", {"w": (Type.Q4_0, [32])})
-    with connect().open(path) as weights:
-        assert "gguf.quants.dequantize" in refusal(weights["w"].torch)
-
-
 def test_names_make_blocks_and_listings_say_gguf(daemon, tmp_path):
     tensors = {"token_embd.weight": (Type.Q8_0, [4, 32])}
     for block in (10, 7):

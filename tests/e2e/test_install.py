@@ -157,6 +157,25 @@ def test_from_a_fresh_copy_to_a_loaded_model_and_back(place, tmp_path):
     place.check_nothing_left()
 
 
+def test_where_a_card_is_it_is_built_for_cards(place, tmp_path):
+    card = tmp_path / "pci" / "0000:01:00.0"
+    card.mkdir(parents=True)
+    (card / "vendor").write_text("0x10de\n")
+    place.without = {"DISTORCH_PCI": str(card.parent)}
+    assert "PyPI" in place.run("--dry-run")
+    place.without["PIP_INDEX_URL"] = "http://127.0.0.1:9/"
+    said = place.run("-y")
+    if "left out" in said:  # unless the machine has the headers itself
+        assert "CUDA Toolkit" in said and "built without CUDA" in place.ctl("doctor")
+    place.without["PIP_INDEX_URL"] = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple")
+    said = place.run("-y")
+    if "left out" in said:
+        pytest.skip("no headers of CUDA can be had here")
+    assert "built without CUDA" not in place.ctl("doctor")
+    place.run("--uninstall", "-y")
+    place.check_nothing_left()
+
+
 @pytest.mark.fault("U12")
 def test_without_a_runtime_folder_it_says_where_the_socket_is(place):
     place.without = {"XDG_RUNTIME_DIR": ""}

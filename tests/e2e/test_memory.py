@@ -9,8 +9,8 @@ import threading
 import time
 
 import pytest
-from conftest import (Daemon, RawError, close_all, make_safetensors, make_sparse_model, opened,
-                      need_hooks, pattern, slowness, wait_until)
+from conftest import (Daemon, RawError, close_all, list_fds, make_safetensors, make_sparse_model,
+                      need_hooks, opened, pattern, slowness, wait_until)
 from store import StoredDaemon
 
 MIB = 1 << 20
@@ -147,8 +147,8 @@ def test_what_nobody_used_goes_after_the_time_of_the_configuration(daemon, raw, 
 
 
 def test_a_setting_without_effect_is_warned_of(start_daemon):
-    daemon = start_daemon("gpu.linger=1m", "memory.ram=1G")
-    assert "gpu.linger = 1m: command line, no effect in this version" in daemon.log()
+    daemon = start_daemon("gpu.share=off", "memory.ram=1G")
+    assert "gpu.share = off: command line, no effect in this version" in daemon.log()
     assert "memory.ram" not in daemon.log()
 
 
@@ -334,8 +334,7 @@ def test_pressure_evicts_the_idle_and_says_so(daemon, make_model):
 def test_the_kernel_is_asked_to_tell_of_pressure(daemon):
     if not os.access("/proc/pressure/memory", os.W_OK):
         pytest.skip("this kernel tells nothing of memory pressure")
-    links = [os.readlink(f"/proc/{daemon.pid}/fd/{fd}")
-             for fd in os.listdir(f"/proc/{daemon.pid}/fd")]
+    links = list_fds(daemon.pid)
     assert any(link.endswith("/pressure/memory") for link in links), links
 
 

@@ -55,6 +55,14 @@ def test_metrics_count_what_happens(daemon, tmp_path, make_model):
     assert loads[{"result": "done", "source": "ram"}] == 1
     assert loads[{"result": "failed", "source": "disk"}] == 1
     assert now["distorchd_load_bytes"][{}] == size
+    took = now["distorchd_load_seconds"]
+    assert took[{"": "_count"}] == 1 and took[{"": "_sum"}] > 0
+    assert now["distorchd_seconds_saved"][{}] <= 2 * took[{"": "_sum"}] + 0.001
+    assert now["distorchd_load_inflight"][{}] == 0
+    turns = now["distorchd_loop_lag_seconds"]
+    assert turns[{"": "_count"}] > before["distorchd_loop_lag_seconds"][{"": "_count"}] > 0
+    assert turns[{"": "_sum"}] < now["process_cpu_seconds"][{}] + 60, "time that it waited is not in it"
+    assert now["distorchd_verify_failures"][{"tier": "ram"}] == 0
     assert now["distorchd_hits"][{"tier": "ram"}] == 2 and now["distorchd_misses"][{}] == 1
     assert now["distorchd_leases"][{}] == 1 and now["distorchd_clients"][{}] == 2
     models = now["distorchd_models"]
@@ -150,10 +158,12 @@ def test_promtool_finds_nothing(daemon, make_model):
     assert done.returncode in (0, 3), done
 
 
-def test_the_documentation_has_every_metric(daemon):
-    found = {family.name + metrics.SUFFIXES[family.kind] for family in scrape(daemon).values()}
+def test_the_documentation_has_every_metric(start_daemon):
+    daemon = start_daemon("sim.count=1")  # some are of devices other than the host
+    found = {family.name + ("_total" if family.kind == "counter" else "")
+             for family in scrape(daemon).values()}
     rows = [line.split("|") for line in (ROOT / "docs" / "metrics.md").read_text().splitlines()
-            if line.startswith("| `")]
+            if line.startswith(("| `distorchd_", "| `process_"))]
     documented = {name for row in rows for name in re.findall(r"`(\w+)`", row[1])}
     # What is swapped out is only known to the kernel of some machines.
     assert documented - {"distorchd_swapped_bytes"} <= found <= documented
@@ -194,7 +204,7 @@ def test_the_reader_of_these_tests_refuses_what_is_wrong():
                      ("counter", "info"), ("# HELP a h\n", ""), ("a_total 1", "a_total -1"),
                      ("a_total 1", 'a_total{x="1} 1'), ("a_total 1", 'a_total{x="1",x="2"} 1'),
                      ("# TYPE a", "# TYPE a_bytes"), ("a_total 1", "a_total one"),
-                     ("# EOF", "# TYPE a_total gauge\n# HELP a_total h\na_total 1\n# EOF")):
+                     ("counter", "histogram"), ("# EOF", "# TYPE a_total gauge\n# HELP a_total h\na_total 1\n# EOF")):
         with pytest.raises(AssertionError):
             metrics.read(good.replace(old, new))
 
@@ -376,7 +386,7 @@ def test_values_and_words_are_offered_where_they_belong(daemon, tmp_path):
     assert bash(daemon, "--output", "csv", "un") == ["unload", "unpin", "unkeep"]
     assert bash(daemon, "load", "a", folder=tmp_path) == ["a model.safetensors"], "readline quotes"
     assert bash(daemon, "unload", "--under", "", folder=tmp_path) == ["folder"]
-    assert bash(daemon, "config", "") == ["show", "get", "check"]
+    assert bash(daemon, "config", "") == ["show", "get", "set", "unset", "check", "path"]
     assert bash(daemon, "completion", "") == list(SHELLS)
     assert {"load", "exit-codes"} < set(bash(daemon, "help", ""))
     assert bash(daemon, "ping", "") == []
@@ -456,6 +466,17 @@ def test_fish_completes(daemon, make_model, tmp_path):
     assert fish("distorchctl ps -o js") == ["json", "jsonl"]
     assert "$(touch pwned) x.safetensors" in "".join(fish("distorchctl show ")).replace("\\", "")
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_has_all_types_of_events_and_auto(daemon, shell):
+    script = ctl(None, "completion", shell).stdout
+    listed = re.search(r"(load load\.begun [a-z. ]+)", script)[1].split()
+    told = re.search(r"\| `type` \| str \| ≤ 32 bytes \| required \| ([a-z., ]+) \|",
+                     (ROOT / "docs" / "protocol.md").read_text())[1].split(", ")
+    assert set(listed) == {"load", *told}
+    assert "ram auto" in script
+    assert ctl(daemon, "events", "--since", "1s", "--type", ",".join(listed)).returncode == 0
 
 
 def test_completion_refuses_in_words():

@@ -3,7 +3,8 @@
 import signal
 
 import pytest
-from conftest import RawError, wait_until
+from conftest import RawError, slowness, wait_until
+from store import StoredDaemon
 
 MIB = 1 << 20
 
@@ -81,3 +82,20 @@ def test_who_asked_and_left_is_no_fault(reloading):
         raw.request("reload")
         raw.close()
     assert budget(reloading) == 64 * MIB
+
+
+@pytest.mark.fault("S10")
+@pytest.mark.parametrize("call", ["getrandom:1", "sendmsg:1"])
+def test_a_reload_in_the_middle_of_a_start_waits_for_its_end(start_daemon, file, call):
+    """Before the loop is there, and while it waits for the store's word."""
+    class Starting(StoredDaemon):
+        def _wait_for_socket(self, seconds=10.0):
+            wait_until(lambda: b"nanosleep" in open(f"/proc/{self.pid}/wchan", "rb").read(),
+                       10.0 * slowness(), "the middle of its start")
+            file.write_text("[memory]\nram = 96M\nreserve = 0\n")
+            self.process.send_signal(signal.SIGHUP)
+            super()._wait_for_socket(seconds * slowness())
+
+    daemon = start_daemon(arguments=["--config", str(file)], kind=Starting, environment={
+        "DISTORCHD_FAULT_AT_START": f"{call}:delay=1000"})
+    wait_until(lambda: budget(daemon) == 96 * MIB, 5.0 * slowness(), "the new budget")

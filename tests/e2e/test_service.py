@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 
+import metrics
 import pytest
 import sandbox
 from conftest import (BUILD, ROOT, RawClient, list_fds, make_safetensors, need_hooks,
@@ -253,7 +254,7 @@ def test_a_socket_of_the_wrong_kind_is_left_alone(start_daemon):
 def test_the_units_socket_wins_over_one_parked_by_an_earlier_life(start_daemon):
     daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=StoredDaemon)
     daemon.die()
-    assert "sock" in [name for name, _fd in daemon.kept]
+    wait_until(lambda: "sock" in [name for name, _fd in daemon.kept], what="the socket's keeping")
     daemon.socket.unlink()
     daemon.kept.insert(0, ("distorchd.socket", listen(daemon.socket).detach()))
     daemon.start()
@@ -347,6 +348,15 @@ def test_every_restriction_of_the_unit_is_reproduced_or_named():
         assert key not in settings, f"{key} takes away who a client is, or the memory pressure"
 
 
+def scrape(path):
+    """What a scraper fetches there, as the daemon that the unit confines serves it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(str(path))
+        sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        with sock.makefile("rb") as file:
+            return metrics.read(file.read().partition(b"\r\n\r\n")[2].decode())
+
+
 def test_the_sandbox_itself_confines(confined, tmp_path):
     confined().is_checked = False  # only for the skips
     folder = pathlib.Path(tempfile.mkdtemp(prefix="distorch-"))
@@ -391,6 +401,7 @@ def test_the_confined_daemon_serves_knows_its_clients_and_survives(confined, tmp
         lines = dict(line.split(":\t", 1) for line in status.read().splitlines())
     assert lines["CapBnd"].strip("0") == "" and lines["NoNewPrivs"] == "1"
     assert lines["Seccomp"] == "2" and lines["Uid"].split() == [str(SERVICE_UID)] * 4
+    assert scrape(daemon.folder / "metrics.sock")["distorchd_leases"][{}] == 1
     if os.path.exists("/proc/pressure/memory"):
         assert any(link.endswith("/proc/pressure/memory") for link in list_fds(daemon.pid)), \
             "it is told of memory pressure"
@@ -419,7 +430,7 @@ def test_it_makes_its_own_socket_where_it_may_give_nothing_away(confined):
     daemon = confined(kind=Alone, settings=[f"access.group={group.gr_name}"])
     made = os.stat(daemon.socket)
     assert (made.st_gid, made.st_mode & 0o777) == (group.gr_gid, 0o660)
-    assert "sock" in [name for name, _fd in daemon.kept]
+    wait_until(lambda: "sock" in [name for name, _fd in daemon.kept], what="the socket's keeping")
 
 
 @pytest.mark.fault("S14")

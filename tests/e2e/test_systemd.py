@@ -14,6 +14,7 @@ import tempfile
 
 import pytest
 from conftest import BUILD, RawClient, close_all, list_fds, slowness, wait_until
+from guest import own_cgroup, remove_cgroup
 
 SYSTEMD = next((path for path in ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
                 if os.path.exists(path)), None)
@@ -47,15 +48,6 @@ UNITS = {
 }
 
 
-def own_cgroup():
-    """The folder of this process's cgroup (version 2); None: there is none."""
-    mounts = pathlib.Path("/proc/self/mounts").read_text().splitlines()
-    places = [line.split()[1] for line in mounts if line.split()[2] == "cgroup2"]
-    groups = pathlib.Path("/proc/self/cgroup").read_text().splitlines()
-    names = [line[3:] for line in groups if line.startswith("0::")]
-    return pathlib.Path(places[0] + names[0]) if places and names else None
-
-
 class Manager:
     def __init__(self):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="distorch-systemd-"))
@@ -66,7 +58,8 @@ class Manager:
             "PATH": os.environ["PATH"], "HOME": str(self.folder / "home"),
             "XDG_RUNTIME_DIR": str(self.folder / "run"), "SYSTEMD_LOG_TARGET": "console",
             "SYSTEMD_UNIT_PATH": str(self.units), "SYSTEMD_COLORS": "0",
-            "SYSTEMD_GENERATOR_PATH": str(self.folder / "none"), "SYSTEMD_PAGER": "cat"}
+            "SYSTEMD_GENERATOR_PATH": str(self.folder / "none"), "SYSTEMD_PAGER": "cat",
+            "DISTORCHD_MEMORY_BACKING": "image"}  # as conftest.py says
         self.folder.chmod(0o755)  # services of other users come by
         for name in ("run", "home", "units", "none"):
             (self.folder / name).mkdir(mode=0o755)
@@ -94,15 +87,21 @@ class Manager:
         log.close()
         private = self.folder / "run" / "systemd" / "private"
         wait_until(lambda: private.exists() or self.process.poll() is not None, 10 * slowness())
+        if private.exists():
+            wait_until(lambda: self.run("show-environment").returncode == 0, 10 * slowness(),
+                       "it to answer")
         return private.exists()
 
     def log(self):
         return (self.folder / "log").read_text(errors="replace")
 
-    def ctl(self, *words, code=0):
-        done = subprocess.run(["nsenter", "--mount", f"--target={self.process.pid}", "systemctl",
+    def run(self, *words):
+        return subprocess.run(["nsenter", "--mount", f"--target={self.process.pid}", "systemctl",
                                "--user", *words], env=self.environment, capture_output=True,
                               text=True, timeout=60)
+
+    def ctl(self, *words, code=0):
+        done = self.run(*words)
         assert done.returncode == code, done.stdout + done.stderr + self.log()
         return done.stdout.strip()
 
@@ -133,15 +132,8 @@ class Manager:
             with contextlib.suppress(OSError):
                 (self.cgroup / "cgroup.kill").write_text("1")  # of a test that failed
             self.process.wait(10)
-        for folder, _names, _files in os.walk(self.cgroup, topdown=False):
-            wait_until(lambda: _is_removed(folder), what=f"an empty {folder}")
+        remove_cgroup(self.cgroup)
         shutil.rmtree(self.folder)
-
-
-def _is_removed(folder):
-    with contextlib.suppress(OSError):
-        os.rmdir(folder)
-    return not os.path.exists(folder)
 
 
 @pytest.fixture
@@ -213,17 +205,60 @@ def test_a_daemon_that_hangs_is_replaced_with_all_models(own, make_model):
     assert own.get("NRestarts") == "1"
 
 
+def config_fault(manager):
+    with manager.raw() as raw:
+        return raw.call("status").get("config_fault")
+
+
 @pytest.mark.fault("S12")
-def test_a_wrong_configuration_costs_time_and_no_model(own, make_model):
+def test_a_wrong_configuration_costs_no_model(own, make_model):
     path = make_model(size=3 << 20)
     load(own, path)
-    own.settle("Environment=DISTORCHD_MEMORY_RAM=nonsense")
+    said = own.folder / "run" / "said"
+    own.settle("Environment=DISTORCHD_MEMORY_RAM=nonsense", f"StandardError=append:{said}")
+    os.kill(own.pid(), signal.SIGKILL)
+    assert source_of(own, path) == "store" and own.get("NRestarts") == "1"
+    assert "DISTORCHD_MEMORY_RAM" in config_fault(own) and "IS BROKEN" in said.read_text()
+    own.settle()
+    own.ctl("restart", "distorchd.service")
+    assert source_of(own, path) == "store" and config_fault(own) is None
+
+
+@pytest.mark.fault("S12")
+def test_what_nobody_can_understand_costs_time_and_no_model(own, make_model):
+    """An option that there is not: it is tried on and on."""
+    path = make_model(size=3 << 20)
+    load(own, path)
+    program = own.folder / "usr" / "bin" / "distorchd"
+    own.settle("ExecStart=", f"ExecStart={program} --user --nonsense")
     os.kill(own.pid(), signal.SIGKILL)
     # Any limit on starts would have failed the unit by then, and dropped its store.
     wait_until(lambda: int(own.get("NRestarts")) > 8, 30, "one start after the other")
     assert own.get("NFileDescriptorStore") == "4"
     own.settle()
     assert source_of(own, path) == "store"
+
+
+@pytest.mark.fault("S12")
+def test_a_wrong_configuration_and_nothing_to_lose_fails_the_unit(own, make_model):
+    file = own.folder / "home" / ".config" / "distorchd" / "distorchd.conf"
+    file.parent.mkdir(parents=True)
+    file.write_text("[memory]\nrma = 1G\n")
+    said = own.folder / "run" / "said"
+    own.settle(f"StandardError=append:{said}")
+    own.ctl("start", "distorchd.service", code=1)
+    wait_until(lambda: own.get("ActiveState") == "failed", 10, "an end of the trying")
+    assert own.get("NRestarts") == "0" and own.get("ExecMainStatus") == "2"
+    assert said.read_text().count(f"{file}:2") == 1
+    # Each client would start it again. systemd gives its socket up, and they are refused.
+    with contextlib.suppress(OSError, EOFError), own.raw() as raw:
+        raw.call("ping")
+    wait_until(lambda: own.get("ActiveState", "distorchd.socket") == "failed", 10,
+               "an end of the trying for clients")
+    file.write_text("[memory]\nram = 1G\n")
+    own.ctl("start", "distorchd.service")
+    load(own, make_model(size=3 << 20))
+    assert own.get("ActiveState", "distorchd.socket") == "active"
 
 
 def test_a_reload_that_is_refused_is_told_and_changes_nothing(own):

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A configuration file of any bytes, read through a memfd as a file is. A refusal names the
- * file and a line; what is accepted lists values that can be sent, and reads the same again.
+ * file and a line; what is accepted lists values that can be sent, and has a text of which the
+ * same is read. And the same bytes as such a text: refused, or it comes to rest at once.
  */
 #include "base/err.h"
 #include "base/require.h"
@@ -15,6 +16,7 @@
 #include <unistd.h>
 
 #include "daemon/config.h"
+#include "daemon/config_saved.h"
 #include "proto/gen/wire_code.h"
 #include "proto/wire_read.h"
 
@@ -41,6 +43,39 @@ static void check_items(const struct config *config)
 	REQUIRE(config->gpu_devices != NULL && config->warm_models != NULL);
 }
 
+/* Its text gives the same values, and their text is the same. */
+static void check_text(const struct config *config)
+{
+	struct config *again = NULL;
+	size_t size = 0;
+	size_t size_again = 0;
+	char *text = config_to_text(config, &size);
+	char *text_again;
+
+	REQUIRE(text != NULL && config_from_text(text, size, &again, NULL) == 0);
+	check_items(again);
+	text_again = config_to_text(again, &size_again);
+	REQUIRE(text_again != NULL && size_again == size && memcmp(text, text_again, size) == 0);
+	free(text);
+	free(text_again);
+	(void)config_free(again);
+}
+
+static void try_as_text(const uint8_t *bytes, size_t size)
+{
+	struct config *config = NULL;
+	struct err err = {0};
+	int code = config_from_text((const char *)bytes, size, &config, &err);
+
+	if (code == 0) {
+		check_items(config);
+		check_text(config);
+	} else {
+		REQUIRE(code == -WIRE_BAD_FILE && err.text[0] != '\0' && config == NULL);
+	}
+	(void)config_free(config);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 {
 	static int fd = -1;
@@ -56,6 +91,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 		REQUIRE(fd >= 0);
 		(void)snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
 	}
+	try_as_text(bytes, size);
 	write_file(fd, bytes, size);
 	code = config_load(&request, &config, &err);
 	if (code < 0) {
@@ -67,6 +103,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 		return 0;
 	}
 	check_items(config);
+	check_text(config);
 	(void)config_free(config);
 	return 0;
 }

@@ -20,7 +20,11 @@ static void walk(struct ledger *ledger)
 	uint32_t cursor = 0;
 	uint32_t n_records = 0;
 	uint8_t suspect[16];
+	size_t size = 0;
+	char *text = ledger_get_text(ledger, &size);
 
+	/* What is given goes to its end; it may hold anything. */
+	REQUIRE(text == NULL || (size > 0 && text[size] == '\0'));
 	while (ledger_next_lease(ledger, &cursor, &lease)) {
 		REQUIRE(lease.sum != 0 && ++n_records < 1U << 24);
 	}
@@ -32,6 +36,13 @@ static void walk(struct ledger *ledger)
 	ledger_get_suspect(ledger, suspect);
 	ledger_set_lease(ledger, 0, &lease);
 	ledger_set_wish(ledger, 0, NULL);
+	free(text);
+	text = NULL;
+	if (ledger_set_text(ledger, "text", 4)) {
+		text = ledger_get_text(ledger, &size);
+	}
+	REQUIRE(text == NULL || size > 0);
+	free(text);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)

@@ -56,12 +56,13 @@ def table(n_tensors):
 
 
 def main():
-    methods, events = list(wire.METHODS), list(wire.EVENTS)
     vectors = ROOT / "tests" / "unit" / "proto" / "vectors.txt"
-    for line in vectors.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            continue
-        kind, name, form, packed = line.split()
+    lines = [line.split() for line in vectors.read_text(encoding="utf-8").splitlines()
+             if not line.startswith("#")]
+    events = list(wire.EVENTS)
+    methods = list(dict.fromkeys(name for kind, name, _, _ in lines if kind == "request"))
+    assert methods[:len(wire.METHODS)] == list(wire.METHODS)  # those of workers follow
+    for kind, name, form, packed in lines:
         if form == "minimal" or kind == "request" or name in ("load.done", "error", "load"):
             write("wire", f"{kind}-{name}-{form}", bytes.fromhex(packed))
         if kind == "response" and form == "maximal":  # [1, 4-byte id, nil, body

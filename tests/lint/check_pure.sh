@@ -5,7 +5,7 @@
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
 build=${1:-$root/build/test}
-allowed='memcpy|memset|memcmp|memmove|memchr|strchr|strlen|strcmp|strncmp|snprintf|vsnprintf|abort'
+allowed='memcpy|memset|memcmp|memmove|memchr|strchr|strrchr|strstr|strspn|strlen|strcmp|strncmp|snprintf|vsnprintf|abort'
 allowed="$allowed|__stack_chk_fail|__[a-z]*_chk|_GLOBAL_OFFSET_TABLE_"
 status=0
 look() { # ARCHIVE MORE-NAMES
@@ -27,5 +27,6 @@ look() { # ARCHIVE MORE-NAMES
 look base '-'
 look proto 'msgpack_[a-z_]*'
 look daemon_core '-'
+look daemon_plan '-'
 look daemon_format 'malloc|free|realloc|calloc|strtod|cJSON_[A-Za-z]*'
 exit $status

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-KINDS = (".c", ".h", ".py", ".cpp", ".cmake", ".toml", ".map", ".sh", ".txt")
+KINDS = (".c", ".h", ".py", ".js", ".cpp", ".cmake", ".toml", ".map", ".sh", ".txt")
 FREE = ("tests/fuzz/corpus/", "tests/unit/proto/vectors", "tests/abi/symbols.txt",
         "tests/lint/waivers.txt", "client/python/pyproject.toml")
 PATHS = re.compile(r"(^|[^A-Za-z0-9_.])/(work|root|farm)/")

@@ -30,10 +30,11 @@ ROOMS = {
     "proto/table.c": r"^proto/table",
     "daemon/format/*.c": r"^daemon/format/",
     "daemon/core/*.c": r"^(core|daemon/core)/",
+    "daemon/plan/*.c": r"^daemon/plan/",
     "daemon/config*.c": r"^config/|^daemon/config",
     "daemon/load/file.c": r"^daemon/load/",
 }
-GUARD = re.compile(r"^\s*(?:\} else )?if \((?P<condition>(?:[^{}]|\n)*?)\) \{\n"
+GUARD = re.compile(r"^\s*(?:\} else )?if \((?P<condition>[^{}]*?)\) \{\n"
                    r"\s*(?:return err_set\w*\(|return false;|return fail\w*\(|return -WIRE|"
                    r"code = WIRE_)", re.MULTILINE)
 

@@ -16,7 +16,14 @@
 
 #include "daemon/format/format.h"
 
-enum gguf_value { GGUF_U8 = 0, GGUF_U32 = 4, GGUF_STRING = 8, GGUF_ARRAY = 9, GGUF_U64 = 10 };
+enum gguf_value {
+	GGUF_U8 = 0,
+	GGUF_U16 = 2,
+	GGUF_U32 = 4,
+	GGUF_STRING = 8,
+	GGUF_ARRAY = 9,
+	GGUF_U64 = 10
+};
 
 struct gguf_file {
 	uint8_t *bytes;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * malloc and free of the code under test, watched: how many blocks live, how many bytes at
- * most, and the nth call made to fail. Link with -Wl,--wrap=malloc,--wrap=realloc,--wrap=free; what a shared
+ * most, and the nth call made to fail. Link with -Wl,--wrap= for malloc, calloc, realloc, free; what a shared
  * library allocates for itself is not seen. One file of a program may include it.
  */
 #ifndef TESTS_SUPPORT_HEAP_WATCH_H
@@ -21,9 +21,11 @@ static struct {
 } heap;
 
 void *__real_malloc(size_t size);
+void *__real_calloc(size_t count, size_t size);
 void *__real_realloc(void *memory, size_t size);
 void __real_free(void *memory);
 void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t count, size_t size);
 void *__wrap_realloc(void *memory, size_t size);
 void __wrap_free(void *memory);
 
@@ -44,6 +46,16 @@ static inline void heap_watch_add(void *memory)
 void *__wrap_malloc(size_t size)
 {
 	void *memory = heap_watch_strikes() ? NULL : __real_malloc(size);
+
+	if (memory != NULL) {
+		heap_watch_add(memory);
+	}
+	return memory;
+}
+
+void *__wrap_calloc(size_t count, size_t size)
+{
+	void *memory = heap_watch_strikes() ? NULL : __real_calloc(count, size);
 
 	if (memory != NULL) {
 		heap_watch_add(memory);

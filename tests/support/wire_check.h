@@ -148,7 +148,8 @@ static inline void check_round_trip(const struct wire_type *type, const void *by
 
 	rebuild_lists(&arena, type, body);
 	(void)wire_encode_body(&buffer, type, body); /* counts */
-	buffer = (struct wire_buffer){arena_take(&arena, buffer.size), buffer.size, 0};
+	buffer = (struct wire_buffer){.bytes = arena_take(&arena, buffer.size),
+				      .capacity = buffer.size};
 	REQUIRE(wire_encode_body(&buffer, type, body) && buffer.size == buffer.capacity);
 	oracle_reads(bytes, size, &whole);
 	oracle_reads(buffer.bytes, buffer.size, &part);
@@ -160,7 +161,8 @@ static inline void check_round_trip(const struct wire_type *type, const void *by
 	REQUIRE(wire_decode_body(type, buffer.bytes, (uint32_t)buffer.size, true, &twin, &fault) ==
 		0);
 	rebuild_lists(&arena, type, &twin);
-	again = (struct wire_buffer){arena_take(&arena, buffer.size), buffer.size, 0};
+	again = (struct wire_buffer){.bytes = arena_take(&arena, buffer.size),
+				     .capacity = buffer.size};
 	REQUIRE(wire_encode_body(&again, type, &twin) && again.size == buffer.size);
 	REQUIRE(memcmp(again.bytes, buffer.bytes, buffer.size) == 0);
 	arena_free(&arena);

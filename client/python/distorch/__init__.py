@@ -16,18 +16,20 @@ build/lib of the source tree that this package lies in, the places where the sys
 where there is none.
 """
 
-from .client import Connection, Subscription, connect
+from .client import Connection, Reservation, Subscription, connect
 from .results import (
-    Check, Client, Detail, Device, Error, Event, Holder, Loaded, Model, Outcome, Parked, Place,
-    Progress, Record, Reloaded, Report, Server, Setting, Status, Store, Wish,
+    Block, Check, Client, Detail, Device, Drain, Error, Event, Holder, Loaded, Model, Moved,
+    Outcome, Parked, Place, Plan, PlannedBlock, Progress, Record, Reloaded, Report, Server, Setting,
+    Shard, Share, Status, Store, WarmEntry, Wish,
 )
 from .tensors import Tensor, Weights
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Check", "Client", "Connection", "Detail", "Device", "Error", "Event", "Holder", "Loaded",
-    "Model", "Outcome", "Parked", "Place", "Progress", "Record", "Reloaded", "Report", "Server",
-    "Setting", "Status", "Store", "Subscription", "Tensor", "Weights", "Wish", "__version__",
-    "connect",
+    "Block", "Check", "Client", "Connection", "Detail", "Device", "Drain", "Error", "Event",
+    "Holder", "Loaded", "Model", "Moved", "Outcome", "Parked", "Place", "Plan", "PlannedBlock",
+    "Progress", "Record", "Reloaded", "Report", "Reservation", "Server", "Setting", "Shard",
+    "Share", "Status", "Store", "Subscription", "Tensor", "WarmEntry", "Weights", "Wish",
+    "__version__", "connect",
 ]

@@ -46,6 +46,17 @@ def texts(name, value):
     return (ctypes.c_char_p * len(items))(*items), len(items)
 
 
+def blocks(name, value):
+    """C arrays of the names and the bytes of blocks, and their length."""
+    try:
+        given = [(block, n_bytes) for block, n_bytes in value]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a list of (name, bytes)") from None
+    names, count = texts(f"{name}.name", [block for block, _ in given])
+    sizes = [size(f"{name}[{i}].bytes", n_bytes) for i, (_, n_bytes) in enumerate(given)]
+    return names, (ctypes.c_uint64 * count)(*sizes), count
+
+
 def model_texts(models):
     """The same for models that are given one by one."""
     for model in models:

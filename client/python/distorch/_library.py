@@ -108,7 +108,8 @@ MODEL = structure("model", [
     ("state", TEXT), ("progress_bytes", U64), ("where", _list_of(PLACE, results.Place)),
     ("stays", TEXTS), ("keep", BOOL), ("pinned", BOOL), ("ttl_left_ms", U64), ("priority", I64),
     ("leases", U64), ("last_used_ms", U64), ("generation", U64), ("tensors", U64),
-    ("blocks", U64), ("format", TEXT), ("users", HOLDERS)])
+    ("blocks", U64), ("format", TEXT), ("users", HOLDERS),
+    ("allocation", TEXT)])
 MODELS = structure("models", [("models", _list_of(MODEL, results.Model))])
 OUTCOME = structure("outcome", [
     ("id", TEXT), ("name", TEXT), ("reason", TEXT), ("bytes", U64), ("holders", HOLDERS)])
@@ -118,17 +119,33 @@ REPORT = structure("report", [
 LOADED = structure("loaded", [
     ("model", _one_of(MODEL, dict)), ("source", TEXT), ("duration_ms", U64),
     ("evicted", OUTCOMES)])
+MOVED = structure("moved", [
+    ("model", _one_of(MODEL, dict)), ("moved_bytes", U64), ("duration_ms", U64),
+    ("evicted", OUTCOMES)])
+SHARE = structure("share", [
+    ("device", TEXT), ("bytes", U64), ("blocks", U64), ("free_after", U64)])
+PLANNED_BLOCK = structure("planned_block", [
+    ("name", TEXT), ("bytes", U64), ("tensors", U64), ("device", TEXT)])
+PLAN = structure("plan", [
+    ("devices", _list_of(SHARE, results.Share)),
+    ("blocks", _list_of(PLANNED_BLOCK, results.PlannedBlock)), ("warnings", TEXTS),
+    ("moved_per_pass", U64), ("compute", TEXT), ("floor_ns", U64)])
+RESERVATION = structure("reservation", [("token", U64), ("evicted", OUTCOMES)])
 WISH = structure("wish", [
     ("uid", U32), ("pin", BOOL), ("keep", BOOL), ("ttl_ms", U64), ("priority", I64)])
+SHARD = structure("shard", [("name", TEXT), ("bytes", U64)])
 DETAIL = structure("detail", [
     ("model", _one_of(MODEL, results.Model)), ("page_size", U64), ("huge_bytes", U64),
     ("notice", TEXT), ("backing", TEXT), ("loaded_from", TEXT), ("load_ms", U64),
-    ("checksum", TEXT), ("clients", HOLDERS), ("wishes", _list_of(WISH, results.Wish))])
+    ("checksum", TEXT), ("clients", HOLDERS), ("wishes", _list_of(WISH, results.Wish)),
+    ("shards", _list_of(SHARD, results.Shard))])
 DEVICE = structure("device", [
     ("name", TEXT), ("uuid", TEXT), ("state", TEXT), ("total", U64), ("budget", U64),
-    ("used", U64), ("held", U64), ("reserved", U64), ("free", U64), ("models", U64)])
+    ("used", U64), ("held", U64), ("reserved", U64), ("free", U64), ("models", U64),
+    ("draining", BOOL), ("product", TEXT), ("pci", TEXT), ("foreign", U64), ("dropping", U64),
+    ("temperature", U64), ("last_xid", U64), ("text", TEXT), ("link", U64), ("pid", U64)])
 DEVICE_LIST = _list_of(DEVICE, results.Device)
-DEVICES = structure("devices", [("devices", DEVICE_LIST)])
+DEVICES = structure("devices", [("devices", DEVICE_LIST), ("notice", TEXT)])
 CLIENT = structure("client", [
     ("client", U64), ("pid", U32), ("uid", U32), ("comm", TEXT), ("label", TEXT),
     ("library", TEXT), ("connected", BOOL), ("admin", BOOL), ("leases", U64),
@@ -145,12 +162,15 @@ STATUS = structure("status", [
     ("survives_restart", BOOL), ("devices", DEVICE_LIST), ("models", U64), ("pinned", U64),
     ("loading", U64), ("clients", U64), ("hits", U64), ("misses", U64), ("bytes_read", U64),
     ("bytes_saved", U64), ("evictions", U64), ("refusals", U64), ("open_fds", U64),
-    ("rss_bytes", U64), ("last", RECORD_LIST)])
+    ("rss_bytes", U64), ("last", RECORD_LIST), ("config_fault", TEXT), ("state_fault", TEXT),
+    ("no_cards", TEXT)])
 SETTING = structure("setting", [("key", TEXT), ("value", TEXT), ("source", TEXT)])
 SETTINGS = structure("settings", [("settings", _list_of(SETTING, results.Setting))])
 CHECK = structure("check", [
     ("id", TEXT), ("name", TEXT), ("ok", BOOL), ("bytes", U64), ("offset", U64), ("text", TEXT)])
-RELOADED = structure("reloaded", [("applied", TEXTS), ("later", TEXTS)])
+RELOADED = structure("reloaded", [("applied", TEXTS), ("later", TEXTS), ("notice", TEXT)])
+DRAIN = structure("drain", [
+    ("draining", BOOL), ("loads", U64), ("loading", TEXTS), ("leases", U64), ("holders", HOLDERS)])
 CHECKS = structure("checks", [("checks", _list_of(CHECK, results.Check))])
 METRICS = structure("metrics", [("text", TEXT)])
 PARKED = structure("parked", [
@@ -159,6 +179,10 @@ PARKED = structure("parked", [
 STORE = structure("store", [
     ("survives_restart", BOOL), ("descriptors", U64), ("max_descriptors", U64), ("bytes", U64),
     ("parked", _list_of(PARKED, results.Parked))])
+WARM_ENTRY = structure("warm_entry", [
+    ("path", TEXT), ("source", TEXT), ("state", TEXT), ("model", TEXT), ("bytes", U64),
+    ("text", TEXT)])
+WARM = structure("warm", [("entries", _list_of(WARM_ENTRY, results.WarmEntry))])
 SERVER = structure("server", [
     ("socket_path", TEXT), ("version", TEXT), ("role", TEXT), ("protocol", U64), ("epoch", U64),
     ("client", U64)])
@@ -179,7 +203,11 @@ PROGRESS = structure("progress", [
 TENSOR = structure("tensor", [
     ("name", TEXT), ("dtype", TEXT), ("bits", U32), ("rank", U32),
     ("shape", _Kind(POINTER(c_uint64))), ("bytes", U64), ("data", _Kind(c_void_p)),
-    ("offset", U64), ("shard", U32), ("block", U32), ("group", U32)])
+    ("offset", U64), ("shard", U32), ("block", U32), ("group", U32), ("device", TEXT),
+    ("uuid", TEXT), ("block_offset", U64), ("device_data", U64), ("device_ordinal", INT)])
+BLOCK = structure("block", [
+    ("name", TEXT), ("bytes", U64), ("device", TEXT), ("uuid", TEXT), ("n_tensors", U32),
+    ("data", _Kind(c_void_p))])
 
 # ---- what callers fill ----
 
@@ -195,18 +223,27 @@ def _options(name, members):
 
 
 OPTIONS = _options("options", [
-    ("client", c_char_p), ("label", c_char_p), ("timeout_ms", c_uint32)])
+    ("client", c_char_p), ("label", c_char_p), ("timeout_ms", c_uint32),
+    ("device_uuids", POINTER(c_char_p)), ("n_device_uuids", c_size_t)])
 POLICY = _options("policy", [
     ("said", c_uint32), ("pin", c_bool), ("keep", c_bool), ("priority", c_int32),
     ("ttl_ms", c_uint64), ("for_ms", c_uint64)])
 LOAD_OPTIONS = _options("load_options", [
     ("name", c_char_p), ("format", c_char_p), ("allocation", c_char_p), ("compute", c_char_p),
     ("backing", c_char_p), ("policy", POLICY), ("no_wait", c_bool), ("tag", c_uint64),
-    ("progress", PROGRESS_FN), ("user", c_void_p)])
+    ("progress", PROGRESS_FN), ("user", c_void_p), ("virtual_vram", c_uint64),
+    ("donors", POINTER(c_char_p)), ("n_donors", c_size_t), ("strategy", c_char_p),
+    ("granularity", c_char_p)])
+PLACEMENT = _options("placement", [
+    ("allocation", c_char_p), ("compute", c_char_p), ("virtual_vram", c_uint64),
+    ("donors", POINTER(c_char_p)), ("n_donors", c_size_t), ("strategy", c_char_p),
+    ("granularity", c_char_p), ("tag", c_uint64)])
+RESERVE_OPTIONS = _options("reserve_options", [("ttl_ms", c_uint64), ("recall_ms", c_uint64)])
 SELECT = _options("select", [
     ("models", POINTER(c_char_p)), ("n_models", c_size_t), ("names", POINTER(c_char_p)),
     ("n_names", c_size_t), ("under", c_char_p), ("device", c_char_p), ("idle_ms", c_uint64),
-    ("not_kept", c_bool), ("mine", c_bool), ("all", c_bool), ("mode", c_char_p)])
+    ("not_kept", c_bool), ("mine", c_bool), ("all", c_bool), ("mode", c_char_p),
+    ("recall_ms", c_uint64)])
 LIST_FILTER = _options("list_filter", [("device", c_char_p), ("mine", c_bool), ("all", c_bool)])
 HISTORY_FILTER = _options("history_filter", [
     ("model", c_char_p), ("types", POINTER(c_char_p)), ("n_types", c_size_t),
@@ -232,23 +269,35 @@ PROTOTYPES = {
     "cancel": (c_int, [_C, c_uint64]),
     "load": (c_int, [_C, c_char_p, POINTER(LOAD_OPTIONS), POINTER(POINTER(LOADED)), POINTER(_W)]),
     "attach": (c_int, [_C, c_char_p, POINTER(_W)]),
+    "place": (c_int, [_C, c_char_p, POINTER(PLACEMENT), POINTER(POINTER(MOVED))]),
+    "plan": (c_int, [_C, c_char_p, POINTER(PLACEMENT), POINTER(POINTER(PLAN))]),
+    "plan_blocks": (c_int, [_C, POINTER(c_char_p), POINTER(c_uint64), c_size_t, POINTER(PLACEMENT),
+                            POINTER(POINTER(PLAN))]),
+    "reserve": (c_int, [_C, c_char_p, c_uint64, POINTER(RESERVE_OPTIONS),
+                        POINTER(POINTER(RESERVATION))]),
+    "release": (c_int, [_C, c_uint64]),
     "unload": (c_int, [_C, POINTER(SELECT), POINTER(POINTER(REPORT))]),
     "set": (c_int, [_C, c_char_p, POINTER(POLICY), c_char_p, POINTER(POINTER(MODEL))]),
     "list": (c_int, [_C, POINTER(LIST_FILTER), POINTER(POINTER(MODELS))]),
     "show": (c_int, [_C, c_char_p, POINTER(POINTER(DETAIL)), POINTER(_W)]),
     "devices": (c_int, [_C, POINTER(POINTER(DEVICES))]),
     "budget": (c_int, [_C, c_char_p, c_uint64, POINTER(POINTER(DEVICES))]),
+    "budget_save": (c_int, [_C, c_char_p, c_uint64, POINTER(POINTER(DEVICES))]),
+    "warm": (c_int, [_C, c_int, c_char_p, POINTER(POINTER(WARM))]),
+    "config_set": (c_int, [_C, c_char_p, c_char_p, POINTER(POINTER(RELOADED))]),
     "clients": (c_int, [_C, POINTER(POINTER(CLIENTS))]),
     "history": (c_int, [_C, POINTER(HISTORY_FILTER), POINTER(POINTER(RECORDS))]),
     "status": (c_int, [_C, POINTER(POINTER(STATUS))]),
     "config": (c_int, [_C, POINTER(POINTER(SETTINGS))]),
     "verify": (c_int, [_C, POINTER(c_char_p), c_size_t, POINTER(POINTER(CHECKS))]),
     "reload": (c_int, [_C, POINTER(POINTER(RELOADED))]),
+    "drain": (c_int, [_C, c_char_p, c_int, POINTER(POINTER(DRAIN))]),
     "metrics": (c_int, [_C, POINTER(POINTER(METRICS))]),
     "store": (c_int, [_C, POINTER(POINTER(STORE))]),
     "shutdown": (c_int, [_C]),
     "subscribe": (c_int, [_C, POINTER(EVENT_FILTER)]),
     "next_event": (c_int, [_C, c_uint32, POINTER(POINTER(EVENT))]),
+    "next_recall": (c_int, [_C, c_uint32, POINTER(POINTER(EVENT))]),
     "weights_unref": (c_void_p, [_W]),
     "weights_model": (c_char_p, [_W]),
     "weights_generation": (c_uint64, [_W]),
@@ -256,10 +305,13 @@ PROTOTYPES = {
     "weights_fd": (c_int, [_W, c_uint32]),
     "weights_n_tensors": (c_uint32, [_W]),
     "weights_tensor": (POINTER(TENSOR), [_W, c_uint32]),
+    "map_cuda": (c_int, [_W]),
+    "weights_n_blocks": (c_uint32, [_W]),
+    "weights_block": (POINTER(BLOCK), [_W, c_uint32]),
     "weights_names": (c_void_p, [_W, POINTER(c_size_t)]),
 }
-FREED = ("server", "loaded", "report", "model", "models", "detail", "devices", "clients",
-         "records", "status", "settings", "checks", "metrics", "store", "reloaded", "event")
+FREED = ("server", "loaded", "moved", "plan", "reservation", "report", "model", "models", "detail", "devices", "clients",
+         "records", "status", "settings", "checks", "metrics", "store", "reloaded", "drain", "warm", "event")
 
 
 def _candidates():

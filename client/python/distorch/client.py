@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A connection to distorchd."""
 
+import collections
 import contextlib
 import ctypes
 import os
+import sys
 import threading
+import time
+import warnings
+import weakref
 from ctypes import POINTER, byref
 
 from . import _arguments as given
@@ -14,6 +19,7 @@ from .tensors import Lease, Weights
 
 _PATH_SIZE = 4096
 _EVENT_SLICE_MS = 250  # how often a waiting thread looks for Ctrl-C
+_QUIET_SLICE_MS = 1000  # and how often one looks that gets none
 
 
 def last_error(pointer):
@@ -21,15 +27,17 @@ def last_error(pointer):
     return lib.read_error(lib.library().error(pointer))
 
 
-def connect(path=None, *, client=None, label=None, timeout=None):
+def connect(path=None, *, client=None, label=None, timeout=None, devices=()):
     """Connect to the daemon at `path` (None: $DISTORCH_SOCKET, the user's, then the system's).
     `client` is "name/version" of the program, `label` how listings call this connection.
-    `timeout` in seconds (None, 0: 30) bounds every call but load and verify.
+    `timeout` in seconds (None, 0: 30) bounds every call but load and verify. `devices`: the UUIDs
+    of those that this process sees, in the order in which it counts them, as torch does; then
+    cuda:0 in what it asks for is the first card of these. Answers name devices as the daemon does.
 
     When the daemon ends, calls raise an Error with the code "no-connection", which is
     retryable: once the daemon answers again, connect() and load or attach anew. Weights and
     arrays that exist stay usable meanwhile and afterwards."""
-    return Connection(path, client=client, label=label, timeout=timeout)
+    return Connection(path, client=client, label=label, timeout=timeout, devices=devices)
 
 
 def _policy(pin=None, keep=None, ttl=None, priority=None, duration=None):
@@ -51,6 +59,24 @@ def _policy(pin=None, keep=None, ttl=None, priority=None, duration=None):
         policy.said |= lib.SAID_FOR
         policy.for_ms = given.ms("duration", duration)
     return policy
+
+
+_PLACEMENT = ("compute", "virtual_vram", "donors", "strategy", "granularity")
+
+
+def _place_into(options, allocation, more):
+    """Where blocks go, in the structure of a load or a placement."""
+    unknown = set(more) - set(_PLACEMENT)
+    if unknown:
+        raise TypeError(f"there is no option {', '.join(sorted(unknown))}")
+    options.allocation = given.optional_text("allocation", allocation)
+    for member in ("compute", "strategy", "granularity"):
+        setattr(options, member, given.optional_text(member, more.get(member)))
+    virtual_vram = more.get("virtual_vram")
+    options.virtual_vram = 0 if virtual_vram is None else given.size("virtual_vram", virtual_vram)
+    donors = more.get("donors")
+    options.donors, options.n_donors = given.texts("donors", () if donors is None else donors)
+    return options
 
 
 def _neither(path, failure):
@@ -94,15 +120,19 @@ def _watch(function, raised):
 class Connection:
     """A connection; safe to use from several threads at once."""
 
-    def __init__(self, path=None, *, client=None, label=None, timeout=None):
+    def __init__(self, path=None, *, client=None, label=None, timeout=None, devices=()):
         self._lock = threading.Lock()
         self._running = 0
         self._closing = False
         self._pointer = None
+        self._recalls = {}  # weakref of a lease: callback
+        self._listens = False  # a thread waits for recalls
+        self._unheard = collections.deque()  # recalls that are next_event's
         self._library = lib.library()
         options = lib.OPTIONS(client=given.optional_text("client", client),
                               label=given.optional_text("label", label),
                               timeout_ms=given.timeout_ms(timeout))
+        options.device_uuids, options.n_device_uuids = given.texts("devices", devices)
         path = given.optional_text("path", path)
         self._path = os.fsdecode(path or self._default_path())
         pointer = ctypes.c_void_p()
@@ -206,7 +236,7 @@ class Connection:
         model = results.Loaded(**found.pop("model"), **found)
         if progress is not None and (model.state == "resident" or not options.no_wait):
             progress(_done(model))
-        return model, Weights(lease) if wants_weights else None
+        return model, Weights(lease, self, model.source) if wants_weights else None
 
     @staticmethod
     def _load_options(keep, pin, ttl, priority, duration, more):
@@ -217,8 +247,15 @@ class Connection:
                 policy.said &= ~bit
         options = lib.LOAD_OPTIONS(policy=policy)
         options.no_wait = not given.flag("wait", more.pop("wait", True))
-        for member in ("name", "format", "allocation", "compute", "backing"):
+        if more.get("to") is not None:
+            if more.get("allocation") is not None:
+                raise TypeError("to and allocation are one option: say one of them")
+            more["allocation"] = more["to"]
+        more.pop("to", None)
+        for member in ("name", "format", "backing"):
             setattr(options, member, given.optional_text(member, more.pop(member, None)))
+        _place_into(options, more.pop("allocation", None),
+                    {name: more.pop(name) for name in _PLACEMENT if name in more})
         if more:
             raise TypeError(f"load has no option {', '.join(sorted(more))}")
         return options
@@ -231,8 +268,9 @@ class Connection:
         unkeep, unpin and set); `ttl` and `duration` (of pin and keep) are seconds. `progress` is
         called with a Progress, the last time at 100 % when the load has succeeded; what it raises
         is raised by the load, which is cancelled unless it was done. So is KeyboardInterrupt.
-        More options: name, format, allocation, compute, backing, wait=False (return once the
-        load has begun)."""
+        More options: name, format, backing, wait=False (return once the load has begun), `to`, an
+        allocation as "cuda:0,6gb;cpu,*" (also: allocation), and with it compute, virtual_vram
+        (bytes), donors, strategy and granularity, as for place."""
         options = self._load_options(keep, pin, ttl, priority, duration, more)
         return self._load(given.text("path", path), False, options, progress)[0]
 
@@ -242,7 +280,7 @@ class Connection:
         no file is taken for the name or id of a resident model; then no wishes are said."""
         options = self._load_options(keep, pin, ttl, priority, duration, more)
         path = given.text("path", path)
-        if os.path.exists(path):
+        if os.path.exists(path) or os.path.exists(path + b".index.json"):
             return self._load(path, True, options, progress)[1]
         try:
             weights = self.attach(path)
@@ -259,20 +297,65 @@ class Connection:
         is an Error with the code "not-resident"."""
         lease = Lease()
         self._call("attach", given.text("model", model), byref(lease.pointer))
-        return Weights(lease)
+        return Weights(lease, self)
+
+    # ---- blocks over devices ----
+
+    def place(self, model, allocation=None, **more):
+        """Move the blocks of a resident model between devices, all or nothing; returns a Moved.
+        `allocation` is a string as "cuda:0,6gb;cpu,*", "cuda:1" or "auto"; options: compute (a
+        device), virtual_vram (bytes that live off it) and donors (devices that take them),
+        strategy ("contiguous", "spread"), granularity ("block", "tensor"). Weights that are
+        attached stay as they are."""
+        options = _place_into(lib.PLACEMENT(), allocation, more)
+
+        def read(found):
+            moved = lib.values(found)
+            return results.Moved(**moved.pop("model"), **moved)
+
+        return self._ask("place", lib.MOVED, read, given.text("model", model), byref(options))
+
+    def plan(self, model=None, allocation=None, *, blocks=None, **more):
+        """What place would do, as a Plan; changes nothing. Options as for place.
+
+        Instead of a model, `blocks` may be a list of at most 512 (name, bytes), in the order in
+        which they are used: then it is what a load of a model of these would do. Names tell the
+        parts of a model as tensors' do: "vae.decoder.up.0" is of the VAE, and what has no number
+        between dots is of the head. The granularity "tensor" is not for them: say each tensor."""
+        if (model is None) == (blocks is None):
+            raise TypeError("plan takes a model or blocks: say one of them")
+        options = _place_into(lib.PLACEMENT(), allocation, more)
+        name, what = ("plan", [given.text("model", model)]) if blocks is None else \
+            ("plan_blocks", given.blocks("blocks", blocks))
+        return self._ask_one(name, lib.PLAN, results.Plan, *what, byref(options))
+
+    def reserve(self, device, bytes, *, ttl=None, recall=None):
+        """Room on a device for what the daemon knows nothing of; returns a Reservation, which a
+        `with` block ends. What nobody uses is evicted for it and comes back afterwards. `ttl`:
+        it ends by itself after so many seconds; `recall`: ask those who lease something there to
+        let it go, and wait so many seconds for them."""
+        options = lib.RESERVE_OPTIONS(ttl_ms=given.ms("ttl", ttl),
+                                      recall_ms=given.ms("recall", recall))
+        found = self._ask("reserve", lib.RESERVATION, lib.values, given.text("device", device),
+                          given.size("bytes", bytes), byref(options))
+        return Reservation(self, device, bytes, **found)
 
     def unload(self, *models, names=(), under=None, device=None, idle=None, not_kept=False,
-               mine=False, all=False):
+               mine=False, all=False, recall=None):
         """Free memory selectively; all conditions must hold. Returns a Report.
 
         `models` are names, ids or paths, `names` patterns such as "*.vae.safetensors" (a single
         string is one pattern), `under` a folder; not used for `idle` seconds; `not_kept` leaves
-        what is kept or pinned; `mine` means models that this user has a wish or lease on."""
+        what is kept or pinned; `mine` means models that this user has a wish or lease on;
+        `recall` asks those who use one to let it go, and waits so many seconds for them."""
         select = lib.SELECT(under=given.optional_text("under", under),
                             device=given.optional_text("device", device),
                             idle_ms=given.ms("idle", idle),
                             not_kept=given.flag("not_kept", not_kept),
                             mine=given.flag("mine", mine), all=given.flag("all", all))
+        if recall is not None:
+            select.mode = b"recall"
+            select.recall_ms = given.ms("recall", recall)
         select.models, select.n_models = given.model_texts(models)
         select.names, select.n_names = given.texts("names", names)
         return self._ask_one("unload", lib.REPORT, results.Report, byref(select))
@@ -331,10 +414,16 @@ class Connection:
     def devices(self):
         return self._ask_list("devices", lib.DEVICES, "devices")
 
-    def budget(self, device=None, bytes=0):
-        """The devices with their budgets; with a device, set its budget first (admin)."""
-        return self._ask_list("budget", lib.DEVICES, "devices",
-                              given.optional_text("device", device), given.size("bytes", bytes))
+    def budget(self, device=None, bytes=0, *, save=False):
+        """The devices with their budgets; with a device, set its budget first (admin). `save`
+        keeps it over restarts and boots (without a device: the budget of now); what ranks above
+        that is a warning."""
+        name = "budget_save" if given.flag("save", save) else "budget"
+        found = self._ask(name, lib.DEVICES, lib.values, given.optional_text("device", device),
+                          given.size("bytes", bytes))
+        if found["notice"] is not None:
+            warnings.warn(found["notice"], stacklevel=2)
+        return found["devices"]
 
     def clients(self):
         return self._ask_list("clients", lib.CLIENTS, "clients")
@@ -379,9 +468,87 @@ class Connection:
         in it changes nothing and is an Error that names file and line."""
         return self._ask_one("reload", lib.RELOADED, results.Reloaded)
 
+    def config_set(self, key, value):
+        """Save a setting ("section.key") in the daemon's state (admin): it ranks above its
+        files, below its environment and command line. None forgets what was saved. Returns a
+        Reloaded; its `notice` says what ranks above."""
+        return self._ask_one("config_set", lib.RELOADED, results.Reloaded,
+                             given.text("key", key), given.optional_text("value", value))
+
+    def warm(self):
+        """The models that are loaded at each start, as WarmEntries (admin)."""
+        return self._ask_list("warm", lib.WARM, "entries", 0, None)
+
+    def warm_add(self, path):
+        """Have a file loaded at each start, and now (admin): the daemon opens it itself, with its
+        own rights. Returns the list afterwards, without waiting for the load."""
+        path = os.path.abspath(os.fsdecode(given.text("path", path)))
+        return self._ask_list("warm", lib.WARM, "entries", 1, os.fsencode(path))
+
+    def warm_remove(self, path):
+        """Take a file off the list (admin); what is in memory stays. Returns the list."""
+        path = os.path.abspath(os.fsdecode(given.text("path", path)))
+        return self._ask_list("warm", lib.WARM, "entries", 2, os.fsencode(path))
+
+    def drain(self, on=None, *, device=None):
+        """Have the daemon refuse new loads (True), take them again (False), or only look (None);
+        returns a Drain at once: what is still under way (admin)."""
+        order = 0 if on is None else 1 if on else 2
+        return self._ask_one("drain", lib.DRAIN, results.Drain,
+                             given.optional_text("device", device), order)
+
     def shutdown(self):
         """End the daemon in order (admin)."""
         self._call("shutdown")
+
+    # ---- recalls ----
+
+    def _on_recall(self, lease, callback):
+        with self._lock:
+            reference = weakref.ref(lease, self._forget)
+            self._recalls.pop(reference, None)
+            if callback is not None:
+                self._recalls[reference] = callback
+            must_start = bool(self._recalls) and not self._listens
+            self._listens = self._listens or must_start
+        if must_start:
+            threading.Thread(target=_listen, args=(weakref.ref(self),), daemon=True,
+                             name="distorch-recalls").start()
+
+    def _forget(self, reference):
+        self._recalls.pop(reference, None)  # one step of the interpreter: no lock, collectors run here
+
+    def _tell(self, event):
+        """Call who asked for the recalls of its lease; False: nobody did."""
+        for reference, callback in list(self._recalls.items()):
+            lease = reference()
+            if lease is None or self._library.weights_lease(lease.pointer) != event.lease:
+                continue
+            del lease  # what is called may want to be the last to let go of it
+            try:
+                callback(event)
+            except Exception:
+                threading.excepthook(threading.ExceptHookArgs(
+                    (*sys.exc_info(), threading.current_thread())))
+            return True
+        return False
+
+    def _hear(self):
+        """Wait a moment for a recall and tell of it. False: nobody asks for them any more."""
+        with self._lock:
+            if not self._recalls or self._closing:
+                self._listens = False
+                return False
+        try:
+            event = self._ask_one("next_recall", lib.EVENT, results.Event, _EVENT_SLICE_MS)
+        except results.Error as failure:
+            if failure.code == "timeout":
+                return True
+            time.sleep(_EVENT_SLICE_MS / 1000)  # the daemon is away; the library comes back
+            return True
+        if not self._tell(event):
+            self._unheard.append(event)
+        return True
 
     # ---- events as they happen ----
 
@@ -398,9 +565,17 @@ class Connection:
         """The oldest event, or None when `timeout` seconds (None: for ever) brought none."""
         left = None if timeout is None else given.wait_ms("timeout", timeout)
         while True:
-            wait = _EVENT_SLICE_MS if left is None else min(left, _EVENT_SLICE_MS)
+            with contextlib.suppress(IndexError):
+                return self._unheard.popleft()
+            wait = _EVENT_SLICE_MS
+            if not self._recalls and threading.current_thread() is not threading.main_thread():
+                wait = _QUIET_SLICE_MS
+            wait = wait if left is None else min(left, wait)
             try:
-                return self._ask_one("next_event", lib.EVENT, results.Event, wait)
+                event = self._ask_one("next_event", lib.EVENT, results.Event, wait)
+                if event.type == "recall":  # the listening thread was not the first
+                    self._tell(event)
+                return event
             except results.Error as failure:
                 if failure.code != "timeout":
                     raise
@@ -408,6 +583,48 @@ class Connection:
                 left -= wait
                 if left <= 0:
                     return None
+
+
+def _listen(reference):
+    """The thread of a connection that takes its recalls; it keeps no connection open."""
+    while True:
+        connection = reference()
+        if connection is None or not connection._hear():
+            return
+        del connection
+
+
+class Reservation:
+    """Room on a device: `device`, `bytes`, `evicted` (what made room). It ends by release(), the
+    end of a `with` block, its time, or the end of the connection."""
+
+    def __init__(self, connection, device, bytes, token, evicted):
+        self._connection = connection
+        self._token = token
+        self.device = os.fsdecode(device)
+        self.bytes = bytes
+        self.evicted = evicted
+
+    def __repr__(self):
+        state = "released" if self._token is None else "held"
+        return f"<distorch.Reservation of {self.bytes} bytes on {self.device}, {state}>"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.release()
+
+    def release(self):
+        """End it; one that has ended already is fine."""
+        token, self._token = self._token, None
+        if token is None:
+            return
+        try:
+            self._connection._call("release", token)
+        except results.Error as failure:
+            if failure.code not in ("not-found", "no-connection"):
+                raise
 
 
 class Subscription:

@@ -72,6 +72,7 @@ class Model:
     blocks: int
     format: str
     users: List[Holder]
+    allocation: Optional[str] = None  # by which its blocks were placed; None: all in images
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,61 @@ class Loaded(Model):
 
 
 @dataclass(frozen=True)
+class Moved(Model):
+    """A model after a move of its blocks: what was copied for it, how long it took, what made
+    room."""
+
+    moved_bytes: Optional[int] = None
+    duration_ms: Optional[int] = None
+    evicted: tuple = ()
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a plan puts on one device."""
+
+    device: str
+    bytes: int
+    blocks: int
+    free_after: int
+
+
+@dataclass(frozen=True)
+class PlannedBlock:
+    """One block of a plan."""
+
+    name: str
+    bytes: int
+    tensors: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tensors of attached weights that lie together; `device` is None where nothing is mapped."""
+
+    name: str
+    bytes: int
+    device: Optional[str]
+    uuid: Optional[str]
+    n_tensors: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where blocks would go; `moved_per_pass` are the bytes that one pass over the model brings
+    to `compute`, the device that computes, which takes at least `floor_ns` (None: nothing is
+    copied, or the speed of a link is not known)."""
+
+    devices: List[Share]
+    blocks: List[PlannedBlock]
+    warnings: List[str]
+    moved_per_pass: int
+    compute: Optional[str]
+    floor_ns: Optional[int]
+
+
+@dataclass(frozen=True)
 class Report:
     """What an unload did."""
 
@@ -117,6 +173,14 @@ class Wish:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """One file of a model that has several."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Detail:
     """All about one model."""
 
@@ -130,6 +194,7 @@ class Detail:
     checksum: Optional[str]
     clients: List[Holder]
     wishes: List[Wish]
+    shards: List[Shard]  # none: it is a single file
 
 
 @dataclass(frozen=True)
@@ -146,6 +211,16 @@ class Device:
     reserved: int
     free: int
     models: int
+    draining: bool  # takes no new loads
+    product: Optional[str] = None  # "RTX 4090"
+    pci: Optional[str] = None
+    foreign: Optional[int] = None  # used by others on the machine
+    dropping: int = 0  # of used: being given back
+    temperature: Optional[int] = None
+    last_xid: Optional[int] = None
+    text: Optional[str] = None  # why it is not ok
+    link: Optional[int] = None  # bytes a second between host and device
+    pid: Optional[int] = None  # of its worker process
 
 
 @dataclass(frozen=True)
@@ -205,6 +280,9 @@ class Status:
     open_fds: int
     rss_bytes: int
     last: List[Record]
+    config_fault: Optional[str] = None
+    state_fault: Optional[str] = None
+    no_cards: Optional[str] = None  # why no GPU is used
 
 
 @dataclass(frozen=True)
@@ -230,10 +308,23 @@ class Check:
 
 @dataclass(frozen=True)
 class Reloaded:
-    """Settings that a reload found changed, by key."""
+    """Settings that a reload found changed, or that were set, by key."""
 
     applied: List[str]
     later: List[str]  # in effect from the next start on
+    notice: Optional[str]  # what ranks above one that was set
+
+
+@dataclass(frozen=True)
+class Drain:
+    """What is still under way; `loading` names the first of the loads, `holders` whose the
+    leases are."""
+
+    draining: bool
+    loads: int
+    loading: List[str]
+    leases: int
+    holders: List[Holder]
 
 
 @dataclass(frozen=True)
@@ -259,6 +350,19 @@ class Store:
     max_descriptors: int
     bytes: int
     parked: List[Parked]
+
+
+@dataclass(frozen=True)
+class WarmEntry:
+    """One model that is loaded at each start; `state` is waiting, opening, loading, loaded,
+    unloaded or failed, and `text` why it is not loaded."""
+
+    path: str
+    source: str
+    state: str
+    model: Optional[str]
+    bytes: Optional[int]
+    text: Optional[str]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ import ctypes
 from collections.abc import Mapping
 
 from . import _arguments as given
-from ._library import library
+from . import _dlpack
+from ._library import library, values
 from ._wire import DTYPES
+from .results import Block
 
 _NUMPY = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16",
@@ -52,22 +54,29 @@ class Lease:
 
 
 class Tensor:
-    """One tensor: `name`, `dtype`, `shape`, `nbytes`, `device`, `buffer`. `dtype` is the word of
-    safetensors ("BF16") or of ggml ("Q4_K"); `shape` counts elements, as numpy does."""
+    """One tensor: `name`, `dtype`, `shape`, `nbytes`, `device`, `uuid`, `block`, `buffer`. `dtype`
+    is the word of safetensors ("BF16") or of ggml ("Q4_K"); `shape` counts elements, as numpy does.
+    `device` is where its bytes lie ("cpu", "cuda:0", "sim:0"), `uuid` that device's (None: cpu),
+    `block` the number of its block."""
 
-    __slots__ = ("name", "dtype", "shape", "nbytes", "device", "_address", "_lease")
+    __slots__ = ("name", "dtype", "shape", "nbytes", "device", "uuid", "block", "_address",
+                 "_lease", "_index")
 
-    def __init__(self, lease, found):
+    def __init__(self, lease, index):
+        found = library().weights_tensor(lease.pointer, index).contents
         self.name = found.name.decode()
         self.dtype = found.dtype.decode()
         self.shape = tuple(found.shape[: found.rank])
         self.nbytes = found.bytes
-        self.device = "cpu"
+        self.device = found.device.decode() if found.device is not None else None
+        self.uuid = found.uuid.decode() if found.uuid is not None else None
+        self.block = found.block
         self._address = found.data
         self._lease = lease
+        self._index = index
 
     def __repr__(self):
-        where = "described only" if self._address is None else f"on {self.device}"
+        where = "described only" if self.device is None else f"on {self.device}"
         return (f"<distorch.Tensor {self.name!r}, {self.dtype} {self.shape}, "
                 f"{self.nbytes} bytes, {where}>")
 
@@ -75,10 +84,19 @@ class Tensor:
     def buffer(self):
         """The bytes, writable for this process alone, as a memoryview of unsigned bytes."""
         if self._address is None:
-            raise ValueError(f"{self.name} is described, but not mapped")
+            raise ValueError(f"{self.name} is described, but not mapped" if self.device is None
+                             else f"{self.name} lies on {self.device}: this process cannot see it")
         array = (ctypes.c_ubyte * self.nbytes).from_address(self._address)
         array.lease = self._lease
         return memoryview(array).cast("B")
+
+    def _torch_on_card(self, torch):
+        dtype = getattr(torch, _TORCH.get(self.dtype, ""), None)
+        found = torch.from_dlpack(self._exchange())
+        if dtype is None or found.dtype == dtype:
+            return found  # what torch has no word for: its bytes
+        found = found.view(dtype)  # DLPack had none, and gave bytes
+        return found if self.dtype == "F4" else found.reshape(self.shape)  # torch counts pairs
 
     def numpy(self):
         """The same memory as a numpy array. BF16 and F8 need ml_dtypes; numpy has nothing for
@@ -109,10 +127,34 @@ class Tensor:
             advice = f"{'update' if ml_dtypes else 'install'} ml_dtypes, {advice}"
         raise TypeError(f"numpy has no type for {self.dtype} ({self.name}); {advice}")
 
+    def _exchange(self):
+        """The memory as DLPack."""
+        if self._address is not None or self.device is None or not self.device.startswith("cuda:"):
+            _ = self.buffer  # says why not
+            return _dlpack.Exchange(self._lease, self._address, self.shape, self.dtype,
+                                    self.nbytes, (_dlpack.CPU, 0))
+        if library().map_cuda(self._lease.pointer) < 0:
+            from .client import last_error
+
+            raise last_error(None)
+        found = library().weights_tensor(self._lease.pointer, self._index).contents
+        return _dlpack.Exchange(self._lease, found.device_data, self.shape, self.dtype,
+                                self.nbytes, (_dlpack.CUDA, found.device_ordinal))
+
+    def __dlpack__(self, **options):
+        return self._exchange().__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._exchange().__dlpack_device__()
+
     def torch(self):
-        """The same memory as a torch tensor on the CPU; writing to it is private."""
+        """The same memory as a torch tensor: on the CPU, where writing to it is private, or on the
+        card that it lies on, whose memory is shared: a write there ends this process's use of
+        the card."""
         import torch
 
+        if self.device is not None and self.device.startswith("cuda:"):
+            return self._torch_on_card(torch)
         dtype = getattr(torch, _TORCH.get(self.dtype, ""), None)
         if dtype is None:
             advice = "read the bytes in .buffer"
@@ -134,12 +176,15 @@ class Weights(Mapping):
     """The tensors of an attached model by name, in the file's order.
 
     Tensors are made when they are asked for. `close` (or the end of a `with` block) gives this
-    object's hold on the memory up; arrays that were made keep theirs.
+    object's hold on the memory up; arrays that were made keep theirs. `source` is where an open
+    had them from: "disk", "ram" (they were resident) or "joined" (a running load); None: attached.
     """
 
-    def __init__(self, lease):
+    def __init__(self, lease, connection=None, source=None):
         self._lease = lease
         self._index = None
+        self._connection = connection
+        self.source = source
         self.id = library().weights_model(lease.pointer).decode()
         self.generation = library().weights_generation(lease.pointer)
 
@@ -156,6 +201,24 @@ class Weights(Mapping):
 
     def close(self):
         self._lease = None
+
+    def on_recall(self, callback):
+        """Have `callback` called with an Event when somebody waits for what these weights hold:
+        `why`, `for_whom`, and `deadline_ms`, in which whoever waits gets an answer. Let go by
+        dropping arrays and closing the weights; nobody can be made to. It is called by a thread
+        of the connection; what it raises goes to threading.excepthook. None takes it back."""
+        self._pointer()  # they are open
+        if self._connection is None:
+            raise ValueError("these weights only describe: nobody waits for them")
+        self._connection._on_recall(self._lease, callback)
+
+    def blocks(self):
+        """The blocks of the model, in order, as Blocks."""
+        pointer = self._pointer()
+        found = [library().weights_block(pointer, i).contents
+                 for i in range(library().weights_n_blocks(pointer))]
+        return [Block(**{name: value for name, value in values(block).items() if name != "data"})
+                for block in found]
 
     def _pointer(self):
         if self._lease is None:
@@ -186,7 +249,8 @@ class Weights(Mapping):
 
     def __getitem__(self, name):
         index = self._names()[name]
-        return Tensor(self._lease, library().weights_tensor(self._pointer(), index).contents)
+        self._pointer()  # they are open
+        return Tensor(self._lease, index)
 
     def state_dict(self, framework="torch"):
         """{name: array} of all tensors: "torch" or "numpy"."""

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "daemon/config.h"
+#include "daemon/config_saved.h"
 #include "proto/gen/wire_code.h"
 
 #define ETC     "/etc/distorchd/distorchd.conf"
@@ -189,7 +190,7 @@ static void without_files_everything_is_default(void **state)
 	assert_true(config->restart_keep);
 	assert_int_equal(config->log_level, LOG_LEVEL_INFO);
 	assert_int_equal(config->log_format, LOG_FORMAT_AUTO);
-	assert_string_equal(config->metrics_listen, "/run/distorchd/metrics.sock");
+	assert_string_equal(config->metrics_listen, "auto");
 	assert_int_equal(config->n_warm_models, 0);
 	while (config_next(config, &cursor, &item)) {
 		assert_string_equal(item.source, "default");
@@ -199,6 +200,71 @@ static void without_files_everything_is_default(void **state)
 	assert_int_equal(n_items, 31);
 	assert_null(config_free(config));
 	assert_null(config_free(NULL));
+}
+
+static void where_metrics_are_fetched_is_read_and_checked(void **state)
+{
+	static const struct {
+		const char *text;
+		enum config_listen_kind kind;
+		uint16_t port;
+	} good[] = {
+		{"auto", CONFIG_LISTEN_AUTO, 0},
+		{"off", CONFIG_LISTEN_OFF, 0},
+		{"", CONFIG_LISTEN_OFF, 0},
+		{"/run/x/metrics.sock", CONFIG_LISTEN_PATH, 0},
+		{"127.0.0.1:9477", CONFIG_LISTEN_TCP4, 9477},
+		{"127.8.9.10:1", CONFIG_LISTEN_TCP4, 1},
+		{"localhost:65535", CONFIG_LISTEN_TCP4, 65535},
+		{"[::1]:9477", CONFIG_LISTEN_TCP6, 9477},
+	};
+	static const char *const bad[] = {
+		"on",
+		"metrics.sock",
+		"127.0.0.1",
+		"127.0.0.1:",
+		"127.0.0.1:0",
+		":9477",
+		"127.0.0.1:65536",
+		"127.0.0.1:99999999999",
+		"127.0.0.1:9a",
+		"127.1:80",
+		"[::1]",
+		"::1:9477",
+		"[]:9477",
+		"[::1:9477",
+		"a:1",
+		"[127.0.0.1]:80",
+	};
+	static const char *const open_to_others[] = {"0.0.0.0:9477", "192.168.1.1:9477",
+						     "[::]:9477", "[::2]:9477",
+						     "[::ffff:127.0.0.1]:80"};
+	struct config_request request = given_request();
+	struct config_listen listen;
+	struct err err = {0};
+	char longest[120] = "/";
+
+	(void)state;
+	for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+		assert_int_equal(config_parse_listen(good[i].text, &listen, &err), 0);
+		assert_int_equal(listen.kind, good[i].kind);
+		assert_int_equal(listen.port, good[i].port);
+	}
+	for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+		assert_int_equal(config_parse_listen(bad[i], &listen, &err), -WIRE_BAD_ARGUMENT);
+		assert_non_null(strstr(err.text, "is none of auto, off"));
+	}
+	for (size_t i = 0; i < sizeof open_to_others / sizeof open_to_others[0]; i++) {
+		assert_int_equal(config_parse_listen(open_to_others[i], &listen, &err),
+				 -WIRE_BAD_ARGUMENT);
+		assert_non_null(strstr(err.text, "can be reached from elsewhere"));
+	}
+	memset(&longest[1], 'x', 105);
+	assert_int_equal(config_parse_listen(longest, &listen, &err), 0);
+	longest[106] = 'x';
+	assert_int_equal(config_parse_listen(longest, &listen, &err), -WIRE_BAD_ARGUMENT);
+	given_file(ETC, "[metrics]\nlisten = 0.0.0.0:9477\n");
+	expect_refused(&request, WIRE_BAD_ARGUMENT, ETC ":2: metrics.listen: 0.0.0.0:9477 can");
 }
 
 static void each_kind_of_value_is_understood(void **state)
@@ -278,8 +344,8 @@ static void counts_and_sizes_have_a_range(void **state)
 		{"log.level=loud", false},
 		{"memory.pressure-evict=true", true},
 		{"memory.pressure-evict=YES", false},
-		{"sim.count=16", true},
-		{"sim.count=17", false},
+		{"sim.count=15", true},
+		{"sim.count=16", false},
 	};
 
 	(void)state;
@@ -300,13 +366,13 @@ static void counts_and_sizes_have_a_range(void **state)
 	}
 }
 
-static void a_file_as_backing_comes_later(void **state)
+static void a_choice_may_come_later(void **state)
 {
 	struct config_request request = given_request();
 
 	(void)state;
-	given_file(ETC, "[memory]\nbacking = file\n");
-	expect_refused(&request, WIRE_UNSUPPORTED, ETC ":2: memory.backing: \"file\" comes with");
+	given_file(ETC, "[load]\nverify = full\n");
+	expect_refused(&request, WIRE_UNSUPPORTED, ETC ":2: load.verify: \"full\" comes with");
 }
 
 static void a_device_may_have_a_value_of_its_own(void **state)
@@ -330,7 +396,7 @@ static void a_device_may_have_a_value_of_its_own(void **state)
 	assert_true(config_find_override(config, "sim.memory", "1", &size));
 	assert_int_equal(size.bytes, 128U << 20);
 	assert_int_equal(config->sim_memory_bytes, 64U << 20);
-	expect_item(config, "gpu.budget.GPU-1", "20G|" ETC ":2, no effect in this version");
+	expect_item(config, "gpu.budget.GPU-1", "20G|" ETC ":2");
 	(void)config_free(config);
 	expect_bad_file("[gpu]\nbudget.G = 1G\nbudget.G = 2G\n", ":3: gpu.budget was set before");
 	expect_bad_file("[gpu]\nbudget. = 1G\n", ":2: [gpu] has no key \"budget.\"");
@@ -564,6 +630,284 @@ static void arguments_are_section_key_and_value(void **state)
 	}
 }
 
+/* ---- what was saved at run time ---- */
+
+static struct config_saved saved_of(const char *const *texts, uint32_t n_texts)
+{
+	return (struct config_saved){.source = "/s/state.json", .texts = texts, .n_texts = n_texts};
+}
+
+static void what_was_saved_ranks_between_files_and_environment(void **state)
+{
+	static const char *const environment[] = {"DISTORCHD_LOG_LEVEL=debug", NULL};
+	static const char *const texts[] = {"memory.ram=2G", "log.level=error", "log.format=json",
+					    "warm.model=/b"};
+	static const char *const sets[] = {"log.format=text"};
+	const struct config_saved saved = saved_of(texts, 4);
+	struct config_request request = given_request();
+	struct config *config;
+
+	(void)state;
+	given_file(ETC, "[memory]\nram = 1G\n[warm]\nmodel = /a\n");
+	request.environment = environment;
+	request.saved = &saved;
+	request.sets = sets;
+	request.n_sets = 1;
+	config = expect_loads(&request);
+	expect_item(config, "memory.ram", "2G|/s/state.json");
+	expect_item(config, "log.level", "debug|environment");
+	expect_item(config, "log.format", "text|command line");
+	assert_int_equal(config->memory_ram.bytes, 2ULL << 30);
+	assert_int_equal(config->n_warm_models, 2);
+	assert_string_equal(config->warm_models[1], "/b");
+	(void)config_free(config);
+}
+
+static void what_is_saved_anew_replaces_what_was_saved_before(void **state)
+{
+	static const char *const before[] = {"memory.ram=2G", "warm.model=/b", "warm.model=/c"};
+	static const char *const now[] = {"warm.model=/c", "memory.ram=3G", "log.level=error",
+					  "warm.model=/d", "memory.reserve=1G"};
+	static const char *const sets[] = {"log.level=info", "warm.model=/last", "gpu.budget.G=1G"};
+	const struct config_saved old = saved_of(before, 3);
+	const struct config_saved fresh = saved_of(now, 5);
+	const struct config_saved none = saved_of(now, 0);
+	struct config_request request = given_request();
+	struct config_size size = {0};
+	struct config *config;
+	struct config *next = NULL;
+	struct config *again = NULL;
+	struct err err = {0};
+
+	(void)state;
+	given_file(ETC, "[memory]\nram = 1G\n[warm]\nmodel = /a\n");
+	request.saved = &old;
+	request.sets = sets;
+	request.n_sets = 3;
+	config = expect_loads(&request);
+	assert_int_equal(config_resave(config, &fresh, &next, &err), 0);
+	(void)config_free(config); /* the copy stands for itself */
+	expect_item(next, "memory.ram", "3G|/s/state.json");
+	expect_item(next, "memory.reserve", "1G|/s/state.json");
+	expect_item(next, "log.level", "info|command line");
+	assert_int_equal(next->log_level, LOG_LEVEL_INFO);
+	assert_int_equal(next->n_warm_models, 4);
+	assert_string_equal(next->warm_models[0], "/a");
+	assert_string_equal(next->warm_models[1], "/last");
+	assert_string_equal(next->warm_models[2], "/c");
+	assert_string_equal(next->warm_models[3], "/d");
+	assert_string_equal(next->access_group, "distorchd");
+	assert_true(config_find_override(next, "gpu.budget", "G", &size));
+	assert_int_equal(config_resave(next, &none, &again, &err), 0);
+	assert_int_equal(again->n_warm_models, 2);
+	expect_item(again, "memory.ram", "3G|/s/state.json"); /* until the files are read */
+	(void)config_free(again);
+	(void)config_free(next);
+}
+
+static void a_saved_value_is_judged_as_any_other(void **state)
+{
+	static const struct {
+		const char *text;
+		int code;
+		const char *part;
+	} rows[] = {
+		{"memory.ram=1G", 0, ""},
+		{"warm.model=/a b", 0, ""},
+		{"gpu.budget.GPU-1=1G", 0, ""},
+		{"memory.rma=1G", WIRE_BAD_ARGUMENT, "/s/state.json: [memory] has no key \"rma\""},
+		{"memory.ram=1Q", WIRE_BAD_ARGUMENT, "/s/state.json: memory.ram"},
+		{"memory.ram", WIRE_BAD_ARGUMENT, "is wanted"},
+		{"=", WIRE_BAD_ARGUMENT, "is wanted"},
+		{"ram=1G", WIRE_BAD_ARGUMENT, "is wanted"},
+		{"warm.model=/a\nb", WIRE_BAD_ARGUMENT, "control byte"},
+		{"gpu.budget.a\nb=1G", WIRE_BAD_ARGUMENT, "the device's name is too long, holds"},
+		{"gpu.budget.\xf8=1G", WIRE_BAD_ARGUMENT, "the device's name is too long, holds"},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+		struct err err = {0};
+
+		assert_int_equal(config_check_saved("/s/state.json", rows[i].text, &err),
+				 -rows[i].code);
+		assert_non_null(strstr(err.text, rows[i].part));
+	}
+}
+
+static void an_empty_list_said_above_leaves_out_what_was_saved(void **state)
+{
+	static const char *const environment[] = {"DISTORCHD_WARM_MODEL=", NULL};
+	static const char *const texts[] = {"warm.model=/b"};
+	const struct config_saved saved = saved_of(texts, 1);
+	struct config_request request = given_request();
+	struct config *config;
+	struct config *next = NULL;
+
+	(void)state;
+	request.environment = environment;
+	request.saved = &saved;
+	config = expect_loads(&request);
+	assert_int_equal(config->n_warm_models, 0);
+	assert_int_equal(config_resave(config, &saved, &next, NULL), 0);
+	assert_int_equal(next->n_warm_models, 0);
+	(void)config_free(next);
+	(void)config_free(config);
+}
+
+/* ---- a snapshot as text ---- */
+
+static struct config *read_text(const char *text)
+{
+	struct config *config = NULL;
+
+	(void)config_from_text(text, strlen(text), &config, NULL);
+	return config;
+}
+
+/* Files, a list of two, an override, variable, argument, what was saved, and what has no effect. */
+static struct config *loaded_from_everywhere(void)
+{
+	static const char *const environment[] = {"DISTORCHD_LOG_LEVEL=debug", NULL};
+	static const char *const texts[] = {"memory.reserve=2G", "warm.model=/saved"};
+	static const char *const sets[] = {"log.format=json"};
+	const struct config_saved saved = saved_of(texts, 2);
+	struct config_request request = given_request();
+
+	given_file(ETC, "[memory]\nram = 1G\n[warm]\nmodel = /a = b (last good)\n"
+			"[gpu]\nbudget.G = 1G\n");
+	request.environment = environment;
+	request.saved = &saved;
+	request.sets = sets;
+	request.n_sets = 1;
+	return expect_loads(&request);
+}
+
+static void a_snapshot_may_be_had_again_from_its_text(void **state)
+{
+	struct config *config = loaded_from_everywhere();
+	struct config_size override = {0};
+	size_t size = 0;
+	size_t size_again = 0;
+	char *text = config_to_text(config, &size);
+	char *text_again;
+	struct config *next = read_text(text);
+
+	(void)state;
+	assert_int_equal(strlen(text), size);
+	assert_non_null(next);
+	expect_item(next, "memory.ram", "1G|" ETC ":2 (last good)");
+	expect_item(next, "gpu.budget.G", "1G|" ETC ":6 (last good)");
+	assert_true(config_find_override(next, "gpu.budget", "G", &override));
+	expect_item(next, "memory.reserve", "2G|/s/state.json (last good)");
+	expect_item(next, "log.level", "debug|environment (last good)");
+	expect_item(next, "log.format", "json|command line (last good)");
+	expect_item(next, "restart.keep", "yes|default");
+	assert_int_equal(next->n_warm_models, 2);
+	assert_string_equal(next->warm_models[0], "/a = b (last good)");
+	assert_string_equal(next->warm_models[1], "/saved");
+	text_again = config_to_text(next, &size_again);
+	assert_string_equal(text_again, text);
+	free(text_again);
+	free(text);
+	(void)config_free(next);
+	(void)config_free(config);
+}
+
+static void what_is_saved_goes_on_a_last_good_snapshot_as_on_its_first(void **state)
+{
+	static const char *const now[] = {"warm.model=/now", "memory.ram=3G", "log.level=error",
+					  "memory.reserve=4G"};
+	const struct config_saved saved = saved_of(now, 4);
+	struct config *config = loaded_from_everywhere();
+	size_t size = 0;
+	char *text = config_to_text(config, &size);
+	struct config *good = read_text(text);
+	struct config *next = NULL;
+
+	(void)state;
+	assert_int_equal(config_resave(good, &saved, &next, NULL), 0);
+	expect_item(next, "memory.ram", "3G|/s/state.json");
+	expect_item(next, "memory.reserve", "4G|/s/state.json");
+	expect_item(next, "log.level", "debug|environment (last good)"); /* ranks above */
+	assert_int_equal(next->n_warm_models, 2);
+	assert_string_equal(next->warm_models[1], "/now");
+	(void)config_free(next);
+	(void)config_free(good);
+	(void)config_free(config);
+	free(text);
+}
+
+static void a_text_of_another_version_gives_what_is_known(void **state)
+{
+	struct config *config = read_text("memory.ram=1G\n/f:1\nno.such=1\n/f:2\n"
+					  "log.level=psychedelic\n/f:3\nlog.format=json\n/f:4\n\n");
+
+	(void)state;
+	expect_item(config, "memory.ram", "1G|/f:1 (last good)");
+	expect_item(config, "log.level", "info|default");
+	expect_item(config, "log.format", "json|/f:4 (last good)");
+	(void)config_free(config);
+	config = read_text("\n");
+	expect_item(config, "memory.ram", "auto|default");
+	(void)config_free(config);
+}
+
+static void a_text_that_is_no_snapshot_is_refused(void **state)
+{
+	static const char *const texts[] = {
+		"x",
+		"memory.ram=1G",
+		"memory.ram=1G\n",
+		"memory.ram=1G\n/f:1",
+		"\n\nmemory.ram=1G\n",
+	};
+	static const char nul[] = "memory.ram=1G\n\0\n";
+	struct config *config = NULL;
+	struct err err = {0};
+	char many[257 * sizeof "x\n\n"];
+	char *end = many;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+		assert_int_equal(config_from_text(texts[i], strlen(texts[i]), &config, &err),
+				 -WIRE_BAD_FILE);
+	}
+	assert_int_equal(config_from_text(nul, sizeof nul - 1, &config, &err), -WIRE_BAD_FILE);
+	for (int i = 0; i < 257; i++) {
+		end = stpcpy(end, "x\n\n");
+	}
+	assert_int_equal(config_from_text(many, strlen(many), &config, &err), -WIRE_BAD_FILE);
+	assert_null(config);
+	assert_int_equal(err.code, WIRE_BAD_FILE);
+	/* One less, though all of them mean nothing. */
+	assert_int_equal(config_from_text(many, strlen(many) - 3, &config, &err), 0);
+	(void)config_free(config);
+}
+
+static void text_without_memory(void *state)
+{
+	struct config *next = NULL;
+	size_t size = 0;
+	char *text = config_to_text(state, &size);
+	int code = text == NULL ? -WIRE_NO_MEMORY : config_from_text(text, size, &next, NULL);
+
+	assert_int_equal(code, sys_fault_n_hits("malloc") > 0 ? -WIRE_NO_MEMORY : 0);
+	(void)config_free(next);
+	free(text);
+}
+
+static void resave_without_memory(void *state)
+{
+	static const char *const texts[] = {"memory.ram=2G", "warm.model=/b"};
+	const struct config_saved saved = saved_of(texts, 2);
+	struct config *next = NULL;
+	int code = config_resave(state, &saved, &next, NULL);
+
+	assert_int_equal(code, sys_fault_n_hits("malloc") > 0 ? -WIRE_NO_MEMORY : 0);
+	(void)config_free(next);
+}
+
 /* ---- refusals ---- */
 
 /* fault: U06 */
@@ -684,6 +1028,45 @@ static void a_file_of_10_mb_is_refused(void **state)
 	free(text);
 }
 
+static void when_there_is_no_room_for_more_values_one_may_be_replaced(void **state)
+{
+	static const char *const sets[] = {"log.level=debug", "gpu.budget.1=2G",
+					   "gpu.budget.new=1G"};
+	struct config_request request = given_request();
+	char *text = malloc(1U << 16);
+	char *end = text;
+	struct config *config;
+	struct config *next = NULL;
+	struct config_item item;
+	uint32_t n_settings = 0;
+	size_t size = 0;
+
+	(void)state;
+	config = expect_loads(&request);
+	while (config_next(config, &n_settings, &item)) {
+	}
+	(void)config_free(config);
+	assert_non_null(text);
+	end = stpcpy(end, "[gpu]\n");
+	for (uint32_t i = 0; i < 256 - n_settings; i++) {
+		end += sprintf(end, "budget.%u = 1G\n", i);
+	}
+	given_file(ETC, text);
+	free(text);
+	request.sets = sets;
+	request.n_sets = 2;
+	config = expect_loads(&request);
+	expect_item(config, "gpu.budget.1", "2G|command line");
+	text = config_to_text(config, &size);
+	assert_int_equal(config_from_text(text, size, &next, NULL), 0);
+	expect_item(next, "log.level", "debug|command line (last good)");
+	(void)config_free(next);
+	(void)config_free(config);
+	free(text);
+	request.n_sets = 3;
+	expect_refused(&request, WIRE_BAD_ARGUMENT, "--set gpu.budget.new: more than 256");
+}
+
 static void values_without_end_are_refused(void **state)
 {
 	static char text[8192] = "[warm]\n";
@@ -772,11 +1155,18 @@ static void load_without_memory(void *state)
 /* fault: M10 */
 static void every_failed_allocation_is_no_memory_and_leaves_nothing(void **state)
 {
+	struct config_request request = given_request();
+	struct config *config;
+
 	(void)state;
 	given_file(ETC, "[memory]\nram = 1G\n[warm]\nmodel = /b\n");
 	given_file(DROP_IN "a.conf", "[memory]\nram = 2G\n");
 	assert_true(fault_loop("malloc", ENOMEM, false, load_without_memory, NULL) > 100);
 	assert_true(fault_loop("malloc", ENOMEM, true, load_without_memory, NULL) > 100);
+	config = expect_loads(&request);
+	assert_true(fault_loop("malloc", ENOMEM, false, resave_without_memory, config) > 90);
+	assert_true(fault_loop("malloc", ENOMEM, false, text_without_memory, config) > 90);
+	(void)config_free(config);
 }
 
 /* ---- the reference ---- */
@@ -821,9 +1211,10 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		CONFIG_TEST(without_files_everything_is_default),
+		CONFIG_TEST(where_metrics_are_fetched_is_read_and_checked),
 		CONFIG_TEST(each_kind_of_value_is_understood),
 		CONFIG_TEST(counts_and_sizes_have_a_range),
-		CONFIG_TEST(a_file_as_backing_comes_later),
+		CONFIG_TEST(a_choice_may_come_later),
 		CONFIG_TEST(a_device_may_have_a_value_of_its_own),
 		CONFIG_TEST(models_to_warm_are_a_list),
 		CONFIG_TEST(later_layers_win),
@@ -832,6 +1223,14 @@ int main(void)
 		CONFIG_TEST(without_xdg_the_home_is_read),
 		CONFIG_TEST(variables_are_judged_when_they_mean_us),
 		CONFIG_TEST(arguments_are_section_key_and_value),
+		CONFIG_TEST(what_was_saved_ranks_between_files_and_environment),
+		CONFIG_TEST(what_is_saved_anew_replaces_what_was_saved_before),
+		CONFIG_TEST(a_saved_value_is_judged_as_any_other),
+		CONFIG_TEST(an_empty_list_said_above_leaves_out_what_was_saved),
+		CONFIG_TEST(a_snapshot_may_be_had_again_from_its_text),
+		CONFIG_TEST(what_is_saved_goes_on_a_last_good_snapshot_as_on_its_first),
+		CONFIG_TEST(a_text_of_another_version_gives_what_is_known),
+		CONFIG_TEST(a_text_that_is_no_snapshot_is_refused),
 		CONFIG_TEST(unknown_keys_are_refused_with_line_and_nearest),
 		CONFIG_TEST(wrong_values_are_refused_with_their_key),
 		CONFIG_TEST(a_key_twice_in_one_file_is_refused),
@@ -839,6 +1238,7 @@ int main(void)
 		CONFIG_TEST(what_is_no_configuration_is_refused_with_its_line),
 		CONFIG_TEST(a_file_of_10_mb_is_refused),
 		CONFIG_TEST(values_without_end_are_refused),
+		CONFIG_TEST(when_there_is_no_room_for_more_values_one_may_be_replaced),
 		CONFIG_TEST(a_file_that_cannot_be_read_is_refused_by_name),
 		CONFIG_TEST(short_reads_are_invisible),
 		CONFIG_TEST(every_failed_allocation_is_no_memory_and_leaves_nothing),

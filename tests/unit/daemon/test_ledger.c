@@ -4,6 +4,7 @@
 #include "tests/support/unit.h"
 
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -11,11 +12,16 @@
 #include "daemon/ledger.h"
 #include "proto/gen/wire_code.h"
 
+#define TEXT_AT   (4096 + 16 * 64) /* the first; the second TEXT_ROOM behind it */
+#define TEXT_ROOM 128
+#define LONGEST   (TEXT_ROOM - 24)
+
 static struct ledger *made(void)
 {
 	struct ledger *ledger = NULL;
+	const struct ledger_room room = {.n_leases = 8, .n_wishes = 8, .text_bytes = TEXT_ROOM};
 
-	assert_int_equal(ledger_new(3, 8, 8, &ledger, NULL), 0);
+	assert_int_equal(ledger_new(3, &room, &ledger, NULL), 0);
 	return ledger;
 }
 
@@ -79,6 +85,91 @@ static void a_record_that_is_not_whole_does_not_count(void **state)
 	(void)ledger_free(ledger);
 }
 
+static void expect_text(const struct ledger *ledger, const char *wanted)
+{
+	size_t size = 0;
+	char *text = ledger_get_text(ledger, &size);
+
+	if (wanted == NULL) {
+		assert_null(text);
+	} else {
+		assert_non_null(text);
+		assert_string_equal(text, wanted);
+		assert_int_equal(size, strlen(wanted));
+	}
+	free(text);
+}
+
+static void the_newest_text_that_is_whole_counts(void **state)
+{
+	struct ledger *ledger = made();
+	struct ledger *again;
+	uint8_t byte = 'X';
+
+	(void)state;
+	expect_text(ledger, NULL);
+	assert_true(ledger_set_text(ledger, "one", 3));
+	ledger_complete(ledger);
+	again = opened(ledger);
+	expect_text(again, "one");
+	assert_true(ledger_set_text(ledger, "second", 6));
+	expect_text(again, "second");
+	assert_true(ledger_set_text(again, "3", 1));
+	expect_text(ledger, "3");
+	/* Half a writing of the next one, over the older: what was last stays. */
+	assert_int_equal(pwrite(ledger_fd(ledger), &byte, 1, TEXT_AT + TEXT_ROOM + 24), 1);
+	expect_text(again, "3");
+	assert_int_equal(pwrite(ledger_fd(ledger), &byte, 1, TEXT_AT + 24), 1);
+	expect_text(again, NULL);
+	assert_true(ledger_set_text(ledger, "four", 4));
+	expect_text(again, "four");
+	(void)ledger_free(again);
+	(void)ledger_free(ledger);
+}
+
+static void a_text_has_to_have_room(void **state)
+{
+	const struct ledger_room small = {.n_leases = 1, .n_wishes = 1};
+	struct ledger *ledger = made();
+	char text[TEXT_ROOM] = {0};
+
+	(void)state;
+	memset(text, 'a', sizeof text - 1);
+	assert_true(ledger_set_text(ledger, "short", 5));
+	assert_false(ledger_set_text(ledger, text, LONGEST + 1));
+	assert_false(ledger_set_text(ledger, text, SIZE_MAX));
+	assert_false(ledger_set_text(ledger, text, 0));
+	expect_text(ledger, "short");
+	assert_true(ledger_set_text(ledger, text, LONGEST));
+	text[LONGEST] = '\0';
+	expect_text(ledger, text);
+	(void)ledger_free(ledger);
+	ledger = NULL;
+	assert_int_equal(ledger_new(1, &small, &ledger, NULL), 0);
+	assert_false(ledger_set_text(ledger, "a", 1));
+	expect_text(ledger, NULL);
+	(void)ledger_free(ledger);
+}
+
+static void no_size_that_a_text_claims_is_believed(void **state)
+{
+	static const uint64_t sizes[] = {0, LONGEST + 1, TEXT_ROOM, UINT64_MAX, UINT64_MAX - 24};
+	struct ledger *ledger = made();
+
+	(void)state;
+	for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+		assert_true(ledger_set_text(ledger, "one", 3));
+		assert_true(ledger_set_text(ledger, "two", 3));
+		for (int slot = 0; slot < 2; slot++) {
+			off_t at = TEXT_AT + slot * TEXT_ROOM + 16;
+
+			assert_int_equal(pwrite(ledger_fd(ledger), &sizes[i], 8, at), 8);
+		}
+		expect_text(ledger, NULL);
+	}
+	(void)ledger_free(ledger);
+}
+
 static void what_is_beyond_its_room_is_not_written(void **state)
 {
 	const struct ledger_lease lease = {.lease = 4};
@@ -115,7 +206,7 @@ static void what_is_no_ledger_is_refused(void **state)
 	int unsealed = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	uint32_t huge = 1U << 30;
-	char bytes[4096 + 16 * 64];
+	char bytes[TEXT_AT + 2 * TEXT_ROOM];
 
 	(void)state;
 	assert_int_equal(refused(ledger_fd(ledger)), -WIRE_BAD_FILE); /* never completed */
@@ -156,6 +247,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_written_is_read_by_the_next_life),
 		cmocka_unit_test(a_record_that_is_not_whole_does_not_count),
+		cmocka_unit_test(the_newest_text_that_is_whole_counts),
+		cmocka_unit_test(a_text_has_to_have_room),
+		cmocka_unit_test(no_size_that_a_text_claims_is_believed),
 		cmocka_unit_test(what_is_beyond_its_room_is_not_written),
 		cmocka_unit_test(what_is_no_ledger_is_refused),
 		cmocka_unit_test(starts_that_fail_are_counted_with_the_suspect),

@@ -383,6 +383,42 @@ static void a_table_over_4_gib_has_no_size(void **state)
 	assert_int_equal(table_size(&source), 0);
 }
 
+static void tensors_of_a_segment_lie_one_behind_the_other(void **state)
+{
+	static const uint64_t wanted[N_TENSORS] = {0, 0, 256};
+	uint64_t offsets[N_TENSORS];
+	uint64_t bytes[N_BLOCKS];
+	struct table table;
+
+	(void)state;
+	tensor_row(2)->block = 1;
+	assert_int_equal(table_open(memory, size, NULL, &table, NULL), 0);
+	table_segment_offsets(&table, offsets, bytes);
+	for (uint32_t i = 0; i < N_TENSORS; i++) {
+		assert_int_equal(offsets[i], wanted[i]);
+		assert_int_equal(table_segment_offset(&table, i), wanted[i]);
+	}
+	assert_int_equal(bytes[0], 24);
+	assert_int_equal(bytes[1], 256); /* an empty tensor at the end of two bytes */
+}
+
+static void a_block_without_bytes_has_a_segment(void **state)
+{
+	uint64_t offsets[N_TENSORS];
+	uint64_t bytes[N_BLOCKS];
+	struct table table;
+
+	(void)state;
+	tensor_row(1)->block = 0;
+	tensor_row(2)->block = 1;
+	assert_int_equal(table_open(memory, size, NULL, &table, NULL), 0);
+	table_segment_offsets(&table, offsets, bytes);
+	assert_int_equal(offsets[1], 256);
+	assert_int_equal(bytes[0], 258);
+	assert_int_equal(offsets[2], 0);
+	assert_int_equal(bytes[1], TABLE_SEGMENT_ALIGNMENT);
+}
+
 int main(void)
 {
 #define TABLE_TEST(name) cmocka_unit_test_setup_teardown(name, write_table, free_table)
@@ -401,6 +437,8 @@ int main(void)
 		TABLE_TEST(bent_blocks_are_refused),
 		TABLE_TEST(names_in_tables_are_utf8_without_nul),
 		TABLE_TEST(a_table_over_4_gib_has_no_size),
+		TABLE_TEST(tensors_of_a_segment_lie_one_behind_the_other),
+		TABLE_TEST(a_block_without_bytes_has_a_segment),
 	};
 
 	return cmocka_run_group_tests_name("proto table", tests, NULL, NULL);

@@ -114,7 +114,8 @@ static void check_vector(const struct vector *vector)
 	struct arena arena = {0};
 	union wire_body body;
 	static uint8_t copy[PACKET_MAX];
-	struct wire_buffer buffer = {copy, sizeof copy, 0};
+	struct wire_buffer buffer = {.bytes = copy, .capacity = sizeof copy};
+	struct wire_bounds bounds = wire_packet_limits;
 	const struct wire_type *type;
 	bool is_maximal = strcmp(vector->form, "maximal") == 0;
 
@@ -138,6 +139,11 @@ static void check_vector(const struct vector *vector)
 	assert_true(encode(vector, &packet, &body, &buffer));
 	assert_int_equal(buffer.size, vector->size);
 	assert_memory_equal(copy, vector->packet, vector->size);
+	/* The writer counts as the reader does. */
+	bounds.nodes = buffer.n_values;
+	assert_int_equal(wire_decode_packet(copy, buffer.size, &bounds, &packet, &fault), 0);
+	bounds.nodes--;
+	assert_true(wire_decode_packet(copy, buffer.size, &bounds, &packet, &fault) < 0);
 	arena_free(&arena);
 }
 

@@ -463,7 +463,7 @@ static void fds_are_taken_from_params_and_result_only(void **state)
 static void a_spilled_result_has_a_size_and_a_descriptor(void **state)
 {
 	uint8_t packet[64];
-	struct wire_buffer buffer = {packet, sizeof packet, 0};
+	struct wire_buffer buffer = {.bytes = packet, .capacity = sizeof packet};
 	const uint8_t bare[] = {0x94, 1, 7, 0xc0, 0x81, 0xa5, 's', 'p', 'i', 'l', 'l', 9};
 	struct wire_packet ret;
 	struct wire_fault fault;

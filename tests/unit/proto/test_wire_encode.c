@@ -19,7 +19,7 @@ static int fresh_buffer(void **state)
 {
 	(void)state;
 	memset(memory, 0x5a, sizeof memory);
-	buffer = (struct wire_buffer){memory, sizeof memory, 0};
+	buffer = (struct wire_buffer){.bytes = memory, .capacity = sizeof memory};
 	return 0;
 }
 
@@ -129,6 +129,7 @@ static void a_decoded_list_goes_on_as_it_came(void **state)
 {
 	const uint8_t items[] = {0xcd, 0, 1, 2}; /* a long form stays long */
 	struct wire_map_request map = {
+		.has_segments = true,
 		.lease = 1,
 		.segments = {.count = 2, .bytes = items, .size = sizeof items},
 	};
@@ -151,7 +152,7 @@ static void a_small_buffer_is_never_written_past_its_end(void **state)
 	assert_int_equal(counting.size, buffer.size);
 	for (size_t capacity = 0; capacity < counting.size; capacity++) {
 		uint8_t *exact = malloc(capacity + (capacity == 0));
-		struct wire_buffer small = {exact, capacity, 0};
+		struct wire_buffer small = {.bytes = exact, .capacity = capacity};
 
 		assert_non_null(exact);
 		assert_false(wire_encode_event(&small, WIRE_EVENT_GOODBYE, &goodbye, 0));
@@ -159,7 +160,7 @@ static void a_small_buffer_is_never_written_past_its_end(void **state)
 		free(exact);
 	}
 	uint8_t *exact = malloc(counting.size);
-	struct wire_buffer just = {exact, counting.size, 0};
+	struct wire_buffer just = {.bytes = exact, .capacity = counting.size};
 
 	assert_non_null(exact);
 	assert_true(wire_encode_event(&just, WIRE_EVENT_GOODBYE, &goodbye, 0));

@@ -41,7 +41,7 @@ def surface(schema):
                 add(f"type {base}", schema["types"][base]["fields"])
 
     methods = {}
-    for message in schema["message"]:
+    for message in wiregen.for_clients(schema["message"]):
         if message.get("status") == "draft":
             continue
         methods[message["method"]] = {
@@ -88,6 +88,14 @@ def broken_field(name, old, new, is_request, was_there):
         yield f"{name}: was always there"
 
 
+def keeps(old, new):
+    """The same, or descriptors in a wider range: peers that ask for nothing new see none of it."""
+    ranges = [(old.get(key, [0, 0]), new.get(key, [0, 0])) for key in ("request_fds",
+                                                                       "response_fds")]
+    return old.get("role") == new.get("role") and all(
+        after[0] <= before[0] and before[1] <= after[1] for before, after in ranges)
+
+
 def broken(old, new):
     """Every promise in 'old' that 'new' does not keep."""
     for key, value in old["packet"].items():
@@ -100,7 +108,7 @@ def broken(old, new):
     for name, row in old["methods"].items():
         if name not in new["methods"]:
             yield f"method {name}: is gone"
-        elif new["methods"][name] != row:
+        elif not keeps(row, new["methods"][name]):
             yield f"method {name}: was {row}, is {new['methods'][name]}"
     for name in sorted(old["maps"].keys() | new["maps"].keys()):
         before, after = old["maps"].get(name), new["maps"].get(name)
@@ -221,6 +229,10 @@ class Promises(unittest.TestCase):
         load = "request load"
         self.assert_broken(lambda new: new["methods"].pop("ping"), "method ping: is gone")
         self.assert_broken(lambda new: new["methods"]["load"].update(role="admin"), "method load")
+        self.assert_broken(lambda new: new["methods"]["load"].update(request_fds=[2, 32]),
+                           "method load")
+        self.assert_broken(lambda new: new["methods"]["attach"].pop("response_fds"),
+                           "method attach")
         self.assert_broken(lambda new: new["maps"][load].pop("name"), "name: is gone")
         self.assert_broken(lambda new: new["maps"][load]["name"].update(max=511), "max was 512")
         self.assert_broken(lambda new: new["maps"][load]["name"].update(type="bool"), "was str")
@@ -245,6 +257,7 @@ class Promises(unittest.TestCase):
         more["maps"]["request new"] = {"x": {"type": "bool"}}
         more["methods"]["new"] = {}
         more["maps"]["request load"]["name"]["max"] = 9999
+        more["methods"]["show"]["response_fds"] = [0, 32]
         self.assertEqual(list(broken(self.new, more)), [])
 
 

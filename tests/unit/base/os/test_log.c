@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -355,7 +356,6 @@ static void a_broken_requirement_is_told_on_standard_error(void **state)
 	assert_non_null(strstr(text, "test_log.c:"));
 }
 
-#ifdef HAVE_SYSTEMD
 static int write_file(const char *path, const char *text)
 {
 	int fd = open(path, O_WRONLY | O_CLOEXEC);
@@ -452,7 +452,6 @@ static void the_journal_gets_fields_of_its_own(void **state)
 	assert_int_equal(WEXITSTATUS(status), IS_GOOD);
 }
 
-/* Without a journal the library would drop every line and report success. */
 static int log_to_no_journal(void)
 {
 	int journal = fake_journal();
@@ -472,6 +471,60 @@ static int log_to_no_journal(void)
 	return strcmp(text, "distorchd: line\n") == 0 ? IS_GOOD : IS_BAD;
 }
 
+static int log_to_ill_journal(void)
+{
+	int journal = fake_journal();
+	static const struct log_field fields[] = {{"DISTORCHD_MODEL", "of two\nlines"}};
+	static const char wanted[] = "DISTORCHD_MODEL\n\x0c\0\0\0\0\0\0\0of two\nlines\n";
+	static char packet[8192];
+	char text[64] = {0};
+	int file = memfd_create("stderr", MFD_CLOEXEC);
+
+	if (journal < 0) {
+		return IS_SKIPPED;
+	}
+	(void)dup2(file, STDERR_FILENO);
+	log_open(LOG_LEVEL_INFO, LOG_FORMAT_JOURNAL);
+	log_event(LOG_LEVEL_NOTICE, fields, 1, "first");
+	if (memmem(packet, (size_t)recv(journal, packet, sizeof packet, 0), wanted,
+		   sizeof wanted - 1) == NULL) {
+		return IS_BAD;
+	}
+	for (int i = 0; i < 5000; i++) { /* nobody takes them: more than any queue holds */
+		log_info("line");
+	}
+	if (pread(file, text, 16, 0) != 16 || strcmp(text, "distorchd: line\n") != 0) {
+		return IS_BAD;
+	}
+	(void)close(journal);
+	if (ftruncate(file, 0) < 0) {
+		return IS_BAD;
+	}
+	(void)lseek(file, 0, SEEK_SET);
+	log_info("gone");
+	return pread(file, text, 16, 0) == 16 && strcmp(text, "distorchd: gone\n") == 0 ? IS_GOOD
+											: IS_BAD;
+}
+
+/* fault: X05 */
+static void a_journal_that_hangs_or_goes_is_not_waited_for(void **state)
+{
+	int status = 0;
+	pid_t child = fork();
+
+	(void)state;
+	if (child == 0) {
+		(void)alarm(60);
+		_exit(log_to_ill_journal());
+	}
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_true(WIFEXITED(status));
+	if (WEXITSTATUS(status) == IS_SKIPPED) {
+		skip();
+	}
+	assert_int_equal(WEXITSTATUS(status), IS_GOOD);
+}
+
 static void a_journal_that_is_not_there_means_text(void **state)
 {
 	int status = 0;
@@ -488,7 +541,6 @@ static void a_journal_that_is_not_there_means_text(void **state)
 	}
 	assert_int_equal(WEXITSTATUS(status), IS_GOOD);
 }
-#endif
 
 int main(void)
 {
@@ -507,10 +559,9 @@ int main(void)
 		cmocka_unit_test(rates_allow_the_first_then_one_a_minute),
 		cmocka_unit_test(more_users_than_places_push_out_the_oldest),
 		cmocka_unit_test(a_broken_requirement_is_told_on_standard_error),
-#ifdef HAVE_SYSTEMD
 		cmocka_unit_test(the_journal_gets_fields_of_its_own),
 		cmocka_unit_test(a_journal_that_is_not_there_means_text),
-#endif
+		cmocka_unit_test(a_journal_that_hangs_or_goes_is_not_waited_for),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

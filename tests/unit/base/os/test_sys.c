@@ -13,7 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/timerfd.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MS 1000000ULL
@@ -183,6 +185,7 @@ static unsigned call_each(void)
 	pthread_t thread;
 	void *memory;
 	int ends[2] = {-1, -1};
+	int timer;
 	int fd;
 
 #define COUNT(expression)                                          \
@@ -206,9 +209,14 @@ static unsigned call_each(void)
 	COUNT(sys_fstat(fd, &status) < 0);
 	COUNT(sys_statx(fd, 0, &extended) < 0);
 	COUNT(sys_fsync(fd) < 0);
+	COUNT(sys_inotify_add_watch(fd, "/", 1) < 0);
 	COUNT(sys_rename("/nonexistent/a", "/nonexistent/b") < 0);
 	COUNT(sys_getrandom(&byte, 1) < 0);
 	COUNT(sys_pipe(ends) < 0);
+	COUNT((timer = sys_timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC)) < 0);
+	if (timer >= 0) {
+		(void)close(timer);
+	}
 	for (int i = 0; i < 2; i++) {
 		if (ends[i] >= 0) {
 			(void)close(ends[i]);

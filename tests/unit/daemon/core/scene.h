@@ -22,6 +22,8 @@ struct scene {
 	void *memory;
 	struct core *core;
 	uint64_t now_ns;
+	bool is_cached;   /* files lie in the page cache */
+	uint64_t fill_ns; /* how long the next fills take, by the loader's word */
 	uint64_t last_file;
 	uint32_t last_request;
 	struct core_file_key keys[SCENE_INODES];
@@ -37,6 +39,7 @@ static inline struct core_config scene_usual(void)
 				    .max_segments = 64,
 				    .max_leases = 64,
 				    .max_waiters = 128,
+				    .max_reservations = 8,
 				    .max_wishes = 64,
 				    .n_devices = 2,
 				    .loads_per_uid = 8};
@@ -169,6 +172,8 @@ static inline void scene_expect(const struct scene *scene, uint64_t client, uint
 struct scene_load {
 	struct core_policy policy;
 	bool no_wait, attach, map;
+	uint64_t placement;
+	enum core_backing backing; /* insisted on, but for AUTO */
 };
 
 static inline uint32_t scene_load(struct scene *scene, uint64_t client, uint32_t inode,
@@ -184,6 +189,10 @@ static inline uint32_t scene_load(struct scene *scene, uint64_t client, uint32_t
 							     .key = &key,
 							     .fresh_id = fresh_id,
 							     .policy = &with.policy,
+							     .placement = with.placement,
+							     .backing = with.backing,
+							     .insists_backing = with.backing !=
+										CORE_BACKING_AUTO,
 							     .no_wait = with.no_wait,
 							     .attach = with.attach,
 							     .map = with.map}});
@@ -207,7 +216,8 @@ static inline struct core_model_view scene_view(const struct scene *scene, uint3
 static inline void scene_header(struct scene *scene, uint32_t inode, uint64_t bytes0,
 				uint64_t bytes1)
 {
-	const struct core_need needs[2] = {{0, bytes0}, {1, bytes1}};
+	const struct core_need needs[2] = {{.device = 0, .bytes = bytes0},
+					   {.device = 1, .index = 1, .bytes = bytes1}};
 	struct core_file_key key = scene->keys[inode];
 
 	key.is_raw = false; /* a file does not say */
@@ -215,6 +225,7 @@ static inline void scene_header(struct scene *scene, uint32_t inode, uint64_t by
 						    .header = {.job = scene_view(scene, inode).job,
 							       .key = &key,
 							       .needs = needs,
+							       .is_cached = scene->is_cached,
 							       .n_needs = bytes1 == 0 ? 1 : 2}});
 }
 
@@ -227,9 +238,12 @@ static inline void scene_fill(struct scene *scene, uint32_t inode, int code)
 
 	while (core_segment_next(scene->core, model, &cursor, &view)) {
 		if (view.state == SEGMENT_FILLING) {
-			(void)scene_step(scene, (struct core_event){.type = EV_FILLED,
-								    .filled = {.segment = view.id,
-									       .code = code}});
+			(void)scene_step(scene,
+					 (struct core_event){.type = EV_FILLED,
+							     .filled = {.segment = view.id,
+									.duration_ns =
+										scene->fill_ns,
+									.code = code}});
 		}
 	}
 }

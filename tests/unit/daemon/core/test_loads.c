@@ -211,6 +211,34 @@ static void only_another_ctime_means_look_at_the_bytes(void **state)
 	scene_free(scene);
 }
 
+/* fault: T04 */
+static void times_that_tell_nothing_mean_look_at_the_bytes(void **state)
+{
+	const struct core_config config = scene_usual();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint32_t request;
+
+	(void)state;
+	scene->keys[1].is_young = true;
+	(void)scene_loaded(scene, client, 1, MIB, plain);
+	request =
+		scene_load(scene, client, 1, plain); /* written in this second, and perhaps again */
+	assert_int_equal(scene_count(scene, ACT_RECHECK), 1);
+	recheck(scene, 1, true);
+	scene_expect(scene, client, request, 0);
+	scene->keys[1].is_young = false; /* what is written from now on has another time */
+	request = scene_load(scene, client, 1, plain);
+	assert_int_equal(scene_count(scene, ACT_RECHECK), 1);
+	recheck(scene, 1, true);
+	scene_expect(scene, client, request, 0);
+	request = scene_load(scene, client, 1, plain);
+	assert_int_equal(scene_count(scene, ACT_RECHECK), 0);
+	scene_expect(scene, client, request, 0);
+	assert_int_equal(scene_view(scene, 1).generation, 1);
+	scene_free(scene);
+}
+
 static void an_old_generation_goes_with_its_last_lease(void **state)
 {
 	const struct core_config config = scene_usual();
@@ -379,7 +407,124 @@ static void a_lost_device_fails_its_loads_and_takes_its_copies(void **state)
 	scene_drop_all(scene);
 	request = scene_load(scene, client, 1, plain);
 	scene_header(scene, 1, MIB, MIB);
-	scene_expect(scene, client, request, WIRE_NO_MEMORY);
+	scene_expect(scene, client, request, WIRE_DEVICE_LOST);
+	scene_free(scene);
+}
+
+static void what_is_served_from_memory_saves_the_time_of_its_load(void **state)
+{
+	const struct core_config config = scene_usual();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint32_t request = scene_load(scene, client, 1, plain);
+	struct core_counters counters;
+	struct core_event filled = {.type = EV_FILLED, .filled = {.duration_ns = 3000000000U}};
+
+	(void)state;
+	scene_header(scene, 1, MIB, 0);
+	filled.filled.segment = scene_find(scene, ACT_FILL, 0)->segment;
+	(void)scene_step(scene, filled);
+	scene_expect(scene, client, request, 0);
+	for (int i = 0; i < 2; i++) {
+		request = scene_load(scene, client, 1, plain);
+		scene_expect(scene, client, request, 0);
+	}
+	core_counters_get(scene->core, &counters);
+	assert_int_equal(counters.hits, 2);
+	assert_int_equal(counters.saved_ns, 6000000000U);
+	scene_free(scene);
+}
+
+static void drain(struct scene *scene, uint32_t device, bool is_on)
+{
+	(void)scene_step(scene, (struct core_event){.type = EV_DRAIN,
+						    .drain = {.device = device, .is_on = is_on}});
+}
+
+static void a_drain_refuses_what_is_new_and_serves_what_is_there(void **state)
+{
+	const struct core_config config = scene_usual();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint32_t begun;
+	uint32_t request;
+
+	(void)state;
+	(void)scene_loaded(scene, client, 1, MIB, plain);
+	begun = scene_load(scene, client, 2, plain);
+	drain(scene, CORE_ALL_DEVICES, true);
+	request = scene_load(scene, client, 3, plain);
+	scene_expect(scene, client, request, WIRE_BUSY);
+	assert_int_equal(scene_count(scene, ACT_CLOSE_FILE), 1);
+	assert_int_equal(scene_model(scene, 3), 0); /* nothing of it is left */
+	request = scene_load(scene, client, 1, (struct scene_load){.attach = true});
+	scene_expect(scene, client, request, 0);
+	request = scene_load(scene, client, 2, plain); /* joins */
+	assert_null(scene_reply(scene, client, request));
+	drain(scene, CORE_ALL_DEVICES, true); /* again: what was begun goes on */
+	scene_header(scene, 2, MIB, 0);
+	scene_fill(scene, 2, 0);
+	scene_expect(scene, client, begun, 0);
+	scene_expect(scene, client, request, 0);
+	scene->keys[1].mtime_ns++; /* another content */
+	request = scene_load(scene, client, 1, plain);
+	scene_expect(scene, client, request, WIRE_BUSY);
+	drain(scene, CORE_ALL_DEVICES, false);
+	(void)scene_loaded(scene, client, 3, MIB, plain);
+	scene_free(scene);
+}
+
+static void a_drain_of_one_device_refuses_what_needs_it(void **state)
+{
+	const struct core_config config = scene_usual();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint32_t request;
+
+	(void)state;
+	drain(scene, 1, true);
+	(void)scene_loaded(scene, client, 1, MIB, plain);
+	request = scene_load(scene, client, 2, plain);
+	scene_header(scene, 2, MIB, MIB);
+	scene_expect(scene, client, request, WIRE_BUSY);
+	assert_int_equal(scene_count(scene, ACT_FILL), 0);
+	drain(scene, 0, true); /* all are drained now */
+	request = scene_load(scene, client, 3, plain);
+	scene_expect(scene, client, request, WIRE_BUSY);
+	drain(scene, 1, false);
+	drain(scene, 0, false);
+	request = scene_load(scene, client, 2, plain);
+	scene_header(scene, 2, MIB, MIB);
+	scene_fill(scene, 2, 0);
+	scene_expect(scene, client, request, 0);
+	scene_free(scene);
+}
+
+/* A file whose ctime alone differs is looked at; where it turns out to be another, that is a load. */
+static void a_drain_lets_a_file_be_looked_at_and_not_read(void **state)
+{
+	const struct core_config config = scene_usual();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	struct core_event event = {.type = EV_RECHECKED};
+	uint32_t request;
+
+	(void)state;
+	(void)scene_loaded(scene, client, 1, MIB, plain);
+	drain(scene, CORE_ALL_DEVICES, true);
+	for (int is_equal = 1; is_equal >= 0; is_equal--) {
+		scene->keys[1].ctime_ns++;
+		request = scene_load(scene, client, 1, plain);
+		assert_non_null(scene_find(scene, ACT_RECHECK, 0));
+		event.rechecked.job = scene_view(scene, 1).job;
+		event.rechecked.is_equal = is_equal != 0;
+		(void)scene_step(scene, event);
+		if (is_equal == 0) {
+			scene_header(scene, 1, MIB, 0);
+		}
+		scene_expect(scene, client, request, is_equal != 0 ? 0 : WIRE_BUSY);
+		assert_true(scene_is_resident(scene, 1));
+	}
 	scene_free(scene);
 }
 
@@ -394,6 +539,7 @@ int main(void)
 		cmocka_unit_test(a_file_that_changes_is_read_once_more_and_then_refused),
 		cmocka_unit_test(who_joins_with_newer_content_gets_that),
 		cmocka_unit_test(only_another_ctime_means_look_at_the_bytes),
+		cmocka_unit_test(times_that_tell_nothing_mean_look_at_the_bytes),
 		cmocka_unit_test(an_old_generation_goes_with_its_last_lease),
 		cmocka_unit_test(a_uid_loads_only_so_many_at_a_time),
 		cmocka_unit_test(an_older_load_is_not_passed_by_a_younger_that_takes_its_room),
@@ -401,6 +547,10 @@ int main(void)
 		cmocka_unit_test(a_full_table_refuses_and_leaves_everything),
 		cmocka_unit_test(the_count_of_leases_saturates_and_never_wraps),
 		cmocka_unit_test(a_lost_device_fails_its_loads_and_takes_its_copies),
+		cmocka_unit_test(what_is_served_from_memory_saves_the_time_of_its_load),
+		cmocka_unit_test(a_drain_refuses_what_is_new_and_serves_what_is_there),
+		cmocka_unit_test(a_drain_of_one_device_refuses_what_needs_it),
+		cmocka_unit_test(a_drain_lets_a_file_be_looked_at_and_not_read),
 	};
 
 	return cmocka_run_group_tests_name("daemon/core/loads", tests, NULL, NULL);

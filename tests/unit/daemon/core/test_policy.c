@@ -71,13 +71,13 @@ static void what_took_long_to_load_stays_longer(void **state)
 
 	(void)state;
 	scene_header(scene, 1, 40 * MIB, 0);
-	scene->now_ns += 60000000000; /* a minute from a slow disk */
+	scene->fill_ns = 60000000000; /* a minute from a slow disk */
 	scene_fill(scene, 1, 0);
 	scene_expect(scene, client, slow, 0);
 	scene->now_ns += 1000000000;
 	slow = scene_load(scene, client, 2, plain);
 	scene_header(scene, 2, 40 * MIB, 0);
-	scene->now_ns += 1000000;
+	scene->fill_ns = 1000000;
 	scene_fill(scene, 2, 0);
 	scene->now_ns += 1000000000;
 	(void)ask_for(scene, client, 3, 30 * MIB);
@@ -371,15 +371,22 @@ static void at_the_end_loads_are_refused_and_those_that_run_end(void **state)
 	const struct core_config config = scene_usual();
 	struct scene *scene = scene_new(&config);
 	uint64_t client = scene_open(scene, 1000);
-	uint32_t running = scene_load(scene, client, 1, plain);
+	uint32_t running;
 	uint32_t late;
 
 	(void)state;
+	(void)scene_loaded(scene, client, 3, MIB, plain);
+	running = scene_load(scene, client, 1, plain);
 	(void)scene_step(scene, (struct core_event){.type = EV_SHUTDOWN});
 	scene_expect(scene, client, running, WIRE_SHUTTING_DOWN);
 	late = scene_load(scene, client, 2, plain);
 	scene_expect(scene, client, late, WIRE_SHUTTING_DOWN);
 	assert_int_equal(scene_count(scene, ACT_CLOSE_FILE), 1);
+	(void)scene_step(scene, (struct core_event){.type = EV_VERIFY,
+						    .client = client,
+						    .request = ++scene->last_request,
+						    .verify = {.model = scene_model(scene, 3)}});
+	scene_expect(scene, client, scene->last_request, WIRE_SHUTTING_DOWN);
 	scene_free(scene);
 }
 

@@ -191,6 +191,60 @@ static void a_block_over_1_gib_is_split_between_tensors(void **state)
 	free(given.memory);
 }
 
+/* Of a name alone, as of a tensor that is called so. */
+static void expect_name(const char *name, enum component wanted, bool is_wanted_head)
+{
+	enum component component;
+	bool is_head;
+
+	block_read_name(name, (uint32_t)strlen(name), &component, &is_head);
+	assert_int_equal(component, wanted);
+	assert_int_equal(is_head, is_wanted_head);
+}
+
+static void a_blocks_name_tells_what_its_tensors_names_told(void **state)
+{
+	static const char *const tensors[] = {
+		"model.diffusion_model.out.weight",
+		"model.diffusion_model.input_blocks.0.w",
+		"first_stage_model.post.w",
+		"vae.decoder.up.0.w",
+		"conditioner.embedders.0.w",
+		"text_encoders.t5.shared.w",
+		"double_blocks.7",
+		"img_in",
+	};
+	struct given given = {0};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
+		add_tensor(&given, tensors[i], 8);
+	}
+	compute(&given);
+	for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
+		const struct block *block = &given.blocks[given.tensors[i].block];
+		char name[64];
+
+		expect_name(tensors[i], block->component, block->is_head);
+		for (uint32_t part = 2; part < 2000 && !block->is_head; part *= 9) {
+			memcpy(name, block->name, block->name_size);
+			(void)snprintf(&name[block->name_size], 16, "#%u", part);
+			expect_name(name, block->component, false);
+		}
+	}
+	free(given.memory);
+	expect_name("(head)", COMPONENT_WHOLE, true);
+	expect_name("(head)#2", COMPONENT_WHOLE, true);
+	expect_name("vae.(head)#3", COMPONENT_VAE, true);
+	expect_name("", COMPONENT_WHOLE, true);
+	expect_name("7", COMPONENT_WHOLE, false);
+	expect_name("#2", COMPONENT_WHOLE, true);
+	/* No further part of a block, but part of a tensor's name. */
+	expect_name("b.7#", COMPONENT_WHOLE, true);
+	expect_name("b.7#x", COMPONENT_WHOLE, true);
+	expect_name("b.7#2.w", COMPONENT_WHOLE, true);
+}
+
 /* fault: M10 */
 static void without_memory_there_are_no_blocks(void **state)
 {
@@ -216,6 +270,69 @@ static void without_memory_there_are_no_blocks(void **state)
 	free(given.memory);
 }
 
+/* A map as format_parse makes one, by name and size alone. */
+static struct tensor_map *map_of(const char *const *names, uint32_t n_names)
+{
+	struct tensor_map *map = calloc(1, sizeof *map);
+	struct tensor *tensors = calloc(n_names, sizeof *tensors);
+
+	assert_non_null(map);
+	assert_non_null(tensors);
+	for (uint32_t i = 0; i < n_names; i++) {
+		tensors[i] = (struct tensor){.name = names[i],
+					     .name_size = (uint32_t)strlen(names[i]),
+					     .size = i};
+	}
+	*map = (struct tensor_map){.n_tensors = n_names,
+				   .tensors = tensors,
+				   .tensor_memory = tensors};
+	assert_int_equal(blocks_compute(tensors, n_names, &map->block_memory, &map->blocks,
+					&map->n_blocks, NULL),
+			 0);
+	return map;
+}
+
+static void a_tensor_can_be_a_block_of_its_own(void **state)
+{
+	static const char *const names[] = {"b.10.w", "img_in", "b.2.w", "b.10.a", "out"};
+	static const char *const wanted[] = {"b.2.w", "b.10.w", "b.10.a", "img_in", "out"};
+	struct tensor_map *map = map_of(names, 5);
+
+	(void)state;
+	assert_int_equal(blocks_by_tensor(map, NULL), 0);
+	assert_int_equal(map->n_blocks, 5);
+	for (uint32_t i = 0; i < 5; i++) {
+		const struct block *block = &map->blocks[i];
+		const struct tensor *tensor = &map->tensors[block->first_tensor];
+
+		assert_int_equal(block->name_size, strlen(wanted[i]));
+		assert_memory_equal(block->name, wanted[i], block->name_size);
+		assert_int_equal(block->n_tensors, 1);
+		assert_int_equal(block->size, tensor->size);
+		assert_int_equal(tensor->block, i);
+		assert_int_equal(block->is_head, i >= 3);
+		assert_ptr_equal(block->name, tensor->name);
+	}
+	(void)tensor_map_free(map);
+}
+
+static void without_memory_the_blocks_stay_as_they_were(void **state)
+{
+	static const char *const names[] = {"b.1.w", "b.1.a", "out"};
+	struct tensor_map *map = map_of(names, 3);
+
+	(void)state;
+	for (uint32_t i = 1; i <= 2; i++) {
+		heap_watch_begin();
+		heap.fail_at = i;
+		assert_int_equal(blocks_by_tensor(map, NULL), -WIRE_NO_MEMORY);
+		heap.fail_at = 0;
+		assert_int_equal(map->n_blocks, 2);
+		assert_int_equal(map->tensors[1].block, 0);
+	}
+	(void)tensor_map_free(map);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -224,7 +341,10 @@ int main(void)
 		cmocka_unit_test(stems_keep_their_place_in_the_file),
 		cmocka_unit_test(each_component_has_its_own_head),
 		cmocka_unit_test(a_block_over_1_gib_is_split_between_tensors),
+		cmocka_unit_test(a_blocks_name_tells_what_its_tensors_names_told),
 		cmocka_unit_test(without_memory_there_are_no_blocks),
+		cmocka_unit_test(a_tensor_can_be_a_block_of_its_own),
+		cmocka_unit_test(without_memory_the_blocks_stay_as_they_were),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

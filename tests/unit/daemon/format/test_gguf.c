@@ -461,6 +461,35 @@ static void names_have_a_limit_and_are_utf8(void **state)
 	expect_refused(&file, WIRE_BAD_FILE, "a key of 65536 bytes: 65535 are the most");
 }
 
+static void parts_say_which_they_are(void **state)
+{
+	struct gguf_file file = {0};
+	struct tensor_map *map;
+
+	(void)state;
+	gguf_add_start(&file, 3, 0, 2);
+	gguf_add_key(&file, "split.no", GGUF_U16);
+	gguf_add(&file, "\x02\x01", 2);
+	gguf_add_key(&file, "split.count", GGUF_U16);
+	gguf_add(&file, "\xff\xff", 2);
+	map = expect_loads(&file);
+	assert_int_equal(map->split_no, 0x102);
+	assert_int_equal(map->split_count, 0xffff);
+	(void)tensor_map_free(map);
+	gguf_add_start(&file, 3, 0, 2); /* of other types: nothing is said */
+	gguf_add_key_u32(&file, "split.no", 1);
+	gguf_add_key(&file, "split.count", GGUF_STRING);
+	gguf_add_string(&file, "2");
+	map = expect_loads(&file);
+	assert_int_equal(map->split_no, 0);
+	assert_int_equal(map->split_count, 0);
+	(void)tensor_map_free(map);
+	gguf_add_start(&file, 3, 0, 1);
+	gguf_add_key(&file, "split.count", GGUF_U16);
+	gguf_add(&file, "\x02", 1);
+	expect_refused(&file, WIRE_BAD_FILE, "");
+}
+
 /* fault: F25 */
 static void alignments_are_powers_of_two_up_to_1_mib(void **state)
 {
@@ -692,6 +721,7 @@ int main(void)
 		cmocka_unit_test(offsets_are_aligned_ascending_and_inside_the_file),
 		cmocka_unit_test(strings_and_arrays_that_do_not_fit_are_refused),
 		cmocka_unit_test(names_have_a_limit_and_are_utf8),
+		cmocka_unit_test(parts_say_which_they_are),
 		cmocka_unit_test(alignments_are_powers_of_two_up_to_1_mib),
 		cmocka_unit_test(every_prefix_of_a_good_file_is_refused),
 		cmocka_unit_test(dimensions_are_1_to_4_and_positive),

@@ -19,6 +19,10 @@
 #include "daemon/load/file.h"
 #include "proto/gen/wire_code.h"
 
+#ifndef F_SEAL_FUTURE_WRITE
+#	define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
 /* It was handed to the closer, which needs a moment. */
 static void assert_closes(int fd)
 {
@@ -100,6 +104,32 @@ static void a_memfd_is_taken_only_when_it_is_sealed(void **state)
 	assert_null(file_unref(file));
 	fd = memfd_create("not sealable", MFD_CLOEXEC);
 	assert_refused(fd, -1, "memfd without seals");
+}
+
+/* By its descriptor, or by a mapping that was there before the seals. */
+static void what_somebody_can_write_is_not_handed_on(void **state)
+{
+	static const int seals[] = {F_SEAL_WRITE, F_SEAL_FUTURE_WRITE};
+	int plain = scratch_open();
+
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		int fd = memfd_create("mine", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		struct file *file;
+
+		assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | seals[i]), 0);
+		file = given_file(scratch_reopen(fd, O_RDONLY));
+		assert_int_equal(file->is_read_only, i == 0);
+		assert_null(file_unref(file));
+		(void)close(fd);
+	}
+	for (int i = 0; i < 2; i++) {
+		struct file *file = given_file(scratch_reopen(plain, i == 0 ? O_RDONLY : O_RDWR));
+
+		assert_int_equal(file->is_read_only, i == 0);
+		assert_null(file_unref(file));
+	}
+	(void)close(plain);
 }
 
 /* fault: D08 */
@@ -200,14 +230,42 @@ static void the_key_says_who_the_file_is_and_when_it_changed(void **state)
 	(void)file_unref(file);
 }
 
+/* fault: T04 */
+static void any_time_makes_a_key_of_its_own(void **state)
+{
+	/* Some are more than 64 bits of nanoseconds reach. */
+	static const int64_t seconds[] =
+		{0, 1, -1, 4102444800, 1LL << 40, INT64_MAX / 3, INT64_MIN / 3, 18446744073LL};
+	const size_t n_times = sizeof seconds / sizeof seconds[0];
+	int64_t keys[sizeof seconds / sizeof seconds[0]];
+	int fd = memfd_create("times", MFD_CLOEXEC); /* on tmpfs, which takes any time */
+	struct file file = {.fd = fd};
+	struct file_key key;
+	struct err err = {0};
+
+	(void)state;
+	for (size_t i = 0; i < n_times; i++) {
+		const struct timespec times[2] = {{.tv_sec = seconds[i]}, {.tv_sec = seconds[i]}};
+
+		assert_int_equal(futimens(fd, times), 0);
+		assert_int_equal(file_read_key(&file, &key, &err), 0);
+		assert_false(key.is_young); /* its ctime is no whole second */
+		keys[i] = key.mtime_ns;
+		for (size_t other = 0; other < i; other++) {
+			assert_true(keys[other] != keys[i]);
+		}
+	}
+	(void)close(fd);
+}
+
 static void any_part_of_the_key_tells_files_apart(void **state)
 {
-	const struct file_key key = {1, 2, 3, 4, 5};
-	const struct file_key others[] = {{9, 2, 3, 4, 5},
-					  {1, 9, 3, 4, 5},
-					  {1, 2, 9, 4, 5},
-					  {1, 2, 3, 9, 5},
-					  {1, 2, 3, 4, 9}};
+	const struct file_key key = {1, 2, 3, 4, 5, false};
+	const struct file_key others[] = {{9, 2, 3, 4, 5, false},
+					  {1, 9, 3, 4, 5, false},
+					  {1, 2, 9, 4, 5, false},
+					  {1, 2, 3, 9, 5, false},
+					  {1, 2, 3, 4, 9, false}};
 
 	(void)state;
 	assert_true(file_key_is_equal(&key, &key));
@@ -308,11 +366,13 @@ int main(void)
 		cmocka_unit_test(what_is_no_regular_file_is_refused_by_its_kind),
 		cmocka_unit_test(a_file_that_cannot_be_read_through_the_descriptor_is_refused),
 		cmocka_unit_test(a_memfd_is_taken_only_when_it_is_sealed),
+		cmocka_unit_test(what_somebody_can_write_is_not_handed_on),
 		cmocka_unit_test(files_that_the_kernel_makes_up_are_refused),
 		cmocka_unit_test(a_second_descriptor_must_be_the_same_file_opened_direct),
 		cmocka_unit_test(the_descriptor_is_the_right_to_read_not_the_mode_or_the_path),
 		cmocka_unit_test(the_flags_of_the_clients_description_stay_as_they_are),
 		cmocka_unit_test(the_key_says_who_the_file_is_and_when_it_changed),
+		cmocka_unit_test(any_time_makes_a_key_of_its_own),
 		cmocka_unit_test(any_part_of_the_key_tells_files_apart),
 		cmocka_unit_test(the_path_is_what_the_kernel_says_without_its_remarks),
 		cmocka_unit_test(the_last_reference_closes),

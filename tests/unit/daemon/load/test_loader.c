@@ -4,6 +4,7 @@
 #include "base/os/sys.h"
 #include "tests/support/baseline.h"
 #include "tests/support/scratch.h"
+#include "tests/support/slow_call.h"
 #include "tests/support/unit.h"
 
 #include <errno.h>
@@ -17,6 +18,7 @@
 #include <unistd.h>
 
 #include "daemon/load/hash.h"
+#include "daemon/load/image_set.h"
 #include "daemon/load/loader.h"
 #include "proto/gen/wire_code.h"
 #include "proto/table.h"
@@ -39,6 +41,7 @@ struct fixture {
 	struct loader *loader;
 	int fd; /* the source, read-write */
 	struct file *file;
+	struct image_set *images; /* of the last fill */
 	uint64_t data_offset;
 };
 
@@ -101,6 +104,7 @@ static int teardown(void **state)
 	(void)mailbox_free(fixture.box);
 	(void)device_close(fixture.device);
 	(void)file_unref(fixture.file);
+	(void)image_set_free(fixture.images);
 	if (fixture.fd >= 0) {
 		(void)close(fixture.fd);
 	}
@@ -155,6 +159,13 @@ static void given_model(uint64_t bytes)
 	take_file();
 }
 
+static void ask_header(uint64_t job, struct file *file, enum cache_wish wish)
+{
+	const struct header_request request = {.job = job, .file = file, .wish = wish};
+
+	loader_read_header(fixture.loader, &request);
+}
+
 /* ---- results ---- */
 
 static struct load_result *next_result(void)
@@ -192,7 +203,7 @@ static struct tensor_map *read_header(void)
 	struct load_result *result;
 	struct tensor_map *map;
 
-	loader_read_header(fixture.loader, JOB, fixture.file, FORMAT_AUTO);
+	ask_header(JOB, fixture.file, CACHE_NEVER);
 	result = next_final();
 	assert_int_equal(result->type, LOAD_HEADER);
 	assert_int_equal(result->job, JOB);
@@ -208,17 +219,19 @@ static struct tensor_map *read_header(void)
 
 static void submit_fill(const struct tensor_map *map)
 {
-	const struct fill_request request = {
-		.job = JOB,
-		.segment = SEGMENT,
-		.file = fixture.file,
+	const struct image_set_request set = {
 		.map = map,
 		.model_id = model_id,
 		.generation = 5,
 		.owner_uid = 1000,
+		.has_sums = true,
 		.name = "test model",
 	};
+	struct fill_request request = {.job = JOB, .segment = SEGMENT, .file = fixture.file};
 
+	(void)image_set_free(fixture.images);
+	fixture.images = image_set_new(&set); /* without memory the loader says so */
+	request.images = fixture.images;
 	loader_fill(fixture.loader, &request);
 }
 
@@ -272,7 +285,7 @@ static void a_header_is_read_and_parsed(void **state)
 
 	(void)state;
 	given_model(100000);
-	loader_read_header(fixture.loader, JOB, fixture.file, FORMAT_AUTO);
+	ask_header(JOB, fixture.file, CACHE_NEVER);
 	result = next_final();
 	assert_int_equal(result->err.code, 0);
 	assert_int_equal(result->map->n_tensors, N_TENSORS);
@@ -319,7 +332,7 @@ static void a_file_that_is_no_model_is_refused(void **state)
 	fixture.fd = scratch_open();
 	scratch_write(fixture.fd, "hello", 5, 0);
 	take_file();
-	loader_read_header(fixture.loader, JOB, fixture.file, FORMAT_AUTO);
+	ask_header(JOB, fixture.file, CACHE_NEVER);
 	assert_failed(next_final(), LOAD_HEADER, WIRE_BAD_FILE);
 }
 
@@ -328,7 +341,7 @@ static void an_empty_file_is_refused(void **state)
 	(void)state;
 	fixture.fd = scratch_open();
 	take_file();
-	loader_read_header(fixture.loader, JOB, fixture.file, FORMAT_AUTO);
+	ask_header(JOB, fixture.file, CACHE_NEVER);
 	assert_failed(next_final(), LOAD_HEADER, WIRE_BAD_FILE);
 }
 
@@ -340,7 +353,7 @@ static void a_file_of_proc_is_refused_unread(void **state)
 	take_file();
 	assert_true(sys_fault_set("pread",
 				  (struct sys_fault){.nth = 1, .error = EIO, .is_forever = true}));
-	loader_read_header(fixture.loader, JOB, fixture.file, FORMAT_AUTO);
+	ask_header(JOB, fixture.file, CACHE_NEVER);
 	assert_failed(next_final(), LOAD_HEADER, WIRE_BAD_FD);
 }
 
@@ -366,7 +379,7 @@ static void the_header_of_a_huge_sparse_file_costs_nothing(void **state)
 		skip(); /* this filesystem has no such files */
 	}
 	take_file();
-	loader_read_header(fixture.loader, JOB, fixture.file, FORMAT_AUTO);
+	ask_header(JOB, fixture.file, CACHE_NEVER);
 	result = next_final();
 	assert_int_equal(result->err.code, 0);
 	assert_int_equal(result->key.size, 8ULL << 40);
@@ -383,7 +396,7 @@ static void a_header_read_that_hangs_is_answered_without_its_thread(void **state
 	with_stalls();
 	given_model(100000);
 	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 2000}));
-	loader_read_header(fixture.loader, JOB, fixture.file, FORMAT_AUTO);
+	ask_header(JOB, fixture.file, CACHE_NEVER);
 	result = next_final();
 	assert_int_equal(result->err.offset, 0);
 	assert_true(result->duration_ns >= 2ULL * STALL_NS);
@@ -397,9 +410,9 @@ static void a_cancelled_header_read_is_answered_soon(void **state)
 {
 	(void)state;
 	given_model(100000);
-	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 250}));
-	loader_read_header(fixture.loader, JOB, fixture.file, FORMAT_AUTO);
-	scratch_sleep_ms(30);
+	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 1000}));
+	ask_header(JOB, fixture.file, CACHE_NEVER);
+	slow_call_await("pread");
 	loader_cancel(fixture.loader, JOB);
 	loader_cancel(fixture.loader, JOB); /* twice is once */
 	loader_cancel(fixture.loader, JOB + 1);
@@ -648,13 +661,13 @@ static void a_file_that_changes_before_or_while_it_is_read_is_refused(void **sta
 			submit_fill(map);
 		} else {
 			assert_true(sys_fault_set("pread",
-						  (struct sys_fault){.nth = 1, .delay_ms = 100}));
+						  (struct sys_fault){.nth = 1, .delay_ms = 20000}));
 			submit_fill(map);
-			scratch_sleep_ms(40);
+			slow_call_await("pread");
 			changes[i / 2]();
+			sys_fault_clear(); /* the read goes on */
 		}
 		assert_failed(next_final(), LOAD_FILLED, WIRE_CHANGED_WHILE_READING);
-		sys_fault_clear();
 		(void)tensor_map_free(map);
 		fixture.file = file_unref(fixture.file);
 		(void)close(fixture.fd);
@@ -761,7 +774,7 @@ static void a_header_read_survives_any_failing_call(void **state)
 						  (struct sys_fault){.nth = nth,
 								     .error = EIO,
 								     .is_forever = i % 2 == 1}));
-			loader_read_header(fixture.loader, JOB, fixture.file, FORMAT_AUTO);
+			ask_header(JOB, fixture.file, CACHE_NEVER);
 			result = next_final();
 			is_struck = sys_fault_n_hits(calls[i / 2]) > 0;
 			sys_fault_clear();
@@ -820,10 +833,11 @@ static void a_recheck_of_a_changing_or_failing_file_says_so(void **state)
 	struct load_result *filled = given_filled(MIB);
 
 	(void)state;
-	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 100}));
+	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 20000}));
 	loader_recheck(fixture.loader, JOB, fixture.file, filled->sums, filled->n_sums);
-	scratch_sleep_ms(40);
+	slow_call_await("pread");
 	change_content();
+	sys_fault_clear(); /* the read goes on */
 	assert_failed(next_final(), LOAD_RECHECKED, WIRE_CHANGED_WHILE_READING);
 	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .error = EIO}));
 	assert_failed(recheck(filled->sums, filled->n_sums), LOAD_RECHECKED, WIRE_IO);
@@ -896,7 +910,7 @@ static void a_drop_waits_for_the_verification_that_it_cancels(void **state)
 		sys_fault_set("pread",
 			      (struct sys_fault){.nth = 1, .delay_ms = 40, .is_forever = true}));
 	loader_verify(fixture.loader, SEGMENT, filled->extent, filled->sums, filled->n_sums);
-	scratch_sleep_ms(60);
+	slow_call_await("pread");
 	loader_drop(fixture.loader, SEGMENT, filled->extent);
 	filled->extent = NULL;
 	assert_failed(next_final(), LOAD_VERIFIED, WIRE_CANCELLED);
@@ -912,18 +926,14 @@ static void a_drop_waits_for_the_verification_that_it_cancels(void **state)
 static void without_any_memory_every_submission_is_still_answered(void **state)
 {
 	struct load_result *filled = given_filled(MIB);
-	const struct fill_request request = {.job = JOB,
-					     .segment = SEGMENT,
-					     .file = fixture.file,
-					     .model_id = model_id,
-					     .name = ""};
+	const struct fill_request request = {.job = JOB, .segment = SEGMENT, .file = fixture.file};
 	bool is_seen[LOAD_DROPPED + 1] = {false};
 
 	(void)state;
 	assert_true(
 		sys_fault_set("malloc",
 			      (struct sys_fault){.nth = 1, .error = ENOMEM, .is_forever = true}));
-	loader_read_header(fixture.loader, JOB, fixture.file, FORMAT_AUTO);
+	ask_header(JOB, fixture.file, CACHE_NEVER);
 	loader_fill(fixture.loader, &request);
 	loader_recheck(fixture.loader, JOB, fixture.file, filled->sums, filled->n_sums);
 	loader_verify(fixture.loader, SEGMENT, filled->extent, filled->sums, filled->n_sums);
@@ -940,7 +950,7 @@ static void without_any_memory_every_submission_is_still_answered(void **state)
 	}
 	assert_quiet();
 	for (int i = 0; i < 1000; i++) { /* what was lent for that comes back */
-		loader_read_header(fixture.loader, JOB, fixture.file, FORMAT_AUTO);
+		ask_header(JOB, fixture.file, CACHE_NEVER);
 		(void)load_result_free(next_result());
 	}
 	sys_fault_clear();
@@ -959,7 +969,7 @@ static void without_memory_many_submissions_at_once_are_answered(void **state)
 		sys_fault_set("malloc",
 			      (struct sys_fault){.nth = 1, .error = ENOMEM, .is_forever = true}));
 	for (uint64_t i = 0; i < 2000; i++) {
-		loader_read_header(fixture.loader, i, fixture.file, FORMAT_AUTO);
+		ask_header(i, fixture.file, CACHE_NEVER);
 	}
 	for (int i = 0; i < 2000; i++) {
 		struct load_result *result = next_result();
@@ -1018,8 +1028,8 @@ static void a_slow_proc_holds_no_submission_up(void **state)
 	assert_non_null(fixture.loader);
 	given_model(1000);
 	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 1500}));
-	loader_read_header(fixture.loader, JOB, fixture.file, FORMAT_AUTO);
-	scratch_sleep_ms(100);
+	ask_header(JOB, fixture.file, CACHE_NEVER);
+	slow_call_await("pread");
 	assert_int_equal(unlink(path), 0);
 	assert_int_equal(mkfifo(path, 0600), 0);
 	loader_cancel(fixture.loader, JOB); /* it hangs: the watch answers for it */
@@ -1028,7 +1038,7 @@ static void a_slow_proc_holds_no_submission_up(void **state)
 	begun_ns = clock_mono_ns();
 	loader_cancel(fixture.loader, JOB + 1);
 	assert_true(sys_fault_set("malloc", (struct sys_fault){.nth = 1, .error = ENOMEM}));
-	loader_read_header(fixture.loader, JOB + 2, fixture.file, FORMAT_AUTO);
+	ask_header(JOB + 2, fixture.file, CACHE_NEVER);
 	sys_fault_clear();
 	assert_true(clock_mono_ns() - begun_ns < 500000000U);
 	write_meminfo(good);
@@ -1051,11 +1061,11 @@ static void a_hanging_file_holds_only_its_own_job_up(void **state)
 	given_model(100000);
 	hanging = fixture.file;
 	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 500}));
-	loader_read_header(fixture.loader, JOB + 1, hanging, FORMAT_AUTO);
-	scratch_sleep_ms(50);
+	ask_header(JOB + 1, hanging, CACHE_NEVER);
+	slow_call_await("pread");
 	take_file();
 	for (uint64_t job = 100; job < 120; job++) {
-		loader_read_header(fixture.loader, job, fixture.file, FORMAT_AUTO);
+		ask_header(job, fixture.file, CACHE_NEVER);
 	}
 	for (int i = 0; i < 20; i++) {
 		result = next_final();
@@ -1102,7 +1112,7 @@ static void a_job_ends_whatever_becomes_of_its_descriptors(void **state)
 		assert_true(sys_fault_set("close", (struct sys_fault){.nth = 1,
 								      .delay_ms = 200,
 								      .is_forever = true}));
-		loader_read_header(fixture.loader, i, fixture.file, FORMAT_AUTO);
+		ask_header(i, fixture.file, CACHE_NEVER);
 		fixture.file = file_unref(fixture.file); /* the job has the last reference */
 		result = next_final();
 		assert_int_equal(result->err.code, 0);
@@ -1132,7 +1142,7 @@ static void the_end_abandons_what_runs_and_posts_nothing_more(void **state)
 		sys_fault_set("pread",
 			      (struct sys_fault){.nth = 1, .delay_ms = 20, .is_forever = true}));
 	submit_fill(map);
-	scratch_sleep_ms(50);
+	slow_call_await("pread");
 	fixture.loader = loader_free(fixture.loader);
 	assert_null(fixture.loader);
 	for (struct mail *mail; (mail = mailbox_take(fixture.box)) != NULL;) {
@@ -1154,7 +1164,7 @@ static void the_end_does_not_wait_for_a_thread_that_is_stuck(void **state)
 	map = read_header();
 	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 2600}));
 	submit_fill(map);
-	scratch_sleep_ms(50);
+	slow_call_await("pread");
 	stuck = loader_free(fixture.loader);
 	assert_non_null(stuck);
 	fixture.loader = NULL;

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What one verb prints and another prints too. Each is in the file of its own verb. */
+#ifndef CTL_PRINT_H
+#define CTL_PRINT_H
+
+#include "render.h"
+
+#include <stdio.h>
+
+/* verb_devices.c: a line each, with a bar. 'pinned' (0: not said) is of the first. */
+void print_devices(struct ctl *ctl, const struct distorch_device *const *devices, size_t n_devices,
+		   uint64_t pinned);
+/* verb_ps.c, verb_admin.c: a table. Each returns an exit status. */
+int print_models(struct ctl *ctl, const struct distorch_models *models);
+int print_clients(struct ctl *ctl, const struct distorch_clients *clients);
+/* verb_load.c: " Evicted: a (1.0G), b (2.0G).", or nothing. */
+void print_evicted(struct ctl *ctl, FILE *out, const struct distorch_outcome *const *evicted,
+		   size_t n_evicted);
+cJSON *json_of_client(cJSON *object, const struct distorch_client *client);
+
+#endif

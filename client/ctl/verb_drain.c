@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* distorchctl drain: have new loads refused, and wait until what is under way has ended. */
+#include "options.h"
+#include "render.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#define LOOK_MS 200 /* between two looks */
+
+static const char goes_on[] = "it goes on draining; end that: distorchctl drain --off";
+
+static uint64_t now_ms(void)
+{
+	struct timespec now = {0};
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail */
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* "2 loads (flux1-dev.safetensors, t5xxl.safetensors) and 1 lease (ComfyUI/812 11.1G)" */
+static const char *rest_text(const struct ctl *ctl, const struct distorch_drain *drain,
+			     char *buffer, size_t buffer_size)
+{
+	size_t used = 0;
+	char safe[256];
+	char size[24];
+
+	buffer[0] = '\0';
+	if (drain->loads > 0) {
+		text_append(buffer, buffer_size, &used, "%llu load%s",
+			    (unsigned long long)drain->loads, drain->loads == 1 ? "" : "s");
+	}
+	for (size_t i = 0; i < drain->n_loading; i++) {
+		text_append(buffer, buffer_size, &used, "%s%s", i == 0 ? " (" : ", ",
+			    safe_text(drain->loading[i], safe, sizeof safe));
+	}
+	text_append(buffer, buffer_size, &used, "%s%s", drain->n_loading > 0 ? ")" : "",
+		    drain->loads > 0 && drain->leases > 0 ? " and " : "");
+	if (drain->leases > 0) {
+		text_append(buffer, buffer_size, &used, "%llu lease%s",
+			    (unsigned long long)drain->leases, drain->leases == 1 ? "" : "s");
+	}
+	for (size_t i = 0; i < drain->n_holders; i++) {
+		const struct distorch_holder *holder = drain->holders[i];
+
+		text_append(buffer, buffer_size, &used, "%s%s/%u %s", i == 0 ? " (" : ", ",
+			    safe_text(holder->comm, safe, sizeof safe), holder->pid,
+			    size_text(ctl, holder->held_bytes, size));
+	}
+	text_append(buffer, buffer_size, &used, "%s", drain->n_holders > 0 ? ")" : "");
+	return buffer;
+}
+
+static int print_drain(struct ctl *ctl, const struct distorch_drain *drain, const char *words)
+{
+	char rest[2048];
+	bool is_idle = drain->loads + drain->leases == 0;
+	cJSON *object;
+	cJSON *array;
+
+	if (!is_json(ctl)) {
+		if (!ctl->arguments.is_quiet) {
+			(void)printf("%s%s%s.\n", words, is_idle ? "" : " Under way: ",
+				     is_idle ? " Nothing is under way"
+					     : rest_text(ctl, drain, rest, sizeof rest));
+		}
+		return EXIT_DONE;
+	}
+	object = json_new();
+	json_add_bool(object, "draining", drain->draining);
+	json_add_number(object, "loads", drain->loads);
+	array = json_add_array(object, "loading");
+	for (size_t i = 0; i < drain->n_loading; i++) {
+		json_add_string(array, drain->loading[i]);
+	}
+	json_add_number(object, "leases", drain->leases);
+	array = json_add_array(object, "holders");
+	for (size_t i = 0; i < drain->n_holders; i++) {
+		(void)json_of_holder(json_add_item(array), drain->holders[i]);
+	}
+	return json_print(ctl, object);
+}
+
+/* Say what is waited for, where that has changed. */
+static void tell_rest(const struct ctl *ctl, const char *rest, char *told, size_t told_size)
+{
+	if (!ctl->arguments.is_quiet && strcmp(rest, told) != 0) {
+		(void)snprintf(told, told_size, "%s", rest);
+		(void)fprintf(stderr, "waiting for %s\n", rest);
+	}
+}
+
+/* Until nothing is under way, the time is over, or somebody ends it. Takes 'drain'. */
+static int wait_for_end(struct ctl *ctl, struct distorch_drain *drain)
+{
+	const struct timespec pause = {.tv_nsec = LOOK_MS * 1000000L};
+	const uint64_t begun_ms = now_ms();
+	const uint64_t limit_ms = ctl->arguments.timeout_ms;
+	char rest[2048];
+	char told[2048] = "";
+	int status;
+
+	while (drain->loads + drain->leases > 0) {
+		tell_rest(ctl, rest_text(ctl, drain, rest, sizeof rest), told, sizeof told);
+		if (limit_ms != 0 && now_ms() - begun_ms >= limit_ms) {
+			distorch_drain_free(drain);
+			return ctl_refuse(ctl, EXIT_TIMED_OUT, "timeout", goes_on,
+					  "still under way: %.900s", rest);
+		}
+		(void)nanosleep(&pause, NULL); /* Ctrl-C cuts it short */
+		distorch_drain_free(drain);
+		if (ctl_interrupted) {
+			return ctl_refuse(ctl, EXIT_INTERRUPTED, "cancelled", goes_on,
+					  "no longer waiting for %.900s", rest);
+		}
+		if (distorch_drain(ctl->c, ctl->arguments.device, DISTORCH_DRAIN_LOOK, &drain) <
+		    0) {
+			return ctl_fail(ctl);
+		}
+		if (!drain->draining) {
+			distorch_drain_free(drain);
+			return ctl_refuse(ctl, EXIT_FAILED, "cancelled", NULL,
+					  "the daemon drains no longer: it was restarted, or "
+					  "somebody said drain --off");
+		}
+	}
+	status = print_drain(ctl, drain, "Drained: new loads are refused.");
+	distorch_drain_free(drain);
+	return status;
+}
+
+static int run(struct ctl *ctl)
+{
+	const struct arguments *arguments = &ctl->arguments;
+	struct distorch_drain *drain = NULL;
+	int status;
+
+	if (arguments->off && arguments->no_wait) {
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", "say one of them",
+				  "--off waits for nothing, so --no-wait means nothing with it");
+	}
+	status = ctl_connect(ctl);
+	if (status != EXIT_DONE) {
+		return status;
+	}
+	if (distorch_drain(ctl->c, arguments->device,
+			   arguments->off ? DISTORCH_DRAIN_END : DISTORCH_DRAIN_BEGIN,
+			   &drain) < 0) {
+		return ctl_fail(ctl);
+	}
+	if (!arguments->off && !arguments->no_wait) {
+		ctl_on_interrupt = INTERRUPT_IS_ASKED;
+		return wait_for_end(ctl, drain);
+	}
+	status = print_drain(ctl, drain,
+			     arguments->off ? "New loads are taken." : "New loads are refused.");
+	distorch_drain_free(drain);
+	return status;
+}
+
+static const struct argp_option options[] = {
+	{"device", OPTION_DEVICE, "DEVICE", 0, "Only this one", 0},
+	{"off", OPTION_OFF, NULL, 0, "End it: new loads are taken again", 0},
+	{"no-wait", OPTION_NO_WAIT, NULL, 0, "Return once new loads are refused", 0},
+	OPTIONS_END,
+};
+
+const struct verb verb_drain = {
+	.name = "drain",
+	.group = VERB_OPERATOR,
+	.usage = "",
+	.summary = "Have new loads refused, and wait until loads and leases have ended.",
+	.text = "Examples:\n"
+		"  distorchctl drain                  before a shutdown that disturbs nobody\n"
+		"  distorchctl drain --timeout 10m    wait no longer than that\n"
+		"  distorchctl drain --device cuda:0  then unload --device cuda:0\n"
+		"  distorchctl drain --off\n\n"
+		"What is in memory is served as before, also to new clients. A restart of the "
+		"daemon ends it.\nCtrl-C and --timeout end the waiting and no more. Needs an "
+		"administrator.\n"
+		"Exit status: 0 nothing is under way any more, 8 something was when the time was "
+		"over.",
+	.options = options,
+	.run = run,
+};

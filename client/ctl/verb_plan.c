@@ -1,0 +1,470 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * distorchctl plan: what a string would do, before anything does it. With --devices the planner
+ * runs here, on the file's header: no daemon, no card. The only verb that knows the pure rooms
+ * daemon/plan and daemon/format.
+ */
+#include "base/err.h"
+#include "base/units.h"
+#include "options.h"
+#include "placement.h"
+#include "plan_file.h"
+#include "plan_report.h"
+#include "render.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "daemon/plan/explain.h"
+#include "daemon/plan/name.h"
+#include "proto/gen/wire_code.h"
+
+#define CARD_GRANULARITY (2ULL << 20) /* of today's cards */
+#define HOST_GRANULARITY 4096
+
+_Static_assert(PLACEMENT_MAX_DONORS == PLAN_MAX_DONORS, "what is read is planned");
+
+/* What was said, as the planner takes it. */
+struct wanted {
+	struct plan_device devices[PLAN_MAX_DEVICES];
+	char names[PLAN_MAX_DEVICES][32];
+	struct plan_text donors[PLAN_MAX_DONORS];
+	struct plan_request request;
+	struct plan_file file;
+	bool by_tensor;
+};
+
+/* ---- options ---- */
+
+static struct plan_text text_of(const char *text)
+{
+	return text == NULL ? (struct plan_text){0}
+			    : (struct plan_text){text, (uint32_t)strlen(text)};
+}
+
+/* The next piece of a list; false: there is none left. */
+static bool next_piece(struct plan_text *rest, struct plan_text *ret)
+{
+	while (rest->size > 0) {
+		uint32_t size = 0;
+
+		while (size < rest->size && rest->text[size] != ',' && rest->text[size] != ';') {
+			size++;
+		}
+		*ret = text_trim((struct plan_text){rest->text, size});
+		rest->text += size < rest->size ? size + 1 : size;
+		rest->size -= size < rest->size ? size + 1 : size;
+		if (ret->size > 0) {
+			return true;
+		}
+	}
+	return false;
+}
+
+static bool is_host_name(struct plan_text name)
+{
+	return text_is(name, "cpu") || text_is(name, "ram") || text_is(name, "host");
+}
+
+/* "cuda:0=24GiB" */
+static int add_device(struct wanted *wanted, struct plan_text piece, struct err *err)
+{
+	uint32_t index = wanted->request.n_devices;
+	struct plan_device *device;
+	const char *equals = memchr(piece.text, '=', piece.size);
+	struct plan_text name;
+	char safe[64];
+	char size[40];
+	uint64_t bytes = 0;
+
+	if (index == PLAN_MAX_DEVICES) {
+		return err_set(err, WIRE_BAD_ARGUMENT, "--devices: more than %d", PLAN_MAX_DEVICES);
+	}
+	device = &wanted->devices[index];
+	(void)text_print(piece, safe, sizeof safe);
+	if (equals == NULL || equals == piece.text ||
+	    piece.size - (size_t)(equals - piece.text) > sizeof size) {
+		return err_set(err, WIRE_BAD_ARGUMENT, "--devices: \"%s\" is not like cuda:0=24GiB",
+			       safe);
+	}
+	memcpy(size, equals + 1, piece.size - (size_t)(equals - piece.text) - 1);
+	size[piece.size - (size_t)(equals - piece.text) - 1] = '\0';
+	name = text_trim((struct plan_text){piece.text, (uint32_t)(equals - piece.text)});
+	if (name.size == 0 || name.size >= sizeof wanted->names[0]) {
+		return err_set(err, WIRE_BAD_ARGUMENT,
+			       "--devices: \"%s\": a name has 1 to %zu letters", safe,
+			       sizeof wanted->names[0] - 1);
+	}
+	if (units_parse_size(size, &bytes, err) < 0) {
+		return err_wrap(err, "--devices");
+	}
+	device->is_host = is_host_name(name);
+	memcpy(wanted->names[index], name.text, name.size); /* it ends with a zero */
+	device->name = device->is_host ? "cpu" : wanted->names[index];
+	for (uint32_t i = 0; i < index; i++) {
+		if (text_is(text_of(device->name), wanted->devices[i].name)) {
+			return err_set(err, WIRE_BAD_ARGUMENT, "--devices: %s stands twice",
+				       device->name);
+		}
+	}
+	device->total = bytes;
+	device->free = bytes;
+	device->granularity = device->is_host ? HOST_GRANULARITY : CARD_GRANULARITY;
+	device->peers = UINT32_MAX; /* not known: nothing is said about it */
+	wanted->request.n_devices++;
+	return 0;
+}
+
+static int read_devices(struct wanted *wanted, const char *text, struct err *err)
+{
+	struct plan_text rest = text_of(text);
+	struct plan_text piece;
+	int code = 0;
+
+	wanted->request.devices = wanted->devices;
+	while (code == 0 && next_piece(&rest, &piece)) {
+		code = add_device(wanted, piece, err);
+	}
+	if (code == 0 && wanted->request.n_devices == 0) {
+		return err_set(err, WIRE_BAD_ARGUMENT, "--devices names none");
+	}
+	return code;
+}
+
+static void take_donors(struct wanted *wanted, const struct distorch_placement *placement)
+{
+	wanted->request.donors = wanted->donors;
+	for (size_t i = 0; i < placement->n_donors; i++) {
+		wanted->donors[wanted->request.n_donors++] = text_of(placement->donors[i]);
+	}
+}
+
+static int read_granularity(struct wanted *wanted, const char *text, struct err *err)
+{
+	wanted->by_tensor = text != NULL && strcmp(text, "tensor") == 0;
+	if (text != NULL && !wanted->by_tensor && strcmp(text, "block") != 0) {
+		return err_set(err, WIRE_BAD_ARGUMENT,
+			       "a granularity is block or tensor, not \"%.32s\"", text);
+	}
+	return 0;
+}
+
+static int read_wanted(const struct arguments *arguments,
+		       const struct distorch_placement *placement, struct wanted *wanted,
+		       struct err *err)
+{
+	struct plan_request *request = &wanted->request;
+	int code = 0;
+
+	request->allocation = text_of(placement->allocation);
+	request->compute = text_of(placement->compute);
+	request->virtual_vram = placement->virtual_vram;
+	take_donors(wanted, placement);
+	code = arguments->devices == NULL ? 0 : read_devices(wanted, arguments->devices, err);
+	code = code < 0 ? code : read_granularity(wanted, placement->granularity, err);
+	return code < 0 ? code
+			: plan_strategy_find(text_of(placement->strategy), &request->strategy, err);
+}
+
+/* What could be had there by evicting: of models that nobody uses or pinned. */
+static uint64_t evictable_on(const struct distorch_models *models, const char *device)
+{
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < models->n_models; i++) {
+		const struct distorch_model *model = models->models[i];
+
+		for (size_t j = 0; j < model->n_where && model->leases == 0 && !model->pinned;
+		     j++) {
+			sum += strcmp(model->where[j]->device, device) == 0 ? model->where[j]->bytes
+									    : 0;
+		}
+	}
+	return sum;
+}
+
+/* Those between the host and each device: how fast devices copy to each other is not told. */
+static void take_links(const struct distorch_devices *devices, struct wanted *wanted)
+{
+	const uint32_t n_devices = wanted->request.n_devices;
+	uint32_t host = 0;
+
+	while (host < n_devices && !wanted->devices[host].is_host) {
+		host++;
+	}
+	for (uint32_t i = 0; i < n_devices && host < n_devices; i++) {
+		uint64_t link = devices->devices[i]->link;
+
+		if (i != host && link != DISTORCH_ABSENT) {
+			wanted->devices[i].link[host] = link;
+			wanted->devices[host].link[i] = link;
+		}
+	}
+}
+
+/* The daemon's, as they are now. Their texts are borrowed. */
+static void take_devices(const struct distorch_devices *devices,
+			 const struct distorch_models *models, struct wanted *wanted)
+{
+	wanted->request.devices = wanted->devices;
+	for (size_t i = 0; i < devices->n_devices && i < PLAN_MAX_DEVICES; i++) {
+		const struct distorch_device *from = devices->devices[i];
+		bool is_host = strcmp(from->name, "cpu") == 0;
+
+		wanted->devices[i] = (struct plan_device){
+			.name = from->name,
+			.uuid = from->uuid,
+			.product = from->product,
+			.pci = from->pci,
+			.total = is_host ? from->budget : from->total,
+			.free = from->free,
+			.evictable = evictable_on(models, from->name),
+			.held = from->held,
+			.granularity = is_host ? HOST_GRANULARITY : CARD_GRANULARITY,
+			.is_host = is_host,
+			.is_lost = strcmp(from->state, "ok") != 0,
+			.peers = UINT32_MAX,
+		};
+		wanted->request.n_devices++;
+	}
+	take_links(devices, wanted);
+}
+
+/* ---- refusals ---- */
+
+static int refuse(struct ctl *ctl, int code, const struct err *err)
+{
+	static const struct {
+		int code;
+		const char *hint;
+	} rows[] = {
+		{WIRE_BAD_ARGUMENT,
+		 "docs/allocation-strings.md has the grammar, plan --help the five usual ones"},
+		{WIRE_NO_MEMORY, "less there, or let the host take the rest: cpu,*"},
+	};
+	const char *hint = NULL;
+
+	for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+		hint = rows[i].code == -code ? rows[i].hint : hint;
+	}
+	return ctl_refuse(ctl, (enum exit_status)distorch_code_exit(code), distorch_code_word(code),
+			  hint, "%s", err->text);
+}
+
+/* ---- planning here ---- */
+
+static void report_devices(const struct wanted *wanted, const struct plan_summary *summary,
+			   struct plan_report *report)
+{
+	report->n_devices = wanted->request.n_devices;
+	for (uint32_t i = 0; i < report->n_devices; i++) {
+		const struct plan_device *device = &wanted->devices[i];
+		const struct plan_share *share = &summary->shares[i];
+		/* Where something has to be evicted for it, nothing is left. */
+		uint64_t free_after = share->taken > device->free ? 0 : device->free - share->taken;
+
+		report->devices[i] = (struct plan_report_device){.name = device->name,
+								 .bytes = share->bytes,
+								 .blocks = share->n_blocks,
+								 .total = device->total,
+								 .free_after = free_after};
+		(void)name_label(device, report->devices[i].label, sizeof report->devices[i].label);
+	}
+	report->compute = report->devices[summary->compute].label;
+	report->n_warnings = summary->n_warnings;
+	for (uint32_t i = 0; i < summary->n_warnings; i++) {
+		(void)explain_warning(&wanted->request, summary, &summary->warnings[i],
+				      report->warnings[i], sizeof report->warnings[i]);
+	}
+}
+
+static int print_plan(struct ctl *ctl, const struct wanted *wanted,
+		      const struct plan_summary *summary, const uint8_t *devices,
+		      struct plan_report_block *blocks)
+{
+	const char *path = ctl->arguments.words[0];
+	const char *slash = strrchr(path, '/');
+	static struct plan_report report; /* large, and made once */
+
+	report.model = slash == NULL ? path : slash + 1;
+	report.bytes = summary->bytes;
+	report.blocks = blocks;
+	report.n_blocks = wanted->file.n_blocks;
+	report.moved = summary->moved;
+	report.floor_ns = summary->floor_ns;
+	report_devices(wanted, summary, &report);
+	for (uint32_t i = 0; i < wanted->file.n_blocks; i++) {
+		blocks[i] =
+			(struct plan_report_block){.name = wanted->file.blocks[i].name,
+						   .name_size = wanted->file.blocks[i].name_size,
+						   .device = devices[i],
+						   .bytes = wanted->file.blocks[i].bytes,
+						   .tensors = wanted->file.n_tensors[i]};
+	}
+	return plan_report_print(ctl, &report);
+}
+
+static int plan_file(struct ctl *ctl, struct wanted *wanted)
+{
+	size_t count = (size_t)wanted->file.n_blocks + 1;
+	uint8_t *devices = calloc(count, sizeof *devices);
+	struct plan_report_block *blocks = calloc(count, sizeof *blocks);
+	struct plan_summary summary;
+	struct err err = {0};
+	int status;
+	int code;
+
+	wanted->request.blocks = wanted->file.blocks;
+	wanted->request.n_blocks = wanted->file.n_blocks;
+	if (devices == NULL || blocks == NULL) {
+		code = err_set(&err, WIRE_NO_MEMORY, "no memory for %u blocks",
+			       wanted->file.n_blocks);
+	} else {
+		code = plan_make(&wanted->request, devices, &summary, &err);
+	}
+	status = code < 0 ? refuse(ctl, code, &err)
+			  : print_plan(ctl, wanted, &summary, devices, blocks);
+	free(blocks);
+	free(devices);
+	return status;
+}
+
+/* 'devices' NULL: those that were named. */
+static int plan_here(struct ctl *ctl, const struct distorch_placement *placement,
+		     const struct distorch_devices *devices, const struct distorch_models *models)
+{
+	static struct wanted wanted; /* large, and made once */
+	struct err err = {0};
+	int code = read_wanted(&ctl->arguments, placement, &wanted, &err);
+	int status;
+
+	if (code == 0 && devices != NULL) {
+		take_devices(devices, models, &wanted);
+	}
+	if (code == 0) {
+		code = plan_file_read(ctl->arguments.words[0], ctl->arguments.format,
+				      wanted.by_tensor, &wanted.file, &err);
+	}
+	status = code < 0 ? refuse(ctl, code, &err) : plan_file(ctl, &wanted);
+	plan_file_fini(&wanted.file);
+	return status;
+}
+
+/* ---- asking the daemon ---- */
+
+/* A file that the daemon does not have: planned here, for the devices it has. */
+static int plan_for_daemon(struct ctl *ctl, const struct distorch_placement *placement)
+{
+	struct distorch_devices *devices = NULL;
+	struct distorch_models *models = NULL;
+	int status;
+
+	if (distorch_devices(ctl->c, &devices) < 0) {
+		return ctl_fail(ctl);
+	}
+	if (distorch_list(ctl->c, NULL, &models) < 0) {
+		status = ctl_fail(ctl);
+	} else {
+		status = plan_here(ctl, placement, devices, models);
+	}
+	distorch_models_free(models);
+	distorch_devices_free(devices);
+	return status;
+}
+
+static bool is_file(const char *path)
+{
+	struct stat status;
+
+	return stat(path, &status) == 0 && S_ISREG(status.st_mode);
+}
+
+static int plan_there(struct ctl *ctl, const struct distorch_placement *placement)
+{
+	const char *model = ctl->arguments.words[0];
+	struct distorch_plan *plan = NULL;
+	int status = ctl_connect(ctl);
+	int code;
+
+	if (status != EXIT_DONE) {
+		return status;
+	}
+	code = distorch_plan(ctl->c, model, placement, &plan);
+	if (code < 0) {
+		bool is_unknown = code == -DISTORCH_E_NOT_FOUND ||
+				  code == -DISTORCH_E_NOT_RESIDENT ||
+				  code == -DISTORCH_E_UNSUPPORTED;
+
+		return is_unknown && is_file(model) ? plan_for_daemon(ctl, placement)
+						    : ctl_fail(ctl);
+	}
+	status = plan_report_answer(ctl, plan);
+	distorch_plan_free(plan);
+	return status;
+}
+
+static int run(struct ctl *ctl)
+{
+	const char *allocation = ctl->arguments.n_words > 1 ? ctl->arguments.words[1] : NULL;
+	struct placement placement;
+	int status = placement_read(ctl, allocation, &placement);
+
+	if (status != EXIT_DONE) {
+		return status;
+	}
+	if (allocation == NULL && placement.wanted.virtual_vram == 0) {
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument",
+				  "auto, 'cuda:0,6gb;cpu,*' or --virtual-vram",
+				  "say where it is to go");
+	}
+	return ctl->arguments.devices != NULL ? plan_here(ctl, &placement.wanted, NULL, NULL)
+					      : plan_there(ctl, &placement.wanted);
+}
+
+static const struct argp_option options[] = {
+	{"compute", OPTION_COMPUTE, "DEVICE", 0,
+	 "Device that computes (the first one named that is not ram)", 0},
+	{"devices", OPTION_DEVICES, "LIST", 0,
+	 "Plan for these, without a daemon: 'cuda:0=24GiB,cuda:1=12GiB,cpu=64GiB'", 0},
+	{"virtual-vram", OPTION_VIRTUAL_VRAM, "SIZE", 0,
+	 "So much of it lives off the compute device, on the donors; a number alone is GiB", 0},
+	{"donors", OPTION_DONORS, "LIST", 0, "Who takes that, in order (ram)", 0},
+	{"strategy", OPTION_STRATEGY, "STRATEGY", 0,
+	 "contiguous (usual for a string) or spread (usual for auto and --virtual-vram)", 0},
+	{"granularity", OPTION_GRANULARITY, "UNIT", 0, "block (usual) or tensor", 0},
+	{"format", OPTION_FORMAT, "FORMAT", 0, "auto (by content), safetensors, gguf, raw", 0},
+	OPTIONS_END,
+};
+
+const struct verb verb_plan = {
+	.name = "plan",
+	.group = VERB_EVERYDAY,
+	.usage = "FILE|MODEL ['ALLOCATION']",
+	.summary = "Show where a model's blocks would go. Changes nothing; with --devices it needs "
+		   "neither daemon nor card, and reads the file's header only.",
+	.text = "The strings people need:\n"
+		"  'cuda:0,6gb;cpu,*'           the first 6 GiB on the card, the rest in ram\n"
+		"  'cuda:0,10gb;cuda:1,8gb'     two cards in this order, the rest in ram\n"
+		"  'cuda:0,60%;cuda:1,40%'      shares of the model\n"
+		"  auto                         as much on the card as leaves room to compute\n"
+		"  'unet=cuda:0,6gb;cpu,*|clip=cpu|vae=cuda:0'   the parts of a checkpoint\n"
+		"and instead of a string: --virtual-vram 4 (4 GiB live in ram, spread out)\n\n"
+		"Examples:\n"
+		"  distorchctl plan flux1-dev.safetensors auto         for the daemon's devices\n"
+		"  distorchctl plan flux1-dev.safetensors 'cuda:0,6gb;cpu,*' "
+		"--devices 'cuda:0=24GiB,cpu=64GiB'\n"
+		"  distorchctl plan wan2.2.gguf auto --devices 'cuda:0=12GiB,cuda:1=8GiB,cpu=64GiB'\n"
+		"  distorchctl plan flux1-dev.safetensors --virtual-vram 8 "
+		"--devices 'cuda:0=12GiB,cpu=32GiB' -o wide\n\n"
+		"Exit status: 0 it can be done, 2 the string is wrong (item and column are named), 6 "
+		"it does not fit, 7 bad or unsupported file; without --devices 3 when the daemon is not "
+		"running.",
+	.options = options,
+	.min_words = 1,
+	.max_words = 2,
+	.words = WORDS_FILES,
+	.has_csv = true,
+	.run = run,
+};

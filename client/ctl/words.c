@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Sizes, times, places and bars in words, and text cut to columns. See render.h. */
+#include "base/text.h"
+#include "base/units.h"
+#include "render.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+#include <wchar.h>
+
+/* The character at 'text': its bytes, and the columns it takes. Never 0 bytes. */
+static size_t read_character(const char *text, size_t *ret_columns)
+{
+	mbstate_t state = {0};
+	wchar_t character = 0;
+	size_t size = mbrtowc(&character, text, strlen(text), &state);
+	int columns = 1;
+
+	if (size == 0 || size > strlen(text)) { /* not of this locale */
+		size = 1;
+	} else {
+		columns = wcwidth(character);
+	}
+	*ret_columns = columns < 0 ? 1 : (size_t)columns;
+	return size;
+}
+
+size_t text_columns(const char *text)
+{
+	size_t sum = 0;
+
+	while (*text != '\0') {
+		size_t columns;
+
+		text += read_character(text, &columns);
+		sum += columns;
+	}
+	return sum;
+}
+
+const char *text_fit(const char *text, size_t room, char *buffer, size_t buffer_size)
+{
+	bool is_cut = text_columns(text) > room;
+	size_t used = 0;
+	size_t at = 0;
+
+	while (text[at] != '\0') {
+		size_t columns;
+		size_t size = read_character(text + at, &columns);
+
+		if (used + columns + (is_cut ? 1 : 0) > room ||
+		    at + size + sizeof "…" > buffer_size) {
+			break;
+		}
+		used += columns;
+		at += size;
+	}
+	memcpy(buffer, text, at);
+	memcpy(buffer + at, is_cut && room > 0 ? "…" : "", is_cut && room > 0 ? sizeof "…" : 1);
+	return buffer;
+}
+
+void text_append(char *buffer, size_t buffer_size, size_t *used, const char *format, ...)
+{
+	va_list arguments;
+	int size;
+
+	va_start(arguments, format);
+	size = vsnprintf(buffer + *used, buffer_size - *used, format, arguments);
+	va_end(arguments);
+	if (size > 0) {
+		*used += (size_t)size < buffer_size - *used ? (size_t)size
+							    : buffer_size - *used - 1;
+	}
+}
+
+const char *size_text(const struct ctl *ctl, uint64_t bytes, char buffer[24])
+{
+	return ctl->arguments.is_si ? units_format_size_si(bytes, buffer, 24)
+				    : units_format_size(bytes, buffer, 24);
+}
+
+const char *ms_text(uint64_t ms, char buffer[32])
+{
+	return units_format_duration(ms > UINT64_MAX / 1000000U ? UNITS_FOREVER : ms * 1000000U,
+				     buffer, 32);
+}
+
+const char *ago_text(uint64_t ms, char buffer[32])
+{
+	char text[32];
+
+	if (ms < 1000) {
+		(void)snprintf(buffer, 32, "now");
+	} else {
+		(void)snprintf(buffer, 32, "%.26s ago", ms_text(ms / 1000 * 1000, text));
+	}
+	return buffer;
+}
+
+const char *size_cell(const struct ctl *ctl, uint64_t bytes, char buffer[24])
+{
+	if (ctl->arguments.output != OUTPUT_CSV) {
+		return size_text(ctl, bytes, buffer);
+	}
+	(void)snprintf(buffer, 24, "%" PRIu64, bytes);
+	return buffer;
+}
+
+const char *ago_cell(const struct ctl *ctl, uint64_t ms, char buffer[32])
+{
+	if (ctl->arguments.output != OUTPUT_CSV) {
+		return ago_text(ms, buffer);
+	}
+	(void)snprintf(buffer, 32, "%" PRIu64, ms / 1000);
+	return buffer;
+}
+
+const char *time_text(uint64_t time_ms, bool has_date, char buffer[40])
+{
+	time_t seconds = (time_t)(time_ms / 1000);
+	struct tm local;
+
+	if (localtime_r(&seconds, &local) == NULL ||
+	    strftime(buffer, 40, has_date ? "%Y-%m-%d %H:%M:%S" : "%H:%M:%S", &local) == 0) {
+		(void)snprintf(buffer, 40, "?");
+	}
+	return buffer;
+}
+
+const char *safe_text(const char *text, char *buffer, size_t buffer_size)
+{
+	return text_escape(text == NULL ? "-" : text, buffer, buffer_size);
+}
+
+const char *device_text(const char *device)
+{
+	return device != NULL && strcmp(device, "cpu") == 0 ? "ram" : device;
+}
+
+/* "0000:01:00.0" as people say it: the bus and the slot, and the domain where it is not the first. */
+static void append_pci(const char *pci, char *buffer, size_t buffer_size, size_t *used)
+{
+	size_t length = strlen(pci);
+
+	if (length > 5 && strncmp(pci, "0000:", 5) == 0) {
+		pci += 5;
+		length -= 5;
+	}
+	if (length > 2 && strcmp(pci + length - 2, ".0") == 0) {
+		length -= 2;
+	}
+	text_append(buffer, buffer_size, used, "PCI %.*s", (int)length, pci);
+}
+
+const char *device_label(const struct distorch_device *device, char *buffer, size_t buffer_size)
+{
+	bool has_product = device->product != NULL && device->product[0] != '\0';
+	bool has_pci = device->pci != NULL && device->pci[0] != '\0';
+	size_t used = 0;
+
+	text_append(buffer, buffer_size, &used, "%s", device_text(device->name));
+	if (has_product || has_pci) {
+		text_append(buffer, buffer_size, &used, " (%s%s",
+			    has_product ? device->product : "", has_product && has_pci ? ", " : "");
+		if (has_pci) {
+			append_pci(device->pci, buffer, buffer_size, &used);
+		}
+		text_append(buffer, buffer_size, &used, ")");
+	}
+	return buffer;
+}
+
+/* " 62%"; what is more than nothing and less than all never reads as that. */
+static void append_share(uint64_t part, uint64_t total, char *buffer, size_t buffer_size,
+			 size_t *used)
+{
+	double percent = total == 0 ? 0 : (double)part * 100 / (double)total;
+
+	if (part > 0 && percent < 0.5) {
+		text_append(buffer, buffer_size, used, " <1%%");
+	} else if (part < total && percent >= 99.5) {
+		text_append(buffer, buffer_size, used, " >99%%");
+	} else {
+		text_append(buffer, buffer_size, used, " %.0f%%", percent);
+	}
+}
+
+static bool is_host(const struct distorch_place *place)
+{
+	return strcmp(place->device, "cpu") == 0;
+}
+
+/* Headers stay on the host where all the tensors are elsewhere: not worth a word. */
+static bool is_told(const struct distorch_model *model, const struct distorch_place *place,
+		    uint64_t total)
+{
+	return model->n_where == 1 || !is_host(place) || place->bytes > total / 200;
+}
+
+/* Cards first, then the host. */
+const char *where_text(const struct distorch_model *model, char *buffer, size_t buffer_size)
+{
+	const bool is_partial = strcmp(model->state, "partial") == 0;
+	uint64_t total = 0;
+	size_t used = 0;
+	size_t n_told = 0;
+	size_t n_words = 0;
+
+	for (size_t i = 0; i < model->n_where; i++) {
+		total += model->where[i]->bytes;
+	}
+	if (is_partial && total < model->bytes) {
+		total = model->bytes; /* what is missing has its share too */
+	}
+	for (size_t i = 0; i < model->n_where; i++) {
+		n_told += is_told(model, model->where[i], total) ? 1 : 0;
+	}
+	text_append(buffer, buffer_size, &used, n_told == 0 ? "-" : "");
+	for (size_t i = 0; i < 2 * model->n_where; i++) {
+		const struct distorch_place *place = model->where[i % model->n_where];
+
+		if (is_host(place) != (i >= model->n_where) || !is_told(model, place, total)) {
+			continue;
+		}
+		text_append(buffer, buffer_size, &used, "%s%s", n_words++ == 0 ? "" : " + ",
+			    strcmp(place->backing, "file") == 0 ? "cache"
+								: device_text(place->device));
+		if (n_told > 1 || is_partial) {
+			append_share(place->bytes, total, buffer, buffer_size, &used);
+		}
+	}
+	return buffer;
+}
+
+const char *where_now_text(const struct distorch_model *model, char *buffer, size_t buffer_size)
+{
+	if (strcmp(model->state, "loading") == 0) {
+		(void)snprintf(buffer, buffer_size, "loading %u%%",
+			       model->progress_bytes == DISTORCH_ABSENT || model->bytes == 0
+				       ? 0U
+				       : (unsigned)(model->progress_bytes /
+						    (model->bytes / 100 + 1)));
+	} else if (model->n_where == 0) {
+		(void)snprintf(buffer, buffer_size, "%.32s", model->state);
+	} else {
+		(void)where_text(model, buffer, buffer_size);
+	}
+	return buffer;
+}
+
+const char *stays_text(const struct distorch_model *model, char *buffer, size_t buffer_size)
+{
+	char left[32];
+	size_t used = 0;
+
+	if (model->n_stays == 0) {
+		text_append(buffer, buffer_size, &used, "%s",
+			    model->n_where > 0 ? "until needed" : "-");
+	}
+	for (size_t i = 0; i < model->n_stays; i++) {
+		const char *word = model->stays[i];
+
+		if (strcmp(word, "in-use") == 0) {
+			word = "in use";
+		} else if (strcmp(word, "ttl") == 0) {
+			word = ms_text(model->ttl_left_ms, left);
+		}
+		text_append(buffer, buffer_size, &used, "%s%s", i == 0 ? "" : " · ", word);
+	}
+	return buffer;
+}
+
+const char *users_text(const struct distorch_model *model, char *buffer, size_t buffer_size)
+{
+	char more[24] = "";
+
+	if (model->n_users == 0) {
+		(void)snprintf(buffer, buffer_size, "%s", model->leases > 0 ? "others" : "-");
+		return buffer;
+	}
+	if (model->n_users > 1) {
+		(void)snprintf(more, sizeof more, " +%zu", model->n_users - 1);
+	}
+	(void)snprintf(buffer, buffer_size, "%s/%u%s", model->users[0]->comm, model->users[0]->pid,
+		       more);
+	return buffer;
+}
+
+const char *bar_text(uint64_t part, uint64_t whole, unsigned width, char *buffer,
+		     size_t buffer_size)
+{
+	unsigned n_full = whole == 0 ? 0 : (unsigned)((double)part / (double)whole * width + 0.5);
+	size_t used = 0;
+
+	for (unsigned i = 0; i < width && used + 4 < buffer_size; i++) {
+		memcpy(buffer + used, i < n_full ? "█" : "░", 3);
+		used += 3;
+	}
+	buffer[used] = '\0';
+	return buffer;
+}
+
+unsigned terminal_width(void)
+{
+	struct winsize size;
+	const char *columns = getenv("COLUMNS");
+
+	if (columns != NULL && strtoul(columns, NULL, 10) > 0) {
+		return (unsigned)strtoul(columns, NULL, 10);
+	}
+	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) {
+		return size.ws_col;
+	}
+	return 80;
+}

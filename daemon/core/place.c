@@ -1,0 +1,413 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Where blocks lie. A placement is a load of the same content as another generation, which has
+ * the copies that stay in common with the one before: so a move is all or nothing, and who leases
+ * the old one keeps what he maps. Blocks that nobody uses leave other devices after a while.
+ */
+#include "daemon/core/state.h"
+
+static bool has_blocks_for(const struct model *model, uint32_t uid)
+{
+	return model->placement <= CORE_PLACEMENT_HOST || uid == 0 || uid == model->placed_uid;
+}
+
+bool place_serves(const struct model *model, uint32_t uid)
+{
+	return model->has_host || has_blocks_for(model, uid);
+}
+
+bool place_needs_host(const struct model *model, uint32_t uid)
+{
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (model->has_host && !segment->is_block && segment_is_current(segment) &&
+		    segment_is_droppable(segment) && !segment->is_bad) {
+			return true; /* its images are there still */
+		}
+	}
+	return !has_blocks_for(model, uid);
+}
+
+static bool is_foreign(const struct model *model, const struct client *client)
+{
+	return model->placement > CORE_PLACEMENT_HOST && client->uid != model->placed_uid &&
+	       !client->is_admin;
+}
+
+bool place_suits(const struct model *model, const struct client *client, uint64_t wanted,
+		 bool is_place)
+{
+	return (is_place || place_serves(model, client->uid)) &&
+	       (wanted == CORE_PLACEMENT_ANY || wanted == model->placement ||
+		(wanted == CORE_PLACEMENT_HOST && model->has_host && is_foreign(model, client)));
+}
+
+bool place_stays(const struct model *model, const struct client *client, uint64_t wanted)
+{
+	return model->placement > CORE_PLACEMENT_HOST &&
+	       (wanted == CORE_PLACEMENT_ANY || wanted == model->placement ||
+		(wanted == CORE_PLACEMENT_HOST && is_foreign(model, client)));
+}
+
+bool place_may(const struct model *model, const struct client *client, uint64_t wanted)
+{
+	return wanted <= CORE_PLACEMENT_HOST || !is_foreign(model, client);
+}
+
+uint32_t place_uid(const struct model *model, const struct client *client)
+{
+	return !client->is_admin                        ? client->uid
+	       : model->placement > CORE_PLACEMENT_HOST ? model->placed_uid
+							: model->owner_uid;
+}
+
+struct job *place_begin(struct core *core, struct model *model, uint64_t placement,
+			uint32_t placed_uid, uint32_t uid)
+{
+	struct job *job = NULL;
+
+	if (model->job == NULL && model->file != 0 && !core->is_shutting_down) {
+		job = job_begin(core, model, JOB_LOAD, &model->key, model->file, uid);
+	}
+	if (job != NULL) {
+		model->file = 0; /* the job's until it ends */
+		job->wanted = CORE_BACKING_IMAGE;
+		job->placement = placement;
+		job->placed_uid = placed_uid;
+		job->may_share = true;
+		job->is_move = model_is_resident(model);
+	}
+	return job;
+}
+
+/* Wait for the job, or not; with none, the reason. */
+static void wait_for(struct core *core, const struct core_event *event, struct client *client,
+		     struct model *model, bool is_first)
+{
+	const struct waiter like = {.client = client,
+				    .model = model,
+				    .request = event->request,
+				    .is_first = is_first,
+				    .is_place = true,
+				    .placement = event->place.placement};
+	struct job *job = model->job;
+
+	if (job == NULL) {
+		core_reply_too_many(core, client, event->request, job_limit(core, client->uid),
+				    model);
+	} else if (event->place.no_wait) {
+		load_answer_begun(core, client, event->request, job, event->place.placement);
+	} else if (waiter_add(core, &like, job) == NULL) {
+		core_reply_too_many(core, client, event->request, CORE_LIMIT_WAITERS, model);
+		job_drop_if_unwanted(core, job);
+	}
+}
+
+void place_on_place(struct core *core, const struct core_event *event)
+{
+	struct client *client = client_of(core, event->client);
+	struct model *model = idtab_find(&core->models, event->place.model);
+	uint64_t placement = event->place.placement;
+	bool is_first;
+	int code = 0;
+
+	if (client == NULL) {
+		return;
+	}
+	if (core->is_shutting_down) {
+		code = WIRE_SHUTTING_DOWN;
+	} else if (model == NULL || !core_client_may(core, event->client, event->place.model)) {
+		code = WIRE_NOT_FOUND;
+		model = NULL;
+	} else if (model->generation == 0 || (model->file == 0 && model->job == NULL)) {
+		code = WIRE_NOT_RESIDENT;
+	} else if (is_foreign(model, client)) {
+		code = WIRE_NOT_ALLOWED;
+	}
+	is_first = code == 0 && model->job == NULL;
+	if (is_first && model_is_resident(model) && place_suits(model, client, placement, true)) {
+		model->last_used_ns = core->now_ns;
+		model_touch(core, model);
+		(void)lease_grant(core,
+				  &(struct waiter){.client = client, .request = event->request},
+				  model, CORE_SOURCE_RAM, NULL);
+	} else if (code == 0) {
+		if (is_first) {
+			(void)place_begin(core, model, placement, place_uid(model, client),
+					  client->uid);
+		}
+		wait_for(core, event, client, model, is_first);
+	} else {
+		core_reply(core, client, event->request, code, model);
+	}
+}
+
+/* ---- what nobody uses ---- */
+
+static bool has_blocks(const struct model *model)
+{
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->is_block && segment_is_current(segment) &&
+		    segment_is_droppable(segment)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+uint64_t place_linger(const struct core *core, const struct model *model)
+{
+	uint64_t linger_ns = core->config.linger_ns;
+
+	if (linger_ns == 0 || model->job != NULL || !model_is_idle(model) ||
+	    model->placement <= CORE_PLACEMENT_HOST || model_is_pinned(core, model) ||
+	    !has_blocks(model)) {
+		return NEVER;
+	}
+	return account_add(model->last_used_ns, linger_ns);
+}
+
+void place_drop_blocks(struct core *core, struct model *model, enum core_why why)
+{
+	uint64_t bytes[CORE_MAX_DEVICES] = {0};
+
+	LIST_FOR_EACH_SAFE (link, &model->segments) {
+		struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->is_block && segment_is_current(segment) &&
+		    segment_is_droppable(segment)) {
+			bytes[segment->device] += segment->bytes;
+			segment_drop(core, segment, why);
+		}
+	}
+	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		if (bytes[device] > 0) {
+			core->counters.evictions++;
+			core_note(core, CORE_NOTE_EVICTED, why, model, bytes[device]);
+			core->actions[core->n_actions - 1].device = device;
+		}
+	}
+}
+
+/* To the host, where there is room; else its file is all that is left. */
+static void demote(struct core *core, struct model *model)
+{
+	struct job *job = !model_is_resident(model)
+				  ? NULL
+				  : place_begin(core, model, CORE_PLACEMENT_HOST, model->placed_uid,
+						model->owner_uid);
+
+	if (job == NULL) {
+		place_drop_blocks(core, model, CORE_WHY_IDLE);
+		return;
+	}
+	job->is_demotion = true;
+	job->no_wait = true;
+}
+
+void place_expired(struct core *core)
+{
+	account_settle(core);
+	while (timer_deadline(&core->lingers) <= core->now_ns) {
+		struct model *model = OF(timer_first(&core->lingers), struct model, linger);
+
+		timer_set(&core->lingers, &model->linger, NEVER);
+		demote(core, model);
+	}
+}
+
+void place_stay(struct core *core, const struct model *model)
+{
+	struct job *job = model->job;
+
+	if (job != NULL && job->is_demotion) {
+		job_fail(core, job, WIRE_CANCELLED);
+	}
+}
+
+/* ---- what one generation did not settle ---- */
+
+static void refuse_some(struct core *core, const struct model *model, struct job *ended)
+{
+	LIST_FOR_EACH_SAFE (link, &ended->waiters) {
+		struct waiter *waiter = OF(link, struct waiter, by_owner);
+
+		if (!place_may(model, waiter->client, waiter->placement)) {
+			core_reply(core, waiter->client, waiter->request, WIRE_NOT_ALLOWED, model);
+			waiter_remove(core, waiter);
+		}
+	}
+}
+
+static void move_waiters(struct job *from, struct job *to)
+{
+	LIST_FOR_EACH_SAFE (link, &from->waiters) {
+		struct waiter *waiter = OF(link, struct waiter, by_owner);
+
+		from->n_attaching -= waiter->attach ? 1 : 0;
+		to->n_attaching += waiter->attach ? 1 : 0;
+		waiter->job = to;
+		list_remove(&waiter->by_owner);
+		list_append(&to->waiters, &waiter->by_owner);
+	}
+}
+
+/* Who wants something else than what was published. False: nobody does. */
+static bool find_next(const struct job *ended, struct client *ret_client, uint64_t *ret_placement)
+{
+	const struct waiter *first = NULL;
+
+	if (!list_is_empty(&ended->waiters)) {
+		first = OF(ended->waiters.next, struct waiter, by_owner);
+		*ret_placement = first->placement;
+		*ret_client = *first->client;
+		return true;
+	}
+	*ret_placement = ended->next_placement;
+	*ret_client = (struct client){.uid = ended->next_uid, .is_admin = ended->is_next_admin};
+	return ended->next_placement != CORE_PLACEMENT_ANY &&
+	       place_may(ended->model, ret_client, ended->next_placement) &&
+	       !place_suits(ended->model, ret_client, ended->next_placement, true);
+}
+
+static struct job *begin_next(struct core *core, struct model *model, const struct job *ended,
+			      const struct client *client, uint64_t placement)
+{
+	/* Another's blocks stay where they are: he gets images besides. */
+	bool stays = place_stays(model, client, placement);
+	struct job *job =
+		stays ? place_begin(core, model, model->placement, model->placed_uid, client->uid)
+		      : place_begin(core, model, placement, place_uid(model, client), client->uid);
+
+	if (job != NULL) {
+		job->with_host = stays;
+		job->no_wait = list_is_empty(&ended->waiters);
+		job->next_placement = job->no_wait ? CORE_PLACEMENT_ANY : ended->next_placement;
+		job->next_uid = ended->next_uid;
+		job->is_next_admin = ended->is_next_admin;
+	}
+	return job;
+}
+
+void place_go_on(struct core *core, struct model *model, struct job *ended)
+{
+	struct job *job = NULL;
+	struct client client;
+	uint64_t placement;
+
+	refuse_some(core, model, ended);
+	while (job == NULL && find_next(ended, &client, &placement)) {
+		struct waiter *first;
+
+		job = begin_next(core, model, ended, &client, placement);
+		if (list_is_empty(&ended->waiters)) {
+			return;
+		}
+		if (job == NULL) { /* another of those who wait has room for one, perhaps */
+			first = OF(ended->waiters.next, struct waiter, by_owner);
+			core_reply_too_many(core, first->client, first->request,
+					    job_limit(core, client.uid), model);
+			waiter_remove(core, first);
+		}
+	}
+	if (job != NULL) {
+		move_waiters(ended, job);
+	}
+}
+
+/* ---- what comes back ---- */
+
+void place_tear(struct model *model)
+{
+	model->is_torn = true;
+	model->torn_placement = model->placement;
+	model->torn_uid = model->placed_uid;
+	model->torn_devices = model->devices;
+}
+
+static void come_back(struct core *core, struct model *model)
+{
+	/* Images that are there are worth keeping besides, once all of it is in them. */
+	bool has_images = model->placement == CORE_PLACEMENT_HOST && model_is_resident(model);
+	bool needs_host = has_images || place_needs_host(model, model->torn_uid);
+	struct job *job =
+		place_begin(core, model, model->torn_placement, model->torn_uid, model->owner_uid);
+
+	if (job != NULL) {
+		job->with_host = needs_host;
+		job->is_reload = job->no_wait = true;
+	}
+}
+
+void place_on_device_back(struct core *core, const struct core_event *event)
+{
+	struct model *model;
+	uint32_t cursor = 0;
+	uint32_t device = event->device.device;
+
+	if (device >= core->config.n_devices || !core->accounts[device].is_lost) {
+		return;
+	}
+	core->accounts[device].is_lost = false;
+	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		if (model->is_torn && (model->torn_devices >> device & 1) != 0 &&
+		    !account_is_lost(core, model->torn_devices)) { /* with the last of them */
+			come_back(core, model);
+		}
+	}
+}
+
+void place_on_devices_found(struct core *core, const struct core_event *event)
+{
+	struct model *model = idtab_find(&core->models, event->devices_found.model);
+	uint32_t devices = event->devices_found.devices;
+
+	if (model == NULL || !model->is_torn || devices == 0 ||
+	    devices >> core->config.n_devices != 0 ||
+	    event->devices_found.placement <= CORE_PLACEMENT_HOST) {
+		return;
+	}
+	model->torn_placement = event->devices_found.placement;
+	model->torn_devices = devices;
+	if (model->generation == 0) {
+		model->placement = model->torn_placement;
+		model->devices = devices;
+	}
+	model_touch(core, model);
+	if (!account_is_lost(core, devices)) {
+		come_back(core, model);
+	}
+}
+
+bool place_comes_back(const struct model *model)
+{
+	uint32_t n_ready = 0;
+
+	if (model->is_torn || model->placement <= CORE_PLACEMENT_HOST) {
+		return model->is_torn;
+	}
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		n_ready += segment_is_current(segment) && segment->state == SEGMENT_READY ? 1 : 0;
+	}
+	return model->displaced_by != 0 || (model->job != NULL && model->job->is_reload) ||
+	       (model->generation != 0 && n_ready == model->n_copies);
+}
+
+void place_settle(struct core *core)
+{
+	LIST_FOR_EACH_SAFE (link, &core->changed) {
+		struct model *model = OF(link, struct model, changed);
+		bool comes_back = place_comes_back(model);
+
+		list_remove(&model->changed);
+		if (model->comes_back && !comes_back) {
+			core_act(core, ACT_RECORD_PLACED)->model = idtab_id(&core->models, model);
+		}
+		model->comes_back = comes_back;
+	}
+}

@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Room on a device for what is not ours: a sampler's activations, a stranger's program. It takes
+ * its turn among the loads by age, evicts what nobody uses, and where it is told to asks those
+ * who use something there to let it go. It ends with the connection, its time or a release;
+ * then what it had displaced comes back.
+ */
+#include "base/require.h"
+
+#include "daemon/core/state.h"
+
+static struct account *account_of(struct core *core, const struct reservation *reservation)
+{
+	return &core->accounts[reservation->device];
+}
+
+static struct client *owner_of(const struct reservation *reservation)
+{
+	return reservation->client;
+}
+
+/* What it displaced and nobody has loaded since comes back. */
+static void bring_back(struct core *core, uint64_t id)
+{
+	struct model *model;
+	uint32_t cursor = 0;
+
+	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		struct job *job;
+
+		if (model->displaced_by != id) {
+			continue;
+		}
+		model->displaced_by = 0;
+		model_touch(core, model);
+		job = model_is_resident(model) ? NULL
+					       : place_begin(core, model, model->placement,
+							     model->placed_uid, model->owner_uid);
+		if (job != NULL) {
+			job->with_host = model->has_host;
+			job->is_reload = job->no_wait = true;
+		} else {
+			model_settle(core, model);
+		}
+	}
+}
+
+static void end(struct core *core, struct reservation *reservation)
+{
+	uint64_t id = idtab_id(&core->reservations, reservation);
+
+	if (reservation->is_granted) {
+		account_of(core, reservation)->reserved -= reservation->bytes;
+	}
+	timer_set(&core->reservation_ends, &reservation->end, NEVER);
+	list_remove(&reservation->by_client);
+	list_remove(&reservation->by_age);
+	owner_of(reservation)->user->n_reservations--;
+	idtab_remove(&core->reservations, reservation);
+	bring_back(core, id);
+}
+
+static void refuse(struct core *core, struct reservation *reservation, int code)
+{
+	const struct account *account = account_of(core, reservation);
+	struct core_action *action;
+	uint64_t room = account_room(account, 0);
+
+	core_reply(core, owner_of(reservation), reservation->request, code, NULL);
+	action = &core->actions[core->n_actions - 1];
+	action->device = reservation->device;
+	if (code == WIRE_NO_MEMORY || code == WIRE_BUSY) {
+		action->shortage = (struct core_shortage){
+			.need = reservation->bytes,
+			.budget = account->budget,
+			.free = room,
+			.evictable = account_sum(core, reservation->device, SUM_EVICTABLE),
+			.held = account->bucket[SEGMENT_HELD],
+			.foreign = account_left(account_left(account->budget,
+							     account_charged(account)),
+						room),
+		};
+	}
+	end(core, reservation);
+}
+
+static void grant(struct core *core, struct reservation *reservation)
+{
+	struct core_action *action;
+
+	list_remove(&reservation->by_age);
+	reservation->is_granted = true;
+	account_of(core, reservation)->reserved += reservation->bytes;
+	timer_set(&core->reservation_ends, &reservation->end,
+		  reservation->ttl_ns == 0 ? NEVER
+					   : account_add(core->now_ns, reservation->ttl_ns));
+	core_reply(core, owner_of(reservation), reservation->request, 0, NULL);
+	action = &core->actions[core->n_actions - 1];
+	action->device = reservation->device;
+	action->reply.lease = idtab_id(&core->reservations, reservation);
+}
+
+static void recall_lease(struct core *core, const struct reservation *reservation,
+			 const struct lease *lease)
+{
+	struct core_action *action = core_act(core, ACT_RECALL);
+
+	action->client = idtab_id(&core->clients, lease->client);
+	action->model = idtab_id(&core->models, lease->model);
+	action->device = reservation->device;
+	action->recall.lease = idtab_id(&core->leases, lease);
+	action->recall.for_client = idtab_id(&core->clients, reservation->client);
+	action->recall.within_ns = reservation->recall_ns;
+}
+
+/* Those who lease something there are asked, once; of one reservation in a step. */
+static void recall(struct core *core, struct reservation *reservation)
+{
+	const struct model *model;
+	uint32_t cursor = 0;
+
+	if (core->has_recalled) {
+		core->has_to_recall = true;
+		return;
+	}
+	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		uint64_t generation = 0; /* looked at last: most leases are of the same one */
+		bool lies_on = false;
+
+		if (model_is_pinned(core, model)) {
+			continue;
+		}
+		LIST_FOR_EACH (link, &model->leases) {
+			const struct lease *lease = OF(link, struct lease, by_model);
+
+			if (lease->is_ghost || lease->client == reservation->client) {
+				continue;
+			}
+			if (lease->generation != generation) {
+				generation = lease->generation;
+				lies_on = segment_lies_on(model, generation, reservation->device);
+			}
+			if (lies_on) {
+				recall_lease(core, reservation, lease);
+			}
+		}
+	}
+	core->has_recalled = reservation->has_recalled = true;
+	timer_set(&core->reservation_ends, &reservation->end,
+		  account_add(core->now_ns, reservation->recall_ns));
+}
+
+bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t *older,
+		   bool is_first)
+{
+	const uint32_t device = reservation->device;
+	const struct account *account = &core->accounts[device];
+	uint64_t wanted = account_add(reservation->bytes, older[device]);
+	uint64_t dropping = account_sum(core, device, SUM_DROPPING);
+	uint64_t coming = account_add(dropping, evict_evictable(core, device, NULL));
+
+	if (account->is_lost) {
+		refuse(core, reservation, WIRE_DEVICE_LOST);
+		return false;
+	}
+	if (wanted <= account_room(account, 0)) {
+		grant(core, reservation);
+		return false;
+	}
+	if (is_first && reservation->bytes > account_room(account, coming) &&
+	    retain_give_way(core, NULL, 1U << device)) {
+		coming = account_add(dropping, evict_evictable(core, device, NULL));
+	}
+	if (reservation->bytes <= account_room(account, coming)) {
+		uint64_t lacking = account_lacking(account, dropping, wanted);
+
+		if (lacking > 0 && core->now_ns >= core->quiet_until_ns) {
+			core->displacing = idtab_id(&core->reservations, reservation);
+			(void)evict_make_room(core, device, lacking, NULL, CORE_WHY_RESERVED);
+			core->displacing = 0;
+		}
+	} else if (reservation->recall_ns > 0 && reservation->bytes <= account->budget) {
+		if (!reservation->has_recalled) {
+			recall(core, reservation);
+		}
+	} else if (reservation->bytes >
+		   account_room(account, account_add(coming, evict_later(core, device, NULL)))) {
+		refuse(core, reservation, WIRE_NO_MEMORY);
+		return false;
+	}
+	older[device] = wanted;
+	return true;
+}
+
+/* In the way of one more. */
+static enum core_limit limit_of(const struct core *core, const struct client *client)
+{
+	uint32_t bound = core->config.max_reservations_per_uid;
+
+	if (bound != 0 && !client->is_admin && client->user->n_reservations >= bound) {
+		return CORE_LIMIT_USER_RESERVATIONS;
+	}
+	return core->reservations.n_used < core->reservations.capacity ? CORE_LIMIT_NONE
+								       : CORE_LIMIT_RESERVATIONS;
+}
+
+void reserve_on_reserve(struct core *core, const struct core_event *event)
+{
+	struct client *client = client_of(core, event->client);
+	struct reservation *reservation;
+	enum core_limit limit;
+	uint64_t id = 0;
+
+	if (client == NULL) {
+		return;
+	}
+	if (core->is_shutting_down || event->reserve.device >= core->config.n_devices ||
+	    event->reserve.bytes == 0) {
+		core_reply(core, client, event->request,
+			   core->is_shutting_down ? WIRE_SHUTTING_DOWN : WIRE_BAD_ARGUMENT, NULL);
+		return;
+	}
+	limit = limit_of(core, client);
+	if (limit != CORE_LIMIT_NONE) {
+		core_reply_too_many(core, client, event->request, limit, NULL);
+		return;
+	}
+	reservation = idtab_add(&core->reservations, &id);
+	client->user->n_reservations++;
+	reservation->client = client;
+	reservation->request = event->request;
+	reservation->device = event->reserve.device;
+	reservation->bytes = event->reserve.bytes;
+	reservation->ttl_ns = event->reserve.ttl_ns;
+	reservation->recall_ns = event->reserve.recall_ns;
+	reservation->age = ++core->n_jobs_begun;
+	reservation->end.at_ns = NEVER;
+	list_append(&client->reservations, &reservation->by_client);
+	list_append(&core->reserving, &reservation->by_age);
+}
+
+void reserve_on_release(struct core *core, const struct core_event *event)
+{
+	struct client *client = client_of(core, event->client);
+	struct reservation *reservation =
+		idtab_find(&core->reservations, event->release.reservation);
+	bool is_own = reservation != NULL && reservation->client == client;
+
+	if (client == NULL) {
+		return;
+	}
+	core_reply(core, client, event->request, is_own ? 0 : WIRE_NOT_FOUND, NULL);
+	if (is_own) {
+		end(core, reservation);
+	}
+}
+
+void reserve_end_all(struct core *core, struct client *client)
+{
+	LIST_FOR_EACH_SAFE (link, &client->reservations) {
+		end(core, OF(link, struct reservation, by_client));
+	}
+}
+
+bool reserve_cancel(struct core *core, struct client *client, uint32_t request)
+{
+	LIST_FOR_EACH (link, &client->reservations) {
+		struct reservation *reservation = OF(link, struct reservation, by_client);
+
+		if (reservation->request == request && !reservation->is_granted) {
+			refuse(core, reservation, WIRE_CANCELLED);
+			return true;
+		}
+	}
+	return false;
+}
+
+void reserve_shut_down(struct core *core)
+{
+	LIST_FOR_EACH_SAFE (link, &core->reserving) {
+		refuse(core, OF(link, struct reservation, by_age), WIRE_SHUTTING_DOWN);
+	}
+}
+
+void reserve_expired(struct core *core)
+{
+	while (timer_deadline(&core->reservation_ends) <= core->now_ns) {
+		struct reservation *reservation =
+			OF(timer_first(&core->reservation_ends), struct reservation, end);
+
+		if (reservation->is_granted) {
+			end(core, reservation);
+		} else {
+			refuse(core, reservation, WIRE_BUSY); /* they did not let go */
+		}
+	}
+}

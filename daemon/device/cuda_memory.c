@@ -1,0 +1,365 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Extents of a card: a handle, mapped for writing until seal and for reading when that is
+ * needed. What cannot be undone on the way out of a failure is neither free nor ours: then the
+ * device is lost, since only the end of the process frees it.
+ */
+#include "base/checked.h"
+#include "base/os/sys.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/device/cuda_device.h"
+#include "proto/gen/wire_code.h"
+
+CUmemAllocationProp cuda_properties(CUdevice ordinal)
+{
+	CUmemAllocationProp properties = {
+		.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+		.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+		.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE},
+	};
+
+	properties.location.id = ordinal;
+	return properties;
+}
+
+/* After a failure that 'code' tells: give back what was had. */
+static int undone(const struct cuda_device *device, struct err *err, int code, CUresult result)
+{
+	if (result == CUDA_SUCCESS) {
+		return code;
+	}
+	(void)cuda_device_fail(device, err, result, "giving memory back after a failure");
+	if (err != NULL) {
+		err->code = WIRE_DEVICE_LOST;
+	}
+	return -WIRE_DEVICE_LOST;
+}
+
+int cuda_map(struct cuda_extent *extent, CUmemAccess_flags access, struct err *err)
+{
+	const struct cuda_device *device = extent->device;
+	const struct cuda_calls *calls = device->calls;
+	CUmemAccessDesc wanted = {.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE},
+				  .flags = access};
+	CUdeviceptr address = 0;
+	CUresult undo;
+	int code;
+	CUresult result = calls->cuMemAddressReserve(&address, extent->size, 0, 0, 0);
+
+	wanted.location.id = device->ordinal;
+	if (result != CUDA_SUCCESS) {
+		return cuda_device_fail(device, err, result, "reserving addresses");
+	}
+	result = calls->cuMemMap(address, extent->size, 0, extent->handle, 0);
+	if (result != CUDA_SUCCESS) {
+		code = cuda_device_fail(device, err, result, "mapping memory");
+		(void)calls->cuMemAddressFree(address, extent->size); /* addresses, no memory */
+		return code;
+	}
+	result = calls->cuMemSetAccess(address, extent->size, &wanted, 1);
+	if (result != CUDA_SUCCESS) {
+		code = cuda_device_fail(device, err, result, "opening memory to the card");
+		undo = calls->cuMemUnmap(address, extent->size);
+		(void)calls->cuMemAddressFree(address, extent->size); /* likewise */
+		return undone(device, err, code, undo);
+	}
+	extent->address = address;
+	extent->is_writable = access == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+	return 0;
+}
+
+int cuda_unmap(struct cuda_extent *extent, struct err *err)
+{
+	const struct cuda_calls *calls = extent->device->calls;
+	CUresult result;
+
+	if (extent->address == 0) {
+		return 0;
+	}
+	result = calls->cuMemUnmap(extent->address, extent->size);
+	if (result != CUDA_SUCCESS) {
+		return cuda_device_fail(extent->device, err, result, "unmapping memory");
+	}
+	(void)calls->cuMemAddressFree(extent->address, extent->size); /* addresses, no memory */
+	extent->address = 0;
+	extent->is_writable = false;
+	return 0;
+}
+
+/* An extent with a context to work in, and no memory yet. */
+static int make_extent(struct cuda_device *device, uint64_t bytes, uint64_t limit,
+		       struct cuda_extent **ret, struct err *err)
+{
+	struct cuda_extent *extent;
+	uint64_t size = 0;
+	int code;
+
+	if (!checked_round_up(bytes, device->info.granularity, &size) || size > limit) {
+		return err_set(err, WIRE_NO_MEMORY, "%s: %llu bytes are more than it has (%llu)",
+			       device->base.name, (unsigned long long)bytes,
+			       (unsigned long long)device->info.total_bytes);
+	}
+	extent = sys_calloc(1, sizeof *extent);
+	if (extent == NULL) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory for an extent");
+	}
+	code = cuda_use(device, err);
+	if (code < 0) {
+		free(extent);
+		return code;
+	}
+	cuda_ref(device);
+	*extent = (struct cuda_extent){.base.bytes = bytes,
+				       .device = device,
+				       .size = size,
+				       .home = device->ordinal,
+				       .fd = -1};
+	*ret = extent;
+	return 0;
+}
+
+static void free_extent(struct cuda_extent *extent)
+{
+	struct cuda_device *device = extent->device;
+
+	if (extent->fd >= 0) {
+		(void)close(extent->fd); /* memory: there is nothing to write back */
+	}
+	free(extent);
+	cuda_unuse(device);
+	cuda_unref(device);
+}
+
+static void hold(struct cuda_extent *extent)
+{
+	(void)pthread_mutex_lock(&extent->device->lock);
+	extent->held_bytes = extent->size;
+	extent->device->held_bytes += extent->size;
+	(void)pthread_mutex_unlock(&extent->device->lock);
+}
+
+static void let_go(const struct cuda_extent *extent)
+{
+	(void)pthread_mutex_lock(&extent->device->lock);
+	extent->device->held_bytes -= extent->held_bytes;
+	(void)pthread_mutex_unlock(&extent->device->lock);
+}
+
+/* Take the memory. What is in it is somebody's: the card wipes it before anything is written. */
+static int take_memory(struct cuda_extent *extent, struct err *err)
+{
+	const struct cuda_device *device = extent->device;
+	const struct cuda_calls *calls = device->calls;
+	const CUmemAllocationProp properties = cuda_properties(device->ordinal);
+	char what[96];
+	CUresult undo;
+	int code;
+	CUresult result = calls->cuMemCreate(&extent->handle, extent->size, &properties, 0);
+
+	if (result != CUDA_SUCCESS) {
+		(void)snprintf(what, sizeof what, "taking %llu bytes of %llu",
+			       (unsigned long long)extent->size,
+			       (unsigned long long)device->info.total_bytes);
+		return cuda_device_fail(device, err, result, what);
+	}
+	code = cuda_map(extent, CU_MEM_ACCESS_FLAGS_PROT_READWRITE, err);
+	if (code == 0) {
+		result = calls->cuMemsetD8Async(extent->address, 0, extent->size, device->stream);
+		if (result == CUDA_SUCCESS) {
+			return 0;
+		}
+		code = cuda_device_fail(device, err, result, "wiping memory");
+		undo = cuda_unmap(extent, NULL) == 0 ? CUDA_SUCCESS : CUDA_ERROR_UNMAP_FAILED;
+		code = undone(device, err, code, undo);
+	}
+	return undone(device, err, code, calls->cuMemRelease(extent->handle));
+}
+
+int cuda_alloc(struct device *base, const struct device_alloc *request, struct extent **ret,
+	       struct err *err)
+{
+	struct cuda_device *device = cuda_device_of(base);
+	struct cuda_extent *extent = NULL;
+	int code = make_extent(device, request->bytes, device->info.total_bytes, &extent, err);
+
+	if (code < 0) {
+		return code;
+	}
+	code = take_memory(extent, err);
+	if (code < 0) {
+		free_extent(extent);
+		return code;
+	}
+	hold(extent);
+	*ret = &extent->base;
+	return 0;
+}
+
+int cuda_seal(struct extent *base, struct err *err)
+{
+	struct cuda_extent *extent = cuda_extent_of(base);
+	struct cuda_device *device = extent->device;
+	CUresult result;
+	int code;
+
+	if (extent->is_sealed) {
+		return 0;
+	}
+	extent->is_sealed = true; /* also on failure: it cannot be filled any more */
+	code = cuda_enter(device, err);
+	if (code < 0) {
+		return code;
+	}
+	result = device->calls->cuStreamSynchronize(device->stream); /* the bytes are there */
+	if (result != CUDA_SUCCESS) {
+		return cuda_device_fail(device, err, result, "waiting for copies to the card");
+	}
+	return cuda_unmap(extent, err); /* from here on it is mapped for reading only */
+}
+
+int cuda_release(struct extent *base, struct err *err)
+{
+	struct cuda_extent *extent = cuda_extent_of(base);
+	struct cuda_device *device = extent->device;
+	CUresult result;
+	int code = 0;
+
+	(void)cuda_enter(device, NULL); /* where that fails, so does what needs it */
+	if (extent->is_writable) {      /* copies to it may be under way */
+		result = device->calls->cuStreamSynchronize(device->stream);
+		if (result != CUDA_SUCCESS) {
+			code = cuda_device_fail(device, err, result, "waiting for copies");
+		}
+	}
+	if (code == 0) {
+		code = cuda_unmap(extent, err);
+	}
+	if (code == 0) {
+		result = device->calls->cuMemRelease(extent->handle);
+		if (result != CUDA_SUCCESS) {
+			code = cuda_device_fail(device, err, result, "giving memory back");
+		}
+	}
+	if (code == 0) {
+		let_go(extent);
+		free_extent(extent);
+		return 0;
+	}
+	/* The bytes are not free, so the context stays, and the device counts them as held. */
+	if (extent->fd >= 0) {
+		(void)close(extent->fd); /* as above */
+	}
+	free(extent);
+	cuda_unref(device);
+	return code;
+}
+
+int cuda_export(const struct extent *base, int *ret_fd, struct err *err)
+{
+	const struct cuda_extent *extent = cuda_extent_of(base);
+	struct cuda_device *device = extent->device;
+	CUresult result;
+	int exported = extent->fd;
+	int code;
+	int fd;
+
+	if (!extent->is_sealed) {
+		return err_set(err, WIRE_NOT_ALLOWED, "the extent is not sealed yet");
+	}
+	if (extent->fd < 0) { /* anew: a descriptor that is kept would keep the memory */
+		code = cuda_enter(device, err);
+		if (code < 0) {
+			return code;
+		}
+		result = device->calls->cuMemExportToShareableHandle(
+			&exported, extent->handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
+		if (result != CUDA_SUCCESS) {
+			return cuda_device_fail(device, err, result, "exporting memory");
+		}
+	}
+	fd = sys_fcntl_dup(exported); /* close-on-exec, which the driver's need not be */
+	if (fd < 0) {
+		(void)err_set_sys(err, WIRE_TOO_MANY, errno, "exporting memory of %s: %s",
+				  device->base.name, strerror(errno));
+	} else {
+		*ret_fd = fd;
+	}
+	if (extent->fd < 0) {
+		(void)close(exported); /* a second one of the same */
+	}
+	return fd < 0 ? -WIRE_TOO_MANY : 0;
+}
+
+/* What is not memory of a card, or not so much, is refused in many words by the driver. */
+static int bad_import(struct err *err, int code)
+{
+	if (code != -WIRE_INTERNAL) {
+		return code;
+	}
+	if (err != NULL) {
+		err->code = WIRE_BAD_FD;
+	}
+	return -WIRE_BAD_FD;
+}
+
+static int take_import(struct cuda_extent *extent, int fd, struct err *err)
+{
+	const struct cuda_device *device = extent->device;
+	const struct cuda_calls *calls = device->calls;
+	CUmemAllocationProp properties = {0};
+	int code;
+	/* The descriptor's number goes where others take a pointer. */
+	CUresult result = calls->cuMemImportFromShareableHandle(
+		&extent->handle, (void *)(intptr_t)fd, // NOLINT(performance-no-int-to-ptr)
+		CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+
+	if (result != CUDA_SUCCESS) {
+		return bad_import(err, cuda_device_fail(device, err, result, "importing memory"));
+	}
+	result = calls->cuMemGetAllocationPropertiesFromHandle(&properties, extent->handle);
+	if (result != CUDA_SUCCESS) {
+		code = cuda_device_fail(device, err, result, "looking at imported memory");
+	} else if (properties.type != CU_MEM_ALLOCATION_TYPE_PINNED ||
+		   properties.location.type != CU_MEM_LOCATION_TYPE_DEVICE) {
+		code = err_set(err, WIRE_BAD_FD, "%s: the descriptor is of no card's memory",
+			       device->base.name);
+	} else { /* also of another card that this one reaches */
+		code = cuda_map(extent, CU_MEM_ACCESS_FLAGS_PROT_READ, err);
+	}
+	extent->home = properties.location.id;
+	if (code == 0 && extent->home == device->ordinal) {
+		hold(extent);
+	}
+	if (code == 0) {
+		return 0;
+	}
+	return undone(device, err, bad_import(err, code), calls->cuMemRelease(extent->handle));
+}
+
+int cuda_import(struct device *base, int fd, uint64_t bytes, struct extent **ret, struct err *err)
+{
+	struct cuda_device *device = cuda_device_of(base);
+	struct cuda_extent *extent = NULL;
+	int code = make_extent(device, bytes, UINT64_MAX, &extent, err);
+
+	if (code < 0) {
+		return code;
+	}
+	extent->is_sealed = true;
+	extent->fd = sys_fcntl_dup(fd); /* its own export */
+	code = extent->fd >= 0 ? take_import(extent, extent->fd, err)
+			       : err_set_sys(err, WIRE_TOO_MANY, errno, "importing memory: %s",
+					     strerror(errno));
+	if (code < 0) {
+		free_extent(extent);
+		return code;
+	}
+	*ret = &extent->base;
+	return 0;
+}

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What NVML knows of a card: who else uses it, how warm it is, what faults were reported. Found
+ * by UUID, since its order is not that of CUDA. Any thread.
+ */
+#include "base/os/sys.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "daemon/device/cuda_device.h"
+
+struct cuda_health {
+	const struct nvml_calls *calls;
+	nvmlDevice_t card;
+	bool has_events;
+	nvmlEventSet_t events; /* owned, where there are */
+	pthread_mutex_t lock;  /* guards the following */
+	uint32_t last_xid;
+};
+
+struct cuda_health *cuda_health_new(const char *uuid)
+{
+	const struct nvml_calls *calls = nvml_load();
+	struct cuda_health *health;
+	nvmlDevice_t card;
+
+	if (calls == NULL || calls->nvmlDeviceGetHandleByUUID(uuid, &card) != NVML_SUCCESS) {
+		return NULL;
+	}
+	health = sys_calloc(1, sizeof *health);
+	if (health == NULL) {
+		return NULL;
+	}
+	health->calls = calls;
+	health->card = card;
+	(void)pthread_mutex_init(&health->lock, NULL); /* cannot fail with defaults */
+	if (calls->nvmlEventSetCreate(&health->events) == NVML_SUCCESS) {
+		health->has_events =
+			calls->nvmlDeviceRegisterEvents(card, nvmlEventTypeXidCriticalError,
+							health->events) == NVML_SUCCESS;
+		if (!health->has_events) { /* some cards have none */
+			(void)calls->nvmlEventSetFree(health->events);
+		}
+	}
+	return health;
+}
+
+struct cuda_health *cuda_health_free(struct cuda_health *health)
+{
+	if (health == NULL) {
+		return NULL;
+	}
+	if (health->has_events) {
+		(void)health->calls->nvmlEventSetFree(health->events); /* a small leak at worst */
+	}
+	(void)pthread_mutex_destroy(&health->lock); /* nobody uses it any more */
+	free(health);
+	return NULL;
+}
+
+/* The last of the faults that were reported since the last look. Lock held. */
+static void look_at_events(struct cuda_health *health)
+{
+	nvmlEventData_t event;
+
+	for (int i = 0; i < 64; i++) { /* a card that falls apart must not keep us here */
+		if (health->calls->nvmlEventSetWait(health->events, &event, 0) != NVML_SUCCESS) {
+			return;
+		}
+		if (event.eventType == nvmlEventTypeXidCriticalError) {
+			health->last_xid = (uint32_t)event.eventData;
+		}
+	}
+}
+
+void cuda_health_look(struct cuda_health *health, uint64_t held_bytes, struct device_info *info)
+{
+	nvmlMemory_t memory;
+	unsigned temperature = 0;
+
+	if (health == NULL) {
+		return;
+	}
+	if (health->calls->nvmlDeviceGetMemoryInfo(health->card, &memory) == NVML_SUCCESS) {
+		/* By what is free: NVML counts as used, and in its total, what the driver keeps for
+		 * itself, which CUDA's total leaves out. */
+		info->foreign_bytes = info->total_bytes > memory.free + held_bytes
+					      ? info->total_bytes - memory.free - held_bytes
+					      : 0;
+	}
+	if (health->calls->nvmlDeviceGetTemperature(health->card, NVML_TEMPERATURE_GPU,
+						    &temperature) == NVML_SUCCESS) {
+		info->temperature = temperature;
+	}
+	(void)pthread_mutex_lock(&health->lock);
+	if (health->has_events) {
+		look_at_events(health);
+	}
+	info->last_xid = health->last_xid;
+	(void)pthread_mutex_unlock(&health->lock);
+}

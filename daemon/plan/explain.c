@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Warnings in words. See explain.h. */
+#include "daemon/plan/explain.h"
+
+#include "base/units.h"
+
+#include <stdio.h>
+
+#include "daemon/plan/name.h"
+#include "daemon/plan/spec.h"
+
+/* "18.41G", never less than it is: somebody types it. */
+static const char *round_up(uint64_t bytes, char *buffer, size_t buffer_size)
+{
+	uint64_t whole = bytes >> 30;
+	uint64_t rest = (bytes & ((1ULL << 30) - 1)) * 100;
+	uint64_t hundredths = (rest >> 30) + ((rest & ((1ULL << 30) - 1)) != 0);
+
+	(void)snprintf(buffer, buffer_size, "%llu.%02lluG",
+		       (unsigned long long)(whole + hundredths / 100),
+		       (unsigned long long)(hundredths % 100));
+	return buffer;
+}
+
+static void print_tight(const struct plan_summary *summary, const struct plan_warning *warning,
+			const char *label, char *buffer, size_t buffer_size)
+{
+	char used[24];
+	char total[24];
+	char least[32];
+
+	(void)units_format_size(warning->a, used, sizeof used);
+	(void)units_format_size(warning->b, total, sizeof total);
+	if (summary->virtual_vram == 0) {
+		(void)snprintf(buffer, buffer_size,
+			       "%s of %s of %s are in use then: over 90 %%, and little is left to "
+			       "compute",
+			       used, total, label);
+	} else {
+		(void)snprintf(buffer, buffer_size,
+			       "%s of %s of %s are in use then: over 90 %%; the least virtual VRAM "
+			       "that is enough is %s",
+			       used, total, label,
+			       round_up(summary->virtual_vram, least, sizeof least));
+	}
+}
+
+const char *explain_warning(const struct plan_request *request, const struct plan_summary *summary,
+			    const struct plan_warning *warning, char *buffer, size_t buffer_size)
+{
+	char label[PLAN_LABEL_SIZE];
+	char a[24];
+	char b[24];
+
+	(void)name_label(&request->devices[warning->device], label, sizeof label);
+	(void)units_format_size(warning->a, a, sizeof a);
+	(void)units_format_size(warning->b, b, sizeof b);
+	switch (warning->kind) {
+	case PLAN_OVER_WILDCARD:
+		(void)snprintf(buffer, buffer_size,
+			       "the rest on %s is %s, more than the %s at its *", label, a, b);
+		break;
+	case PLAN_REST_ON_HOST:
+		(void)snprintf(buffer, buffer_size,
+			       "%s takes the rest, %s, and not the %s that are written: no item "
+			       "has a *",
+			       label, a, b);
+		break;
+	case PLAN_CLAMPED:
+		(void)snprintf(buffer, buffer_size,
+			       "%s takes less than its fraction of %s: only %s can be had", label,
+			       b, a);
+		break;
+	case PLAN_HEAD_OVER:
+		(void)snprintf(buffer, buffer_size,
+			       "the head, %s, stays on %s and is more than its share of %s", a,
+			       label, b);
+		break;
+	case PLAN_SHORT_DONORS:
+		(void)snprintf(buffer, buffer_size,
+			       "the donors take %s of the %s that were to live off %s", a, b,
+			       label);
+		break;
+	case PLAN_NOTHING_OFF:
+		(void)snprintf(buffer, buffer_size,
+			       "%s computes: virtual VRAM means nothing there, all of it stays",
+			       label);
+		break;
+	case PLAN_TIGHT:
+		print_tight(summary, warning, label, buffer, buffer_size);
+		break;
+	case PLAN_SLOW_DONOR:
+		(void)snprintf(buffer, buffer_size,
+			       "%s has no peer access to where the model computes: its %s go "
+			       "through ram, slower than from there",
+			       label, a);
+		break;
+	case PLAN_NOT_SPREAD:
+		(void)snprintf(buffer, buffer_size,
+			       "the blocks are too unequal to be spread within the limits: they "
+			       "lie one device behind the other");
+		break;
+	case PLAN_NOT_NAMED:
+		(void)snprintf(buffer, buffer_size,
+			       "the allocation does not name %s: it goes to %s",
+			       spec_component_text((uint32_t)warning->a), label);
+		break;
+	}
+	return buffer;
+}

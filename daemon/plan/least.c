@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The least virtual VRAM that leaves room to compute: from the smallest that may do on, plans
+ * are tried until one does, since spread blocks of unequal sizes come near their bytes and not
+ * onto them. See place.h.
+ */
+#include <string.h>
+
+#include "daemon/plan/place.h"
+
+#define MAX_TRIES 64
+
+struct trial {
+	struct plan_request request;
+	struct spec spec;
+	struct place_layout layout;
+};
+
+/* Bytes of the compute device that the model may take. */
+static uint64_t room_of(const struct plan_device *device)
+{
+	uint64_t keep = device->total / 10;
+	uint64_t room = place_room(device);
+
+	return room > keep ? room - keep : 0;
+}
+
+/* Does this much leave the compute device its tenth? */
+static bool is_enough(struct trial *trial, uint32_t compute, uint64_t virtual_vram)
+{
+	const struct spec_part *part = &trial->spec.parts[0];
+	struct place_work work = {.request = &trial->request};
+
+	trial->request.virtual_vram = virtual_vram;
+	if (layout_make(&work, part, &trial->layout) < 0) {
+		return false;
+	}
+	layout_take(&work, &trial->layout);
+	for (uint32_t i = 0; i < trial->request.n_devices; i++) {
+		if (work.shares[i].taken > place_room(&trial->request.devices[i])) {
+			return false;
+		}
+	}
+	if (trial->request.strategy != PLAN_CONTIGUOUS) {
+		(void)spread_take(&work, part, &trial->layout, NULL); /* else the runs stay */
+	}
+	return work.shares[compute].taken <= room_of(&trial->request.devices[compute]);
+}
+
+/* Blocks from the front that the compute device holds besides the head. */
+static uint32_t count_resident(const struct trial *trial, uint32_t compute)
+{
+	const struct plan_request *request = &trial->request;
+	const struct plan_device *device = &request->devices[compute];
+	uint64_t room = room_of(device);
+	uint64_t taken = 0;
+	uint32_t i = 0;
+
+	for (uint32_t j = 0; j < request->n_blocks; j++) {
+		if (place_is_head(&request->blocks[j])) {
+			taken += place_charge(device, &request->blocks[j]);
+		}
+	}
+	for (; i < request->n_blocks; i++) {
+		uint64_t charge = place_charge(device, &request->blocks[i]);
+
+		if (place_is_head(&request->blocks[i])) {
+			continue;
+		}
+		if (taken > room || charge > room - taken) {
+			break;
+		}
+		taken += charge;
+	}
+	return i;
+}
+
+uint64_t least_virtual_vram(const struct plan_request *request, uint32_t compute)
+{
+	struct trial trial = {.request = *request};
+	uint64_t off = 0;
+	uint32_t start;
+	const char *name = request->devices[compute].name;
+
+	trial.request.allocation = (struct plan_text){0};
+	trial.request.virtual_vram = 1;
+	trial.request.compute = (struct plan_text){name, (uint32_t)strlen(name)};
+	if (spec_parse(&trial.request, UINT32_MAX, &trial.spec, NULL) < 0) {
+		return 0;
+	}
+	start = count_resident(&trial, compute);
+	for (uint32_t i = start; i < request->n_blocks; i++) {
+		off += place_is_head(&request->blocks[i]) ? 0 : request->blocks[i].bytes;
+	}
+	for (uint32_t tries = 0; tries < MAX_TRIES; tries++) {
+		if (is_enough(&trial, compute, off)) {
+			return off;
+		}
+		/* One block more. */
+		while (start > 0 && (place_is_head(&request->blocks[start - 1]) ||
+				     request->blocks[start - 1].bytes == 0)) {
+			start--;
+		}
+		if (start == 0) {
+			break;
+		}
+		off += request->blocks[--start].bytes;
+	}
+	return 0;
+}

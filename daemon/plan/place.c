@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * plan_make: the numbers are checked, the text is read, each part is cut into runs, what that
+ * takes is held against what there is, and then, where it is asked for, the runs are spread.
+ * Whether a plan fits is decided before it is spread, so that more memory never makes one fail.
+ * See plan.h and place.h.
+ */
+#include "daemon/plan/place.h"
+
+#include "base/checked.h"
+#include "base/err.h"
+#include "base/units.h"
+
+#include <string.h>
+
+#include "daemon/plan/name.h"
+#include "proto/gen/wire_code.h"
+
+#define MAX_BYTES (1ULL << 62)
+
+/* ---- blocks and devices ---- */
+
+/* Names of text encoders' embeddings. "conditioner.embedders.0" is a whole encoder. */
+static bool is_embedding(const char *part, size_t size)
+{
+	static const char *const words[] = {"embed", "wte", "wpe", "shared"};
+
+	for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+		size_t length = strlen(words[i]);
+
+		for (size_t at = 0; at + length <= size; at++) {
+			if (memcmp(&part[at], words[i], length) == 0) {
+				return size - at < 9 || memcmp(&part[at], "embedders", 9) != 0;
+			}
+		}
+	}
+	return false;
+}
+
+static bool is_number(const char *part, size_t size)
+{
+	for (size_t i = 0; i < size; i++) {
+		if (part[i] < '0' || part[i] > '9') {
+			return false;
+		}
+	}
+	return size > 0;
+}
+
+bool place_is_head(const struct plan_block *block)
+{
+	uint32_t start = 0;
+
+	if (block->is_head || block->component != PLAN_CLIP) {
+		return block->is_head;
+	}
+	/* Up to the number: what is behind it is inside of a numbered place. */
+	for (uint32_t at = 0; at <= block->name_size; at++) {
+		if (at < block->name_size && block->name[at] != '.') {
+			continue;
+		}
+		if (is_number(&block->name[start], at - start)) {
+			return false;
+		}
+		if (is_embedding(&block->name[start], at - start)) {
+			return true;
+		}
+		start = at + 1;
+	}
+	return false;
+}
+
+bool place_is_in(const struct spec_part *part, const struct plan_block *block)
+{
+	return (part->components & (1U << block->component)) != 0 && !place_is_head(block);
+}
+
+uint64_t place_charge(const struct plan_device *device, const struct plan_block *block)
+{
+	uint64_t bytes = block->bytes;
+	uint64_t granule = device->granularity == 0 ? 1 : device->granularity;
+
+	if (!device->is_host && block->packed > bytes) {
+		bytes = block->packed;
+	}
+	return (bytes + granule - 1) & ~(granule - 1); /* check_numbers: it fits */
+}
+
+void place_take(struct place_work *work, uint32_t device, const struct plan_block *block)
+{
+	struct plan_share *share = &work->shares[device];
+
+	share->bytes += block->bytes;
+	share->taken += place_charge(&work->request->devices[device], block);
+	share->n_blocks++;
+}
+
+uint64_t place_room(const struct plan_device *device)
+{
+	uint64_t room = UINT64_MAX;
+
+	(void)checked_add(device->free, device->evictable, &room);
+	return room;
+}
+
+void place_warn(struct place_work *work, enum plan_warning_kind kind, uint32_t device, uint64_t a,
+		uint64_t b)
+{
+	struct plan_summary *summary = work->summary;
+
+	if (summary != NULL && summary->n_warnings < PLAN_MAX_WARNINGS) {
+		summary->warnings[summary->n_warnings++] =
+			(struct plan_warning){.kind = kind, .device = device, .a = a, .b = b};
+	}
+}
+
+uint64_t place_mul_div(uint64_t a, uint64_t b, uint64_t c)
+{
+	place_wide product = (place_wide)a * b;
+	uint64_t quotient = 0;
+	place_wide rest = 0;
+
+	if (c == 0 || (uint64_t)(product >> 64) >= c) {
+		return UINT64_MAX;
+	}
+	/* Bit by bit: a division of this width is a call to the compiler's library. */
+	for (int bit = 127; bit >= 0; bit--) {
+		rest = rest << 1 | ((product >> bit) & 1);
+		quotient <<= 1;
+		if (rest >= c) {
+			rest -= c;
+			quotient |= 1;
+		}
+	}
+	return quotient;
+}
+
+/* ---- what comes in ---- */
+
+static int check_device(const struct plan_device *device, uint32_t index, struct err *err)
+{
+	uint64_t granule = device->granularity == 0 ? 1 : device->granularity;
+
+	if (device->name == NULL) {
+		return err_set(err, WIRE_BAD_ARGUMENT, "device %u has no name", index);
+	}
+	if ((granule & (granule - 1)) != 0 || granule > MAX_BYTES) {
+		return err_set(err, WIRE_BAD_ARGUMENT,
+			       "device %.24s: a granularity is a power of two, not %llu",
+			       device->name, (unsigned long long)device->granularity);
+	}
+	return 0;
+}
+
+/* All sums that are made later fit. */
+static int check_numbers(const struct plan_request *request, uint32_t *ret_components,
+			 uint64_t *ret_bytes, struct err *err)
+{
+	uint64_t granule = 1;
+	uint64_t bytes = 0;
+	uint64_t taken = 0;
+	uint32_t components = 0;
+
+	if (request->n_devices == 0 || request->n_devices > PLAN_MAX_DEVICES) {
+		return err_set(err, WIRE_BAD_ARGUMENT, "1 to %d devices, not %u", PLAN_MAX_DEVICES,
+			       request->n_devices);
+	}
+	for (uint32_t i = 0; i < request->n_devices; i++) {
+		int code = check_device(&request->devices[i], i, err);
+
+		if (code < 0) {
+			return code;
+		}
+		if (request->devices[i].granularity > granule) {
+			granule = request->devices[i].granularity;
+		}
+	}
+	for (uint32_t i = 0; i < request->n_blocks; i++) {
+		const struct plan_block *block = &request->blocks[i];
+		uint64_t most = block->packed > block->bytes ? block->packed : block->bytes;
+
+		if (block->component >= PLAN_N_COMPONENTS) {
+			return err_set(err, WIRE_BAD_ARGUMENT, "block %u has no component", i);
+		}
+		components |= 1U << block->component;
+		if (!checked_add(bytes, block->bytes, &bytes) ||
+		    !checked_round_up(most, granule, &most) || !checked_add(taken, most, &taken) ||
+		    taken > MAX_BYTES) {
+			return err_set(err, WIRE_BAD_ARGUMENT,
+				       "blocks of more than 2^62 bytes cannot be planned");
+		}
+	}
+	*ret_components = components;
+	*ret_bytes = bytes;
+	return 0;
+}
+
+int plan_strategy_find(struct plan_text text, enum plan_strategy *ret, struct err *err)
+{
+	char safe[40];
+
+	text = text_trim(text);
+	if (text.size == 0) {
+		*ret = PLAN_USUAL;
+	} else if (text_is(text, "contiguous")) {
+		*ret = PLAN_CONTIGUOUS;
+	} else if (text_is(text, "spread")) {
+		*ret = PLAN_SPREAD;
+	} else {
+		return err_set(err, WIRE_BAD_ARGUMENT,
+			       "a strategy is contiguous or spread, not \"%s\"",
+			       text_print(text, safe, sizeof safe));
+	}
+	return 0;
+}
+
+/* ---- what there is ---- */
+
+/* The item that put something on the device; NULL: none did, as the rest goes there. */
+static const struct spec_item *find_item(const struct spec *spec, uint32_t device)
+{
+	for (uint32_t i = 0; i < spec->n_parts; i++) {
+		const struct spec_part *part = &spec->parts[i];
+
+		for (uint32_t j = 0; j < part->n_items; j++) {
+			if (part->items[j].device == device && part->items[j].column > 0 &&
+			    part->mode != SPEC_AUTO) {
+				return &part->items[j];
+			}
+		}
+	}
+	return NULL;
+}
+
+static int check_room(const struct place_work *work, const struct spec *spec)
+{
+	const struct plan_request *request = work->request;
+
+	for (uint32_t i = 0; i < request->n_devices; i++) {
+		const struct plan_device *device = &request->devices[i];
+		const struct spec_item *item = find_item(spec, i);
+		char named[112] = "";
+		char label[PLAN_LABEL_SIZE];
+		char sizes[5][24];
+
+		if (work->shares[i].taken <= place_room(device)) {
+			continue;
+		}
+		if (item != NULL) {
+			(void)spec_print_item(item, named, sizeof named);
+		}
+		work->summary->short_device = i;
+		work->summary->needed = work->shares[i].taken;
+		return err_set(work->err, WIRE_NO_MEMORY,
+			       "%s%s of it would be on %s, where %s can be had (%s free, %s "
+			       "evictable, %s held)",
+			       named,
+			       units_format_size(work->shares[i].taken, sizes[0], sizeof sizes[0]),
+			       name_label(device, label, sizeof label),
+			       units_format_size(place_room(device), sizes[1], sizeof sizes[1]),
+			       units_format_size(device->free, sizes[2], sizeof sizes[2]),
+			       units_format_size(device->evictable, sizes[3], sizeof sizes[3]),
+			       units_format_size(device->held, sizes[4], sizeof sizes[4]));
+	}
+	return 0;
+}
+
+/* ---- what comes out ---- */
+
+static bool is_elastic(const struct spec_part *part)
+{
+	return part->mode == SPEC_AUTO || part->mode == SPEC_VIRTUAL || part->mode == SPEC_FRACTION;
+}
+
+/* Those that take what is free come after those that say how much. */
+static int lay_parts(struct place_work *work, const struct spec *spec, struct place_layout *layouts,
+		     uint8_t *devices)
+{
+	for (int elastic = 0; elastic <= 1; elastic++) {
+		for (uint32_t i = 0; i < spec->n_parts; i++) {
+			const struct spec_part *part = &spec->parts[i];
+			int code;
+
+			if (is_elastic(part) != (elastic == 1)) {
+				continue;
+			}
+			code = layout_make(work, part, &layouts[i]);
+			if (code < 0) {
+				return code;
+			}
+			layout_take(work, &layouts[i]);
+			layout_write(work->request, part, &layouts[i], devices);
+		}
+	}
+	return 0;
+}
+
+static void spread_parts(struct place_work *work, const struct spec *spec,
+			 const struct place_layout *layouts, uint8_t *devices)
+{
+	for (uint32_t i = 0; i < spec->n_parts; i++) {
+		const struct spec_part *part = &spec->parts[i];
+		bool is_usual = part->mode == SPEC_AUTO || part->mode == SPEC_VIRTUAL;
+
+		if (layouts[i].n_runs < 2 || work->request->strategy == PLAN_CONTIGUOUS ||
+		    (work->request->strategy == PLAN_USUAL && !is_usual)) {
+			continue;
+		}
+		work->summary->strategy = PLAN_SPREAD;
+		if (!spread_take(work, part, &layouts[i], devices)) {
+			layout_write(work->request, part, &layouts[i], devices);
+			place_warn(work, PLAN_NOT_SPREAD, part->compute, 0, 0);
+			work->summary->strategy = PLAN_CONTIGUOUS;
+		}
+	}
+}
+
+/* What a pass moves, and how long that takes at the least. */
+static void count_moves(struct place_work *work, const struct spec_part *part,
+			const uint8_t *devices, bool *is_known)
+{
+	const struct plan_request *request = work->request;
+	uint64_t moved[PLAN_MAX_DEVICES] = {0};
+	uint32_t host = 0;
+	bool has_host = spec_find_host(request, &host);
+
+	for (uint32_t i = 0; i < request->n_blocks; i++) {
+		const struct plan_block *block = &request->blocks[i];
+
+		if ((part->components & (1U << block->component)) != 0 &&
+		    devices[i] != part->compute) {
+			moved[devices[i]] += block->bytes;
+		}
+	}
+	for (uint32_t i = 0; i < request->n_devices; i++) {
+		const struct plan_device *device = &request->devices[i];
+		uint64_t link = device->link[part->compute];
+
+		if (moved[i] == 0) {
+			continue;
+		}
+		work->summary->moved += moved[i];
+		*is_known = *is_known && link > 0;
+		work->summary->floor_ns += link > 0 ? place_mul_div(moved[i], 1000000000, link) : 0;
+		if (!device->is_host && !request->devices[part->compute].is_host &&
+		    (device->peers & (1U << part->compute)) == 0 &&
+		    (!has_host || link == 0 || link < request->devices[host].link[part->compute])) {
+			place_warn(work, PLAN_SLOW_DONOR, i, moved[i], 0);
+		}
+	}
+}
+
+/* Is the compute device too full to compute? */
+static void check_tight(struct place_work *work, uint32_t compute)
+{
+	const struct plan_device *device = &work->request->devices[compute];
+	uint64_t room = place_room(device);
+	uint64_t used = device->total > room ? device->total - room : 0;
+
+	used += work->shares[compute].taken;
+	if (device->is_host || work->shares[compute].taken == 0 ||
+	    used <= device->total - device->total / 10) {
+		return;
+	}
+	place_warn(work, PLAN_TIGHT, compute, used, device->total);
+	work->summary->virtual_vram = least_virtual_vram(work->request, compute);
+}
+
+static void sum_up(struct place_work *work, const struct spec *spec, const uint8_t *devices)
+{
+	struct plan_summary *summary = work->summary;
+	bool is_known = true;
+
+	summary->compute = spec->parts[0].compute;
+	for (uint32_t i = 0; i < spec->n_parts; i++) {
+		bool is_new = true;
+
+		count_moves(work, &spec->parts[i], devices, &is_known);
+		for (uint32_t j = 0; j < i; j++) {
+			is_new = is_new && spec->parts[j].compute != spec->parts[i].compute;
+		}
+		if (is_new) {
+			check_tight(work, spec->parts[i].compute);
+		}
+	}
+	if (!is_known) {
+		summary->floor_ns = 0;
+	}
+	for (uint32_t i = PLAN_UNET; i < PLAN_N_COMPONENTS && spec->not_named != 0; i++) {
+		if ((spec->not_named & (1U << i)) != 0) {
+			place_warn(work, PLAN_NOT_NAMED, spec->parts[spec->n_parts - 1].compute, i,
+				   0);
+		}
+	}
+	for (uint32_t i = 0; i < PLAN_MAX_DEVICES; i++) {
+		summary->shares[i] = work->shares[i];
+	}
+}
+
+int plan_make(const struct plan_request *request, uint8_t *ret_devices,
+	      struct plan_summary *ret_summary, struct err *err)
+{
+	struct place_work work = {.request = request, .summary = ret_summary, .err = err};
+	struct place_layout layouts[PLAN_N_COMPONENTS] = {{0}};
+	struct spec spec;
+	uint32_t components = 0;
+	int code;
+
+	*ret_summary = (struct plan_summary){.strategy = PLAN_CONTIGUOUS};
+	code = check_numbers(request, &components, &ret_summary->bytes, err);
+	if (code == 0) {
+		code = spec_parse(request, components, &spec, err);
+	}
+	if (code == 0) {
+		code = lay_parts(&work, &spec, layouts, ret_devices);
+	}
+	if (code == 0) {
+		code = check_room(&work, &spec);
+	}
+	if (code < 0) {
+		return code;
+	}
+	spread_parts(&work, &spec, layouts, ret_devices);
+	sum_up(&work, &spec, ret_devices);
+	return 0;
+}

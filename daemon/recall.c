@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* See recall.h. */
+#include "daemon/recall.h"
+
+#include "base/os/clock.h"
+
+#include <utlist.h>
+
+#include "daemon/answer.h"
+#include "daemon/daemon.h"
+#include "daemon/ipc/server.h"
+
+#define NS_PER_MS 1000000U
+
+static bool is_leased(const struct daemon *daemon, const struct answer_line *line)
+{
+	struct core_model_view view;
+
+	return line->outcome == CORE_OUTCOME_HELD && line->why == CORE_WHY_IN_USE &&
+	       core_model_get(daemon->core, line->model, &view) && view.n_leases > 0;
+}
+
+static bool has_leased(const struct daemon *daemon, const struct pending *pending)
+{
+	for (uint32_t i = 0; i < pending->n_lines; i++) {
+		if (is_leased(daemon, &pending->lines[i])) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* What nobody leases any more was dropped with its last lease. Some process may still map it. */
+static void note_dropped(const struct daemon *daemon, struct answer_line *line)
+{
+	struct core_segment_view segment;
+	uint64_t held = 0;
+	uint32_t cursor = 0;
+
+	line->holder = 0;
+	while (core_segment_next(daemon->core, line->model, &cursor, &segment)) {
+		uint64_t mapper;
+
+		if (segment.state != SEGMENT_DROPPING && segment.state != SEGMENT_HELD) {
+			continue;
+		}
+		mapper = core_segment_mapper(daemon->core, segment.id);
+		if (mapper != 0) {
+			held += segment.bytes;
+			line->holder = mapper;
+		}
+	}
+	line->outcome = held > 0 ? CORE_OUTCOME_HELD : CORE_OUTCOME_UNLOADED;
+	line->why = held > 0 ? CORE_WHY_MAPPED : CORE_WHY_ASKED;
+	line->freed = held < line->bytes ? line->bytes - held : 0;
+}
+
+static void note_all_dropped(const struct daemon *daemon, struct pending *pending)
+{
+	for (uint32_t i = 0; i < pending->n_lines; i++) {
+		struct answer_line *line = &pending->lines[i];
+
+		if (line->outcome == CORE_OUTCOME_HELD && line->why == CORE_WHY_IN_USE &&
+		    !is_leased(daemon, line)) {
+			note_dropped(daemon, line);
+		}
+	}
+}
+
+bool recall_waits(struct daemon *daemon, const struct pending *pending)
+{
+	if (pending->recall_until_ns <= clock_mono_ns() || !has_leased(daemon, pending)) {
+		return false;
+	}
+	daemon->has_recalls = true;
+	return true;
+}
+
+bool recall_cancel(struct daemon *daemon, struct client *client, uint32_t request)
+{
+	struct pending *pending = client_find_pending(client, request);
+
+	if (pending == NULL || pending->recall_until_ns == 0) {
+		return false;
+	}
+	pending->recall_until_ns = clock_mono_ns();
+	daemon->has_recalls = true;
+	recall_look(daemon);
+	return true;
+}
+
+static void on_timer(uv_timer_t *timer)
+{
+	struct daemon *daemon = timer->data;
+
+	daemon->has_recalls = true;
+	recall_look(daemon);
+	server_flush(daemon->server); /* no step follows that would */
+}
+
+void recall_look(struct daemon *daemon)
+{
+	uint64_t now_ns = clock_mono_ns();
+	uint64_t soonest_ns = UINT64_MAX;
+	struct client *client;
+
+	if (!daemon->has_recalls || daemon->is_stepping) {
+		return;
+	}
+	DL_FOREACH(daemon->clients, client)
+	{
+		for (uint32_t i = 0; i < WIRE_REQUESTS_IN_FLIGHT; i++) {
+			struct pending *pending = &client->pending[i];
+
+			if (!pending->is_used || pending->recall_until_ns == 0) {
+				continue;
+			}
+			if (pending->recall_until_ns > now_ns && has_leased(daemon, pending) &&
+			    client->conn != NULL) {
+				soonest_ns = pending->recall_until_ns < soonest_ns
+						     ? pending->recall_until_ns
+						     : soonest_ns;
+				continue;
+			}
+			note_all_dropped(daemon, pending);
+			answer_recalled(daemon, client, pending);
+		}
+	}
+	daemon->has_recalls = soonest_ns != UINT64_MAX;
+	if (daemon->is_stopped) {
+		return; /* its timer is being closed */
+	}
+	if (daemon->has_recalls) {
+		(void)uv_timer_start(&daemon->recall_timer, on_timer,
+				     (soonest_ns - now_ns) / NS_PER_MS + 1, 0);
+	} else {
+		(void)uv_timer_stop(&daemon->recall_timer);
+	}
+}
+
+void recall_init(struct daemon *daemon)
+{
+	(void)uv_timer_init(&daemon->loop, &daemon->recall_timer); /* always succeeds */
+	daemon->recall_timer.data = daemon;
+}

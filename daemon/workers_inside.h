@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What workers.c and workers_start.c share. */
+#ifndef DAEMON_WORKERS_INSIDE_H
+#define DAEMON_WORKERS_INSIDE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include "daemon/core/core.h"
+#include "daemon/device/remote.h"
+#include "daemon/device/sim.h"
+#include "daemon/workers.h"
+
+struct worker {
+	struct daemon *daemon;
+	uint32_t device; /* its index */
+	uv_process_t process;
+	uv_poll_t hangup; /* of our end of the socket */
+	uv_timer_t timer; /* the rest, the next look, or the wait for its end */
+	int hangup_fd;    /* -1: none */
+	uint32_t n_open;  /* handles of a process that are not closed yet */
+	bool is_running;  /* the process has not been waited for */
+	bool is_opening;  /* an errand waits for its answer */
+	bool is_looking;  /* likewise */
+	bool is_unwanted; /* by the configuration: it is not begun again */
+	bool has_hung_up; /* its end of the socket: it ends, or is stuck */
+	bool has_failed;  /* it ended before it had opened its device */
+	uint32_t n_tries; /* since it was last well for a while */
+	uint64_t ok_since_ns;
+	char end[96]; /* how the process ended */
+};
+
+struct workers {
+	struct daemon *daemon;
+	char program[512]; /* distorchd-worker */
+	struct sim_config sims[SIM_MAX_DEVICES];
+	struct remote_options options;
+	struct worker workers[CORE_MAX_DEVICES]; /* by the device's index; [0] is not used */
+	struct probe {
+		uv_process_t process;
+		uv_timer_t timer; /* before the next try */
+		bool is_running;
+	} probe;
+	char no_cards[256];
+	uint64_t slept_ns;   /* of the machine, ever, when it was last looked at */
+	bool keeps_in_sleep; /* the driver, what lies on its cards */
+	uint32_t n_looks;    /* errands under way; atomic */
+	bool is_stopped;
+};
+
+/* 0 or libuv's code; the handle has to be closed in either case. '*ret_socket': our end. */
+int workers_spawn(struct workers *workers, uv_process_t *process, const char *name,
+		  uv_exit_cb on_exit, int *ret_socket);
+
+/* In words: how a process ended. */
+void workers_describe_end(int64_t status, int number, char *ret, size_t size);
+
+void worker_begin(struct worker *worker);
+
+/* How long the machine has slept since it was started. */
+uint64_t workers_slept_ns(void);
+
+#endif

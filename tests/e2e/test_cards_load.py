@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models on cards with CUDA, over the stand-in driver: the bytes that lie there, what a driver that
+fails in the midst of it does, and that nothing of it is left. Who reads a card's memory here maps
+the stand-in's own, which is a file of the kernel's."""
+
+import os
+import signal
+
+import pytest
+from conftest import RawError, need_hooks, slowness, wait_until
+from placed import MIB, account, attach, load, make_blocks
+from store import StoredDaemon
+from test_cards import FAKECUDA, cards, start, wait_for  # noqa: F401 (a fixture)
+from test_devices import devices, wait_ok
+
+SLOW = 30 * slowness()
+pytestmark = pytest.mark.skipif(not (FAKECUDA / "libcuda.so.1").exists(),
+                                reason="built without the headers of CUDA")
+
+
+@pytest.fixture
+def daemon(cards, start_daemon):  # noqa: F811
+    daemon = start(start_daemon, cards, "gpu.budget=100%", sizes="64M,64M")
+    wait_for(daemon, "cuda:0", "cuda:1")
+    return daemon
+
+
+@pytest.fixture
+def raw(daemon):
+    with daemon.raw(timeout=120.0) as client:
+        yield client
+
+
+def unload_all(raw, cards):  # noqa: F811
+    raw.call("unload", {"select": {"all": True}})
+    wait_until(lambda: not any(one["used"] for one in raw.call("devices")["devices"]), SLOW,
+               "accounts of zero")
+    # What is dead there goes at the next count; the daemon's next look is one.
+    wait_until(lambda: all(one.get("foreign", 0) == 0 for one in raw.call("devices")["devices"]),
+               SLOW, "nothing left on the cards")
+
+
+def test_every_byte_lies_on_the_card_that_was_asked_for(cards, raw, tmp_path):  # noqa: F811
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [3 * MIB + 5, 1, 2 * MIB, 5 * MIB, 77, 4 * MIB])
+    lease = load(raw, path, "cuda:0,50%;cuda:1,*")
+    assert lease.tensors() == expected
+    assert {lease.device_of(block) for block in range(6)} == {"cuda:0", "cuda:1"}
+    checks = raw.call("verify")["checks"]
+    assert [check["ok"] for check in checks] == [True], checks
+    other = attach(raw, path)
+    assert other.tensors() == expected
+    for number in 0, 1:  # in whole granules
+        told = account(raw, f"cuda:{number}")
+        assert told["used"] > 0 and told["used"] % (2 * MIB) == 0
+        assert told["used"] == cards.used(number)
+    other.close()
+    lease.close()
+    unload_all(raw, cards)
+
+
+@pytest.mark.fault("S01", "G08")
+def test_after_a_restart_it_is_on_the_same_card_whatever_that_is_called(  # noqa: F811
+        cards, start_daemon, tmp_path):  # noqa: F811
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 4)
+    daemon = start_daemon("memory.ram=64M", "memory.reserve=0", "gpu.devices=all",
+                          "gpu.budget=100%", kind=StoredDaemon,
+                          environment=cards.environment(sizes="64M,64M"))
+    told = wait_for(daemon, "cuda:0", "cuda:1")
+    with daemon.raw(timeout=120.0) as raw:
+        load(raw, path, "cuda:1,5M;cpu,*", policy={"pin": True}).close()
+    daemon.die()
+    daemon.environment.update(cards.environment(sizes="64M,64M", order="1,0"))
+    daemon.start()
+    after = wait_for(daemon, "cuda:0", "cuda:1")
+    assert after["cuda:0"]["uuid"] == told["cuda:1"]["uuid"] != told["cuda:0"]["uuid"]
+    with daemon.raw(timeout=120.0) as raw:
+        wait_until(lambda: raw.call("list")["models"][0]["state"] == "resident", SLOW, "it back")
+        lease = attach(raw, path)
+        assert lease.tensors() == expected and set(lease.bytes_on()) == {"cuda:0", "cpu"}
+        lease.close()
+        assert account(raw, "cuda:1")["used"] == 0
+        raw.call("set", {"model": path.name, "policy": {"pin": False}})
+        unload_all(raw, cards)
+
+
+@pytest.mark.fault("G09")
+def test_a_byte_that_somebody_changed_on_a_card_is_found(cards, raw, tmp_path):  # noqa: F811
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 4)
+    load(raw, path, "cuda:0").close()
+    memory = next((cards.folder / "0").glob("a-*"))
+    with open(memory, "r+b") as file:
+        file.seek(12345)
+        byte = file.read(1)
+        file.seek(12345)
+        file.write(bytes([byte[0] ^ 1]))
+    check = raw.call("verify")["checks"][0]
+    assert not check["ok"], check
+
+    def is_good_again():
+        checks = raw.call("verify")["checks"]
+        return checks and all(check["ok"] for check in checks)
+
+    wait_until(is_good_again, SLOW, "the block, read again")
+    lease = attach(raw, path)
+    assert lease.tensors() == expected
+    lease.close()
+    unload_all(raw, cards)
+
+
+@pytest.mark.fault("G02")
+def test_a_card_that_has_less_than_it_says_refuses_with_sizes(cards, raw, daemon,  # noqa: F811
+                                                             tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [2 * MIB] * 6)
+    cards.write("faults", "cuMemCreate:4:2:ever")
+    with pytest.raises(RawError) as caught:
+        load(raw, path, "cuda:0")
+    assert caught.value.code == "no-memory"
+    assert "cuda:0" in caught.value.error["message"]
+    cards.write("faults", "none:1:1")
+    wait_until(lambda: account(raw, "cuda:0")["used"] == 0, SLOW, "nothing half loaded")
+    lease = load(raw, path, "cuda:0")
+    lease.close()
+    unload_all(raw, cards)
+
+
+CALLS = ["cuMemCreate", "cuMemAddressReserve", "cuMemMap", "cuMemSetAccess", "cuMemsetD8Async",
+         "cuMemcpyHtoDAsync", "cuEventRecord", "cuStreamSynchronize", "cuMemUnmap"]
+
+
+@pytest.mark.fault("G04")
+@pytest.mark.parametrize("call", CALLS)
+def test_a_fault_in_any_call_of_a_load_costs_one_worker(cards, raw, daemon, call,  # noqa: F811
+                                                        tmp_path):
+    need_hooks()
+    path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 4)
+    theirs = make_blocks(other, [2 * MIB] * 4, seed=50)
+    untouched = load(raw, other, "cuda:1")
+    before = devices(daemon)
+    cards.write("faults", f"{call}:2:700")  # of cuda:0: nothing is done with the other one
+
+    def is_struck():
+        now = devices(daemon)["cuda:0"]
+        return now["state"] != "ok" or now.get("pid") != before["cuda:0"]["pid"]
+
+    try:
+        load(raw, path, "cuda:0").close()
+    except RawError as failure:
+        assert failure.code in ("device-lost", "not-resident"), failure.error
+    wait_until(is_struck, SLOW, "the loss")
+    cards.write("faults", "none:1:1")
+    wait_for(daemon, "cuda:0")
+    assert devices(daemon)["cuda:1"]["pid"] == before["cuda:1"]["pid"]
+    assert untouched.tensors() == theirs
+    lease = load(raw, path, "cuda:0")
+    assert lease.tensors() == expected
+    lease.close()
+    untouched.close()
+    unload_all(raw, cards)
+
+
+@pytest.mark.fault("G04")
+def test_who_maps_a_card_keeps_it_when_the_worker_is_killed(cards, raw, daemon,  # noqa: F811
+                                                           tmp_path):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 4)
+    mine = load(raw, path, "cuda:0")
+    assert mine.tensors() == expected
+    first = devices(daemon)["cuda:0"]["pid"]
+    os.kill(first, signal.SIGKILL)
+    wait_ok(daemon, "cuda:0", after=first)
+    assert mine.tensors() == expected
+    mine.close()
+
+    def is_back():
+        raw.call("ping")
+        return next(one for one in raw.call("list")["models"])["state"] == "resident"
+
+    wait_until(is_back, SLOW, "the blocks")
+    again = attach(raw, path)
+    assert again.tensors() == expected
+    again.close()
+    unload_all(raw, cards)
+
+
+@pytest.mark.fault("G10")
+@pytest.mark.parametrize("keeps", [False, True], ids=["lost", "saved by the driver"])
+def test_what_a_card_lost_while_the_machine_slept_is_not_served(cards, start_daemon,  # noqa: F811
+                                                                tmp_path, keeps):
+    need_hooks()
+    params = tmp_path / "params"
+    params.write_text(f"EnableMSI: 1\nPreserveVideoMemoryAllocations: {int(keeps)}\nTCEBypass: 0\n")
+    daemon = start_daemon("memory.ram=64M", "memory.reserve=0", "gpu.devices=all", "sim.count=1",
+                          "sim.memory=32M", environment={
+                              **cards.environment(), "DISTORCHD_TEST_NVIDIA_PARAMS": str(params)})
+    wait_for(daemon, "cuda:0", "cuda:1", "sim:0")
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 4)
+    with daemon.raw(timeout=SLOW) as raw:
+        mine = load(raw, path, "cuda:0,50%;sim:0,50%")
+        before = devices(daemon)
+        for memory in [] if keeps else list((cards.folder / "0").glob("a-*")):
+            memory.write_bytes(bytes(memory.stat().st_size))
+        daemon.tell("suspend 3600")
+        with daemon.raw(timeout=SLOW) as other:  # the first to ask is served right
+            again = load(other, path)
+            assert again.tensors() == expected
+            again.close()
+        told = devices(daemon)
+        assert told["sim:0"]["pid"] == before["sim:0"]["pid"], "which is no card"
+        assert (told["cuda:0"].get("pid") == before["cuda:0"]["pid"]) == keeps
+        raw.call("ping")
+        assert ("lost" in {name for name, _ in raw.events}) != keeps, raw.events
+        assert "the machine slept" in daemon.log() or keeps
+        mine.close()
+        wait_for(daemon, "cuda:0", "cuda:1")
+        daemon.tell("suspend 1")  # once more, with nothing there
+        raw.call("ping")
+        wait_for(daemon, "cuda:0", "cuda:1")
+        unload_all(raw, cards)

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""distorchctl devices: the account of each memory, for people and programs."""
+import pytest
+from test_ctl import ctl, ctl_json, on_terminal
+
+
+def test_devices_tell_the_account(daemon, make_model):
+    assert ctl(daemon, "load", make_model("flux.safetensors", size=1 << 20)).returncode == 0
+    device = ctl_json(daemon, "devices")["devices"][0]
+    assert device["name"] == "cpu" and device["state"] == "ok" and device["models"] == 1
+    assert device["used"] >= 1 << 20 and device["free"] == device["budget"] - device["used"]
+    assert {"product", "pci", "foreign", "temperature", "last_xid", "dropping"} <= set(device)
+    lines = ctl(daemon, "devices").stdout.splitlines()
+    assert lines[0].split()[:3] == ["DEVICE", "STATE", "TOTAL"] and "OTHERS" in lines[0]
+    assert lines[1].split()[:2] == ["ram", "ok"]
+    assert ctl(daemon, "gpu").stdout.splitlines()[0] == lines[0]
+    wide = ctl(daemon, "devices", "-o", "wide").stdout.splitlines()
+    assert wide[0].split()[-3:] == ["TEMP", "XID", "UUID"]
+    rows = ctl(daemon, "devices", "-o", "csv").stdout.splitlines()
+    named = dict(zip(rows[0].split(","), rows[1].split(",")))
+    assert named["DEVICE"] == "ram" and named["USED"] == str(device["used"])
+    assert ctl(daemon, "devices", "-o", "id").stdout == "cpu\n"
+    assert len(on_terminal(daemon, ["devices"], 80).splitlines()) == 2
+
+
+@pytest.mark.parametrize("word", ["ram", "cpu", "host", "RAM"])
+def test_one_device_is_shown_in_full(daemon, word):
+    text = ctl(daemon, "devices", word).stdout
+    assert text.startswith("ram ") and "budget" in text and "free" in text
+    assert len(ctl_json(daemon, "devices", word)["devices"]) == 1
+
+
+def test_a_device_that_is_not_there_is_named_with_those_that_are(daemon):
+    done = ctl(daemon, "devices", "cuda:7")
+    assert done.returncode == 4
+    assert "there is no device cuda:7" in done.stderr and "ram" in done.stderr
+    assert ctl_json(daemon, "devices", "cuda:7", status=4)["error"]["code"] == "not-found"
+    assert ctl(daemon, "devices", "a", "b").returncode == 2
+    assert "\033" not in ctl(daemon, "devices", "\033[2J").stderr

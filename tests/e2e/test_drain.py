@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""distorchctl drain: new loads are refused, what is resident is served, and the end is waited for."""
+import json
+import signal
+import subprocess
+
+import metrics
+import pytest
+from conftest import HeldDaemon, RawError, close_all, opened, slowness, wait_until
+from test_ctl import CTL, ctl, ctl_json
+from test_wire_hostile import as_nobody, needs_root
+
+SLOW = 10 * slowness()
+
+
+def start_drain(daemon, *words):
+    return subprocess.Popen([CTL, "--socket", str(daemon.socket), "drain", *words], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def is_draining(daemon):
+    return daemon.status()["devices"][0].get("draining", False)
+
+
+def refusal(raw, path):
+    with pytest.raises(RawError) as failure:
+        raw.load(path)
+    return failure.value.error
+
+
+def lease_of(raw, path):
+    result, fds = raw.attach(path)
+    close_all(fds)
+    return result["lease"]
+
+
+def let_go(raw, lease):
+    raw.call("unmapped", {"lease": lease})
+    raw.call("detach", {"lease": lease})
+
+
+def test_what_is_new_is_refused_and_what_is_there_is_served(daemon, make_model):
+    there, new = make_model("there.safetensors"), make_model("new.safetensors", seed=9)
+    with daemon.raw() as raw:
+        raw.load(there)
+        done = ctl(daemon, "drain")
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        assert done.stdout == "Drained: new loads are refused. Nothing is under way.\n"
+        error = refusal(raw, new)
+        assert error["code"] == "busy" and error["retryable"] is True
+        assert "draining" in error["message"] and "distorchctl drain --off" in error["hint"]
+        assert raw.load(there)["source"] == "ram"
+        let_go(raw, lease_of(raw, there))
+        raw.call("unload", {"select": {"models": ["there.safetensors"]}})
+        assert refusal(raw, there)["code"] == "busy", "what has gone would have to be read"
+        refused = ctl(daemon, "load", new)
+        assert refused.returncode == 1 and "drain --off" in refused.stderr
+        assert all(model.get("name") != "new.safetensors" for model in daemon.models(True))
+        assert "   draining: new loads are refused" in ctl(daemon, "status").stdout
+        assert ctl_json(daemon, "devices")["devices"][0]["draining"] is True
+        assert "drain --off" in ctl(daemon, "doctor").stdout
+        assert metrics.read(raw.call("metrics")["text"])["distorchd_draining"][{"tier": "ram"}] == 1
+        done = ctl(daemon, "drain", "--off")
+        assert done.returncode == 0 and done.stdout.startswith("New loads are taken.")
+        assert raw.load(new)["source"] == "disk" and not is_draining(daemon)
+        assert metrics.read(raw.call("metrics")["text"])["distorchd_draining"][{"tier": "ram"}] == 0
+    assert "draining" not in ctl(daemon, "doctor").stdout
+    assert daemon.log().count("draining: new loads are refused") == 1
+
+
+def test_it_waits_for_loads_and_leases_and_says_for_which(daemon, make_model):
+    held, slow = make_model("held.safetensors"), make_model("slow.safetensors", seed=9)
+    with daemon.raw(timeout=SLOW) as raw, daemon.raw() as other, opened(slow) as fd:
+        raw.load(held)
+        lease = lease_of(raw, held)
+        daemon.tell("fault pread:3:delay=300:ever")  # the loop reads too
+        loading = other.request("load", {}, [fd])
+        wait_until(lambda: daemon.status()["loading"] == 1, SLOW)
+        drain = start_drain(daemon)
+        first = drain.stderr.readline()
+        assert first.startswith("waiting for 1 load (slow.safetensors) and 1 lease (python"), first
+        daemon.tell("clear")
+        error, _result, fds = other.wait(loading)
+        close_all(fds)
+        assert error is None, "what had begun goes on"
+        second = drain.stderr.readline()
+        assert second.startswith("waiting for 1 lease (python") and "/" in second, second
+        assert drain.poll() is None
+        let_go(raw, lease)
+        out, err = drain.communicate(timeout=SLOW)
+    assert (drain.returncode, err) == (0, "") and out.startswith("Drained")
+    assert ctl(daemon, "drain", "--off").returncode == 0
+
+
+def test_the_waiting_ends_with_its_time_or_ctrl_c_and_the_draining_goes_on(daemon, make_model):
+    path = make_model()
+    with daemon.raw() as raw:
+        raw.load(path)
+        lease = lease_of(raw, path)
+        late = ctl(daemon, "drain", "--timeout", "300ms")
+        assert late.returncode == 8 and not late.stdout
+        assert "error: still under way: 1 lease" in late.stderr and "drain --off" in late.stderr
+        answer = ctl_json(daemon, "drain", "--timeout", "300ms", status=8)
+        assert answer["error"]["code"] == "timeout"
+        drain = start_drain(daemon)
+        assert drain.stderr.readline().startswith("waiting for 1 lease")
+        drain.send_signal(signal.SIGINT)
+        _out, err = drain.communicate(timeout=SLOW)
+        assert drain.returncode == 130 and "drain --off" in err
+        assert is_draining(daemon)
+        answer = ctl_json(daemon, "drain", "--no-wait")
+        assert answer["draining"] is True and answer["loads"] == 0 and answer["leases"] == 1
+        assert answer["holders"][0]["held_bytes"] >= 1 << 20 and answer["loading"] == []
+        assert "Under way: 1 lease" in ctl(daemon, "drain", "--no-wait").stdout
+        let_go(raw, lease)
+    assert ctl_json(daemon, "drain", "--off")["draining"] is False
+
+
+def test_who_waits_is_told_when_somebody_else_ends_it(daemon, make_model):
+    path = make_model()
+    with daemon.raw() as raw:
+        raw.load(path)
+        lease = lease_of(raw, path)
+        drain = start_drain(daemon)
+        drain.stderr.readline()
+        assert ctl(daemon, "drain", "--off").returncode == 0
+        _out, err = drain.communicate(timeout=SLOW)
+        assert drain.returncode == 1 and "drains no longer" in err
+        let_go(raw, lease)
+
+
+def test_a_client_that_has_gone_and_still_maps_is_waited_for(daemon, make_model, child):
+    path = make_model()
+    process = child("""
+import sys, distorch
+d = distorch.connect(sys.argv[1])
+w = d.open(sys.argv[2])
+print("READY", flush=True)
+sys.stdin.readline()
+""", daemon.socket, path)
+    drain = start_drain(daemon)
+    assert f"/{process.pid} " in drain.stderr.readline()
+    process.end()
+    out, _err = drain.communicate(timeout=SLOW)
+    assert drain.returncode == 0 and out.startswith("Drained")
+    assert ctl(daemon, "drain", "--off").returncode == 0
+
+
+def test_a_restart_ends_it(start_daemon, make_model):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=HeldDaemon)
+    assert ctl(daemon, "drain").returncode == 0 and is_draining(daemon)
+    daemon.kill_daemon()
+    assert not is_draining(daemon)
+    with daemon.raw() as raw:
+        assert raw.load(make_model())["source"] == "disk"
+
+
+def test_a_reload_and_a_shutdown_do_not_mind(daemon):
+    assert ctl(daemon, "drain").returncode == 0
+    assert ctl(daemon, "reload").returncode == 0 and is_draining(daemon)
+
+
+def test_refusals_are_in_words(daemon):
+    done = ctl(daemon, "drain", "--device", "cuda:0")
+    assert done.returncode == 4 and "there is no device cuda:0; there is cpu" in done.stderr
+    assert ctl(daemon, "drain", "--device", "ram").returncode == 0 and is_draining(daemon)
+    done = ctl(daemon, "drain", "--off", "--no-wait")
+    assert done.returncode == 2 and "means nothing" in done.stderr
+    assert ctl(daemon, "drain", "now").returncode == 2
+    assert ctl(None, "drain").returncode == 3
+    assert ctl(daemon, "drain", "--off").returncode == 0
+    with daemon.raw() as raw:
+        with pytest.raises(RawError) as failure:
+            raw.call("drain", {"on": 1})
+        assert failure.value.code == "bad-argument"
+        assert raw.call("drain")["draining"] is False, "looking changes nothing"
+
+
+@needs_root
+def test_it_needs_an_administrator(daemon):
+    def ask():
+        with daemon.raw() as raw:
+            try:
+                return json.dumps(raw.call("drain", {"on": True}))
+            except RawError as failure:
+                return failure.code
+
+    assert as_nobody(daemon, ask) == "not-allowed" and not is_draining(daemon)
+
+
+def test_it_is_there_from_python(connect, distorch, make_model):
+    path = make_model()
+    with connect() as d:
+        assert d.drain().draining is False
+        assert d.drain(True, device="ram").draining is True
+        with pytest.raises(distorch.Error) as failure:
+            d.load(path)
+        assert failure.value.code == "busy"
+        drain = d.drain(False)
+        assert (drain.draining, drain.loads, drain.loading, drain.leases, drain.holders) == \
+            (False, 0, [], 0, [])
+        with d.open(path) as weights:
+            assert len(weights) == 4 and d.drain().leases == 1
+            assert d.drain().holders[0].held_bytes >= 1 << 20

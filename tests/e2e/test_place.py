@@ -1,0 +1,671 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks of models over simulated cards and RAM: loads, moves, evictions, by the wire."""
+import os
+import random
+import signal
+
+import pytest
+from conftest import RawClient, RawError, opened, slowness, wait_until
+from placed import MIB, account, attach, load, make_blocks, plan
+from sharded import Sharded
+
+KIB = 1 << 10
+
+
+@pytest.fixture
+def cards(start_daemon):
+    """A daemon with two simulated cards of 64 MiB."""
+    return start_daemon("sim.count=2", "sim.memory=64M", "gpu.budget=100%", "memory.ram=256M",
+                        "memory.reserve=0")
+
+
+@pytest.fixture
+def raw(cards):
+    with cards.raw(timeout=60.0) as client:
+        yield client
+
+
+def used(raw):
+    return {one["name"]: one["used"] for one in raw.call("devices")["devices"]}
+
+
+def wait_for_zero(raw):
+    wait_until(lambda: not any(used(raw).values()), 10 * slowness(), "accounts of zero")
+
+
+def unload_all(raw):
+    raw.call("unload", {"select": {"all": True}})
+    wait_for_zero(raw)
+
+
+# ---- a load over devices ---------------------------------------------------------------------
+
+
+def test_blocks_lie_where_the_string_says(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [4 * MIB] * 10)
+    lease = load(raw, path, "sim:0,16M;sim:1,9M;cpu,*")
+    assert lease.tensors() == expected
+    names = [lease.table.blocks[i][0] for i in range(len(lease.places))]
+    where = dict(zip(names, (lease.device_of(i) for i in range(len(names)))))
+    assert [where[f"blocks.{i}"] for i in range(10)] == \
+        ["sim:0"] * 3 + ["sim:1"] * 2 + ["cpu"] * 5  # the head is sim:0's first
+    assert where["(head)"] == "sim:0"
+    sums = lease.bytes_on()
+    assert sums == {"sim:0": 12 * MIB + 4096, "sim:1": 8 * MIB, "cpu": 20 * MIB}
+    for name, size in sums.items():
+        assert account(raw, name)["used"] >= size
+    model = lease.result["model"]
+    assert model["allocation"] == "sim:0,16M;sim:1,9M;cpu,*" and model["state"] == "resident"
+    assert {place["device"] for place in model["where"]} == {"sim:0", "sim:1", "cpu"}
+    lease.close()
+    unload_all(raw)
+
+
+def test_a_second_load_of_the_same_placement_reads_nothing(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [MIB] * 4)
+    first = load(raw, path, "sim:0,50%;cpu,50%")
+    second = load(raw, path, " SIM:0, 50% ; cpu,50% ;")  # means the same
+    assert second.result["source"] == "ram"
+    assert second.result["generation"] == first.result["generation"]
+    third = load(raw, path)  # as it lies
+    assert third.layout["places"] == first.layout["places"]
+    assert second.tensors() == third.tensors() == expected
+    for lease in (first, second, third):
+        lease.close()
+
+
+@pytest.mark.parametrize("backing", ["auto", "file", "image"])
+@pytest.mark.parametrize("n_files", [1, 3])
+def test_a_load_back_to_ram_serves_from_what_it_likes(cards, raw, distorch, tmp_path, backing,
+                                                      n_files):
+    sharded = Sharded(tmp_path / "m", n=n_files, bytes=MIB)
+    with distorch.connect(str(cards.socket)) as d:
+        for allocation in ("sim:0,50%;cpu,50%", "cpu", "sim:1", "cpu"):
+            more = {"backing": backing} if allocation == "cpu" else {}
+            with d.open(sharded.index, allocation=allocation, **more) as weights:
+                assert {name: bytes(weights[name].buffer) for name in weights.keys()} == \
+                    sharded.tensors
+    unload_all(raw)
+
+
+def test_two_processes_share_the_blocks(cards, raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [MIB] * 4)
+    mine = load(raw, path, "sim:1")
+    before = used(raw)
+    with cards.raw() as other:
+        theirs = attach(other, path)
+        assert theirs.tensors() == mine.tensors() == expected
+        assert used(raw) == before
+        theirs.close()
+    mine.close()
+
+
+def test_who_maps_a_block_cannot_change_it(raw, tmp_path):
+    import mmap
+
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB])
+    lease = load(raw, path, "sim:0")
+    lease.map_blocks()
+    for _device, size, fd in lease.segments.values():
+        with pytest.raises(PermissionError):
+            mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        with pytest.raises(OSError):
+            os.pwrite(fd, b"x", 0)
+        with pytest.raises(OSError):
+            os.ftruncate(fd, 0)
+    lease.close()
+
+
+def test_a_model_of_one_block_a_tensor(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [64 * KIB] * 30)
+    lease = load(raw, path, "sim:0,30%;sim:1,30%;cpu,*", granularity="tensor")
+    assert len(lease.places) == len(expected)
+    assert lease.tensors() == expected
+    lease.close()
+    unload_all(raw)
+
+
+@pytest.mark.parametrize("allocation, code, part", [
+    ("sim:7,1g", "bad-argument", "sim:7"),
+    ("sim:0,1g;sim:0,2g", "bad-argument", "item 2"),
+    ("sim:0,1", "bad-argument", "unit"),
+    ("sim:0,-1g", "bad-argument", "item 1"),
+    ("sim:0,60M;sim:1,1M;", None, None),
+    ("sim:0;x" * 300, "bad-argument", "1024"),
+])
+def test_a_string_that_is_wrong_is_told_and_changes_nothing(raw, tmp_path, allocation, code, part):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 3)
+    if code is None:
+        load(raw, path, allocation).close()
+        return
+    with opened(path) as fd, pytest.raises(RawError) as refused:
+        raw.call("load", {"allocation": allocation}, [fd])
+    assert refused.value.code == code and part in refused.value.error["message"]
+    wait_for_zero(raw)
+    assert raw.call("list")["models"] == []
+
+
+def test_what_does_not_fit_is_refused_with_numbers(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [8 * MIB] * 9)
+    with opened(path) as fd, pytest.raises(RawError) as refused:
+        raw.call("load", {"allocation": "sim:0"}, [fd])
+    error = refused.value.error
+    assert error["code"] == "no-memory" and "sim:0" in error["message"], error
+    wait_for_zero(raw)
+    load(raw, path, "sim:0,40M;sim:1,40M;cpu,*").close()
+    unload_all(raw)
+
+
+def test_options_without_an_allocation_are_refused(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB])
+    with opened(path) as fd, pytest.raises(RawError) as refused:
+        raw.call("load", {"compute": "sim:0"}, [fd])
+    assert refused.value.code == "bad-argument"
+    with opened(path) as fd, pytest.raises(RawError) as refused:
+        raw.call("load", {"allocation": "sim:0", "backing": "file"}, [fd])
+    assert refused.value.code == "bad-argument" and "backing" in str(refused.value.error)
+
+
+# ---- moves -----------------------------------------------------------------------------------
+
+
+def test_a_move_copies_what_moves_and_no_more(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 8, head=0)
+    load(raw, path, "sim:0,50%;cpu,50%").close()
+    moved = raw.call("place", {"model": path.name, "allocation": "sim:0,75%;cpu,25%"})
+    # Two blocks to the card; the host's image becomes one of the other two.
+    assert moved["moved"] <= 4 * MIB + 4 * MIB + 64 * KIB
+    lease = attach(raw, path)
+    assert lease.bytes_on() == {"sim:0": 12 * MIB, "cpu": 4 * MIB}
+    assert lease.tensors() == expected
+    wait_until(lambda: account(raw, "cpu")["used"] < 5 * MIB, 10 * slowness(), "the old image")
+    lease.close()
+    unload_all(raw)
+
+
+def test_what_is_there_already_counts_once(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [8 * MIB] * 10, head=0)
+    load(raw, path, "sim:0,48M;cpu,*").close()
+    with pytest.raises(RawError) as refused:
+        raw.call("place", {"model": path.name, "allocation": "sim:0"})
+    assert refused.value.code == "no-memory"
+    assert "64.0M can be had" in refused.value.error["message"], "and not the 48M once more"
+    lease = load(raw, path, "auto", compute="sim:0", strategy="contiguous")
+    assert lease.tensors() == expected and lease.bytes_on()["sim:0"] <= 64 * MIB
+    lease.close()
+    unload_all(raw)
+
+
+def test_from_card_to_card_to_ram_and_back(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 6)
+    load(raw, path, "sim:0").close()
+    for allocation, where in (("sim:1", "sim:1"), ("cpu", "cpu"), ("sim:0", "sim:0"),
+                              ("sim:1,50%;sim:0,50%", None), ("cpu,*", "cpu")):
+        raw.call("place", {"model": path.name, "allocation": allocation})
+        lease = attach(raw, path)
+        assert lease.tensors() == expected, allocation
+        assert where is None or set(lease.bytes_on()) == {where}
+        lease.close()
+    wait_until(lambda: used(raw)["sim:0"] == used(raw)["sim:1"] == 0, 10 * slowness())
+    unload_all(raw)
+
+
+def test_who_leases_it_keeps_what_he_maps_while_it_moves(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 4)
+    old = load(raw, path, "sim:0")
+    raw.call("place", {"model": path.name, "allocation": "sim:1"})
+    new = attach(raw, path)
+    assert set(new.bytes_on()) == {"sim:1"} and set(old.bytes_on()) == {"sim:0"}
+    assert old.tensors() == new.tensors() == expected
+    assert account(raw, "sim:0")["used"] >= 8 * MIB
+    old.close()
+    wait_until(lambda: account(raw, "sim:0")["used"] == 0, 10 * slowness(), "the old blocks' end")
+    assert new.tensors() == expected
+    new.close()
+
+
+def test_a_move_that_does_not_fit_leaves_it_as_it_was(raw, tmp_path):
+    path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
+    expected = make_blocks(path, [8 * MIB] * 4)
+    make_blocks(other, [8 * MIB] * 5, seed=50)
+    mine = load(raw, path, "sim:0")
+    taken = load(raw, other, "sim:1")  # and it is in use
+    with pytest.raises(RawError) as refused:
+        raw.call("place", {"model": path.name, "allocation": "sim:1"})
+    assert refused.value.code == "no-memory" and "sim:1" in refused.value.error["message"]
+    assert mine.tensors() == expected
+    again = attach(raw, path)
+    assert again.layout["places"] == mine.layout["places"]
+    for lease in (mine, taken, again):
+        lease.close()
+
+
+# ---- eviction --------------------------------------------------------------------------------
+
+
+def test_blocks_are_evicted_one_by_one_and_only_they_are_read_again(raw, tmp_path):
+    path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
+    expected = make_blocks(path, [8 * MIB] * 6)
+    theirs = make_blocks(other, [8 * MIB] * 3, seed=50)
+    load(raw, path, "sim:0").close()
+    lease = load(raw, other, "sim:0")
+    assert lease.tensors() == theirs
+    model = next(one for one in raw.call("list")["models"] if one["name"] == path.name)
+    assert model["state"] == "partial"
+    left = sum(place["bytes"] for place in model["where"] if place["device"] == "sim:0")
+    assert 24 * MIB <= left < 48 * MIB, "the head and the first blocks stay"
+    history = raw.call("events.history", {"model": path.name})["records"]
+    assert any(one["type"] == "evicted" and one["device"] == "sim:0" and
+               other.name in one["why"] for one in history), history
+    lease.close()
+    raw.call("unload", {"select": {"models": [other.name]}})
+    lease = load(raw, path)
+    assert lease.tensors() == expected and set(lease.bytes_on()) == {"sim:0"}
+    lease.close()
+    unload_all(raw)
+
+
+# ---- the whole of it: what is carried out is what was planned ----------------------------------
+
+
+def random_allocation(chance, total):
+    share = chance.randrange(1, 100)
+    return chance.choice([
+        f"sim:0,{chance.randrange(1, 48)}M;cpu,*",
+        f"sim:0,{chance.randrange(1, 24)}M;sim:1,{chance.randrange(1, 24)}M;cpu,*",
+        f"sim:1,{share}%;cpu,{100 - share}%",
+        f"sim:0,{share}%;sim:1,{chance.randrange(1, 100)}%;cpu,{chance.randrange(1, 100)}%",
+        f"sim:0,{share}%;cpu,*",
+        f"sim:0,0.{chance.randrange(10, 60)};cpu,*",
+        "sim:0", "sim:1", "auto", "cpu",
+        f"cpu,{chance.randrange(1, 1 + total // KIB)}k;sim:1,*",
+    ])
+
+
+@pytest.mark.seconds(900)
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_carried_out_is_what_was_planned(raw, tmp_path, seed):
+    """Random files, strings and budgets of the cards: byte for byte, and accounts of zero."""
+    chance = random.Random(seed)
+    for number in range(50 if slowness() == 1 else 12):  # a sanitizer takes its time
+        path = tmp_path / f"m{number}.safetensors"
+        sizes = [chance.choice([chance.randrange(1, 5000), chance.randrange(1, MIB),
+                                chance.randrange(1, 3 * MIB)])
+                 for _ in range(chance.randrange(1, 24))]
+        expected = make_blocks(path, sizes, head=chance.choice([0, 1, 5000, 200000]), seed=number)
+        allocation = random_allocation(chance, sum(sizes))
+        spread = chance.choice([[], ["--strategy", "spread"]])
+        options = {"strategy": "spread"} if spread else {}
+        wanted = plan(path, allocation, "sim:0=64M,sim:1=64M,cpu=256M", *spread)
+        lease = load(raw, path, allocation, **options)
+        got = [lease.device_of(i) for i in range(len(lease.places))]
+        assert got == [block["device"] for block in wanted["blocks"]], (allocation, options)
+        assert lease.tensors() == expected, allocation
+        sums = lease.bytes_on()
+        for device in wanted["devices"]:
+            assert sums.get(device["name"], 0) == device["bytes"], (allocation, device)
+        for name, size in sums.items():
+            assert account(raw, name)["used"] >= size
+        lease.close()
+        raw.call("unload", {"select": {"all": True}})
+        path.unlink()
+    wait_for_zero(raw)
+
+
+# ---- a card that dies -------------------------------------------------------------------------
+
+
+def worker_pids(daemon):
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = open(f"/proc/{pid}/cmdline", "rb").read().split(b"\0")
+            parent = int(open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[1])
+        except (OSError, IndexError):
+            continue
+        if parent == daemon.pid and b"worker" in words[0]:
+            found[next((word.decode() for word in words if word.startswith(b"sim:")), "")] = \
+                int(pid)
+    return found
+
+
+@pytest.mark.fault("G04")
+def test_a_card_that_dies_takes_its_copies_only_and_they_come_back(cards, raw, tmp_path):
+    path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 6)
+    theirs = make_blocks(other, [2 * MIB] * 4, seed=50)
+    raw.call("subscribe", {"events": ["lost", "device"]})
+    mine = load(raw, path, "sim:0,50%;cpu,50%")
+    untouched = load(raw, other, "sim:1,50%;cpu,50%")
+    before = mine.tensors()
+    os.kill(worker_pids(cards)["sim:0"], signal.SIGKILL)
+    wait_until(lambda: account(raw, "sim:0")["state"] != "ok" or
+               any(name == "device" for name, _ in raw.events), 10 * slowness(), "the loss")
+    assert untouched.tensors() == theirs
+    assert mine.tensors() == before == expected  # what he maps is his
+
+    def is_back():
+        raw.call("ping")
+        model = next(one for one in raw.call("list")["models"] if one["name"] == path.name)
+        return account(raw, "sim:0")["state"] == "ok" and model["state"] == "resident"
+
+    wait_until(is_back, 30 * slowness(), "the card and the blocks")
+    assert any(name == "lost" and event["lease"] == mine.number for name, event in raw.events)
+    assert not any(name == "lost" and event["lease"] == untouched.number
+                   for name, event in raw.events)
+    again = attach(raw, path)
+    assert again.tensors() == expected and again.layout["places"] == mine.layout["places"]
+    for lease in (mine, untouched, again):
+        lease.close()
+    unload_all(raw)
+
+
+# ---- plan, reserve, recall ---------------------------------------------------------------------
+
+
+def test_a_plan_of_what_is_there_says_what_place_does(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [2 * MIB] * 6)
+    load(raw, path).close()
+    for allocation in ("sim:0,50%;cpu,50%", "sim:1", "auto", "sim:0,5M;sim:1,3M;cpu,*"):
+        wait_until(lambda: not any(device.get("dropping") for device in
+                                   raw.call("devices")["devices"]), 20, "all that went being gone")
+        before = used(raw)
+        planned = raw.call("plan", {"model": path.name, "allocation": allocation})
+        assert used(raw) == before, "it changes nothing"
+        raw.call("place", {"model": path.name, "allocation": allocation})
+        lease = attach(raw, path)
+        assert [block["device"] for block in planned["blocks"]] == \
+            [lease.device_of(i) for i in range(len(lease.places))]
+        assert {share["device"]: share["bytes"] for share in planned["devices"]
+                if share["bytes"]} == lease.bytes_on()
+        lease.close()
+    with pytest.raises(RawError) as refused:
+        raw.call("plan", {"model": path.name, "allocation": "sim:9,1g"})
+    assert refused.value.code == "bad-argument" and "sim:9" in str(refused.value.error)
+    with pytest.raises(RawError) as refused:
+        raw.call("plan", {"model": "nothing", "allocation": "sim:0"})
+    assert refused.value.code == "not-found"
+    unload_all(raw)
+
+
+def test_room_is_made_and_what_was_there_comes_back(cards, raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [8 * MIB] * 6)
+    load(raw, path, "sim:0").close()
+    with cards.raw(timeout=60.0) as program:
+        assert program.call("reserve", {"device": "sim:0", "bytes": 40 * MIB})["token"]
+        card = account(raw, "sim:0")
+        assert card["reserved"] == 40 * MIB and card["used"] <= 64 * MIB
+        model = next(one for one in raw.call("list")["models"] if one["name"] == path.name)
+        assert model["state"] == "partial"
+    # Its connection is gone, as after kill -9 of the program.
+    wait_until(lambda: account(raw, "sim:0")["reserved"] == 0, 10 * slowness())
+    wait_until(lambda: next(one for one in raw.call("list")["models"]
+                            if one["name"] == path.name)["state"] == "resident",
+               10 * slowness(), "the model")
+    lease = attach(raw, path)
+    assert lease.tensors() == expected
+    lease.close()
+    unload_all(raw)
+
+
+def test_reservations_end_by_release_and_by_time(raw):
+    token = raw.call("reserve", {"device": "sim:1", "bytes": MIB})["token"]
+    assert account(raw, "sim:1")["reserved"] == MIB
+    raw.call("release", {"token": token})
+    assert account(raw, "sim:1")["reserved"] == 0
+    with pytest.raises(RawError) as refused:
+        raw.call("release", {"token": token})
+    assert refused.value.code == "not-found"
+    raw.call("reserve", {"device": "sim:1", "bytes": MIB, "ttl_ms": 200})
+    wait_until(lambda: account(raw, "sim:1")["reserved"] == 0, 10 * slowness(), "its time")
+    for params, code in (({"device": "sim:1", "bytes": 0}, "bad-argument"),
+                         ({"device": "sim:7", "bytes": MIB}, "not-found"),
+                         ({"device": "sim:1", "bytes": 1 << 40}, "no-memory")):
+        with pytest.raises(RawError) as refused:
+            raw.call("reserve", params)
+        assert refused.value.code == code, refused.value.error
+
+
+def test_who_answers_a_recall_makes_room(cards, raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [8 * MIB] * 6)
+    lease = load(raw, path, "sim:0")
+    with cards.raw(timeout=60.0) as other:
+        number = other.request("reserve", {"device": "sim:0", "bytes": 40 * MIB,
+                                           "recall_ms": 60000})
+        wait_until(lambda: raw.call("ping") is not None and
+                   any(name == "recall" for name, _ in raw.events), 10 * slowness(), "the recall")
+        event = next(event for name, event in raw.events if name == "recall")
+        assert event["lease"] == lease.number and event["deadline_ms"] == 60000
+        assert "sim:0" in event["reason"]
+        lease.close()
+        error, result, _fds = other.wait(number)
+        assert error is None and result["token"]
+
+
+def test_who_does_not_answer_a_recall_is_named(cards, raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [8 * MIB] * 6)
+    lease = load(raw, path, "sim:0")
+    lease.map_blocks()
+    with cards.raw(timeout=60.0) as other:
+        with pytest.raises(RawError) as refused:
+            other.call("reserve", {"device": "sim:0", "bytes": 40 * MIB, "recall_ms": 300})
+        error = refused.value.error
+        assert error["code"] == "busy" and error["retryable"]
+        assert os.getpid() in {holder["pid"] for holder in error["detail"]["holders"]}, error
+    assert lease.tensors() == expected
+    assert account(raw, "sim:0")["used"] >= 48 * MIB
+    lease.close()
+    unload_all(raw)
+
+
+def test_an_unload_may_ask_for_leases(cards, raw, tmp_path):
+    path, other_path = tmp_path / "m.safetensors", tmp_path / "n.safetensors"
+    make_blocks(path, [MIB])
+    make_blocks(other_path, [MIB], seed=9)
+    both = [load(raw, path), load(raw, other_path)]
+    with cards.raw(timeout=20.0) as other:  # nothing else wakes a daemon that forgot an answer
+        number = other.request("unload", {"select": {"all": True}, "mode": "recall",
+                                          "recall_ms": 3600000})
+        wait_until(lambda: raw.call("ping") is not None and
+                   len([1 for name, _ in raw.events if name == "recall"]) == 2,
+                   10 * slowness(), "both recalls")
+        for lease in both:
+            lease.close()
+        error, result, _fds = other.wait(number)
+        assert error is None and result["held"] == []
+        assert {one["name"] for one in result["unloaded"]} == {path.name, other_path.name}
+        load(raw, path).close()
+        deaf = load(raw, other_path)
+        result = other.call("unload", {"select": {"all": True}, "mode": "recall",
+                                       "recall_ms": 300})
+        assert [one["name"] for one in result["unloaded"]] == [path.name]
+        assert [one["name"] for one in result["held"]] == [other_path.name]
+        with pytest.raises(RawError) as refused:
+            other.call("unload", {"select": {"all": True}, "mode": "force"})
+        assert refused.value.code == "unsupported"
+        with pytest.raises(RawError) as refused:
+            other.call("unload", {"select": {"all": True}, "recall_ms": 5})
+        assert refused.value.code == "bad-argument"
+    deaf.close()
+
+
+def test_an_unload_that_waits_for_leases_can_be_cancelled(cards, raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [MIB])
+    deaf = load(raw, path)
+    with cards.raw(timeout=60.0) as other:
+        number = other.request("unload", {"select": {"all": True}, "mode": "recall",
+                                          "recall_ms": 3600000})
+        assert other.call("cancel", {"id": number})["found"]
+        error, result, _fds = other.wait(number)
+        assert error is None, "it was done: only the wait is over"
+        assert [one["name"] for one in result["held"]] == [path.name]
+        assert not other.call("cancel", {"id": number})["found"], "it is answered"
+    assert deaf.tensors() == expected
+    deaf.close()
+    wait_until(lambda: not raw.call("status")["devices"][0]["used"], 10 * slowness(), "it goes")
+
+
+def test_a_lease_that_ends_with_its_bytes_mapped_is_not_told_as_freed(cards, raw, tmp_path):
+    """Its connection is gone, its process is not."""
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [MIB] * 2)
+    holder = cards.raw(timeout=60.0)
+    lease = load(holder, path)
+    number = raw.request("unload", {"select": {"all": True}, "mode": "recall",
+                                    "recall_ms": 3600000})
+    wait_until(lambda: holder.call("ping") is not None and
+               any(name == "recall" for name, _ in holder.events), 10 * slowness(), "the recall")
+    holder.close()
+    error, result, _fds = raw.wait(number)
+    assert error is None
+    assert result["unloaded"] == [] and result["total_bytes"] == 0
+    (held,) = result["held"]
+    assert held["name"] == path.name and "still mapped by PID" in held["reason"], held
+    assert {one["pid"] for one in held["holders"]} == {os.getpid()}, held
+    assert lease.tensors() == expected
+    lease.close(detach=False)
+    raw.call("unmapped", {"lease": lease.number, "epoch": cards.status()["epoch"]})
+
+
+def test_verify_compares_blocks_with_their_file(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 4)
+    load(raw, path, "sim:0,50%;cpu,50%").close()
+    checks = raw.call("verify")["checks"]
+    assert [check["ok"] for check in checks] == [True], checks
+    unload_all(raw)
+
+
+def test_blocks_that_nobody_uses_drop_to_ram(start_daemon, tmp_path):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "memory.ram=256M", "memory.reserve=0",
+                          "gpu.linger=1s")
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 4)
+    with daemon.raw(timeout=60.0) as raw:
+        lease = load(raw, path, "sim:0")
+        raw.call("ping")
+        lease.close()
+        wait_until(lambda: account(raw, "sim:0")["used"] == 0, 30 * slowness(), "the card's end")
+        lease = attach(raw, path)
+        assert lease.layout is None and lease.tensors() == expected
+        history = raw.call("events.history", {"model": path.name})["records"]
+        placed = [one for one in history if one["type"] == "placed"]
+        assert any("without use" in one["why"] for one in placed)
+        assert not any("device" in one for one in placed), "its blocks lie on several"
+        lease.close()
+        unload_all(raw)
+
+
+def test_a_client_counts_devices_in_its_own_order(cards, raw, tmp_path):
+    """torch puts the fastest card first; the daemon goes by bus. UUIDs settle it."""
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [MIB] * 4)
+    uuids = [account(raw, "sim:1")["uuid"], account(raw, "sim:0")["uuid"]]
+    client = RawClient(cards.socket, hello=False, timeout=60.0)
+    client.call("hello", {"protocol": [1, 1], "client": "torch/1", "devices": uuids})
+    lease = load(client, path, "sim:0,2M;cpu,*")
+    assert set(lease.bytes_on()) == {"sim:1", "cpu"}, "its sim:0 is the daemon's sim:1"
+    assert lease.layout["uuids"][ord(lease.places[0]) - ord("A")] == uuids[0]
+    assert lease.tensors() == expected
+    mine = load(raw, path, "sim:0,2M;cpu,*")  # the same words, another card
+    assert set(mine.bytes_on()) == {"sim:0", "cpu"}
+    client.call("reserve", {"device": "sim:0", "bytes": MIB})
+    assert account(raw, "sim:1")["reserved"] == MIB
+    lease.close()
+    client.close()
+    client = RawClient(cards.socket, hello=False, timeout=60.0)
+    client.call("hello", {"protocol": [1, 1], "client": "torch/1", "devices": uuids[:1]})
+    for name in ("sim:1", uuids[1]):
+        with opened(path) as fd, pytest.raises(RawError) as refused:
+            client.call("load", {"allocation": name}, [fd])
+        assert refused.value.code == "bad-argument", "a card that it does not see"
+        assert f'there is no device "{name}"' in str(refused.value)
+        assert "cpu, sim:0" in str(refused.value), "those that it sees"
+    for words in ({"allocation": "sim:0,2M;cpu,*"}, {"allocation": "auto"}):
+        lease = load(client, path, words.pop("allocation"))
+        assert "sim:0" not in lease.bytes_on(), "the daemon's, which it does not see"
+        assert "sim:1" in lease.bytes_on(), "the one that it sees"
+        lease.close()
+    client.close()
+    client = RawClient(cards.socket, hello=False, timeout=60.0)
+    client.call("hello", {"protocol": [1, 1], "client": "torch/1", "devices": ["GPU-1", "GPU-2"]})
+    lease = load(client, path, "sim:1,2M;cpu,*")
+    assert set(lease.bytes_on()) == {"sim:1", "cpu"}, "of this sort it has said nothing"
+    lease.close()
+    client.close()
+    mine.close()
+    unload_all(raw)
+
+
+def test_blanks_within_a_number_or_a_name_are_not_passed_over(cards, raw, tmp_path):
+    """What was said before does not make another text mean the same."""
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 4)
+    lease = load(raw, path, "sim:0,20M;cpu,*")
+    for allocation in ("sim:0,2 0M;cpu,*", "s im:0,20M;cpu,*", "sim:0,20M;c pu,*"):
+        with opened(path) as fd, pytest.raises(RawError) as refused:
+            raw.call("load", {"allocation": allocation}, [fd])
+        assert refused.value.code == "bad-argument", allocation
+    again = load(raw, path, " SIM:0 , 20M ;; cpu , * ; ")
+    assert again.result["source"] == "ram", "the same, with blanks beside its marks"
+    again.close()
+    lease.close()
+    unload_all(raw)
+
+
+def test_an_allocation_that_waits_is_not_forgotten(cards, raw, tmp_path):
+    """However many others are said meanwhile."""
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 4)
+    load(raw, path, "cpu").close()
+    workers = worker_pids(cards).values()
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)  # the first move does not end
+    requests = [raw.request("place", {"model": "m.safetensors", "allocation": text})
+                for text in ("sim:0,1M;cpu,*", "sim:0,3M;cpu,*")]
+    with RawClient(cards.socket, timeout=60.0) as other:
+        for number in range(3000):
+            with pytest.raises(RawError):
+                other.call("place", {"model": "nothing", "allocation": f"cpu,{number + 9}k*"})
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
+    for request in requests:
+        assert raw.wait(request)[0] is None
+    lease = load(raw, path, None)
+    assert 2 * MIB < lease.bytes_on().get("sim:0", 0) <= 3 * MIB, "as the second move said"
+    lease.close()
+    unload_all(raw)
+
+
+def test_allocations_that_are_of_no_use_any_more_are_forgotten(cards, raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 2)
+    load(raw, path, "sim:0,1M;cpu,*").close()
+    before = cards.status()["rss_bytes"]
+    for number in range(8000):  # each one another
+        with pytest.raises(RawError) as refused:
+            raw.call("place", {"model": "nothing", "allocation": f"cpu,{number + 2}k*"})
+        assert refused.value.code == "not-found"
+    if slowness() == 1:  # a sanitizer keeps what was freed for a while
+        assert cards.status()["rss_bytes"] - before < 16 * MIB
+    lease = load(raw, path, "sim:0,1M;cpu,*")  # this one was of use
+    assert lease.result["source"] == "ram"
+    lease.close()
+    unload_all(raw)

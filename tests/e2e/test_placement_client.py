@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks over devices as the command line and Python say it: words, answers, refusals."""
+import os
+import subprocess
+
+import distorch
+import pytest
+from conftest import BUILD, make_safetensors, wait_until
+from test_ctl import ctl, ctl_json
+from test_top import top_on
+
+
+@pytest.fixture
+def layers(tmp_path):
+    """A model of eight blocks."""
+    path = tmp_path / "layers.safetensors"
+    make_safetensors(path, {f"layers.{i}.w": ("F32", [64, 64]) for i in range(8)})
+    return path
+
+
+def test_an_allocation_of_ram_alone_is_an_image(daemon, layers, connect):
+    loaded = ctl_json(daemon, "load", layers, "--to", "ram", "--granularity", "tensor")["models"][0]
+    assert [place["device"] for place in loaded["where"]] == ["cpu"]
+    moved = ctl_json(daemon, "place", "layers", "cpu,*", "--strategy", "contiguous")
+    assert moved["moved_bytes"] == 0 and moved["evicted"] == [] and moved["id"] == loaded["id"]
+    said = ctl(daemon, "move", "layers", "ram")
+    assert said.returncode == 0 and "lies in ram now" in said.stdout
+    assert ctl(daemon, "-q", "place", "layers", "ram").stdout == ""
+    with connect() as d:
+        found = d.place("layers", "cpu")
+        assert isinstance(found, distorch.Moved) and found.moved_bytes == 0
+        with d.open(layers, to="ram") as w:
+            assert w["layers.3.w"].device == "cpu" and w["layers.3.w"].uuid is None
+            blocks = w.blocks()
+            assert len(blocks) == 8 and {block.device for block in blocks} == {"cpu"}
+            assert blocks[w["layers.3.w"].block].name == "layers.3"
+            assert sum(block.bytes for block in blocks) == 8 * 64 * 64 * 4
+        table = d.table("layers")
+        assert table["layers.3.w"].device is None and table.blocks()[0].device is None
+        with pytest.raises(ValueError, match="describe"):
+            table.on_recall(print)
+
+
+@pytest.mark.parametrize("verb", ["load", "place"])
+def test_a_wrong_string_is_refused_with_item_and_column(daemon, layers, verb):
+    assert ctl(daemon, "load", layers).returncode == 0
+
+    def say(*words):
+        place = [] if words[0] is None else [words[0]] if verb == "place" else ["--to", words[0]]
+        return ctl(daemon, verb, layers, *place, *words[1:])
+
+    done = say("cpu,1mb;cuda:7,*")
+    assert done.returncode == 2 and "cuda:7" in done.stderr and "column" in done.stderr
+    assert say("cpu,much").returncode == 2
+    assert say("cpu", "--strategy", "wild").returncode == 2
+    assert say("cpu", "--virtual-vram", "0").returncode == 2
+    assert say("cpu", "--virtual-vram", "many").returncode == 2
+    assert say("cpu", "--donors", ",".join(["cpu"] * 17)).returncode == 2
+    donors = say(None, "--virtual-vram", "1", "--compute", "cpu", "--donors", " RTX 4090 ;cpu")
+    assert donors.returncode == 2 and '"RTX 4090"' in donors.stderr, "a name may have blanks"
+    assert ctl(daemon, "place", layers).returncode == 2
+    assert ctl(daemon, "place", "nosuch", "ram").returncode == 4
+
+
+def test_plan_without_devices_is_for_the_daemons(daemon, layers):
+    plan = ctl_json(daemon, "plan", layers, "ram")
+    assert [device["name"] for device in plan["devices"]] == ["cpu"]
+    assert plan["devices"][0]["bytes"] == 8 * 64 * 64 * 4 and len(plan["blocks"]) == 8
+    done = ctl(daemon, "plan", layers, "cuda:0,1gb;cpu,*")
+    assert done.returncode == 2 and "cuda:0" in done.stderr
+    assert ctl(daemon, "plan", "nosuch", "ram").returncode in (4, 7)
+    assert ctl(daemon, "plan", layers).returncode == 2
+    assert ctl(None, "plan", layers, "ram").returncode == 3
+
+
+def test_python_judges_the_words_of_a_placement(daemon, layers, connect):
+    with connect() as d:
+        d.load(layers, to="cpu", strategy="contiguous", granularity="block", donors=["cpu"])
+        for wrong in ({"to": "cpu", "allocation": "cpu"}, {"nosuch": 1}):
+            with pytest.raises(TypeError):
+                d.load(layers, **wrong)
+        with pytest.raises(TypeError):
+            d.place("layers", "cpu", nosuch=1)
+        with pytest.raises(ValueError):
+            d.place("layers", "cpu", virtual_vram=-1)
+        with pytest.raises(distorch.Error) as failure:
+            d.place("layers")
+        assert failure.value.code == "bad-argument"
+        with pytest.raises(distorch.Error) as failure:
+            d.place("layers", "cpu", donors=["cpu"] * 17)
+        assert failure.value.code == "too-many"
+        with pytest.raises(distorch.Error) as failure:
+            d.place("layers", "cuda:7,1gb;cpu,*")
+        assert failure.value.code == "bad-argument" and "cuda:7" in str(failure.value)
+
+
+# ---- over simulated cards --------------------------------------------------------------
+
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def cards(start_daemon):
+    """A daemon with two simulated cards of 64 MiB."""
+    return start_daemon("sim.count=2", "sim.memory=64M", "gpu.budget=100%", "memory.ram=256M",
+                        "memory.reserve=0")
+
+
+@pytest.fixture
+def twelve(tmp_path):
+    """A model of twelve blocks of 4 MiB, and what is in them."""
+    path = tmp_path / "twelve.safetensors"
+    return path, make_safetensors(path, {f"layers.{i}.w": ("F32", [1024, 1024])
+                                         for i in range(12)})
+
+
+def to(daemon):
+    return distorch.connect(str(daemon.socket))
+
+
+def wait_for_zero(daemon):
+    wait_until(lambda: not any(device["used"] for device in daemon.status()["devices"]), 20)
+
+
+def where(weights):
+    return [tensor.device for tensor in weights.values()]
+
+
+def test_a_program_counts_devices_in_its_own_order(cards, twelve):
+    """As torch does, whose first card is the fastest, or the only one that it is let see."""
+    path, expected = twelve
+    with to(cards) as d:
+        uuids = [device.uuid for device in d.devices() if device.name != "cpu"]
+    for seen, first in ((uuids[::-1], "sim:1"), (uuids[1:], "sim:1"), (uuids, "sim:0"),
+                        ((), "sim:0")):
+        with distorch.connect(str(cards.socket), devices=seen) as d:
+            for _ in range(2):
+                with d.open(path, to="sim:0,16mb;cpu,*") as w:
+                    assert where(w) == [first] * 4 + ["cpu"] * 8
+                    assert {name: bytes(tensor.buffer) for name, tensor in w.items()} == expected
+                wait_until(lambda: not d.list()[0].leases, 20)
+                d.unload(path.name)
+                cards.process.kill()
+                cards.process.wait()
+                cards.start()  # it says its order to the next one too
+            if len(seen) == 1:
+                with pytest.raises(distorch.Error, match='no device "sim:1"'):
+                    d.open(path, to="sim:1")
+    with pytest.raises(distorch.Error) as refused:
+        distorch.connect(str(cards.socket), devices=uuids[:1] * 65)
+    assert refused.value.code == "too-many" and "65 entries" in str(refused.value)
+    with pytest.raises(TypeError, match=r"devices\[1\]"):
+        distorch.connect(str(cards.socket), devices=[uuids[0], 1])
+
+
+def test_each_tensor_is_read_where_it_lies(cards, twelve):
+    path, expected = twelve
+    with to(cards) as d:
+        with d.open(path, to="sim:0,16mb;sim:1,9mb;cpu,*") as w:
+            assert where(w) == ["sim:0"] * 4 + ["sim:1"] * 2 + ["cpu"] * 6
+            assert {name: bytes(tensor.buffer) for name, tensor in w.items()} == expected
+            assert w["layers.0.w"].uuid.startswith("SIM-") and w["layers.11.w"].uuid is None
+            assert w["layers.0.w"].uuid != w["layers.4.w"].uuid
+            assert [block.device for block in w.blocks()] == where(w)
+            array = w["layers.4.w"].numpy()
+            array[:] = 1.0  # private, as what lies in an image
+            with d.attach("twelve") as again:
+                assert bytes(again["layers.4.w"].buffer) == expected["layers.4.w"]
+            model = d.show("twelve").model
+            assert model.allocation == "sim:0,16mb;sim:1,9mb;cpu,*"
+            assert "sim:0 33% + sim:1 17% + ram 50%" in ctl(cards, "ps").stdout
+            told = {device.name: device for device in d.devices()}
+            assert told["sim:0"].used == 16 * MIB and told["sim:1"].used == 8 * MIB
+            pid = os.fork()
+            if pid == 0:  # what is mapped stays readable in a child
+                os._exit(0 if bytes(w["layers.5.w"].buffer) == expected["layers.5.w"] else 1)
+            assert os.waitpid(pid, 0)[1] == 0
+        del array
+        assert d.unload(all=True).total_bytes > 0
+        wait_for_zero(cards)
+
+
+def test_a_move_leaves_who_has_the_model_as_he_is(cards, twelve):
+    path, expected = twelve
+    with to(cards) as d, d.open(path, to="sim:0,50%;cpu,50%") as before:
+        assert set(where(before)) == {"sim:0", "cpu"}
+        moved = d.place("twelve", "sim:1")
+        assert 48 * MIB <= moved.moved_bytes < 49 * MIB and moved.generation > before.generation
+        with d.attach("twelve") as after:
+            assert where(after) == ["sim:1"] * 12
+            for weights in (before, after):
+                assert {n: bytes(t.buffer) for n, t in weights.items()} == expected
+        before.close()
+        said = ctl(cards, "place", "twelve", "sim:1,25%;sim:0,75%")
+        assert said.returncode == 0 and "lies in sim:0 75% + sim:1 25% now" in said.stdout
+        d.place("twelve", "ram")
+        assert "ram" in ctl(cards, "ps").stdout and "sim" not in ctl(cards, "ps").stdout
+    with to(cards) as d:
+        d.unload(all=True)
+    wait_for_zero(cards)
+
+
+def test_what_does_not_fit_a_card_is_refused_with_numbers(cards, twelve, tmp_path):
+    path, _expected = twelve
+    assert ctl(cards, "load", path, "--to", "sim:0").returncode == 0
+    large = tmp_path / "large.safetensors"
+    make_safetensors(large, {f"layers.{i}.w": ("F32", [1024, 1024]) for i in range(17)})
+    done = ctl(cards, "load", large, "--to", "sim:0")
+    assert done.returncode == 6 and "sim:0" in done.stderr and "68" in done.stderr, done.stderr
+    assert ctl(cards, "plan", large, "sim:0").returncode == 6
+    report = ctl_json(cards, "unload", "--device", "sim:0")
+    assert [model["name"] for model in report["unloaded"]] == ["twelve.safetensors"]
+    wait_for_zero(cards)
+
+
+def test_a_recall_is_answered_by_a_callback(cards, twelve):
+    path, _expected = twelve
+    heard = []
+    with to(cards) as d, to(cards) as other:
+        w = d.open(path, to="sim:0")
+
+        def let_go(event):
+            heard.append((event.type, event.lease == lease))
+            w.close()
+
+        lease = distorch._library.library().weights_lease(w._lease.pointer)
+        w.on_recall(let_go)
+        with other.reserve("sim:0", 60 * MIB, recall=20) as room:
+            assert heard == [("recall", True)] and room.bytes == 60 * MIB
+        assert d.next_event(timeout=0) is None, "it was heard once"
+
+
+def test_a_recall_that_nobody_answers_names_the_holder(cards, twelve):
+    path, _expected = twelve
+    with to(cards) as d, d.open(path, to="sim:0") as w:
+        done = ctl(cards, "make-room", "60M", "--device", "sim:0", "--recall", "200ms", "--",
+                   "true")
+        assert done.returncode == 1 and str(os.getpid()) in done.stderr
+        assert d.next_event(timeout=5).type == "recall", "without a callback it is an event"
+        w.on_recall(lambda event: 1 / 0)
+        w.on_recall(None)
+        report = d.unload("twelve", recall=0.2)
+        assert [outcome.name for outcome in report.held] == ["twelve.safetensors"]
+    wait_for_zero(cards)
+
+
+def test_the_live_view_has_each_card(cards, twelve):
+    path, _expected = twelve
+    assert ctl(cards, "load", path, "--to", "sim:0,50%;cpu,50%").returncode == 0
+    with top_on(cards) as top:
+        lines = top.wait_for("twelve")
+        assert [line.split()[0] for line in lines[1:4]] == ["ram", "sim:0", "sim:1"]
+        assert "█" in lines[2] and "█" not in lines[3]
+        assert any("sim:0 50%" in line for line in lines)
+        top.press("q")
+        assert top.wait() == 0
+
+
+def test_a_plan_is_what_a_load_and_a_move_do(cards, twelve):
+    path, _expected = twelve
+    string, other = "sim:0,20%;sim:1,30%;cpu,50%", "sim:1,8mb;sim:0,16mb;cpu,*"
+    plan = ctl_json(cards, "plan", path, string)  # of a file that the daemon does not have
+    with to(cards) as d, d.open(path, to=string) as w:
+        assert [block["device"] for block in plan["blocks"]] == \
+            [block.device for block in w.blocks()]
+        planned = d.plan("twelve", other)
+        assert isinstance(planned, distorch.Plan)
+        assert {share.device: share.bytes for share in planned.devices if share.bytes} == \
+            {"sim:1": 8 * MIB, "sim:0": 16 * MIB, "cpu": 24 * MIB}
+        assert [block.device for block in w.blocks()] == \
+            [block["device"] for block in plan["blocks"]], "a plan changes nothing"
+        told = ctl_json(cards, "plan", "twelve", other)
+        assert [block["device"] for block in told["blocks"]] == \
+            [block.device for block in planned.blocks]
+        assert told["bytes_moved_per_pass"] == planned.moved_per_pass
+        assert planned.compute == "sim:1" and planned.floor_ns > 0
+        assert told["floor_ms"] == pytest.approx(planned.floor_ns / 1e6)
+        shown = ctl(cards, "plan", "twelve", other, "-o", "wide")
+        assert shown.returncode == 0 and "Simulated device" in shown.stdout
+        assert "layers.11" in shown.stdout and "48.0M in 12 blocks" in shown.stdout
+        assert "computes on sim:1" in shown.stdout, "the first one named, whatever their order"
+        d.place("twelve", other)
+        with d.attach("twelve") as after:
+            assert [block.device for block in after.blocks()] == \
+                [block.device for block in planned.blocks]
+
+
+def test_how_long_a_pass_takes_is_told_where_the_links_are_known(cards, twelve):
+    path, _expected = twelve
+    with to(cards) as d:
+        link = {device.name: device.link for device in d.devices()}["sim:0"]
+        assert link > 0
+        plan = ctl_json(cards, "plan", path, "sim:0,25%;cpu,75%")
+        assert plan["bytes_moved_per_pass"] == 36 * MIB
+        assert plan["floor_ms"] == pytest.approx(36 * MIB * 1000 / link, rel=1e-3)
+        assert "takes at least" in ctl(cards, "plan", path, "sim:0,25%;cpu,75%").stdout
+        assert ctl_json(cards, "plan", path, "cpu")["floor_ms"] is None, "nothing is copied"
+        with d.open(path):
+            assert ctl_json(cards, "plan", "twelve", "sim:0,25%;cpu,75%")["floor_ms"] == plan["floor_ms"]
+            still = d.plan("twelve", "cpu")
+            assert still.floor_ns is None and still.compute == "cpu"
+
+
+EXAMPLE = BUILD / "examples" / "example_placed"
+
+
+@pytest.mark.skipif(not EXAMPLE.exists(), reason="this build has no examples")
+def test_the_example_tells_where_each_block_lies(cards, twelve):
+    path, _expected = twelve
+
+    def run(*words):
+        return subprocess.run([EXAMPLE, *words], text=True, capture_output=True,
+                              env={**os.environ, "DISTORCH_SOCKET": str(cards.socket)})
+
+    done = run(path, "sim:0,50%;cpu,50%")
+    assert done.returncode == 0, done.stderr
+    assert [line.split("\t")[2] for line in done.stdout.splitlines()] == \
+        ["sim:0"] * 6 + ["cpu"] * 6
+    done = run(path, "cuda:9")
+    assert done.returncode == 2 and "cuda:9" in done.stderr
+
+
+def test_one_card_is_drained_and_emptied(cards, twelve):
+    path, _expected = twelve
+    assert ctl(cards, "load", path, "--to", "sim:0,50%;cpu,50%").returncode == 0
+    assert ctl(cards, "drain", "--device", "sim:0").returncode == 0
+    told = {device["name"]: device["draining"] for device in ctl_json(cards, "devices")["devices"]}
+    assert told == {"cpu": False, "sim:0": True, "sim:1": False}
+    assert "draining" in ctl(cards, "devices", "sim:0").stdout
+    done = ctl(cards, "place", "twelve", "sim:0")
+    assert done.returncode == 1 and "draining" in done.stderr, done.stderr
+    assert ctl(cards, "place", "twelve", "sim:1").returncode == 0
+    assert ctl(cards, "unload", "--device", "sim:0").returncode == 0
+    wait_until(lambda: ctl_json(cards, "devices", "sim:0")["devices"][0]["used"] == 0, 20)
+    assert ctl(cards, "drain", "--device", "sim:0", "--off").returncode == 0
+    assert ctl(cards, "place", "twelve", "sim:0").returncode == 0

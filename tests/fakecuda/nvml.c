@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A stand-in for libnvidia-ml.so.1 over the same cards (card.h): what is used, by whomever, the
+ * temperature, and Xid events: each time that DIR/N/xid changes.
+ */
+#include "tests/fakecuda/card.h"
+
+#include <nvml.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NVML_API __attribute__((visibility("default")))
+
+static struct card cards[CARDS_MAX];
+static uint32_t n_cards;
+static uint64_t seen_xid[CARDS_MAX];
+
+NVML_API nvmlReturn_t nvmlInit(void)
+{
+	n_cards = cards_read(cards);
+	return n_cards > 0 && getenv("FAKECUDA_NO_NVML") == NULL ? NVML_SUCCESS
+								 : NVML_ERROR_DRIVER_NOT_LOADED;
+}
+
+NVML_API const char *nvmlErrorString(nvmlReturn_t result)
+{
+	return result == NVML_SUCCESS ? "success" : "the stand-in says no";
+}
+
+NVML_API nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *ret)
+{
+	for (uint32_t i = 0; i < n_cards; i++) {
+		if (strcmp(cards[i].uuid, uuid) == 0) {
+			*ret = (nvmlDevice_t)&cards[i];
+			return NVML_SUCCESS;
+		}
+	}
+	return NVML_ERROR_NOT_FOUND;
+}
+
+NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *ret)
+{
+	const struct card *card = (const struct card *)device;
+
+	ret->total = card->bytes;
+	ret->used = card_use(card, 0, NULL);
+	ret->used = ret->used > card->bytes ? card->bytes : ret->used;
+	ret->free = ret->total - ret->used;
+	return NVML_SUCCESS;
+}
+
+NVML_API nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, nvmlTemperatureSensors_t sensor,
+					       unsigned *ret)
+{
+	(void)sensor;
+	*ret = (unsigned)card_number_of((const struct card *)device, "temperature");
+	return NVML_SUCCESS;
+}
+
+NVML_API nvmlReturn_t nvmlEventSetCreate(nvmlEventSet_t *ret)
+{
+	*ret = (nvmlEventSet_t)calloc(1, sizeof(nvmlDevice_t));
+	return *ret == NULL ? NVML_ERROR_MEMORY : NVML_SUCCESS;
+}
+
+NVML_API nvmlReturn_t nvmlEventSetFree(nvmlEventSet_t set)
+{
+	free((void *)set);
+	return NVML_SUCCESS;
+}
+
+/* One device a set. */
+NVML_API nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long long types,
+					       nvmlEventSet_t set)
+{
+	const struct card *card = (const struct card *)device;
+
+	(void)types;
+	memcpy((void *)set, &device, sizeof device);
+	seen_xid[card->number] = card_number_of(card, "xid");
+	return NVML_SUCCESS;
+}
+
+NVML_API nvmlReturn_t nvmlEventSetWait(nvmlEventSet_t set, nvmlEventData_t *ret, unsigned wait_ms)
+{
+	nvmlDevice_t device;
+	const struct card *card;
+	uint64_t xid;
+
+	(void)wait_ms;
+	memcpy(&device, (const void *)set, sizeof device);
+	card = (const struct card *)device;
+	xid = card_number_of(card, "xid");
+	if (xid == seen_xid[card->number]) {
+		return NVML_ERROR_TIMEOUT;
+	}
+	seen_xid[card->number] = xid;
+	*ret = (nvmlEventData_t){.device = device,
+				 .eventType = nvmlEventTypeXidCriticalError,
+				 .eventData = xid};
+	return NVML_SUCCESS;
+}
