@@ -201,16 +201,13 @@ static int enter(CUdevice device)
 
 /* ---- the memory ---- */
 
-/* The driver has many words for what is no memory of a card. */
+/* The driver has many words for what is no memory of a card, or not so much of it. Among them are
+ * UNKNOWN, which is fatal elsewhere, and NOT_SUPPORTED, of a mapping. */
 static int bad_memory(CUresult result, const char *what)
 {
-	int rc = failed(result, what);
-
-	return rc != -DISTORCH_E_INTERNAL
-		       ? rc
-		       : failure_set(DISTORCH_E_BAD_FD, 0, NULL,
-				     "%s failed: the descriptor is not of that memory (%d)", what,
-				     (int)result);
+	return failure_set(DISTORCH_E_BAD_FD, 0, NULL,
+			   "%s failed: the descriptor is not of that memory (%d)", what,
+			   (int)result);
 }
 
 /* 'properties' are those that the card's own memory has. */
@@ -246,7 +243,10 @@ static int map(CUmemGenericAllocationHandle handle, struct cuda_mapping *mapping
 	}
 	result = cuda.cuMemMap(address, mapping->size, 0, handle, 0);
 	if (result != CUDA_SUCCESS) {
-		rc = bad_memory(result, "mapping the card's memory");
+		rc = failed(result, "mapping the card's memory");
+		if (rc == -DISTORCH_E_INTERNAL || result == CUDA_ERROR_NOT_SUPPORTED) {
+			rc = bad_memory(result, "mapping the card's memory");
+		}
 		(void)cuda.cuMemAddressFree(address, mapping->size); /* the first failure counts */
 		return rc;
 	}
@@ -271,7 +271,10 @@ static int import(int fd, uint64_t bytes, struct cuda_mapping *mapping)
 	int rc;
 
 	if (result != CUDA_SUCCESS) {
-		return bad_memory(result, "importing the card's memory");
+		rc = failed(result, "importing the card's memory");
+		return rc == -DISTORCH_E_INTERNAL || result == CUDA_ERROR_UNKNOWN
+			       ? bad_memory(result, "importing the card's memory")
+			       : rc;
 	}
 	rc = check_memory(handle, mapping->ordinal, &granule);
 	if (rc == 0 && (bytes == 0 || !checked_round_up(bytes, granule, &mapping->size))) {

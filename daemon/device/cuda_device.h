@@ -15,8 +15,10 @@
 #include "daemon/device/cuda_dl.h"
 #include "daemon/device/device.h"
 
-#define CUDA_N_STAGING     3
-#define CUDA_STAGING_BYTES ((uint64_t)32 << 20)
+#ifndef CUDA_N_STAGING
+#	define CUDA_N_STAGING     32
+#	define CUDA_STAGING_BYTES ((uint64_t)2 << 20)
+#endif
 
 struct cuda_health;
 

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Bytes to and from a card. A fill reads into pinned memory and queues the copy: while the card
- * takes those bytes, the next are read into another buffer. A buffer is read into again when
- * its copy is done. Seal waits for all.
+ * Bytes to and from a card, through pinned memory. A fill reads into a buffer and queues the copy:
+ * while the card takes those bytes, the next are read into another one. A buffer is read into
+ * again when its copy is done. Seal waits for all.
+ *
+ * Buffers are small: what was just read is still in the processor's cache when the card takes it,
+ * which is what a link of 50 GB/s needs (docs/gpu-notes.md).
  */
 #include "base/os/clock.h"
 #include "base/os/sys.h"
@@ -14,13 +17,18 @@
 #include "daemon/device/cuda_device.h"
 #include "proto/gen/wire_code.h"
 
-/* One thread copies out of the page cache more slowly than a link takes: parts of a read that are
- * at least so large are read at the same time. */
-#define PART_BYTES ((uint64_t)8 << 20)
-#define MAX_PARTS  (CUDA_STAGING_BYTES / PART_BYTES)
+/* What one call fills at most, so that a cancel is looked at between two. */
+#define MAX_FILL_BYTES ((uint64_t)32 << 20)
+#define MAX_PARTS      (MAX_FILL_BYTES / CUDA_STAGING_BYTES)
+
+/* One thread reads memory more slowly than a link takes it. Four fills run at once (loader.h), so
+ * with so many threads each they keep a processor of 16 busy, and no more of a smaller one. */
+#define MAX_THREADS      4
+#define CORES_PER_THREAD 4
 
 /* What a bandwidth is measured by: long enough that starting a copy does not count. */
-#define PROBE_BYTES ((uint64_t)16 << 20)
+#define PROBE_BYTES ((uint64_t)64 << 20)
+#define LEARN_BYTES ((uint64_t)16 << 20) /* a copy between cards, likewise */
 
 /* ---- staging ---- */
 
@@ -51,14 +59,17 @@ static struct staging *choose_staging(struct cuda_device *device)
 			continue;
 		}
 		if (staging->bytes == NULL) {
-			unmade = staging;
-		} else if (!staging->is_in_flight ||
-			   device->calls->cuEventQuery(staging->event) == CUDA_SUCCESS) {
-			staging->is_in_flight = false;
+			unmade = unmade == NULL ? staging : unmade;
+		} else if (!staging->is_in_flight) {
 			return staging;
 		} else if (oldest == NULL || staging->serial < oldest->serial) {
 			oldest = staging;
 		}
+	}
+	/* One stream: no other copy is done before that one. */
+	if (oldest != NULL && device->calls->cuEventQuery(oldest->event) == CUDA_SUCCESS) {
+		oldest->is_in_flight = false;
+		return oldest;
 	}
 	return unmade != NULL ? unmade : oldest;
 }
@@ -174,70 +185,26 @@ static int take_staging(struct cuda_device *device, struct staging **ret, struct
 	return 0;
 }
 
-/* ---- reading ---- */
+/* ---- to the card ---- */
 
+/* A part of a fill: so many bytes as a buffer has. */
 struct part {
-	int fd;
-	uint8_t *to;
-	uint64_t n_bytes;
-	uint64_t offset;
-	ssize_t n_read;
-	int error;
-	bool has_thread;
-	pthread_t thread;
+	int code; /* of the driver's, with 'err' */
+	struct err err;
+	int error;      /* of a read that failed */
+	ssize_t n_read; /* -1: it failed */
 };
 
-static void *read_part(void *argument)
-{
-	struct part *part = argument;
-
-	part->n_read = sys_pread(part->fd, part->to, part->n_bytes, part->offset);
-	part->error = part->n_read < 0 ? errno : 0;
-	return NULL;
-}
-
-/* As pread: what came is whole up to its end, so what was read behind a gap does not count. */
-static ssize_t read_source(int fd, uint8_t *to, uint64_t n_bytes, uint64_t offset)
-{
+/* What the threads of one fill share. Lives on the caller's stack until all are done. */
+struct filling {
+	struct cuda_device *device;
+	CUdeviceptr to;
+	const struct device_source *source;
+	uint64_t bytes;
+	size_t n_parts;
+	size_t n_taken; /* atomic: parts that threads have begun */
 	struct part parts[MAX_PARTS];
-	size_t n_parts = 0;
-	uint64_t n_read = 0;
-	bool is_whole = true;
-
-	for (uint64_t at = 0; at < n_bytes; n_parts++) {
-		const uint64_t left = n_bytes - at;
-		const bool is_last = left < 2 * PART_BYTES || n_parts + 1 == MAX_PARTS;
-		struct part *part = &parts[n_parts];
-
-		*part = (struct part){.fd = fd,
-				      .to = to + at,
-				      .n_bytes = is_last ? left : PART_BYTES,
-				      .offset = offset + at};
-		at += part->n_bytes;
-		/* The last is read by this thread; so is what no thread is to be had for. */
-		part->has_thread = !is_last &&
-				   sys_pthread_create(&part->thread, read_part, part) == 0;
-		if (!part->has_thread) {
-			(void)read_part(part);
-		}
-	}
-	for (size_t i = 0; i < n_parts; i++) {
-		if (parts[i].has_thread) {
-			(void)pthread_join(parts[i].thread, NULL); /* ours, and joined once */
-		}
-		if (is_whole && parts[i].n_read > 0) {
-			n_read += (uint64_t)parts[i].n_read;
-		}
-		is_whole = is_whole && parts[i].n_read == (ssize_t)parts[i].n_bytes;
-	}
-	if (n_read == 0 && n_parts > 0 && parts[0].n_read < 0) {
-		errno = parts[0].error;
-		return -1;
-	}
-	return (ssize_t)n_read;
-}
-
-/* ---- to the card ---- */
+};
 
 static int queue_copy(struct cuda_device *device, CUdeviceptr to, struct staging *staging,
 		      uint64_t n_bytes, struct err *err)
@@ -261,44 +228,126 @@ static int queue_copy(struct cuda_device *device, CUdeviceptr to, struct staging
 	return 0;
 }
 
+static void fill_part(const struct filling *filling, uint64_t at, struct part *part)
+{
+	struct cuda_device *device = filling->device;
+	const uint64_t left = filling->bytes - at;
+	struct staging *staging = NULL;
+
+	part->code = take_staging(device, &staging, &part->err);
+	if (part->code < 0) {
+		return;
+	}
+	part->n_read = sys_pread(filling->source->fd, staging->bytes,
+				 left < CUDA_STAGING_BYTES ? left : CUDA_STAGING_BYTES,
+				 filling->source->offset + at);
+	if (part->n_read < 0) {
+		part->error = errno;
+	} else if (part->n_read > 0) {
+		part->code = queue_copy(device, filling->to + at, staging, (uint64_t)part->n_read,
+					&part->err);
+	}
+	give_back(device, staging);
+}
+
+/* Take parts until there are none left. */
+static void *fill_parts(void *argument)
+{
+	struct filling *filling = argument;
+	struct err err = {0};
+	const int code = cuda_enter(filling->device, &err);
+	size_t i;
+
+	while ((i = __atomic_fetch_add(&filling->n_taken, 1, __ATOMIC_RELAXED)) <
+	       filling->n_parts) {
+		struct part *part = &filling->parts[i];
+
+		*part = (struct part){.code = code, .err = err};
+		if (code == 0) {
+			fill_part(filling, i * CUDA_STAGING_BYTES, part);
+		}
+	}
+	return NULL;
+}
+
+static size_t count_threads(size_t n_parts)
+{
+	const long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
+	size_t n_threads = n_cores < CORES_PER_THREAD ? 1 : (size_t)n_cores / CORES_PER_THREAD;
+
+	n_threads = n_threads < MAX_THREADS ? n_threads : MAX_THREADS;
+	return n_threads < n_parts ? n_threads : n_parts;
+}
+
+static void run_threads(struct filling *filling)
+{
+	const size_t n_threads = count_threads(filling->n_parts);
+	pthread_t threads[MAX_THREADS];
+	size_t n_begun = 0;
+
+	/* This one is the last; what no thread is to be had for, it does as well. */
+	while (n_begun + 1 < n_threads &&
+	       sys_pthread_create(&threads[n_begun], fill_parts, filling) == 0) {
+		n_begun++;
+	}
+	(void)fill_parts(filling);
+	for (size_t i = 0; i < n_begun; i++) {
+		(void)pthread_join(threads[i], NULL); /* ours, and joined once */
+	}
+}
+
+/* As pread: what came is whole up to its end, so what was read behind a gap does not count. */
+static int add_up(const struct filling *filling, uint64_t *ret_bytes, struct err *err)
+{
+	uint64_t n_bytes = 0;
+
+	for (size_t i = 0; i < filling->n_parts; i++) {
+		const struct part *part = &filling->parts[i];
+
+		if (part->code < 0) {
+			if (err != NULL) {
+				*err = part->err;
+			}
+			return part->code;
+		}
+	}
+	for (size_t i = 0; i < filling->n_parts && filling->parts[i].n_read >= 0; i++) {
+		n_bytes += (uint64_t)filling->parts[i].n_read;
+		if (filling->parts[i].n_read < (ssize_t)CUDA_STAGING_BYTES) {
+			break;
+		}
+	}
+	if (n_bytes == 0 && filling->n_parts > 0 && filling->parts[0].n_read < 0) {
+		const uint64_t offset = filling->source->offset;
+		const int error = filling->parts[0].error;
+		const int code = err_set_sys(err, WIRE_IO, error, "reading at byte %llu: %s",
+					     (unsigned long long)offset, strerror(error));
+
+		if (err != NULL) {
+			err->offset = offset;
+		}
+		return code;
+	}
+	*ret_bytes = n_bytes;
+	return 0;
+}
+
 int cuda_fill(struct extent *base, uint64_t offset, const struct device_source *source,
 	      uint64_t *ret_bytes, struct err *err)
 {
 	struct cuda_extent *extent = cuda_extent_of(base);
-	struct cuda_device *device = extent->device;
-	const uint64_t wanted = source->bytes < CUDA_STAGING_BYTES ? source->bytes
-								   : CUDA_STAGING_BYTES;
-	struct staging *staging = NULL;
-	ssize_t n_read;
-	int code;
+	struct filling filling = {.device = extent->device,
+				  .to = extent->address + offset,
+				  .source = source,
+				  .bytes = source->bytes < MAX_FILL_BYTES ? source->bytes
+									  : MAX_FILL_BYTES};
 
 	if (extent->is_sealed) {
 		return err_set(err, WIRE_NOT_ALLOWED, "the extent is sealed");
 	}
-	code = cuda_enter(device, err);
-	if (code == 0) {
-		code = take_staging(device, &staging, err);
-	}
-	if (code != 0) {
-		return code;
-	}
-	n_read = read_source(source->fd, staging->bytes, wanted, source->offset);
-	if (n_read < 0) {
-		const int error = errno;
-
-		code = err_set_sys(err, WIRE_IO, error, "reading at byte %llu: %s",
-				   (unsigned long long)source->offset, strerror(error));
-		if (err != NULL) {
-			err->offset = source->offset;
-		}
-	} else if (n_read > 0) {
-		code = queue_copy(device, extent->address + offset, staging, (uint64_t)n_read, err);
-	}
-	give_back(device, staging);
-	if (code == 0) {
-		*ret_bytes = (uint64_t)n_read;
-	}
-	return code;
+	filling.n_parts = (filling.bytes + CUDA_STAGING_BYTES - 1) / CUDA_STAGING_BYTES;
+	run_threads(&filling);
+	return add_up(&filling, ret_bytes, err);
 }
 
 /* ---- from the card ---- */
@@ -320,26 +369,52 @@ static int map_to_read(struct cuda_extent *extent, struct err *err)
 	return code;
 }
 
+/* Into pinned memory first: the driver takes the card's link for nothing else. */
+static int read_part(struct cuda_device *device, CUdeviceptr from, uint8_t *to, uint64_t n_bytes,
+		     struct err *err)
+{
+	const struct cuda_calls *calls = device->calls;
+	struct staging *staging = NULL;
+	CUresult result;
+	int code = take_staging(device, &staging, err);
+
+	if (code < 0) {
+		return code;
+	}
+	/* In the stream: behind what was filled before. */
+	result = calls->cuMemcpyDtoHAsync(staging->bytes, from, n_bytes, device->stream);
+	if (result == CUDA_SUCCESS) {
+		result = calls->cuEventRecord(staging->event, device->stream);
+	}
+	if (result == CUDA_SUCCESS) {
+		result = calls->cuEventSynchronize(staging->event);
+	}
+	if (result != CUDA_SUCCESS) { /* the copy may be under way: neither end is free yet */
+		(void)calls->cuStreamSynchronize(device->stream);
+	}
+	if (result == CUDA_SUCCESS) {
+		memcpy(to, staging->bytes, n_bytes);
+	}
+	give_back(device, staging);
+	return result == CUDA_SUCCESS
+		       ? 0
+		       : cuda_device_fail(device, err, result, "copying from the card");
+}
+
 int cuda_read(const struct extent *base, uint64_t offset, void *bytes, uint64_t n_bytes,
 	      struct err *err)
 {
 	struct cuda_extent *extent = cuda_extent_of(base);
-	struct cuda_device *device = extent->device;
-	CUresult result;
+	uint8_t *to = bytes;
 	int code = map_to_read(extent, err);
 
-	if (code < 0 || n_bytes == 0) {
-		return code;
+	for (uint64_t at = 0; code == 0 && at < n_bytes; at += CUDA_STAGING_BYTES) {
+		const uint64_t left = n_bytes - at;
+
+		code = read_part(extent->device, extent->address + offset + at, to + at,
+				 left < CUDA_STAGING_BYTES ? left : CUDA_STAGING_BYTES, err);
 	}
-	/* In the stream: behind what was filled before. */
-	result = device->calls->cuMemcpyDtoHAsync(bytes, extent->address + offset, n_bytes,
-						  device->stream);
-	if (result == CUDA_SUCCESS) {
-		result = device->calls->cuStreamSynchronize(device->stream);
-	}
-	return result == CUDA_SUCCESS
-		       ? 0
-		       : cuda_device_fail(device, err, result, "copying from the card");
+	return code;
 }
 
 /* ---- from card to card ---- */
@@ -347,7 +422,7 @@ int cuda_read(const struct extent *base, uint64_t offset, void *bytes, uint64_t 
 /* How fast a peer is is learnt from what is copied from it, where that is enough to tell. */
 static void learn_bandwidth(struct cuda_device *device, const struct cuda_extent *from, uint64_t ns)
 {
-	if (from->base.bytes < PROBE_BYTES || ns == 0) {
+	if (from->base.bytes < LEARN_BYTES || ns == 0) {
 		return;
 	}
 	(void)pthread_mutex_lock(&device->lock);
@@ -414,14 +489,20 @@ int cuda_copy(struct extent *to_base, const struct extent *from_base, struct err
 
 /* ---- how fast ---- */
 
+/* The same bytes again and again. */
 static bool copy_timed(const struct cuda_device *device, const struct cuda_extent *extent,
 		       const struct staging *staging, uint64_t *ret_ns)
 {
 	const uint64_t begun_ns = clock_mono_ns();
 
-	if (device->calls->cuMemcpyHtoDAsync(extent->address, staging->bytes, PROBE_BYTES,
-					     device->stream) != CUDA_SUCCESS ||
-	    device->calls->cuStreamSynchronize(device->stream) != CUDA_SUCCESS) {
+	for (uint64_t at = 0; at < PROBE_BYTES; at += CUDA_STAGING_BYTES) {
+		if (device->calls->cuMemcpyHtoDAsync(extent->address, staging->bytes,
+						     CUDA_STAGING_BYTES,
+						     device->stream) != CUDA_SUCCESS) {
+			return false;
+		}
+	}
+	if (device->calls->cuStreamSynchronize(device->stream) != CUDA_SUCCESS) {
 		return false;
 	}
 	*ret_ns = clock_mono_ns() - begun_ns;
@@ -430,7 +511,7 @@ static bool copy_timed(const struct cuda_device *device, const struct cuda_exten
 
 int cuda_measure(struct cuda_device *device, uint64_t *ret_bytes_per_s, struct err *err)
 {
-	const struct device_alloc request = {.name = "probe", .bytes = PROBE_BYTES};
+	const struct device_alloc request = {.name = "probe", .bytes = CUDA_STAGING_BYTES};
 	struct extent *extent = NULL;
 	struct staging *staging = NULL;
 	uint64_t best_ns = UINT64_MAX;

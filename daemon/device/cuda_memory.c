@@ -41,6 +41,16 @@ static int undone(const struct cuda_device *device, struct err *err, int code, C
 	return -WIRE_DEVICE_LOST;
 }
 
+/* Said of the descriptor: the driver has many words for what is not memory of a card, or not so
+ * much of it. Among them are UNKNOWN, which is fatal elsewhere, and NOT_SUPPORTED (of a mapping). */
+static int bad_import(struct err *err)
+{
+	if (err != NULL) {
+		err->code = WIRE_BAD_FD;
+	}
+	return -WIRE_BAD_FD;
+}
+
 int cuda_map(struct cuda_extent *extent, CUmemAccess_flags access, struct err *err)
 {
 	const struct cuda_device *device = extent->device;
@@ -59,6 +69,9 @@ int cuda_map(struct cuda_extent *extent, CUmemAccess_flags access, struct err *e
 	result = calls->cuMemMap(address, extent->size, 0, extent->handle, 0);
 	if (result != CUDA_SUCCESS) {
 		code = cuda_device_fail(device, err, result, "mapping memory");
+		if (extent->fd >= 0 && result == CUDA_ERROR_NOT_SUPPORTED) {
+			code = bad_import(err);
+		}
 		(void)calls->cuMemAddressFree(address, extent->size); /* addresses, no memory */
 		return code;
 	}
@@ -296,18 +309,6 @@ int cuda_export(const struct extent *base, int *ret_fd, struct err *err)
 	return fd < 0 ? -WIRE_TOO_MANY : 0;
 }
 
-/* What is not memory of a card, or not so much, is refused in many words by the driver. */
-static int bad_import(struct err *err, int code)
-{
-	if (code != -WIRE_INTERNAL) {
-		return code;
-	}
-	if (err != NULL) {
-		err->code = WIRE_BAD_FD;
-	}
-	return -WIRE_BAD_FD;
-}
-
 static int take_import(struct cuda_extent *extent, int fd, struct err *err)
 {
 	const struct cuda_device *device = extent->device;
@@ -320,7 +321,9 @@ static int take_import(struct cuda_extent *extent, int fd, struct err *err)
 		CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
 
 	if (result != CUDA_SUCCESS) {
-		return bad_import(err, cuda_device_fail(device, err, result, "importing memory"));
+		code = cuda_device_fail(device, err, result, "importing memory");
+		return code == -WIRE_INTERNAL || result == CUDA_ERROR_UNKNOWN ? bad_import(err)
+									      : code;
 	}
 	result = calls->cuMemGetAllocationPropertiesFromHandle(&properties, extent->handle);
 	if (result != CUDA_SUCCESS) {
@@ -331,6 +334,7 @@ static int take_import(struct cuda_extent *extent, int fd, struct err *err)
 			       device->base.name);
 	} else { /* also of another card that this one reaches */
 		code = cuda_map(extent, CU_MEM_ACCESS_FLAGS_PROT_READ, err);
+		code = code == -WIRE_INTERNAL ? bad_import(err) : code;
 	}
 	extent->home = properties.location.id;
 	if (code == 0 && extent->home == device->ordinal) {
@@ -339,7 +343,7 @@ static int take_import(struct cuda_extent *extent, int fd, struct err *err)
 	if (code == 0) {
 		return 0;
 	}
-	return undone(device, err, bad_import(err, code), calls->cuMemRelease(extent->handle));
+	return undone(device, err, code, calls->cuMemRelease(extent->handle));
 }
 
 int cuda_import(struct device *base, int fd, uint64_t bytes, struct extent **ret, struct err *err)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real ComfyUI of $COMFYUI_DIR, on the CPU, with this pack, tiny models and a private daemon.
+With DISTORCH_TEST_CARD=1 it computes on the card of this machine (test_card.py alone is made for
+that).
 
 Nothing is written into ComfyUI's tree: its base folder, database and temporary files lie in a
 folder of the test. $COMFYUI_PYTHON is its Python (default: that of its venv, or python3).
@@ -37,6 +39,7 @@ def _end_to_end():
 
 END_TO_END = _end_to_end()
 COMFYUI = os.environ.get("COMFYUI_DIR")
+ON_CARD = os.environ.get("DISTORCH_TEST_CARD") == "1"
 START_SECONDS, PROMPT_SECONDS = 120, 120
 
 
@@ -94,8 +97,8 @@ class Server:
         runtime = base / "run"
         runtime.mkdir(exist_ok=True)
         self.command = [
-            comfyui_python(), "-B", "main.py", "--cpu", "--listen", "127.0.0.1", "--port",
-            str(self.port), "--base-directory", str(base), "--database-url",
+            comfyui_python(), "-B", "main.py", *([] if ON_CARD else ["--cpu"]), "--listen",
+            "127.0.0.1", "--port", str(self.port), "--base-directory", str(base), "--database-url",
             f"sqlite:///{base}/db-{self.port}.sqlite", "--disable-auto-launch",
             "--disable-api-nodes", "--disable-all-custom-nodes", "--whitelist-custom-nodes",
             "distorch", "distorch_tests", *arguments]

@@ -511,7 +511,7 @@ static void fill_with_few_buffers(void)
 	MUST(alloc(device, SIZE, &extent, NULL) == 0);
 	fakecuda.fault("cuMemHostAlloc:1:2:ever");
 	MUST(fill_parts(extent, MIB, &err) == -WIRE_BUSY);
-	must_say(&err, "cuda:0: the host has no 32 MiB now that can be pinned");
+	must_say(&err, "cuda:0: the host has no 2 MiB now that can be pinned");
 	fakecuda.fault("cuMemHostAlloc:2:2:ever");
 	err = (struct err){0};
 	MUST(fill_parts(extent, 100000, &err) == 0);

@@ -226,8 +226,11 @@ FAKE_API CUresult CUDAAPI cuMemMap(CUdeviceptr at, size_t size, size_t offset,
 		reservation = reservation->next;
 	}
 	if (handle == NULL || reservation == NULL || offset != 0 || flags != 0 ||
-	    size != handle->size || overlaps(mappings, at, size)) {
+	    overlaps(mappings, at, size)) {
 		return CUDA_ERROR_INVALID_VALUE;
+	}
+	if (size != handle->size) {
+		return CUDA_ERROR_NOT_SUPPORTED; /* as a real one says it (docs/gpu-notes.md) */
 	}
 	if (mmap(pointer_of(at), size, PROT_NONE, MAP_SHARED | MAP_FIXED, handle->fd, 0) ==
 	    MAP_FAILED) {
@@ -313,8 +316,11 @@ FAKE_API CUresult CUDAAPI cuMemImportFromShareableHandle(CUmemGenericAllocationH
 	int own_fd;
 
 	FAKE_CALL(cuMemImportFromShareableHandle)
-	if (type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR || !card_of_fd(fd, &number, &size)) {
+	if (type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) {
 		return CUDA_ERROR_INVALID_VALUE;
+	}
+	if (!card_of_fd(fd, &number, &size)) {
+		return CUDA_ERROR_UNKNOWN; /* likewise; nothing is broken by it */
 	}
 	while (fake_is_device(properties.location.id) &&
 	       fake_devices[properties.location.id].card.number != number) {

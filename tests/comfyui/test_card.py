@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On a real card: ComfyUI computes there, and the daemon has blocks there. Run by hand where there is
+one, with DISTORCH_TEST_CARD=1 (docs/gpu-notes.md)."""
+import os
+import signal
+
+import pytest
+from conftest import END_TO_END, ON_CARD, PromptFailed, Server
+from graphs import sample
+
+pytestmark = pytest.mark.skipif(not ON_CARD, reason="DISTORCH_TEST_CARD is not 1")
+STRINGS = ["cuda:0,50%;cpu,50%", "cuda:0", "cpu,*", "auto"]
+
+
+@pytest.fixture(scope="module")
+def card():
+    """A daemon that has the card."""
+    daemon = END_TO_END.Daemon(("memory.ram=4G", "gpu.devices=all")).start()
+    END_TO_END.wait_until(lambda: state(daemon).get("state") == "ok", 30, "the card being ok")
+    yield daemon
+    daemon.process.terminate()
+    daemon.process.wait(20)
+
+
+@pytest.fixture(scope="module", params=["dynamic", "classic"])
+def server(request, base, card):
+    """With core paging weights by itself, and without."""
+    more = [] if request.param == "dynamic" else ["--disable-dynamic-vram"]
+    server = Server(base, card.socket, more).start()
+    yield server
+    server.stop()
+
+
+def state(daemon):
+    with daemon.raw() as raw:
+        found = [one for one in raw.call("devices")["devices"] if one["name"] == "cuda:0"]
+    return found[0] if found else {}
+
+
+def leases(daemon):
+    with daemon.raw() as raw:
+        return sum(one["leases"] for one in raw.call("list")["models"])
+
+
+def said(outputs):
+    return outputs["load"]["distorch"][0]
+
+
+@pytest.mark.parametrize("kind", ["sd3_1", "sd3_2", "flux", "sd15"])
+def test_the_same_latents_wherever_the_blocks_lie(server, card, kind):
+    try:
+        stock = server.latent(server.run(sample(kind, own=False)))
+    except PromptFailed as failure:
+        pytest.skip(f"core itself refuses it: {failure}")
+    plain = server.run(sample(kind))
+    assert server.latent(plain) == stock, said(plain)
+    print(kind, "plain:", said(plain)["tier"], said(plain)["lines"])
+    for string in STRINGS:
+        outputs = server.run(sample(kind, expert_mode_allocations=string))
+        print(kind, string, said(outputs)["tier"], said(outputs).get("places"), said(outputs)["lines"])
+        assert server.latent(outputs) == stock, (string, said(outputs))
+        assert said(outputs)["tier"] == "placed", (string, said(outputs))
+
+
+def test_a_lora_is_applied_changed_and_removed(server):
+    for strength in (1.0, 0.5, None, -1.0):
+        stock = server.latent(server.run(sample("sd3_2", own=False, lora=strength)))
+        outputs = server.run(sample("sd3_2", lora=strength,
+                                    expert_mode_allocations="cuda:0,50%;cpu,50%"))
+        assert server.latent(outputs) == stock, (strength, said(outputs))
+
+
+def test_nothing_stays_on_the_card(server, card):
+    server.run(sample("sd3_2", expert_mode_allocations="cuda:0"))
+    assert state(card)["used"] > 0 and leases(card) > 0
+    server.free(lambda: leases(card) == 0)
+    with card.raw() as raw:
+        raw.call("unload", {"select": {"all": True}})
+    END_TO_END.wait_until(lambda: state(card)["used"] == 0, 20, "the account of zero")
+
+
+def test_two_processes_have_one_copy(server, card, base):
+    outputs = server.run(sample("sd3_2", seed=11, expert_mode_allocations="cuda:0"))
+    before = state(card)["used"]
+    other = Server(base, card.socket).start()
+    try:
+        theirs = other.run(sample("sd3_2", seed=11, expert_mode_allocations="cuda:0"))
+        assert said(theirs)["tier"] == "placed"
+        assert other.latent(theirs) == server.latent(outputs)
+        assert state(card)["used"] == before
+    finally:
+        other.stop()
+
+
+def test_a_worker_that_is_killed_costs_one_load(server, card):
+    graph = sample("sd3_2", seed=12, expert_mode_allocations="cuda:0")
+    expected = server.latent(server.run(graph))
+    pid = state(card)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    graph["sample"]["inputs"]["steps"] = 3  # what it has stays readable
+    server.run(graph)
+    END_TO_END.wait_until(lambda: state(card).get("state") == "ok" and state(card)["pid"] != pid, 30,
+                          "another worker")
+    server.free(lambda: leases(card) == 0)
+    again = server.run(sample("sd3_2", seed=12, expert_mode_allocations="cuda:0"))
+    assert said(again)["tier"] == "placed" and server.latent(again) == expected
