@@ -15,10 +15,8 @@
 #include "daemon/device/cuda_dl.h"
 #include "daemon/device/device.h"
 
-#ifndef CUDA_N_STAGING
-#	define CUDA_N_STAGING     32
-#	define CUDA_STAGING_BYTES ((uint64_t)2 << 20)
-#endif
+#define CUDA_N_STAGING     32
+#define CUDA_STAGING_BYTES ((uint64_t)2 << 20)
 
 struct cuda_health;
 

@@ -21,10 +21,11 @@
 #define MAX_FILL_BYTES ((uint64_t)32 << 20)
 #define MAX_PARTS      (MAX_FILL_BYTES / CUDA_STAGING_BYTES)
 
-/* One thread reads memory more slowly than a link takes it. Four fills run at once (loader.h), so
- * with so many threads each they keep a processor of 16 busy, and no more of a smaller one. */
-#define MAX_THREADS      4
-#define CORES_PER_THREAD 4
+/* One thread reads memory more slowly than a link takes it. Four fills run at once (loader.h); on 16
+ * processors three threads each were the fastest (docs/gpu-notes.md). */
+#define MIN_THREADS           2
+#define MAX_THREADS           3
+#define PROCESSORS_PER_THREAD 4
 
 /* What a bandwidth is measured by: long enough that starting a copy does not count. */
 #define PROBE_BYTES ((uint64_t)64 << 20)
@@ -272,11 +273,12 @@ static void *fill_parts(void *argument)
 
 static size_t count_threads(size_t n_parts)
 {
-	const long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
-	size_t n_threads = n_cores < CORES_PER_THREAD ? 1 : (size_t)n_cores / CORES_PER_THREAD;
+	const long n_processors = sysconf(_SC_NPROCESSORS_ONLN);
+	long n_threads = n_processors / PROCESSORS_PER_THREAD;
 
-	n_threads = n_threads < MAX_THREADS ? n_threads : MAX_THREADS;
-	return n_threads < n_parts ? n_threads : n_parts;
+	n_threads = n_threads < MIN_THREADS ? MIN_THREADS : n_threads;
+	n_threads = n_threads > MAX_THREADS ? MAX_THREADS : n_threads;
+	return (size_t)n_threads < n_parts ? (size_t)n_threads : n_parts;
 }
 
 static void run_threads(struct filling *filling)

@@ -2,9 +2,11 @@
 """What the ComfyUI pack brings and costs, beside ComfyUI alone, on its CPU path: the model after a
 restart, the memory of two processes, the pack's import, memory in the page's top bar at rest.
 
-Usage: COMFYUI_DIR=… [COMFYUI_PYTHON=…] scripts/bench comfyui [--rounds N] [FOLDER]
+Usage: COMFYUI_DIR=… [COMFYUI_PYTHON=…] scripts/bench comfyui [--rounds N] [--card] [FOLDER]
 Generates a model of Stable Diffusion XL's kind (2.7 GB, F16) in FOLDER (a temporary one), starts
-private daemons and servers, and takes 12 GB of RAM. Nothing here fails: it prints.
+private daemons and servers, and takes 12 GB of RAM. --card: instead of all that, on the card of this
+machine: the model after a restart, and steps with its blocks on the card, in RAM, and on both.
+Nothing here fails: it prints.
 """
 import argparse
 import contextlib
@@ -20,6 +22,8 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+if "--card" in sys.argv:
+    os.environ["DISTORCH_TEST_CARD"] = "1"
 if "COMFYUI_DIR" not in os.environ:
     sys.exit("error: COMFYUI_DIR names no ComfyUI\nhint:  COMFYUI_DIR=~/ComfyUI scripts/bench comfyui")
 sys.path.insert(0, str(ROOT / "tests" / "comfyui"))
@@ -107,8 +111,8 @@ def fill_cache(path):
 class Daemon(comfyui.END_TO_END.Daemon):
     """As people have it: a file that is warm in the page cache serves as it is."""
 
-    def __init__(self):
-        super().__init__(("memory.ram=6G", "memory.reserve=0", "memory.backing=auto"))
+    def __init__(self, *settings):
+        super().__init__(("memory.ram=6G", "memory.reserve=0", "memory.backing=auto", *settings))
 
     def end(self):
         self.process.send_signal(signal.SIGTERM)
@@ -122,9 +126,9 @@ def load_only(own):
 
 
 @contextlib.contextmanager
-def restarted(base, at, **environment):
+def restarted(base, at, arguments=(), **environment):
     """A ComfyUI that has just started and has seen a prompt."""
-    server = comfyui.Server(base, at, (), environment).start()
+    server = comfyui.Server(base, at, arguments, environment).start()
     try:
         server.run(graphs.sample("sd3_1", own=False))
         yield server
@@ -248,23 +252,70 @@ def measure_rest(base, folder):
     print(f"memory in the top bar, at rest: {100 * used / REST_S:.3f} % of a core (limit 0.1)")
 
 
+CARD = {  # {what: (arguments of ComfyUI, allocations of the pack's loader, one after the other)}
+    "ComfyUI alone": ((), [None]),
+    "ComfyUI alone, --novram": (("--novram",), [None]),
+    "distorch": ((), ["", "cuda:0", "cuda:0,50%;cpu,50%", "cpu,*"]),
+}
+N_STEPS = 20
+
+
+def measure_card(base, path):
+    """Each file is in the page cache, and the daemon has had it once."""
+    daemon = Daemon("gpu.devices=all").start()
+    print(f"on the card, s: the model ready; {N_STEPS} steps at 512 x 512 with that; {N_STEPS} again")
+    try:
+        with daemon.raw(timeout=120) as raw:
+            comfyui.END_TO_END.wait_until(
+                lambda: any(one["name"] == "cuda:0" and one["state"] == "ok"
+                            for one in raw.call("devices")["devices"]), 30, "the card")
+        for what, (arguments, allocations) in CARD.items():
+            fill_cache(path)
+            with restarted(base, daemon.socket, arguments) as server:
+                for allocation in allocations:
+                    measure_steps(server, what, allocation)
+    finally:
+        daemon.end()
+
+
+def measure_steps(server, what, allocation):
+    own = allocation is not None
+    more = {"expert_mode_allocations": allocation} if allocation else {}
+    begun = time.monotonic()
+    server.run({"load": graphs.loader("xl", own, **more),
+                "look": graphs.node("TestLook", model=["load", 0])})
+    ready_s, times = time.monotonic() - begun, []
+    for seed in (1, 2):
+        begun = time.monotonic()
+        server.run(graphs.sample("xl", own=own, seed=seed, steps=N_STEPS, size=512, **more))
+        times.append(time.monotonic() - begun)
+    name = f"{what}, {allocation}" if allocation else what
+    print(f"  {name:<40} {ready_s:6.2f} {ready_s + times[0]:6.2f} {times[1]:6.2f}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--card", action="store_true")
     parser.add_argument("folder", nargs="?")
     options = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="distorch-bench-", dir=options.folder))
     version = (pathlib.Path(os.environ["COMFYUI_DIR"]) / "comfyui_version.py").read_text()
     print(f"{os.uname().sysname} {os.uname().release}, {os.cpu_count()} cores, ComfyUI "
-          f"{version.split('=')[-1].strip()} with --cpu")
+          f"{version.split('=')[-1].strip()} with {'a card' if options.card else '--cpu'}")
     try:
-        measure_import(folder)
+        if not options.card:
+            measure_import(folder)
         base = comfyui.make_base(folder / "base")
         path = base / "models/diffusion_models/xl.safetensors"
-        measure_rest(base, folder)
+        if not options.card:
+            measure_rest(base, folder)
         size = write_model(path)
         print(f"a model of Stable Diffusion XL's kind: {size / 1e9:.2f} GB in F16")
         graphs.KINDS["xl"] = (path.name, 2048, 1280, "EmptyLatentImage")
+        if options.card:
+            measure_card(base, path)
+            return
         measure_restart(base, path, options.rounds)
         measure_memory(base, path)
     finally:

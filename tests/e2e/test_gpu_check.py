@@ -5,6 +5,7 @@ marked, so that nobody takes a figure of it for one of a card."""
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 from conftest import BUILD, ROOT
@@ -68,6 +69,15 @@ def test_the_made_folder_runs_alone(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = answers_of(gpu_check("--driver", FAKECUDA, script=made / "gpu-check", build=()))
     assert lines[-1].endswith(" 0 failed")
+    # What tries the daemon finds all that it needs, and says why there is nothing to try.
+    done = subprocess.run([sys.executable, made / "tour.py", made], capture_output=True, text=True,
+                          cwd=tmp_path)
+    assert (done.returncode, done.stdout) in ((77, "no torch\n"), (77, "torch sees no card\n"))
+    said = subprocess.run([made / "bin" / "distorchd", "--version"], capture_output=True, text=True,
+                          env={**os.environ, "LD_LIBRARY_PATH": str(made / "lib")}, check=True)
+    assert said.stdout.startswith("distorchd ")
+    assert {one.name for one in (made / "bin").iterdir()} == {
+        "distorchd", "distorchd-hold", "distorchd-worker", "distorchctl"}
 
 
 def test_unknown_words_are_refused():
