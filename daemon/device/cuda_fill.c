@@ -21,8 +21,8 @@
 #define MAX_FILL_BYTES ((uint64_t)32 << 20)
 #define MAX_PARTS      (MAX_FILL_BYTES / CUDA_STAGING_BYTES)
 
-/* One thread reads memory more slowly than a link takes it. Four fills run at once (loader.h); on 16
- * processors three threads each were the fastest (docs/gpu-notes.md). */
+/* One thread reads memory more slowly than a link takes it. A job has four fills under way, two of a
+ * block each; on 16 processors three threads each were the fastest (docs/gpu-notes.md). */
 #define MIN_THREADS           2
 #define MAX_THREADS           3
 #define PROCESSORS_PER_THREAD 4
@@ -67,7 +67,7 @@ static struct staging *choose_staging(struct cuda_device *device)
 			oldest = staging;
 		}
 	}
-	/* One stream: no other copy is done before that one. */
+	/* One stream: if that one is not done, hardly another is. */
 	if (oldest != NULL && device->calls->cuEventQuery(oldest->event) == CUDA_SUCCESS) {
 		oldest->is_in_flight = false;
 		return oldest;
@@ -122,8 +122,9 @@ static bool do_without(struct cuda_device *device, struct staging *staging)
 	for (size_t i = 0; i < CUDA_N_STAGING; i++) {
 		const struct staging *other = &device->staging[i];
 
-		is_other = is_other ||
-			   (other != staging && (other->is_taken || other->bytes != NULL));
+		/* Of two that fail at the same time the second has no other. */
+		is_other = is_other || (other != staging && !other->is_unusable &&
+					(other->is_taken || other->bytes != NULL));
 	}
 	staging->is_unusable = is_other;
 	(void)pthread_mutex_unlock(&device->lock);
@@ -371,7 +372,7 @@ static int map_to_read(struct cuda_extent *extent, struct err *err)
 	return code;
 }
 
-/* Into pinned memory first: the driver takes the card's link for nothing else. */
+/* Through a pinned buffer, into which a card writes as fast as its link is. */
 static int read_part(struct cuda_device *device, CUdeviceptr from, uint8_t *to, uint64_t n_bytes,
 		     struct err *err)
 {

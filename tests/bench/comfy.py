@@ -252,16 +252,15 @@ def measure_rest(base, folder):
     print(f"memory in the top bar, at rest: {100 * used / REST_S:.3f} % of a core (limit 0.1)")
 
 
-CARD = {  # {what: (arguments of ComfyUI, allocations of the pack's loader, one after the other)}
-    "ComfyUI alone": ((), [None]),
-    "ComfyUI alone, --novram": (("--novram",), [None]),
-    "distorch": ((), ["", "cuda:0", "cuda:0,50%;cpu,50%", "cpu,*"]),
-}
+#: (arguments of ComfyUI, allocation of the pack's loader; None: ComfyUI's own loader)
+CARD = [((), None), (("--novram",), None), ((), ""), ((), "cuda:0"), ((), "cuda:0,50%;cpu,50%"),
+        ((), "cpu,*")]
 N_STEPS = 20
 
 
 def measure_card(base, path):
-    """Each file is in the page cache, and the daemon has had it once."""
+    """In a ComfyUI that has just started; the file is in the page cache and held by the daemon, which
+    has its blocks where the run before wanted them."""
     daemon = Daemon("gpu.devices=all").start()
     print(f"on the card, s: the model ready; {N_STEPS} steps at 512 x 512 with that; {N_STEPS} again")
     try:
@@ -269,18 +268,20 @@ def measure_card(base, path):
             comfyui.END_TO_END.wait_until(
                 lambda: any(one["name"] == "cuda:0" and one["state"] == "ok"
                             for one in raw.call("devices")["devices"]), 30, "the card")
-        for what, (arguments, allocations) in CARD.items():
+            with comfyui.END_TO_END.opened(path) as fd:
+                raw.call("load", {}, [fd])
+        for arguments, allocation in CARD:
             fill_cache(path)
             with restarted(base, daemon.socket, arguments) as server:
-                for allocation in allocations:
-                    measure_steps(server, what, allocation)
+                measure_steps(server, allocation, *arguments)
     finally:
         daemon.end()
 
 
-def measure_steps(server, what, allocation):
+def measure_steps(server, allocation, *arguments):
     own = allocation is not None
     more = {"expert_mode_allocations": allocation} if allocation else {}
+    what = "distorch" if own else "ComfyUI alone"
     begun = time.monotonic()
     server.run({"load": graphs.loader("xl", own, **more),
                 "look": graphs.node("TestLook", model=["load", 0])})
@@ -289,7 +290,7 @@ def measure_steps(server, what, allocation):
         begun = time.monotonic()
         server.run(graphs.sample("xl", own=own, seed=seed, steps=N_STEPS, size=512, **more))
         times.append(time.monotonic() - begun)
-    name = f"{what}, {allocation}" if allocation else what
+    name = ", ".join([what, *arguments, *more.values()])
     print(f"  {name:<40} {ready_s:6.2f} {ready_s + times[0]:6.2f} {times[1]:6.2f}", flush=True)
 
 

@@ -7,7 +7,7 @@ import signal
 
 import models
 import pytest
-from conftest import END_TO_END, ON_CARD, PromptFailed, Server
+from conftest import END_TO_END, ON_CARD, PromptFailed, Server, daemon_with
 from graphs import KINDS, sample
 
 pytestmark = pytest.mark.skipif(not ON_CARD, reason="DISTORCH_TEST_CARD is not 1")
@@ -15,14 +15,14 @@ STRINGS = ["cuda:0,50%;cpu,50%", "cuda:0", "cpu,*", "auto"]
 NARROW = ("sd3_1", "sd3_2", "flux")
 
 
+started = daemon_with("gpu.devices=all")
+
+
 @pytest.fixture(scope="module")
-def card():
+def card(started):
     """A daemon that has the card."""
-    daemon = END_TO_END.Daemon(("memory.ram=4G", "gpu.devices=all")).start()
-    END_TO_END.wait_until(lambda: state(daemon).get("state") == "ok", 30, "the card being ok")
-    yield daemon
-    daemon.process.terminate()
-    daemon.process.wait(20)
+    END_TO_END.wait_until(lambda: state(started).get("state") == "ok", 30, "the card being ok")
+    return started
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -108,7 +108,7 @@ static int do_everything(struct err *err, int *ret_release)
 		code = alloc(device, SIZE, &extents[0], err);
 	}
 	if (code == 0) {
-		code = fill_parts(extents[0], MIB, err);
+		code = fill_parts(extents[0], SIZE, err);
 	}
 	if (code == 0) {
 		code = device_read(extents[0], 7, &byte, 1, err);
@@ -502,6 +502,29 @@ static void no_buffer_is_read_into_while_it_is_copied(void **state)
 	fakecuda_in_process(fill_in_small_parts);
 }
 
+/* By several threads at once, of which each finds that it has nothing to read into. */
+static void fill_without_buffers(void)
+{
+	struct device *device = open_card("cuda:0");
+
+	fakecuda.fault("cuMemHostAlloc:1:2:ever");
+	for (int i = 0; i < 300; i++) {
+		struct extent *extent = NULL;
+		struct err err = {0};
+
+		MUST(alloc(device, SIZE, &extent, NULL) == 0);
+		MUST(fill_parts(extent, SIZE, &err) == -WIRE_BUSY);
+		MUST(device_release(extent, NULL) == 0); /* and what is known of buffers with it */
+	}
+	(void)device_close(device);
+}
+
+static void threads_without_memory_to_pin_do_not_wait_for_each_other(void **state)
+{
+	(void)state;
+	fakecuda_in_process(fill_without_buffers);
+}
+
 static void fill_with_few_buffers(void)
 {
 	struct device *device = open_card("cuda:0");
@@ -802,6 +825,7 @@ int main(void)
 		cmocka_unit_test(a_card_that_is_full_is_a_card),
 		cmocka_unit_test(no_buffer_is_read_into_while_it_is_copied),
 		cmocka_unit_test(a_host_without_memory_to_pin_is_no_full_card),
+		cmocka_unit_test(threads_without_memory_to_pin_do_not_wait_for_each_other),
 		cmocka_unit_test(several_threads_fill_one_extent),
 		cmocka_unit_test(a_large_read_is_whole_up_to_its_end),
 		cmocka_unit_test(a_fill_that_is_given_up_frees_everything),

@@ -48,7 +48,7 @@ def answers_of(done):
 def test_every_question_is_answered_and_marked_as_the_stand_ins():
     lines = answers_of(gpu_check("--driver", FAKECUDA))
     numbers = {line.split()[0] for line in lines}
-    assert {"1a", "1b", "1c", "2", "3", "4", "5", "6", "7"} <= numbers
+    assert {"1a", "1b", "1c", "1d", "2", "3", "4", "5", "6", "7"} <= numbers
     assert not any("refused" in line for line in lines)
     assert any(re.match(r"the contract suite over cuda: [1-9][0-9]+ passed, 0 failed", line)
                for line in lines)
@@ -63,6 +63,10 @@ def test_a_driver_that_refuses_is_quoted_with_its_code(monkeypatch):
     assert re.search(r"\[stand-in\] 2 create and export .*refused \(801 ", done.stdout)
 
 
+def without_library():
+    return {name: value for name, value in os.environ.items() if name != "DISTORCH_LIBRARY"}
+
+
 def test_the_made_folder_runs_alone(tmp_path):
     made = tmp_path / "made"
     done = gpu_check("--make", made)
@@ -71,7 +75,7 @@ def test_the_made_folder_runs_alone(tmp_path):
     assert lines[-1].endswith(" 0 failed")
     # What tries the daemon finds all that it needs, and says why there is nothing to try.
     done = subprocess.run([sys.executable, made / "tour.py", made], capture_output=True, text=True,
-                          cwd=tmp_path)
+                          cwd=tmp_path, env={**without_library(), "CUDA_VISIBLE_DEVICES": ""})
     assert (done.returncode, done.stdout) in ((77, "no torch\n"), (77, "torch sees no card\n"))
     said = subprocess.run([made / "bin" / "distorchd", "--version"], capture_output=True, text=True,
                           env={**os.environ, "LD_LIBRARY_PATH": str(made / "lib")}, check=True)

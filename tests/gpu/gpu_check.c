@@ -138,7 +138,14 @@ static int ask_parked_alone(int fd)
 
 static int ask_parked_node(int fd)
 {
-	return ask_parked_by("1d ... a descriptor of it and the card's node are open", fd);
+	static const char question[] = "1d ... a descriptor of it and the card's node are open";
+
+	open_driver();
+	if (!is_stand_in && access("/dev/nvidia0", R_OK | W_OK) != 0) {
+		say(question, "not tried (/dev/nvidia0: %s)", strerror(errno));
+		return 0;
+	}
+	return ask_parked_by(question, fd);
 }
 
 static int park(const char *word, bool has_bystander, int node)
@@ -634,14 +641,17 @@ static const struct role {
 	{"bandwidth", ask_bandwidth},
 };
 
-static void ask(const char *word)
+static void report(const char *word, int status)
 {
-	const int status = end(begin(word, -1, NULL), 0);
-
 	if (status != 0) {
 		(void)printf("%s: refused (its process ended with status %#x)\n", word,
 			     (unsigned)status);
 	}
+}
+
+static void ask(const char *word)
+{
+	report(word, end(begin(word, -1, NULL), 0));
 }
 
 int main(int argc, char **argv)
@@ -649,7 +659,6 @@ int main(int argc, char **argv)
 	static const char *const questions[] = {"context", "writing", "registering", "latency",
 						"bandwidth"};
 	int status;
-	int node;
 
 	(void)setvbuf(stdout, NULL, _IOLBF, 0);
 	device_register(&cuda_device_ops);
@@ -667,12 +676,9 @@ int main(int argc, char **argv)
 		return 77; /* no driver: it said why */
 	}
 	ask("mapped");
-	(void)park("parked", true, -1);
-	(void)park("parked-alone", false, -1);
-	node = open("/dev/nvidia0", O_RDWR | O_CLOEXEC);
-	if (node >= 0) {
-		(void)park("parked-node", false, node);
-	}
+	report("parked", park("parked", true, -1));
+	report("parked-alone", park("parked-alone", false, -1));
+	report("parked-node", park("parked-node", false, open("/dev/nvidia0", O_RDWR | O_CLOEXEC)));
 	for (size_t i = 0; i < sizeof questions / sizeof questions[0]; i++) {
 		ask(questions[i]);
 	}

@@ -7,7 +7,8 @@ import pathlib
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / "client" / "python" / "distorch")]
+for folder in HERE, HERE.parents[1] / "client" / "python":  # of a made folder, of the tree
+    sys.path.insert(0, str(folder / "distorch"))
 SIZE = 2 << 20
 
 
