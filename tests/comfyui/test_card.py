@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On a real card: ComfyUI computes there, and the daemon has blocks there. Run by hand where there is
-one, with DISTORCH_TEST_CARD=1 (docs/gpu-notes.md). The models are F16: of F32 core makes F16 on a
+"""On a real card: ComfyUI computes there, and the daemon has blocks there. Run by hand where there
+is one, with DISTORCH_TEST_CARD=1 (docs/gpu-notes.md). The models are F16: of F32 core makes F16 on a
 card, and places nothing."""
 import os
 import signal
@@ -9,6 +9,7 @@ import models
 import pytest
 from conftest import END_TO_END, ON_CARD, PromptFailed, Server, daemon_with
 from graphs import KINDS, sample
+from test_placed import allow
 
 pytestmark = pytest.mark.skipif(not ON_CARD, reason="DISTORCH_TEST_CARD is not 1")
 STRINGS = ["cuda:0,50%;cpu,50%", "cuda:0", "cpu,*", "auto"]
@@ -68,7 +69,8 @@ def test_the_same_latents_wherever_the_blocks_lie(server, card, kind):
     try:
         stock = server.latent(server.run(sample(kind, own=False)))
     except PromptFailed as failure:
-        pytest.skip(f"core itself refuses it: {failure}")
+        allow(kind.removeprefix("half_"), failure)
+        pytest.skip("this ComfyUI does not know the kind of the tiny Flux")
     plain = server.run(sample(kind))
     assert server.latent(plain) == stock, said(plain)
     assert said(plain)["tier"] == "path"
@@ -116,8 +118,8 @@ def test_a_worker_that_is_killed_costs_one_load(server, card):
     os.kill(pid, signal.SIGKILL)
     graph["sample"]["inputs"]["steps"] = 3  # what it has stays readable
     server.run(graph)
-    END_TO_END.wait_until(lambda: state(card).get("state") == "ok" and state(card)["pid"] != pid, 30,
-                          "another worker")
+    END_TO_END.wait_until(
+        lambda: state(card).get("state") == "ok" and state(card)["pid"] != pid, 30, "another worker")
     server.free(lambda: leases(card) == 0)
     again = server.run(sample("half_sd3_2", seed=12, expert_mode_allocations="cuda:0"))
     assert said(again)["tier"] == "placed" and server.latent(again) == expected

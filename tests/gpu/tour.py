@@ -60,15 +60,14 @@ def wait_until(condition, seconds=20.0, what=""):
 class Daemon:
     """distorchd under distorchd-hold, in a folder of its own."""
 
-    def __init__(self, folder, *settings):
+    def __init__(self, folder):
         self.socket = folder / "d.sock"
         self.log = folder / "log"
-        command = [BUILD / "bin" / "distorchd-hold", "--", BUILD / "bin" / "distorchd", "--socket",
-                   self.socket, "--state-dir", folder / "state", "--set", "gpu.devices=all",
-                   "--set", "memory.ram=24G"]
-        for setting in settings:
-            command += ["--set", setting]
-        self.command = command
+        self.process = None
+        self.command = [
+            BUILD / "bin" / "distorchd-hold", "--", BUILD / "bin" / "distorchd", "--socket",
+            self.socket, "--state-dir", folder / "state", "--set", "gpu.devices=all", "--set",
+            "memory.ram=24G"]
 
     def start(self):
         self.begun = time.monotonic()
@@ -111,9 +110,9 @@ class Daemon:
 
     def kill(self):
         """All of it, if anything is left."""
-        with contextlib.suppress(ProcessLookupError):
+        if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+            self.process.wait()
 
 
 def uuids():
@@ -127,19 +126,19 @@ def used():
     return total - free
 
 
-def make_model(path, seed, n_blocks=N_BLOCKS, size=BLOCK):
+def make_model(path, seed):
     """Blocks of bf16 numbers; {name: tensor} as torch has them."""
     generator = torch.Generator().manual_seed(seed)
     side = 4096
-    rows = size // 2 // side
+    rows = BLOCK // 2 // side
     header, offset, tensors = {}, 0, {}
-    for i in range(n_blocks):
+    for i in range(N_BLOCKS):
         name = f"blocks.{i}.w"
         tensors[name] = torch.randint(-1000, 1000, (rows, side), generator=generator,
                                       dtype=torch.int16).to(torch.bfloat16)
         header[name] = {"dtype": "BF16", "shape": [rows, side],
-                        "data_offsets": [offset, offset + size]}
-        offset += size
+                        "data_offsets": [offset, offset + BLOCK]}
+        offset += BLOCK
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % 64)
     with open(path, "wb") as file:
@@ -159,6 +158,11 @@ def check(w, tensors, on_card):
         assert found.is_cuda == (tensor.device == "cuda:0"), (name, tensor.device)
         assert torch.equal(found.cpu(), expected), f"other bytes in {name} on {tensor.device}"
     assert n == on_card, f"{n} blocks on the card, not {on_card}"
+
+
+def bytes_on_card(tour):
+    where = tour.daemon.connection.show(tour.path).model.where
+    return sum(place.bytes for place in where if place.device == "cuda:0")
 
 
 def milliseconds(begun):
@@ -181,8 +185,7 @@ def load(tour):
     begun = time.monotonic()
     tour.daemon.connection.load(tour.path, to="cuda:0,50%;cpu,*")
     took = milliseconds(begun)
-    where = {place.device: place.bytes for place in tour.daemon.connection.show(tour.path).model.where}
-    assert where["cuda:0"] == N_BLOCKS // 2 * BLOCK, where
+    assert bytes_on_card(tour) == N_BLOCKS // 2 * BLOCK
     return f"{N_BLOCKS * BLOCK // MIB} MiB, half of it on the card, {took:.0f} ms"
 
 
@@ -226,8 +229,9 @@ class Other:
     """Another process, which holds all tensors and adds up those on the card."""
 
     def __init__(self, tour):
-        self.process = subprocess.Popen([sys.executable, "-c", ANOTHER, tour.daemon.socket, tour.path],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ANOTHER, tour.daemon.socket, tour.path], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True)
         self.took, self.total = self.process.stdout.readline().split()
 
     def again(self):
@@ -247,11 +251,12 @@ def share(tour):
     others = [Other(tour), Other(tour)]
     grown = (used() - before) // MIB
     sums = {other.total for other in others}
-    expected = f"{sum(t.double().sum().item() for t in list(tour.tensors.values())[:N_BLOCKS // 2]):.0f}"
+    on_card = list(tour.tensors.values())[:N_BLOCKS // 2]
+    expected = f"{sum(tensor.double().sum().item() for tensor in on_card):.0f}"
     for other in others:
         other.end()
     assert sums == {expected}, (sums, expected)
-    return f"two more processes: +{grown} MiB on the card for both, open and sum {others[0].took} ms"
+    return f"two more: +{grown} MiB on the card for both, open and sum {others[0].took} ms"
 
 
 def move(tour):
@@ -300,8 +305,8 @@ def foreign(tour):
     """What torch takes is seen as others', and what then does not fit is refused in numbers."""
     before = tour.daemon.card()
     taken = torch.empty(before.total - before.foreign - 4 * GIB, dtype=torch.uint8, device="cuda")
-    card = wait_until(lambda: (card := tour.daemon.card()).foreign > before.foreign + len(taken) // 2
-                      and card, 20, "the look")
+    enough = before.foreign + len(taken) // 2
+    card = wait_until(lambda: (card := tour.daemon.card()).foreign > enough and card, 20, "a look")
     try:
         tour.daemon.connection.load(tour.big, to="cuda:0")
         raise AssertionError("8 GiB went where 4 are free")
@@ -378,10 +383,9 @@ def killed_daemon(tour):
 
     def is_there():
         try:
-            where = tour.daemon.connection.show(tour.path).model.where
+            return bytes_on_card(tour) == N_BLOCKS // 2 * BLOCK
         except distorch.Error:
             return False
-        return sum(p.bytes for p in where if p.device == "cuda:0") == N_BLOCKS // 2 * BLOCK
 
     wait_until(is_there, 60, "the model on the card")
     back = milliseconds(begun)
@@ -423,16 +427,12 @@ def make_room(tour):
     """A stranger's program gets memory of the card; what made room comes back."""
     card = tour.daemon.card()
     room = card.budget - GIB
-    status, said = tour.daemon.ctl("make-room", f"{room // MIB}M", "--device", "cuda:0", "--", sys.executable,
-                                   "-c", f"import torch; torch.empty({room - 2 * GIB}, "
-                                   "dtype=torch.uint8, device='cuda'); print('ran')")
+    program = f"import torch; torch.empty({room - 2 * GIB}, dtype=torch.uint8, device='cuda')"
+    status, said = tour.daemon.ctl("make-room", f"{room // MIB}M", "--device", "cuda:0", "--",
+                                   sys.executable, "-c", program + "; print('ran')")
     assert status == 0 and "ran" in said, (status, said)
 
-    def is_back():
-        where = tour.daemon.connection.show(tour.path).model.where
-        return sum(p.bytes for p in where if p.device == "cuda:0") == N_BLOCKS // 2 * BLOCK
-
-    wait_until(is_back, 60, "the blocks coming back")
+    wait_until(lambda: bytes_on_card(tour) == N_BLOCKS // 2 * BLOCK, 60, "the blocks coming back")
     return f"{room // MIB} MiB for a while, then the blocks came back"
 
 
@@ -478,9 +478,6 @@ class Tour:
             file.truncate(8 + len(text) + 8 * GIB)
         self.daemon = Daemon(folder)
 
-    def start(self):
-        self.daemon.start()
-
 
 STEPS = [
     ("the daemon finds the card", start), ("load over card and RAM", load),
@@ -498,7 +495,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="distorch-tour.") as name:
         tour = Tour(pathlib.Path(name))
         try:
-            tour.start()
+            tour.daemon.start()
             for what, step in STEPS:
                 try:
                     say(what, f"works: {step(tour)}")
