@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #define HASH_RANGE_BYTES (64ULL << 20) /* one sum stands for so many bytes; the last for less */
+#define HASH_OF_HOLE     0x0939aaa27d431ff2ULL /* the sum of a range that is all zeros */
 
 /* Fits table_hash_fn of proto/table.h. */
 uint64_t hash_bytes(const void *bytes, size_t size);

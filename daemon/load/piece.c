@@ -131,12 +131,12 @@ int piece_list_of_table(const struct table *table, uint32_t block, struct piece_
 /* ---- windows ---- */
 
 /* May the window grow to the end of the next piece? */
-static bool does_join(const struct window *window, const struct piece *next)
+static bool does_join(const struct window *window, const struct piece *next, uint64_t max_bytes)
 {
 	const uint64_t end = window->from + window->bytes;
 
 	return next->file == window->file && next->from >= end && next->from - end <= MAX_GAP &&
-	       next->from + next->bytes - window->from <= PIECE_WINDOW;
+	       next->from + next->bytes - window->from <= max_bytes;
 }
 
 bool window_next(const struct piece_list *list, struct window_walk *walk, struct window *ret)
@@ -151,7 +151,7 @@ bool window_next(const struct piece_list *list, struct window_walk *walk, struct
 	window.file = piece->file;
 	window.from = piece->from + walk->done;
 	window.bytes = piece->bytes - walk->done;
-	limit = PIECE_WINDOW - window.from % PIECE_PAGE;
+	limit = walk->max_bytes - window.from % PIECE_PAGE;
 	if (window.bytes > limit) {
 		window.bytes = limit;
 		walk->done += limit;
@@ -160,7 +160,7 @@ bool window_next(const struct piece_list *list, struct window_walk *walk, struct
 	}
 	for (walk->done = 0, walk->piece++; walk->piece < list->n_pieces; walk->piece++) {
 		piece = &list->pieces[walk->piece];
-		if (!does_join(&window, piece)) {
+		if (!does_join(&window, piece, walk->max_bytes)) {
 			break;
 		}
 		window.bytes = piece->from + piece->bytes - window.from;

@@ -14,6 +14,8 @@ struct table;
 struct tensor_map;
 
 #define PIECE_WINDOW (8ULL << 20) /* large enough to keep a disk and a link busy with few of them */
+/* From memory, which needs no buffer: so few that what each of them costs counts little. */
+#define PIECE_LARGEST_WINDOW (32ULL << 20)
 #define PIECE_PAGE   4096ULL      /* windows in the middle of a piece begin at multiples of it */
 
 struct piece {
@@ -42,15 +44,16 @@ int piece_list_of_block(const struct tensor_map *map, uint32_t block, struct pie
 int piece_list_of_table(const struct table *table, uint32_t block, struct piece_list *ret,
 			struct err *err);
 
-/* What is done at once: bytes of one file, at most PIECE_WINDOW, and the pieces they are of. */
+/* What is done at once: bytes of one file and the pieces they are of. */
 struct window {
 	uint64_t from, bytes;
 	uint32_t file;
 	uint32_t first_piece, n_pieces;
 };
 
-/* How far a list was walked. Zeroed at first. */
+/* How far a list was walked. Zeroed at first, but for the first field. */
 struct window_walk {
+	uint64_t max_bytes; /* of a window: PIECE_PAGEs, PIECE_LARGEST_WINDOW at most */
 	uint32_t piece;
 	uint64_t done; /* bytes of it */
 };

@@ -337,13 +337,18 @@ static int read_spans(const struct lane *lane, uint64_t begin, uint64_t end, boo
 	return 0;
 }
 
-static int read_range(const struct lane *lane, uint64_t range)
+/* Of what mostly lies elsewhere most ranges are holes, whose sum is known. */
+static bool is_whole_hole(const struct reader *reader, uint64_t begin, uint64_t size)
+{
+	const struct span span = span_at(reader, begin, begin + size);
+
+	return span.is_hole && span.bytes == HASH_RANGE_BYTES;
+}
+
+static int fill_range(const struct lane *lane, uint64_t range, uint64_t begin, uint64_t size)
 {
 	const struct run *run = lane->run;
 	const struct reader *reader = run->reader;
-	const uint64_t begin = reader->begin + range * HASH_RANGE_BYTES;
-	const uint64_t left = reader->begin + reader->bytes - begin;
-	const uint64_t size = left < HASH_RANGE_BYTES ? left : HASH_RANGE_BYTES;
 	const bool was_cached = is_cached(reader->file->fd, begin, size);
 	const bool is_direct = reader->direct_io && reader->file->direct_fd >= 0 && !was_cached;
 	int code;
@@ -367,6 +372,22 @@ static int read_range(const struct lane *lane, uint64_t range)
 		/* What we brought in: leave the page cache as it was. A hint; failure is none. */
 		(void)posix_fadvise(reader->file->fd, (off_t)begin, (off_t)size,
 				    POSIX_FADV_DONTNEED);
+	}
+	return 0;
+}
+
+static int read_range(const struct lane *lane, uint64_t range)
+{
+	const struct reader *reader = lane->run->reader;
+	const uint64_t begin = reader->begin + range * HASH_RANGE_BYTES;
+	const uint64_t left = reader->begin + reader->bytes - begin;
+	const uint64_t size = left < HASH_RANGE_BYTES ? left : HASH_RANGE_BYTES;
+
+	if (!is_whole_hole(reader, begin, size)) {
+		return fill_range(lane, range, begin, size);
+	}
+	if (lane->hash != NULL) {
+		reader->sums[range] = HASH_OF_HOLE;
 	}
 	return 0;
 }

@@ -294,9 +294,29 @@ static void move_windows(void *argument)
 	window_pool_give(transfer->pool, lane.buffer);
 }
 
-static uint32_t count_windows(const struct piece_list *list, uint32_t most)
+/* What comes from memory all the way needs no buffer: then as few windows as there are threads. */
+static uint64_t choose_window(const struct transfer *transfer)
 {
-	struct window_walk walk = {0};
+	const struct piece_list *list = transfer->list;
+	uint64_t bytes = 0;
+
+	if (transfer->is_comparison || transfer->image_fds == NULL) {
+		return PIECE_WINDOW;
+	}
+	for (uint32_t i = 0; i < list->n_pieces; i++) {
+		if (transfer->image_fds[list->pieces[i].file] < 0) {
+			return PIECE_WINDOW;
+		}
+		bytes += list->pieces[i].bytes; /* of one segment: it was counted before */
+	}
+	bytes = (bytes / transfer->n_threads + PIECE_PAGE - 1) / PIECE_PAGE * PIECE_PAGE;
+	bytes = bytes < PIECE_WINDOW ? PIECE_WINDOW : bytes;
+	return bytes < PIECE_LARGEST_WINDOW ? bytes : PIECE_LARGEST_WINDOW;
+}
+
+static uint32_t count_windows(const struct piece_list *list, uint64_t max_bytes, uint32_t most)
+{
+	struct window_walk walk = {.max_bytes = max_bytes};
 	struct window window;
 	uint32_t n_windows = 0;
 
@@ -308,12 +328,12 @@ static uint32_t count_windows(const struct piece_list *list, uint32_t most)
 
 int transfer_run(const struct transfer *transfer, struct difference *ret, struct err *err)
 {
-	struct run run = {.transfer = transfer};
+	struct run run = {.transfer = transfer, .walk.max_bytes = choose_window(transfer)};
 	uint32_t n_threads;
 
 	REQUIRE(transfer->n_threads <= READER_MAX_THREADS);
 	REQUIRE(pthread_mutex_init(&run.lock, NULL) == 0);
-	n_threads = count_windows(transfer->list, transfer->n_threads);
+	n_threads = count_windows(transfer->list, run.walk.max_bytes, transfer->n_threads);
 	thread_share(transfer->group, "distorch-move", n_threads > 1 ? n_threads - 1 : 0,
 		     move_windows, &run);
 	REQUIRE(pthread_mutex_destroy(&run.lock) == 0);

@@ -499,7 +499,7 @@ static double plain_copy_to_new_memory(uint64_t size)
 	return best;
 }
 
-/* As the daemon fills: windows of 8 MiB, four of them at once. */
+/* As the daemon fills from memory: windows of 32 MiB, four of them at once. */
 struct windows {
 	struct extent *extent;
 	int fd;
@@ -509,7 +509,7 @@ struct windows {
 };
 
 #define N_LANES 4
-#define WINDOW  (8 * MIB)
+#define WINDOW  (32 * MIB)
 
 static void *fill_windows(void *argument)
 {

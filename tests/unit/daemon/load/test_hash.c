@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "tests/support/unit.h"
 
+#include <stdlib.h>
+
 #include "daemon/load/hash.h"
 
 static void the_hash_is_xxh3_with_64_bits(void **state)
@@ -43,6 +45,16 @@ static void every_started_range_has_a_sum(void **state)
 	assert_int_equal(hash_count_sums(UINT64_MAX), UINT32_MAX);
 }
 
+static void the_sum_of_a_hole_is_that_of_zeros(void **state)
+{
+	uint8_t *zeros = calloc(1, HASH_RANGE_BYTES);
+
+	(void)state;
+	assert_non_null(zeros);
+	assert_int_equal(hash_bytes(zeros, HASH_RANGE_BYTES), HASH_OF_HOLE);
+	free(zeros);
+}
+
 static void one_number_stands_for_all_sums(void **state)
 {
 	const uint64_t sums[2] = {1, 2};
@@ -59,6 +71,7 @@ int main(void)
 		cmocka_unit_test(the_hash_is_xxh3_with_64_bits),
 		cmocka_unit_test(pieces_give_the_hash_of_the_whole),
 		cmocka_unit_test(every_started_range_has_a_sum),
+		cmocka_unit_test(the_sum_of_a_hole_is_that_of_zeros),
 		cmocka_unit_test(one_number_stands_for_all_sums),
 	};
 

@@ -214,7 +214,6 @@ static struct load_result *next_any(void)
 static void a_cancelled_fill_ends_between_two_windows(void **state)
 {
 	struct generation generation = {0};
-	uint64_t begun;
 
 	(void)state;
 	slow_down(2 * SPREAD_MIB, 30000 * MS); /* over three seconds a block, and more */
@@ -222,7 +221,6 @@ static void a_cancelled_fill_ends_between_two_windows(void **state)
 	generation_begin(&generation, &(struct image_set_request){0});
 	submit_blocks(&generation);
 	scratch_sleep_ms(200);
-	begun = clock_mono_ns();
 	loader_cancel(spread.loader, JOB);
 	for (uint32_t i = 0; i < 4; i++) {
 		struct load_result *result = spread_next();
@@ -231,7 +229,6 @@ static void a_cancelled_fill_ends_between_two_windows(void **state)
 		assert_true(result->err.code == WIRE_CANCELLED || result->extent != NULL);
 		(void)load_result_free(result);
 	}
-	(void)begun;
 	generation_fini(&generation);
 }
 
