@@ -34,7 +34,8 @@ struct answer_went {
 void answer_find_went(const struct daemon *daemon, const struct client *viewer, uint64_t cursor,
 		      enum core_why why, uint32_t device, struct answer_went *ret);
 /* Memory is short: tell who subscribed. */
-void answer_pressure(struct daemon *daemon, uint64_t free_bytes, uint64_t wanted_bytes);
+void answer_pressure(struct daemon *daemon, const char *device, uint64_t free_bytes,
+		     uint64_t wanted_bytes);
 /* A device has another state: likewise, with the next step. */
 void answer_device(struct daemon *daemon, uint32_t device);
 

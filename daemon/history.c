@@ -128,7 +128,7 @@ const char *history_why_words(enum core_why why)
 		[CORE_WHY_FAILED] = "failed",
 		[CORE_WHY_CANCELLED] = "cancelled",
 		[CORE_WHY_BUDGET] = "the budget was lowered",
-		[CORE_WHY_PRESSURE] = "the machine was short of memory",
+		[CORE_WHY_PRESSURE] = "memory was short",
 		[CORE_WHY_LOST] = "the device is gone",
 		[CORE_WHY_MOVED] = "what was there before a move",
 		[CORE_WHY_RESERVED] = "its room is reserved",

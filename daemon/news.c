@@ -251,13 +251,14 @@ static void publish_state(const struct daemon *daemon, struct client *client,
 	}
 }
 
-void answer_pressure(struct daemon *daemon, uint64_t free_bytes, uint64_t wanted_bytes)
+void answer_pressure(struct daemon *daemon, const char *device, uint64_t free_bytes,
+		     uint64_t wanted_bytes)
 {
 	struct client *client;
 
 	DL_FOREACH(daemon->clients, client)
 	{
-		struct wire_pressure_event event = {.device = wire_str("cpu"),
+		struct wire_pressure_event event = {.device = wire_str(device),
 						    .free = free_bytes,
 						    .wanted = wanted_bytes,
 						    .has_seq = true};

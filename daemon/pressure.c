@@ -138,7 +138,7 @@ void pressure_measured(struct daemon *daemon, uint64_t available)
 	event.pressure.wanted = reserve - available + reserve / HYSTERESIS;
 	(void)units_format_size(available, free_text, sizeof free_text);
 	(void)units_format_size(event.pressure.wanted, wanted_text, sizeof wanted_text);
-	answer_pressure(daemon, available, event.pressure.wanted);
+	answer_pressure(daemon, daemon->devices[0].name, available, event.pressure.wanted);
 	core_account_get(daemon->core, 0, &before);
 	(void)daemon_step(daemon, &event);
 	core_account_get(daemon->core, 0, &after);

@@ -8,6 +8,7 @@
  */
 #include "daemon/workers.h"
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/err.h"
 #include "base/list.h"
@@ -37,6 +38,7 @@
 #define LOOK_MS     5000        /* how often a device is asked how it is */
 #define STUCK_MS    1000        /* that a killed worker is waited for */
 #define STEADY_MS   60000       /* what was well for so long begins to rest anew */
+#define ENOUGH      16          /* such a part of a device, free, lets the unused stay there */
 #define SLEPT_NS    1000000000U /* less is no sleep: both clocks are read one after the other */
 
 static struct known_device *known(const struct worker *worker)
@@ -374,16 +376,65 @@ static void look_later(struct worker *worker)
 			     testing_ms("DISTORCHD_TEST_LOOK_MS", LOOK_MS), 0);
 }
 
+/* Bytes of the card that nobody has, by what it and the core say. */
+static uint64_t count_free(const struct known_device *device,
+			   const struct core_account_view *account)
+{
+	const struct device_info *info = &device->info;
+	const uint64_t ours =
+		account->resident + account->loading + account->dropping + account->held;
+	uint64_t taken = UINT64_MAX;
+
+	(void)checked_add(ours, info->foreign_bytes, &taken);
+	return taken < info->total_bytes ? info->total_bytes - taken : 0;
+}
+
+/* Others take more of it, and little is left: what nobody uses there goes before they run out. */
+static void make_way(const struct worker *worker)
+{
+	struct daemon *daemon = worker->daemon;
+	const struct known_device *device = known(worker);
+	const uint64_t enough = device->info.total_bytes / ENOUGH;
+	struct core_event event = {.type = EV_DEVICE_SHORT, .device = {.device = worker->device}};
+	struct core_account_view account;
+	uint64_t n_free;
+	char free_text[16];
+	char text[64];
+
+	core_account_get(daemon->core, worker->device, &account);
+	n_free = count_free(device, &account);
+	if (n_free >= enough || account.evictable == 0) {
+		return;
+	}
+	(void)snprintf(text, sizeof text, "is short of memory: others use more of it, %s free",
+		       units_format_size(n_free, free_text, sizeof free_text));
+	log_device(LOG_LEVEL_INFO, worker, text);
+	answer_pressure(daemon, device->name, n_free, enough - n_free);
+	(void)daemon_step(daemon, &event);
+}
+
+static void take_look(const struct worker *worker, const struct device_info *info)
+{
+	struct known_device *device = known(worker);
+	const bool is_more = info->foreign_bytes > device->info.foreign_bytes;
+
+	device->info = *info;
+	if (is_more) {
+		make_way(worker);
+	}
+	tell_budget(worker->daemon, worker->device);
+}
+
 static void on_looked(struct daemon *daemon, struct errand *errand)
 {
 	struct look *look = container_of(errand, struct look, errand);
 	struct worker *worker = look->worker;
 
+	(void)daemon;
 	worker->is_looking = false;
 	if (known(worker)->state == DEVICE_STATE_OK) {
 		if (look->code == 0) {
-			known(worker)->info = look->info;
-			tell_budget(daemon, worker->device);
+			take_look(worker, &look->info);
 		} /* else it has hung up, or says more the next time */
 		look_later(worker);
 	}

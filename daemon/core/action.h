@@ -88,7 +88,7 @@ enum core_why {
 	CORE_WHY_FAILED, /* 'code' says how */
 	CORE_WHY_CANCELLED,
 	CORE_WHY_BUDGET,   /* the budget was lowered */
-	CORE_WHY_PRESSURE, /* the machine was short of memory */
+	CORE_WHY_PRESSURE, /* memory was short: the machine's, or a device's by others' use of it */
 	CORE_WHY_LOST,     /* device gone */
 	CORE_WHY_MOVED,    /* the newest generation has them elsewhere */
 	CORE_WHY_RESERVED, /* room for what is not ours */

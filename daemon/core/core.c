@@ -370,6 +370,9 @@ static void handle(struct core *core, const struct core_event *event, struct cor
 	case EV_DRAIN:
 		account_on_drain(core, event);
 		break;
+	case EV_DEVICE_SHORT:
+		place_on_device_short(core, event);
+		break;
 	case EV_DEVICE_LOST:
 		segment_on_device_lost(core, event);
 		break;

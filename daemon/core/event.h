@@ -99,6 +99,7 @@ enum core_event_type {
 	EV_BUDGET,        /* a device's budget was set */
 	EV_DRAIN,         /* a device takes no new loads, or takes them again */
 	EV_PRESSURE,      /* the machine is short of memory: give back what nobody uses */
+	EV_DEVICE_SHORT,  /* others need its room: what nobody uses there does not linger */
 	EV_DEVICE_LOST,
 	EV_DEVICE_BACK, /* it holds nothing */
 	EV_SHUTDOWN,    /* refuse new requests, abandon loads */

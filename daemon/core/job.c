@@ -274,7 +274,7 @@ void job_fail(struct core *core, struct job *job, int code)
 	model_touch(core, model);
 	if (job->is_demotion && code != WIRE_CANCELLED && code != WIRE_SHUTTING_DOWN &&
 	    model_is_idle(model) && !model_is_pinned(core, model)) {
-		place_drop_blocks(core, model, CORE_WHY_IDLE);
+		place_drop_blocks(core, model, job->why);
 	}
 	model_drain(core, model); /* bad ones that it counted on */
 	if (job->n_outstanding > 0) {
@@ -549,7 +549,7 @@ static void publish(struct core *core, struct job *job)
 	action->model = idtab_id(&core->models, model);
 	action->fill.generation = model->generation;
 	if (is_moved) {
-		core_note(core, CORE_NOTE_PLACED, job->is_demotion ? CORE_WHY_IDLE : CORE_WHY_ASKED,
+		core_note(core, CORE_NOTE_PLACED, job->is_demotion ? job->why : CORE_WHY_ASKED,
 			  model, job->moved);
 	} else {
 		core->counters.misses++;

@@ -193,7 +193,7 @@ void place_drop_blocks(struct core *core, struct model *model, enum core_why why
 }
 
 /* To the host, where there is room; else its file is all that is left. */
-static void demote(struct core *core, struct model *model)
+static void demote(struct core *core, struct model *model, enum core_why why)
 {
 	struct job *job = !model_is_resident(model)
 				  ? NULL
@@ -201,10 +201,11 @@ static void demote(struct core *core, struct model *model)
 						model->owner_uid);
 
 	if (job == NULL) {
-		place_drop_blocks(core, model, CORE_WHY_IDLE);
+		place_drop_blocks(core, model, why);
 		return;
 	}
 	job->is_demotion = true;
+	job->why = why;
 	job->no_wait = true;
 }
 
@@ -215,7 +216,34 @@ void place_expired(struct core *core)
 		struct model *model = OF(timer_first(&core->lingers), struct model, linger);
 
 		timer_set(&core->lingers, &model->linger, NEVER);
-		demote(core, model);
+		demote(core, model, CORE_WHY_IDLE);
+	}
+}
+
+static bool lies_on(const struct model *model, uint32_t device)
+{
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->device == device && segment_is_current(segment)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* As if their time had run out; what never goes by time stays. */
+void place_on_device_short(struct core *core, const struct core_event *event)
+{
+	struct model *model;
+	uint32_t cursor = 0;
+
+	account_settle(core);
+	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		if (place_linger(core, model) != NEVER && lies_on(model, event->device.device)) {
+			timer_set(&core->lingers, &model->linger, NEVER);
+			demote(core, model, CORE_WHY_PRESSURE);
+		}
 	}
 }
 

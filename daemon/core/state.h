@@ -256,7 +256,8 @@ struct job {
 	bool with_host;         /* all in images besides */
 	bool may_share;         /* of the same content: copies that stay are not made again */
 	bool is_tabled;         /* no fill makes the table of its generation */
-	bool is_demotion;       /* nobody asked: from other devices to the host */
+	bool is_demotion;       /* nobody asked: from other devices to the host ... */
+	enum core_why why;      /* ... for this */
 	uint32_t n_outstanding; /* results of the loader still to come */
 	uint32_t n_attaching;   /* waiters that will have a lease */
 	uint32_t uid;
@@ -551,6 +552,7 @@ uint32_t place_uid(const struct model *model, const struct client *client);
 void place_on_place(struct core *core, const struct core_event *event);
 uint64_t place_linger(const struct core *core, const struct model *model); /* NEVER: they stay */
 void place_expired(struct core *core);
+void place_on_device_short(struct core *core, const struct core_event *event);
 void place_stay(struct core *core, const struct model *model); /* it is used again */
 void place_drop_blocks(struct core *core, struct model *model, enum core_why why);
 /* A job of 'uid' for the content that is there; NULL: none can be begun. */

@@ -16,7 +16,7 @@ struct tensor_map;
 #define PIECE_WINDOW (8ULL << 20) /* large enough to keep a disk and a link busy with few of them */
 /* From memory, which needs no buffer: so few that what each of them costs counts little. */
 #define PIECE_LARGEST_WINDOW (32ULL << 20)
-#define PIECE_PAGE   4096ULL      /* windows in the middle of a piece begin at multiples of it */
+#define PIECE_PAGE           4096ULL /* windows in the middle of a piece begin at multiples of it */
 
 struct piece {
 	uint64_t from; /* in the file, or in what else it comes from */

@@ -815,6 +815,10 @@ static void happen(struct driver *driver)
 		set_budget(driver, what % driver->config.n_devices, next(driver));
 	} else if (what < 246) {
 		notice_change(driver, next(driver));
+	} else if (what < 247) {
+		event.type = EV_DEVICE_SHORT;
+		event.device.device = what % driver->config.n_devices;
+		(void)step(driver, &event);
 	} else if (what < 248) {
 		event.type = EV_PRESSURE;
 		event.pressure.device = what % driver->config.n_devices;

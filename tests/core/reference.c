@@ -1793,6 +1793,7 @@ static const char *compare_placement(struct reference *r, struct reference_model
 {
 	bool has_ready = false;
 	bool has_blocks = false;
+	bool is_due = false; /* before its time */
 	bool was_overdue;
 
 	EACH(r->copies, copy)
@@ -1801,6 +1802,8 @@ static const char *compare_placement(struct reference *r, struct reference_model
 
 		has_ready |= is_ready;
 		has_blocks |= is_ready && copy->is_block;
+		is_due |= is_ready && r->event.type == EV_DEVICE_SHORT &&
+			  copy->device == r->event.device.device;
 	}
 	if ((view->placement == CORE_PLACEMENT_ANY || view->is_torn) && !has_ready) {
 		model->placement = view->placement; /* of what is to come back */
@@ -1814,8 +1817,8 @@ static const char *compare_placement(struct reference *r, struct reference_model
 	model->is_overdue = has_blocks && view->placement > CORE_PLACEMENT_HOST && view->job == 0 &&
 			    !r->is_shut && view->n_leases == 0 && !view->is_pinned &&
 			    r->config.linger_ns > 0 &&
-			    r->now_ns >= view->last_used_ns + r->config.linger_ns;
-	if (was_overdue && model->is_overdue) { /* at once, or with the next tick */
+			    (is_due || r->now_ns >= view->last_used_ns + r->config.linger_ns);
+	if ((was_overdue || is_due) && model->is_overdue) { /* at once, or with the next tick */
 		return "blocks that nobody uses leave other devices";
 	}
 	return NULL;

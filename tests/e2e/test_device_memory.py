@@ -195,6 +195,33 @@ def test_what_others_take_between_a_plan_and_a_load_is_not_there_for_it(cards, r
     unload_all(raw)
 
 
+def test_what_nobody_uses_makes_way_when_others_take_the_device(cards, raw, tmp_path):
+    """It moves to RAM at once, five minutes early; what is leased stays."""
+    need_hooks()
+    idle, used = tmp_path / "idle.safetensors", tmp_path / "used.safetensors"
+    expected = make_blocks(idle, [MIB] * 4, head=0)
+    theirs = make_blocks(used, [MIB] * 4, head=0, seed=50)
+    load(raw, idle, "sim:0").close()
+    held = load(raw, used, "sim:0")
+    raw.call("subscribe", {"events": ["pressure", "evicted"]})
+    cards.tell(f"worker sim:0 foreign:{10 * MIB}")
+    wait_until(lambda: account(raw, "sim:0")["foreign"] == 10 * MIB, SLOW, "the look at it")
+    assert account(raw, "sim:0")["used"] == 8 * GRANULE  # there is enough of it
+    cards.tell(f"worker sim:0 foreign:{15 * MIB}")
+    wait_until(lambda: account(raw, "sim:0")["used"] == 4 * GRANULE, SLOW, "what is idle")
+    event = dict(raw.events)["pressure"]
+    assert (event["device"], event["free"], event["wanted"]) == ("sim:0", MIB, MIB)
+    lease = load(raw, idle)
+    assert lease.tensors() == expected and set(lease.bytes_on()) == {"cpu"}
+    assert held.tensors() == theirs and set(held.bytes_on()) == {"sim:0"}
+    whys = {r["type"]: r.get("why") for r in raw.call("events.history")["records"]}
+    assert whys["placed"] == "memory was short", whys
+    lease.close()
+    held.close()
+    cards.tell("worker sim:0 foreign:0")
+    unload_all(raw)
+
+
 # ---- who wants both cards --------------------------------------------------------------------
 
 ROUNDS = 1000  # of each of three

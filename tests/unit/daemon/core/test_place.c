@@ -400,6 +400,31 @@ static void unused_blocks_take_no_room_from_others(void **state)
 	scene_free(scene);
 }
 
+/* Only what lies there, and only what goes by time. */
+static void unused_blocks_make_way_for_others(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	struct core_event is_short = {.type = EV_DEVICE_SHORT, .device = {.device = 2}};
+	uint64_t client = scene_open(scene, 1000);
+
+	(void)state;
+	(void)placed_loaded(scene, client, 1, "1110", plain);
+	(void)placed_loaded(scene, client, 2, "2220", attached);
+	(void)scene_step(scene, is_short);
+	assert_int_equal(scene_view(scene, 1).job, 0);
+	assert_int_equal(scene_view(scene, 2).job, 0); /* in use */
+	is_short.device.device = 1;
+	(void)scene_step(scene, is_short);
+	assert_int_equal(scene_view(scene, 1).job_placement, CORE_PLACEMENT_HOST);
+	placed_finish(scene, 1, false);
+	assert_int_equal(scene_note(scene, CORE_NOTE_PLACED)->note.why, CORE_WHY_PRESSURE);
+	scene_drop_all(scene);
+	placed_assert(scene, 1, HOST_LAYOUT);
+	placed_assert(scene, 2, "2220");
+	scene_free(scene);
+}
+
 static void pinned_blocks_stay(void **state)
 {
 	const struct core_config config = placed_config();
@@ -620,6 +645,7 @@ int main(void)
 		cmocka_unit_test(what_is_left_of_a_model_runs_out_too),
 		cmocka_unit_test(unused_blocks_go_to_the_host),
 		cmocka_unit_test(unused_blocks_take_no_room_from_others),
+		cmocka_unit_test(unused_blocks_make_way_for_others),
 		cmocka_unit_test(pinned_blocks_stay),
 		cmocka_unit_test(who_comes_back_keeps_the_blocks_where_they_are),
 		cmocka_unit_test(a_torn_model_comes_back_with_its_device),
