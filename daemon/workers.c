@@ -27,6 +27,7 @@
 #include "daemon/config.h"
 #include "daemon/daemon.h"
 #include "daemon/device/remote.h"
+#include "daemon/device/xid.h"
 #include "daemon/errand.h"
 #include "daemon/ipc/server.h"
 #include "daemon/persist.h"
@@ -413,12 +414,51 @@ static void make_way(const struct worker *worker)
 	(void)daemon_step(daemon, &event);
 }
 
-static void take_look(const struct worker *worker, const struct device_info *info)
+/* The driver has reported faults of the card. */
+static void take_xid(struct worker *worker, uint32_t xid)
+{
+	struct core_event event = {.type = EV_DEVICE_DOUBTED, .device = {.device = worker->device}};
+	char text[160];
+
+	switch (xid_class_of(xid)) {
+	case XID_OF_PROGRAM:
+		(void)snprintf(text, sizeof text, "Xid %u was reported of it: some program's fault",
+			       xid);
+		log_device(LOG_LEVEL_INFO, worker, text);
+		break;
+	case XID_OF_MEMORY:
+		(void)snprintf(text, sizeof text,
+			       "Xid %u was reported of it, a fault of memory: what lies there is "
+			       "compared with what it was made of",
+			       xid);
+		log_device(LOG_LEVEL_WARNING, worker, text);
+		(void)daemon_step(worker->daemon, &event);
+		break;
+	case XID_OF_CARD:
+		(void)snprintf(text, sizeof text,
+			       "Xid %u was reported of it: it does not answer or has to be reset",
+			       xid);
+		worker->has_hung_up = true;
+		close_hangup(worker);
+		lose(worker, text);
+		kill_worker(worker);
+		break;
+	}
+}
+
+static void take_look(struct worker *worker, const struct device_info *info)
 {
 	struct known_device *device = known(worker);
 	const bool is_more = info->foreign_bytes > device->info.foreign_bytes;
+	const bool is_faulty = info->n_xids != device->info.n_xids;
 
 	device->info = *info;
+	if (is_faulty) {
+		take_xid(worker, info->last_xid);
+	}
+	if (device->state != DEVICE_STATE_OK) {
+		return;
+	}
 	if (is_more) {
 		make_way(worker);
 	}
@@ -436,6 +476,8 @@ static void on_looked(struct daemon *daemon, struct errand *errand)
 		if (look->code == 0) {
 			take_look(worker, &look->info);
 		} /* else it has hung up, or says more the next time */
+	}
+	if (known(worker)->state == DEVICE_STATE_OK) {
 		look_later(worker);
 	}
 	look_drop(errand);

@@ -373,6 +373,9 @@ static void handle(struct core *core, const struct core_event *event, struct cor
 	case EV_DEVICE_SHORT:
 		place_on_device_short(core, event);
 		break;
+	case EV_DEVICE_DOUBTED:
+		segment_on_device_doubted(core, event);
+		break;
 	case EV_DEVICE_LOST:
 		segment_on_device_lost(core, event);
 		break;

@@ -83,23 +83,24 @@ enum core_event_type {
 	EV_VERIFY,      /* hash a resident model's copies again */
 	EV_HEADER_READ, /* result of ACT_READ_HEADER */
 	EV_FILL_PROGRESS,
-	EV_FILLED,        /* result of ACT_FILL */
-	EV_TABLED,        /* result of ACT_MAKE_TABLE */
-	EV_RECHECKED,     /* result of ACT_RECHECK */
-	EV_DROPPED,       /* result of ACT_DROP */
-	EV_VERIFIED,      /* result of ACT_VERIFY */
-	EV_CHANGED,       /* the file behind a copy that is not an image is another by now */
-	EV_ADOPT,         /* at start: a copy that survived -> update->ret_id is its segment */
-	EV_ADOPT_WISH,    /* at start: what a uid had said of an adopted model */
-	EV_ADOPT_LEASE,   /* at start: who still maps it -> update->ret_id is the lease */
-	EV_ADOPT_PLACED,  /* at start, after the copies: what lay on other devices too and is to be
+	EV_FILLED,         /* result of ACT_FILL */
+	EV_TABLED,         /* result of ACT_MAKE_TABLE */
+	EV_RECHECKED,      /* result of ACT_RECHECK */
+	EV_DROPPED,        /* result of ACT_DROP */
+	EV_VERIFIED,       /* result of ACT_VERIFY */
+	EV_CHANGED,        /* the file behind a copy that is not an image is another by now */
+	EV_ADOPT,          /* at start: a copy that survived -> update->ret_id is its segment */
+	EV_ADOPT_WISH,     /* at start: what a uid had said of an adopted model */
+	EV_ADOPT_LEASE,    /* at start: who still maps it -> update->ret_id is the lease */
+	EV_ADOPT_PLACED,   /* at start, after the copies: what lay on other devices too and is to be
 			  * made again -> update->ret_id is its model */
-	EV_DEVICES_FOUND, /* the devices that such a model lay on are known: back to them */
-	EV_ADOPTED,       /* that was all */
-	EV_BUDGET,        /* a device's budget was set */
-	EV_DRAIN,         /* a device takes no new loads, or takes them again */
-	EV_PRESSURE,      /* the machine is short of memory: give back what nobody uses */
-	EV_DEVICE_SHORT,  /* others need its room: what nobody uses there does not linger */
+	EV_DEVICES_FOUND,  /* the devices that such a model lay on are known: back to them */
+	EV_ADOPTED,        /* that was all */
+	EV_BUDGET,         /* a device's budget was set */
+	EV_DRAIN,          /* a device takes no new loads, or takes them again */
+	EV_PRESSURE,       /* the machine is short of memory: give back what nobody uses */
+	EV_DEVICE_SHORT,   /* others need its room: what nobody uses there does not linger */
+	EV_DEVICE_DOUBTED, /* what lies on it is to be compared */
 	EV_DEVICE_LOST,
 	EV_DEVICE_BACK, /* it holds nothing */
 	EV_SHUTDOWN,    /* refuse new requests, abandon loads */

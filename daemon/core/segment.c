@@ -322,6 +322,20 @@ void segment_verify(struct core *core, struct segment *segment)
 	action->device = segment->device;
 }
 
+void segment_on_device_doubted(struct core *core, const struct core_event *event)
+{
+	struct segment *segment;
+	uint32_t cursor = 0;
+
+	while ((segment = idtab_next(&core->segments, &cursor)) != NULL) {
+		if (segment->is_block && segment->device == event->device.device &&
+		    segment->state == SEGMENT_READY && !segment->is_verifying &&
+		    segment_is_current(segment)) {
+			segment_verify(core, segment);
+		}
+	}
+}
+
 void segment_on_verified(struct core *core, const struct core_event *event)
 {
 	struct segment *segment = idtab_find(&core->segments, event->verified.segment);

@@ -416,6 +416,7 @@ void segment_verify(struct core *core, struct segment *segment);
 void segment_on_filled(struct core *core, const struct core_event *event);
 void segment_on_dropped(struct core *core, const struct core_event *event);
 void segment_on_verified(struct core *core, const struct core_event *event);
+void segment_on_device_doubted(struct core *core, const struct core_event *event);
 void segment_on_device_lost(struct core *core, const struct core_event *event);
 void segment_release_held(struct core *core, struct model *model);
 

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "daemon/device/cuda_device.h"
+#include "daemon/device/xid.h"
 
 struct cuda_health {
 	const struct nvml_calls *calls;
@@ -16,6 +17,7 @@ struct cuda_health {
 	bool has_events;
 	nvmlEventSet_t events; /* owned, where there are */
 	pthread_mutex_t lock;  /* guards the following */
+	uint32_t n_xids;
 	uint32_t last_xid;
 };
 
@@ -59,18 +61,26 @@ struct cuda_health *cuda_health_free(struct cuda_health *health)
 	return NULL;
 }
 
-/* The last of the faults that were reported since the last look. Lock held. */
+/* Faults that were reported since the last look: how many, and the gravest. Lock held. */
 static void look_at_events(struct cuda_health *health)
 {
+	const uint32_t n_before = health->n_xids;
 	nvmlEventData_t event;
+	uint32_t xid;
 
 	for (int i = 0; i < 64; i++) { /* a card that falls apart must not keep us here */
 		if (health->calls->nvmlEventSetWait(health->events, &event, 0) != NVML_SUCCESS) {
 			return;
 		}
-		if (event.eventType == nvmlEventTypeXidCriticalError) {
-			health->last_xid = (uint32_t)event.eventData;
+		if (event.eventType != nvmlEventTypeXidCriticalError) {
+			continue;
 		}
+		xid = (uint32_t)event.eventData;
+		if (health->n_xids == n_before ||
+		    xid_class_of(xid) >= xid_class_of(health->last_xid)) {
+			health->last_xid = xid;
+		}
+		health->n_xids++;
 	}
 }
 
@@ -97,6 +107,7 @@ void cuda_health_look(struct cuda_health *health, uint64_t held_bytes, struct de
 	if (health->has_events) {
 		look_at_events(health);
 	}
+	info->n_xids = health->n_xids;
 	info->last_xid = health->last_xid;
 	(void)pthread_mutex_unlock(&health->lock);
 }

@@ -58,7 +58,8 @@ struct device_info {
 	uint64_t foreign_bytes;         /* taken by others than the daemon, as last seen */
 	uint64_t bytes_per_s;           /* of its link to the host: measured, or configured */
 	uint32_t temperature;           /* degrees Celsius */
-	uint32_t last_xid;              /* of the driver's last report of a fault */
+	uint32_t n_xids;   /* faults that the driver has reported since it was opened */
+	uint32_t last_xid; /* the gravest of those since the look before; 0: none ever */
 	uint32_t n_peers;
 	struct device_peer peers[DEVICE_MAX_PEERS];
 };

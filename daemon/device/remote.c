@@ -134,6 +134,7 @@ static void take_info(const struct wire_worker_info *wire, struct device_info *r
 				    .foreign_bytes = wire->foreign,
 				    .bytes_per_s = wire->link,
 				    .temperature = (uint32_t)wire->temperature,
+				    .n_xids = (uint32_t)wire->n_xids,
 				    .last_xid = (uint32_t)wire->last_xid};
 	copy_text(wire->uuid, ret->uuid, sizeof ret->uuid);
 	copy_text(wire->product, ret->product, sizeof ret->product);

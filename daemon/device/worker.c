@@ -146,6 +146,7 @@ static int describe(struct request *request, struct wire_worker_info *ret, struc
 					 .foreign = info->foreign_bytes,
 					 .link = info->bytes_per_s,
 					 .temperature = info->temperature,
+					 .n_xids = info->n_xids,
 					 .last_xid = info->last_xid,
 					 .peers = {.count = info->n_peers,
 						   .items = request->peers}};

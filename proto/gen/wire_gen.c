@@ -297,12 +297,13 @@ static const struct wire_field worker_info_fields[] = {
 	{ .name = "foreign", .name_size = 7, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, foreign), .max = 9223372036854775807u },
 	{ .name = "link", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, link), .max = 9223372036854775807u },
 	{ .name = "temperature", .name_size = 11, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, temperature), .max = 4294967295u },
+	{ .name = "n_xids", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, n_xids), .max = 4294967295u },
 	{ .name = "last_xid", .name_size = 8, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, last_xid), .max = 4294967295u },
 	{ .name = "peers", .name_size = 5, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_worker_info, peers), .is_list = true, .max = 15u, .type = &wire_type_worker_peer },
 };
 const struct wire_type wire_type_worker_info = {
 	.name = "worker_info", .size = sizeof(struct wire_worker_info),
-	.fields = worker_info_fields, .n_fields = 10, .required = 0x3ffu,
+	.fields = worker_info_fields, .n_fields = 11, .required = 0x7ffu,
 };
 
 static const struct wire_field share_fields[] = {

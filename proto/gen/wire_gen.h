@@ -379,6 +379,7 @@ struct wire_worker_info {
 	uint64_t foreign;
 	uint64_t link;
 	uint64_t temperature;
+	uint64_t n_xids;
 	uint64_t last_xid;
 	struct wire_list peers; /* list:worker_peer */
 };

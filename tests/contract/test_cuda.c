@@ -348,10 +348,11 @@ static void watch_health(void)
 	device = open_card("cuda:0");
 	fakecuda_write(0, "temperature", "71");
 	MUST(device_info(device, &info, NULL) == 0);
-	MUST(info.temperature == 71 && info.last_xid == 0); /* 13 was before our time */
+	MUST(info.temperature == 71);
+	MUST(info.n_xids == 0 && info.last_xid == 0); /* 13 was before our time */
 	fakecuda_write(0, "xid", "63");
-	MUST(device_info(device, &info, NULL) == 0 && info.last_xid == 63);
-	MUST(device_info(device, &info, NULL) == 0 && info.last_xid == 63);
+	MUST(device_info(device, &info, NULL) == 0 && info.n_xids == 1 && info.last_xid == 63);
+	MUST(device_info(device, &info, NULL) == 0 && info.n_xids == 1 && info.last_xid == 63);
 	MUST(strcmp(info.uuid, UUID_0) == 0 && strcmp(info.pci, "0000:01:00.0") == 0);
 	MUST(strcmp(info.product, "Stand-in 0") == 0 && info.granularity == GRANULE);
 	MUST(info.bytes_per_s > 0);

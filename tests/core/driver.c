@@ -816,7 +816,7 @@ static void happen(struct driver *driver)
 	} else if (what < 246) {
 		notice_change(driver, next(driver));
 	} else if (what < 247) {
-		event.type = EV_DEVICE_SHORT;
+		event.type = next(driver) % 2 == 0 ? EV_DEVICE_SHORT : EV_DEVICE_DOUBTED;
 		event.device.device = what % driver->config.n_devices;
 		(void)step(driver, &event);
 	} else if (what < 248) {

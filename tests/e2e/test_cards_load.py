@@ -85,17 +85,66 @@ def test_after_a_restart_it_is_on_the_same_card_whatever_that_is_called(  # noqa
         unload_all(raw, cards)
 
 
-@pytest.mark.fault("G09")
-def test_a_byte_that_somebody_changed_on_a_card_is_found(cards, raw, tmp_path):  # noqa: F811
-    path = tmp_path / "m.safetensors"
-    expected = make_blocks(path, [2 * MIB] * 4)
-    load(raw, path, "cuda:0").close()
-    memory = next((cards.folder / "0").glob("a-*"))
+def change_a_byte(cards, card):  # noqa: F811
+    memory = next((cards.folder / str(card)).glob("a-*"))
     with open(memory, "r+b") as file:
         file.seek(12345)
         byte = file.read(1)
         file.seek(12345)
         file.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.mark.fault("G06")
+def test_a_fault_of_a_cards_memory_has_its_copies_compared(
+        cards, daemon, raw, tmp_path):  # noqa: F811
+    path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 4)
+    theirs = make_blocks(other, [2 * MIB] * 2, seed=60)
+    load(raw, path, "cuda:0").close()
+    load(raw, other, "cuda:1").close()
+    change_a_byte(cards, 0)
+    cards.write("0/xid", "31")  # some program's: nothing is to be feared for ours
+    wait_until(lambda: "Xid 31" in daemon.log(), SLOW, "the look at it")
+    assert raw.call("list")["models"][0]["state"] == "resident"
+    assert not any(r["type"] == "quarantined" for r in raw.call("events.history")["records"])
+    cards.write("0/xid", "95")
+    wait_until(lambda: any(r["type"] == "quarantined"
+                           for r in raw.call("events.history")["records"]), SLOW, "the finding")
+    wait_until(lambda: all(model["state"] == "resident" for model in raw.call("list")["models"]),
+               SLOW, "it anew")
+    for file, bytes_of_it in (path, expected), (other, theirs):
+        lease = attach(raw, file)
+        assert lease.tensors() == bytes_of_it
+        lease.close()
+    assert all(one["state"] == "ok" for one in raw.call("devices")["devices"])
+    unload_all(raw, cards)
+
+
+@pytest.mark.fault("G06")
+def test_a_card_that_does_not_answer_is_given_up_and_the_rest_serves(
+        cards, daemon, raw, tmp_path):  # noqa: F811
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 4)
+    load(raw, path, "cuda:0,50%;cuda:1,*").close()
+    before = {one["name"]: one.get("pid") for one in raw.call("devices")["devices"]}
+    cards.write("0/xid", "79")
+    wait_until(lambda: "cuda:0 is lost" in daemon.log(), SLOW, "its loss")
+    assert "Xid 79" in daemon.log()
+    after = wait_for(daemon, "cuda:0", "cuda:1")  # the driver opens it again: it is well
+    assert after["cuda:0"]["pid"] != before["cuda:0"]
+    assert after["cuda:1"]["pid"] == before["cuda:1"]
+    lease = load(raw, path, "cuda:0,50%;cuda:1,*")
+    assert lease.tensors() == expected
+    lease.close()
+    unload_all(raw, cards)
+
+
+@pytest.mark.fault("G09")
+def test_a_byte_that_somebody_changed_on_a_card_is_found(cards, raw, tmp_path):  # noqa: F811
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 4)
+    load(raw, path, "cuda:0").close()
+    change_a_byte(cards, 0)
     check = raw.call("verify")["checks"][0]
     assert not check["ok"], check
 
