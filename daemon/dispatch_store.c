@@ -15,6 +15,7 @@
 #include "daemon/metrics.h"
 #include "daemon/persist.h"
 #include "daemon/persist_inside.h"
+#include "daemon/workers.h"
 
 void dispatch_metrics(const struct call *call)
 {
@@ -245,6 +246,7 @@ static void change_drain(const struct call *call, uint32_t device, bool is_on)
 	bool was_on = is_draining(call->daemon, device);
 
 	(void)daemon_step(call->daemon, &event);
+	workers_apply_drain(call->daemon);
 	if (is_on != was_on) {
 		log_notice("%s%s%s, told by pid %u (%s, uid %u)",
 			   is_on ? "draining: new loads are refused" : "new loads are taken again",

@@ -30,6 +30,7 @@
 #include "daemon/testing.h"
 #include "daemon/verify.h"
 #include "daemon/watch.h"
+#include "daemon/workers.h"
 #include "proto/gen/wire_code.h"
 
 #define PROGRESS_NS 90000000U /* a little less than the loader's, so that a single file's pass */
@@ -568,6 +569,7 @@ void execute_result(struct daemon *daemon, struct load_result *result)
 		event.dropped.segment = result->segment;
 		event.dropped.available = available;
 		(void)daemon_step(daemon, &event);
+		workers_apply_drain(daemon);
 		break;
 	}
 	load_result_free(result);

@@ -144,6 +144,14 @@ void workers_apply_config(struct daemon *daemon)
 
 /* ---- what becomes of a worker ---- */
 
+static bool is_draining(const struct worker *worker)
+{
+	struct core_account_view account;
+
+	core_account_get(worker->daemon->core, worker->device, &account);
+	return account.is_draining;
+}
+
 static uint32_t rest_ms(const struct worker *worker)
 {
 	const uint32_t first = testing_ms("DISTORCHD_TEST_REST_MS", REST_MS);
@@ -162,7 +170,7 @@ static void on_rested(uv_timer_t *timer)
 static void rest(struct worker *worker)
 {
 	if (worker->n_open == 0 && !worker->is_opening && !worker->is_unwanted &&
-	    !worker->daemon->workers->is_stopped) {
+	    !is_draining(worker) && !worker->daemon->workers->is_stopped) {
 		(void)uv_timer_start(&worker->timer, on_rested, rest_ms(worker), 0);
 		worker->n_tries++;
 	}
@@ -280,6 +288,51 @@ static void on_hangup(uv_poll_t *poll, int status, int events)
 	kill_worker(worker);
 	if (known(worker)->state == DEVICE_STATE_OK) {
 		wait_for_end(worker);
+	}
+}
+
+static bool holds_nothing(const struct worker *worker)
+{
+	struct core_account_view account;
+
+	core_account_get(worker->daemon->core, worker->device, &account);
+	return account.resident + account.loading + account.dropping + account.held +
+		       account.reserved ==
+	       0;
+}
+
+/* Nothing is lost by it. */
+static void let_go(struct worker *worker)
+{
+	struct core_event event = {.type = EV_DEVICE_LOST, .device = {.device = worker->device}};
+
+	(void)remote_detach(known(worker)->device, "it is drained", NULL, 0);
+	(void)uv_timer_stop(&worker->timer);
+	worker->has_hung_up = true;
+	close_hangup(worker);
+	set_state(worker, DEVICE_STATE_UNAVAILABLE,
+		  "drained, and its driver is let go of, until: distorchctl drain --off");
+	log_device(LOG_LEVEL_INFO, worker, "is drained and holds nothing: its driver is let go of");
+	(void)daemon_step(worker->daemon, &event);
+	kill_worker(worker);
+}
+
+void workers_apply_drain(struct daemon *daemon)
+{
+	struct workers *workers = daemon->workers;
+
+	for (uint32_t i = 1; workers != NULL && i < daemon->n_devices; i++) {
+		struct worker *worker = &workers->workers[i];
+
+		if (!is_draining(worker)) {
+			/* Else it is there, on its way, or begun after a rest. */
+			if (daemon->devices[i].state == DEVICE_STATE_UNAVAILABLE &&
+			    !uv_is_active((uv_handle_t *)&worker->timer)) {
+				rest(worker);
+			}
+		} else if (daemon->devices[i].state == DEVICE_STATE_OK && holds_nothing(worker)) {
+			let_go(worker);
+		}
 	}
 }
 
@@ -470,13 +523,13 @@ static void on_looked(struct daemon *daemon, struct errand *errand)
 	struct look *look = container_of(errand, struct look, errand);
 	struct worker *worker = look->worker;
 
-	(void)daemon;
 	worker->is_looking = false;
 	if (known(worker)->state == DEVICE_STATE_OK) {
 		if (look->code == 0) {
 			take_look(worker, &look->info);
 		} /* else it has hung up, or says more the next time */
 	}
+	workers_apply_drain(daemon);
 	if (known(worker)->state == DEVICE_STATE_OK) {
 		look_later(worker);
 	}

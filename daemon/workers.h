@@ -57,6 +57,10 @@ void workers_set_budget(struct daemon *daemon, uint32_t device, uint64_t bytes);
 /* The configuration was read again. */
 void workers_apply_config(struct daemon *daemon);
 
+/* The worker of a drained device that holds nothing ends, so that the driver can be replaced; one
+ * whose device takes loads again is begun. After a change of either. */
+void workers_apply_drain(struct daemon *daemon);
+
 /*
  * Has the machine slept since this was last asked? Unless NVIDIA's driver keeps what lies on cards
  * over that, all of it is lost. Before anything of a card is served.

@@ -52,9 +52,11 @@ static int find_device(struct spec_parser *parser, struct plan_text text, const 
 					      sizeof known));
 	}
 	if (request->devices[device].is_lost) {
-		return value_refuse(parser, WIRE_DEVICE_LOST, "%s%s is lost: it cannot be used now",
+		return value_refuse(parser, WIRE_DEVICE_LOST,
+				    "%s%s cannot be used now: distorchctl devices %s says why",
 				    role,
-				    name_label(&request->devices[device], label, sizeof label));
+				    name_label(&request->devices[device], label, sizeof label),
+				    request->devices[device].name);
 	}
 	*ret = device;
 	return 0;

@@ -4,14 +4,16 @@ fails in the midst of it does, and that nothing of it is left. Who reads a card'
 the stand-in's own, which is a file of the kernel's."""
 
 import os
+import pathlib
 import signal
+import time
 
 import pytest
 from conftest import RawError, need_hooks, slowness, wait_until
 from placed import MIB, account, attach, load, make_blocks
 from store import StoredDaemon
 from test_cards import FAKECUDA, cards, start, wait_for  # noqa: F401 (a fixture)
-from test_devices import devices, wait_ok
+from test_devices import devices, is_running, wait_ok
 
 SLOW = 30 * slowness()
 pytestmark = pytest.mark.skipif(not (FAKECUDA / "libcuda.so.1").exists(),
@@ -133,6 +135,35 @@ def test_a_card_that_does_not_answer_is_given_up_and_the_rest_serves(
     after = wait_for(daemon, "cuda:0", "cuda:1")  # the driver opens it again: it is well
     assert after["cuda:0"]["pid"] != before["cuda:0"]
     assert after["cuda:1"]["pid"] == before["cuda:1"]
+    lease = load(raw, path, "cuda:0,50%;cuda:1,*")
+    assert lease.tensors() == expected
+    lease.close()
+    unload_all(raw, cards)
+
+
+def has_driver_open(pid):
+    return "libcuda.so" in pathlib.Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_a_drained_card_has_its_driver_let_go_of(cards, daemon, raw, tmp_path):  # noqa: F811
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 4)
+    lease = load(raw, path, "cuda:0,50%;cuda:1,*")
+    pids = {one["name"]: one["pid"] for one in raw.call("devices")["devices"] if one.get("pid")}
+    assert all(has_driver_open(pid) for pid in pids.values())
+    raw.call("drain", {"device": "cuda:0", "on": True})
+    time.sleep(0.3)  # several looks
+    assert lease.tensors() == expected and is_running(pids["cuda:0"])
+    lease.close()
+    raw.call("unload", {"select": {"all": True}})
+    wait_until(lambda: not is_running(pids["cuda:0"]), SLOW, "its worker's end")
+    assert is_running(pids["cuda:1"])
+    card = devices(daemon)["cuda:0"]
+    assert card["state"] == "unavailable" and "drained" in card["text"] and "pid" not in card
+    time.sleep(0.5)
+    assert devices(daemon)["cuda:0"]["state"] == "unavailable", "no other is begun"
+    raw.call("drain", {"device": "cuda:0", "on": False})
+    assert wait_for(daemon, "cuda:0", "cuda:1")["cuda:0"]["pid"] != pids["cuda:0"]
     lease = load(raw, path, "cuda:0,50%;cuda:1,*")
     assert lease.tensors() == expected
     lease.close()

@@ -332,6 +332,15 @@ def test_one_card_is_drained_and_emptied(cards, twelve):
     assert done.returncode == 1 and "draining" in done.stderr, done.stderr
     assert ctl(cards, "place", "twelve", "sim:1").returncode == 0
     assert ctl(cards, "unload", "--device", "sim:0").returncode == 0
-    wait_until(lambda: ctl_json(cards, "devices", "sim:0")["devices"][0]["used"] == 0, 20)
+
+    def card():
+        return ctl_json(cards, "devices", "sim:0")["devices"][0]
+
+    wait_until(lambda: card()["used"] == 0 and not card().get("pid"), 20, "its worker's end")
+    assert card()["state"] == "unavailable"
+    assert "drained" in ctl(cards, "devices", "sim:0").stdout
+    done = ctl(cards, "place", "twelve", "sim:0")
+    assert done.returncode == 1 and "distorchctl devices sim:0" in done.stderr, done.stderr
     assert ctl(cards, "drain", "--device", "sim:0", "--off").returncode == 0
+    wait_until(lambda: card()["state"] == "ok", 20, "another worker")
     assert ctl(cards, "place", "twelve", "sim:0").returncode == 0
