@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models whose blocks lie over devices: made, mapped tensor by tensor, and compared with a plan."""
+"""Models whose blocks lie over devices: made, and mapped tensor by tensor."""
 import mmap
 import os
 import struct
@@ -138,13 +138,6 @@ def load(raw, path, allocation=None, **params):
 def attach(raw, path):
     result, fds = raw.attach(path)
     return Lease(raw, result, fds)
-
-
-def plan(path, allocation, devices, *arguments):
-    """What `distorchctl plan` says without a daemon."""
-    from test_ctl import ctl_json
-
-    return ctl_json(None, "plan", path, allocation, "--devices", devices, *arguments)
 
 
 def account(raw, name):
