@@ -32,7 +32,8 @@ struct planning {
 	struct errand errand;
 	uint64_t client;
 	uint32_t request;
-	int table_fd; /* of the model; -1: there is none, or it could not be had */
+	uint64_t model; /* 0: of none */
+	int table_fd;   /* of the model; -1: there is none, or it could not be had */
 	struct placement placement;
 	struct placement_room room;
 	struct plan_summary summary;
@@ -209,6 +210,21 @@ static void plan_it(struct errand *errand)
 	plan_blocks(planning);
 }
 
+/* With what goes for it where less is free than it takes: whole copies, so it may be more. */
+static uint64_t free_after(const struct call *call, const struct planning *planning,
+			   uint32_t device)
+{
+	const uint64_t free = planning->room.devices[device].free;
+	const uint64_t taken = planning->summary.shares[device].taken;
+	uint64_t freed;
+
+	if (free >= taken) {
+		return free - taken;
+	}
+	freed = core_would_free(call->daemon->core, device, taken - free, planning->model);
+	return freed > taken - free ? freed - (taken - free) : 0;
+}
+
 static void answer_plan(const struct call *call, const struct planning *planning)
 {
 	struct wire_share shares[CORE_MAX_DEVICES];
@@ -229,13 +245,12 @@ static void answer_plan(const struct call *call, const struct planning *planning
 	}
 	for (uint32_t i = 0; i < planning->room.n_devices; i++) {
 		const struct plan_share *share = &planning->summary.shares[i];
-		uint64_t free = planning->room.devices[i].free;
 
 		shares[response.devices.count++] = (struct wire_share){
 			.device = wire_str(planning->room.known[i].name),
 			.bytes = share->bytes,
 			.blocks = share->n_blocks,
-			.free_after = free > share->taken ? free - share->taken : 0,
+			.free_after = free_after(call, planning, i),
 		};
 	}
 	call_answer(call, &response);
@@ -275,6 +290,7 @@ static struct planning *planning_new(const struct call *call, uint64_t model, ui
 		(struct errand){.work = plan_it, .done = on_planned, .drop = planning_free};
 	planning->client = call->client->id;
 	planning->request = call->request;
+	planning->model = model;
 	planning->table_fd = -1;
 	(void)strcpy(planning->placement.allocation, "cpu");
 	if (said != NULL) {

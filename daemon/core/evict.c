@@ -233,6 +233,22 @@ static uint32_t choose(const struct core *core, uint32_t device, uint64_t bytes,
 	return n_all - n_left;
 }
 
+uint64_t evict_would_free(struct core *core, uint32_t device, uint64_t bytes,
+			  const struct model *spare)
+{
+	uint32_t n_victims;
+	uint64_t freed = 0;
+
+	if (bytes == 0 || evict_evictable(core, device, spare) < bytes) {
+		return 0;
+	}
+	n_victims = choose(core, device, bytes, spare);
+	for (uint32_t i = 0; i < n_victims; i++) {
+		freed += core->victims[i] == NULL ? 0 : bytes_with(core->victims[i]);
+	}
+	return freed;
+}
+
 /* Once for all that go of the model. */
 static void note_eviction(struct core *core, const struct segment *victim, const struct job *job,
 			  enum core_why why)

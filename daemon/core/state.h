@@ -449,6 +449,9 @@ bool account_is_drained(const struct core *core);                /* no device ta
 /* What may go now, or once the loads that count on it have ended; never of 'spare'. */
 uint64_t evict_evictable(struct core *core, uint32_t device, const struct model *spare);
 uint64_t evict_later(struct core *core, uint32_t device, const struct model *spare);
+/* What evict_make_room would free, as things are; 0 where it would not. */
+uint64_t evict_would_free(struct core *core, uint32_t device, uint64_t bytes,
+			  const struct model *spare);
 /* Choose and drop victims for 'bytes' on the device; all or none. */
 bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const struct job *job,
 		     enum core_why why);

@@ -391,6 +391,11 @@ void core_account_get(const struct core *core, uint32_t device, struct core_acco
 	};
 }
 
+uint64_t core_would_free(struct core *core, uint32_t device, uint64_t bytes, uint64_t model)
+{
+	return evict_would_free(core, device, bytes, idtab_find(&core->models, model));
+}
+
 uint32_t core_account_models(const struct core *core, uint32_t device)
 {
 	const struct model *model;

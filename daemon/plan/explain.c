@@ -105,6 +105,11 @@ const char *explain_warning(const struct plan_request *request, const struct pla
 			       "the allocation does not name %s: it goes to %s",
 			       spec_component_text((uint32_t)warning->a), label);
 		break;
+	case PLAN_EVICTS:
+		(void)snprintf(buffer, buffer_size,
+			       "for it at least %s of models that nobody uses are evicted from %s",
+			       a, label);
+		break;
 	}
 	return buffer;
 }

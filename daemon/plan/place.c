@@ -366,6 +366,17 @@ static void check_tight(struct place_work *work, uint32_t compute)
 	work->summary->virtual_vram = least_virtual_vram(work->request, compute);
 }
 
+static void check_evictions(struct place_work *work)
+{
+	for (uint32_t i = 0; i < work->request->n_devices; i++) {
+		const uint64_t free = work->request->devices[i].free;
+
+		if (work->shares[i].taken > free) {
+			place_warn(work, PLAN_EVICTS, i, work->shares[i].taken - free, 0);
+		}
+	}
+}
+
 static void sum_up(struct place_work *work, const struct spec *spec, const uint8_t *devices)
 {
 	struct plan_summary *summary = work->summary;
@@ -392,6 +403,7 @@ static void sum_up(struct place_work *work, const struct spec *spec, const uint8
 				   0);
 		}
 	}
+	check_evictions(work);
 	for (uint32_t i = 0; i < PLAN_MAX_DEVICES; i++) {
 		summary->shares[i] = work->shares[i];
 	}

@@ -88,6 +88,7 @@ enum plan_warning_kind {
 	PLAN_SLOW_DONOR,    /* no peer access: its blocks go through the host */
 	PLAN_NOT_SPREAD,    /* the blocks are too unequal to be spread within the limits */
 	PLAN_NOT_NAMED,     /* the allocation says nothing of this component (a) */
+	PLAN_EVICTS,        /* so much (a) is not free: idle models have to go for it */
 };
 
 struct plan_warning {

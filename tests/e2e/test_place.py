@@ -504,6 +504,23 @@ def test_a_plan_of_what_is_there_says_what_place_does(raw, tmp_path):
     unload_all(raw)
 
 
+def test_a_plan_says_what_has_to_go_for_it_and_what_is_free_then(cards, raw, tmp_path):
+    old, path = tmp_path / "old.safetensors", tmp_path / "m.safetensors"
+    make_blocks(old, [12 * MIB] * 4, head=0)
+    make_blocks(path, [6 * MIB] * 3, head=0)
+    load(raw, old, "sim:0").close()
+    load(raw, path).close()
+    planned = raw.call("plan", {"model": path.name, "allocation": "sim:0"})
+    assert any("at least 2.0M of models that nobody uses are evicted from sim:0" in warning
+               for warning in planned["warnings"]), planned["warnings"]
+    after = {share["device"]: share["free_after"] for share in planned["devices"]}["sim:0"]
+    raw.call("place", {"model": path.name, "allocation": "sim:0"})
+    assert account(raw, "sim:0")["free"] == after == 10 * MIB, "a block of 12M goes for 2M"
+    done = raw.call("plan", {"model": path.name, "allocation": "sim:0"})
+    assert not any("evicted" in warning for warning in done["warnings"])
+    unload_all(raw)
+
+
 def test_room_is_made_and_what_was_there_comes_back(cards, raw, tmp_path):
     path = tmp_path / "m.safetensors"
     expected = make_blocks(path, [8 * MIB] * 6)
