@@ -19,6 +19,20 @@ static double share_of(uint64_t part, uint64_t whole)
 	return whole == 0 ? 0.0 : (double)part / (double)whole;
 }
 
+/* The place in the list of what stands in the row: the cards as they are listed, then the host. */
+static uint32_t row_device(const struct plan_report *report, uint32_t row)
+{
+	uint32_t host = 0;
+
+	while (host < report->n_devices && strcmp(report->devices[host].name, "cpu") != 0) {
+		host++;
+	}
+	if (row == report->n_devices - 1 && host < report->n_devices) {
+		return host;
+	}
+	return row < host ? row : row + 1;
+}
+
 static const char *copy_name(const struct plan_report_block *block, char buffer[NAME_SIZE])
 {
 	size_t size = block->name_size < NAME_SIZE - 1 ? block->name_size : NAME_SIZE - 1;
@@ -35,7 +49,7 @@ static void add_devices(cJSON *object, const struct plan_report *report)
 	cJSON *array = json_add_array(object, "devices");
 
 	for (uint32_t i = 0; i < report->n_devices; i++) {
-		const struct plan_report_device *device = &report->devices[i];
+		const struct plan_report_device *device = &report->devices[row_device(report, i)];
 		cJSON *item = json_add_item(array);
 
 		json_add_text(item, "name", device->name);
@@ -111,7 +125,7 @@ static int print_devices(struct ctl *ctl, const struct plan_report *report)
 
 	sheet_init(&sheet, columns, sizeof columns / sizeof columns[0]);
 	for (uint32_t i = 0; i < report->n_devices; i++) {
-		const struct plan_report_device *device = &report->devices[i];
+		const struct plan_report_device *device = &report->devices[row_device(report, i)];
 		bool is_csv = ctl->arguments.output == OUTPUT_CSV;
 		char size[24];
 		char blocks[24];
@@ -204,12 +218,30 @@ static void print_runs(const struct plan_report *report)
 	}
 }
 
+/* What a pass copies, and the least time of that where it is known: below 10 ms with a fraction. */
+static void print_moved(struct ctl *ctl, const struct plan_report *report)
+{
+	unsigned long long hundredths = report->floor_ns / 10000;
+	char size[24];
+	char lapse[32];
+
+	(void)printf("\nEach pass copies %s to where it is used",
+		     size_text(ctl, report->moved, size));
+	if (hundredths >= 1000) {
+		(void)printf(", which takes at least %s",
+			     ms_text(report->floor_ns / 1000000, lapse));
+	} else if (hundredths > 0) {
+		(void)printf(", which takes at least %llu.%02llums", hundredths / 100,
+			     hundredths % 100);
+	}
+	(void)puts(".");
+}
+
 static int print_people(struct ctl *ctl, const struct plan_report *report)
 {
 	bool is_quiet = ctl->arguments.is_quiet;
 	char name[512];
 	char size[24];
-	char lapse[32];
 	int status;
 
 	if (!is_quiet) {
@@ -227,11 +259,7 @@ static int print_people(struct ctl *ctl, const struct plan_report *report)
 		print_runs(report);
 	}
 	if (!is_quiet && report->moved > 0) {
-		(void)printf("\nEach pass copies %s to where it is used%s%s.\n",
-			     size_text(ctl, report->moved, size),
-			     report->floor_ns > 0 ? ", which takes at least " : "",
-			     report->floor_ns > 0 ? ms_text(report->floor_ns / 1000000, lapse)
-						  : "");
+		print_moved(ctl, report);
 	}
 	for (uint32_t i = 0; i < report->n_warnings; i++) {
 		(void)fprintf(stderr, "warning: %s\n", report->warnings[i]);

@@ -279,6 +279,9 @@ def test_a_plan_is_what_a_load_and_a_move_do(cards, twelve):
         shown = ctl(cards, "plan", "twelve", other, "-o", "wide")
         assert shown.returncode == 0 and "Simulated device" in shown.stdout
         assert "layers.11" in shown.stdout and "48.0M in 12 blocks" in shown.stdout
+        rows = [line.split()[0] for line in shown.stdout.splitlines()[3:6]]
+        assert rows == ["sim:0", "sim:1", "ram"], "cards before ram, as where nobody is asked"
+        assert [device["name"] for device in told["devices"]] == ["sim:0", "sim:1", "cpu"]
         assert "computes on sim:1" in shown.stdout, "the first one named, whatever their order"
         d.place("twelve", other)
         with d.attach("twelve") as after:
@@ -294,7 +297,8 @@ def test_how_long_a_pass_takes_is_told_where_the_links_are_known(cards, twelve):
         plan = ctl_json(cards, "plan", path, "sim:0,25%;cpu,75%")
         assert plan["bytes_moved_per_pass"] == 36 * MIB
         assert plan["floor_ms"] == pytest.approx(36 * MIB * 1000 / link, rel=1e-3)
-        assert "takes at least" in ctl(cards, "plan", path, "sim:0,25%;cpu,75%").stdout
+        least = ctl(cards, "plan", path, "sim:0,25%;cpu,75%").stdout.split("takes at least ")[1]
+        assert least == f"{plan['floor_ms'] - 0.005:.2f}ms.\n", "and not 2ms, or 0ms"
         assert ctl_json(cards, "plan", path, "cpu")["floor_ms"] is None, "nothing is copied"
         with d.open(path):
             assert ctl_json(cards, "plan", "twelve", "sim:0,25%;cpu,75%")["floor_ms"] == plan["floor_ms"]

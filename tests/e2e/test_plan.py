@@ -140,6 +140,17 @@ def test_a_table_for_people_has_bars_runs_and_warnings(twelve):
     assert float(rows[0]["MODEL"]) == 0.25 and int(rows[0]["SIZE"]) == 3000 * MIB
 
 
+def test_cards_stand_before_ram_however_they_were_typed(twelve):
+    answer = plan_json(twelve, "cuda:0,25%;cpu,75%", "--devices", "cuda:1=9G,ram=64G,cuda:0=12G")
+    assert [(device["name"], device["blocks"]) for device in answer["devices"]] == [
+        ("cuda:1", 0), ("cuda:0", 3), ("cpu", 9)]
+    assert blocks_of(answer) == [["cuda:0", 3], ["cpu", 9]]
+    lines = plan(twelve, "cpu", "--devices", "cpu=64G,x:0=1G").stdout.splitlines()
+    assert [line.split()[0] for line in lines[3:5]] == ["x:0", "ram"]
+    assert [device["name"] for device in plan_json(twelve, "cpu", "--devices", "cpu=64G")["devices"]
+            ] == ["cpu"]
+
+
 def test_the_least_virtual_vram_that_it_names_is_enough(twelve):
     cards = ("--devices", "cuda:0=12GiB,cpu=64GiB")
     assert plan_json(twelve, "cuda:0", *cards)["warnings"]
