@@ -74,11 +74,22 @@ static int read_donors(struct ctl *ctl, struct placement *placement)
 	return EXIT_DONE;
 }
 
+/* Blanks and the marks between items. */
+static bool says_nothing(const char *allocation)
+{
+	return allocation[strspn(allocation, BLANKS "\r\n;|")] == '\0';
+}
+
 int placement_read(struct ctl *ctl, const char *allocation, struct placement *ret)
 {
 	const struct arguments *arguments = &ctl->arguments;
 	int status;
 
+	if (allocation != NULL && arguments->virtual_vram == NULL && says_nothing(allocation)) {
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument",
+				  "ram, 'cuda:0,6gb;cpu,*' or auto; see plan --help",
+				  "an empty allocation does not say where the blocks are to go");
+	}
 	*ret = (struct placement){.wanted = {.size = sizeof ret->wanted,
 					     .allocation = allocation,
 					     .compute = arguments->compute,

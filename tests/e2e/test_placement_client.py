@@ -54,6 +54,9 @@ def test_a_wrong_string_is_refused_with_item_and_column(daemon, layers, verb):
     assert say("cpu,much").returncode == 2
     assert say("cpu", "--strategy", "wild").returncode == 2
     assert say("cpu", "--virtual-vram", "0").returncode == 2
+    for nothing in ("", " ; "):
+        done = say(nothing)
+        assert done.returncode == 2 and "does not say where" in done.stderr
     assert say("cpu", "--virtual-vram", "many").returncode == 2
     assert say("cpu", "--donors", ",".join(["cpu"] * 17)).returncode == 2
     donors = say(None, "--virtual-vram", "1", "--compute", "cpu", "--donors", " RTX 4090 ;cpu")
