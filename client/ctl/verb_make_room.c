@@ -233,6 +233,20 @@ static int run_program(struct ctl *ctl, char *const *words, const sigset_t *want
 
 /* ---- together ---- */
 
+/* How long the room is kept. */
+static void print_until(const struct ctl *ctl, FILE *out, bool has_program)
+{
+	const struct arguments *arguments = &ctl->arguments;
+	char lapse[32];
+
+	if (!arguments->has_for || arguments->is_forever) {
+		(void)fputs(has_program ? "while it runs." : "until Ctrl-C.", out);
+		return;
+	}
+	(void)fprintf(out, has_program ? "while it runs, at most %s." : "for %s, or until Ctrl-C.",
+		      ms_text(arguments->for_ms, lapse));
+}
+
 static void tell(struct room *room, const struct distorch_reservation *reservation,
 		 bool has_program)
 {
@@ -257,9 +271,9 @@ static void tell(struct room *room, const struct distorch_reservation *reservati
 	if (ctl->arguments.is_quiet) {
 		return;
 	}
-	(void)fprintf(out, "%s on %s: nothing is put there", size_text(ctl, room->bytes, size),
+	(void)fprintf(out, "%s on %s: nothing is put there ", size_text(ctl, room->bytes, size),
 		      safe_text(room->device, safe, sizeof safe));
-	(void)fprintf(out, has_program ? " while it runs." : " until Ctrl-C.");
+	print_until(ctl, out, has_program);
 	print_evicted(ctl, out, reservation->evicted, reservation->n_evicted);
 	(void)fputc('\n', out);
 	(void)fflush(out);

@@ -141,7 +141,10 @@ def test_without_a_program_it_lasts_until_ctrl_c_or_its_time(daemon):
         assert room.wait(20) == 0
     wait_until(lambda: reserved(daemon) == 0, 20)
     room = make_room(daemon, "6M", "--device", "ram", "--for", "300ms")
+    assert "nothing is put there for 300ms, or until Ctrl-C." in room.stdout.readline()
     assert room.wait(20) == 0
+    room = make_room(daemon, "6M", "--device", "ram", "--for", "1m", "--", "true")
+    assert "nothing is put there while it runs, at most 1m" in room.communicate(timeout=20)[1]
     wait_until(lambda: reserved(daemon) == 0, 20)
     room = make_room(daemon, "6M", "--device", "ram", "--json", "--for", "1ms")
     out, _err = room.communicate(timeout=20)
