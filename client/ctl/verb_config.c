@@ -280,11 +280,11 @@ const struct verb verb_config = {
 	.text = "Examples:\n"
 		"  distorchctl config show\n"
 		"  distorchctl config get memory.ram\n"
-		"  distorchctl config set memory.idle-evict 30m   saved by the daemon; ranks above\n"
+		"  distorchctl config set memory.idle-evict 30m   saved by the daemon; above\n"
 		"                                     its files, below environment and command line\n"
 		"  distorchctl config unset memory.idle-evict     forget what was saved\n"
 		"  distorchctl config check           read the files; needs no daemon\n"
-		"  distorchctl config path            which files are read, in their order; likewise\n"
+		"  distorchctl config path            which files are read, in order; likewise\n"
 		"set and unset need an administrator.",
 	.options = no_options,
 	.max_words = 3,

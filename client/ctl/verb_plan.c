@@ -430,7 +430,8 @@ static const struct argp_option options[] = {
 	 "Plan for these, without a daemon: 'cuda:0=24GiB,cuda:1=12GiB,cpu=64GiB'", 0},
 	{"virtual-vram", OPTION_VIRTUAL_VRAM, "SIZE", 0,
 	 "So much of it lives off the compute device, on the donors; a number alone is GiB", 0},
-	{"donors", OPTION_DONORS, "LIST", 0, "Who takes that, in order (ram)", 0},
+	{"donors", OPTION_DONORS, "LIST", 0,
+	 "Who takes what --virtual-vram sends off, in order (ram)", 0},
 	{"strategy", OPTION_STRATEGY, "STRATEGY", 0,
 	 "contiguous (usual for a string) or spread (usual for auto and --virtual-vram)", 0},
 	{"granularity", OPTION_GRANULARITY, "UNIT", 0, "block (usual) or tensor", 0},
@@ -453,11 +454,9 @@ const struct verb verb_plan = {
 		"and instead of a string: --virtual-vram 4 (4 GiB live in ram, spread out)\n\n"
 		"Examples:\n"
 		"  distorchctl plan flux1-dev.safetensors auto         for the daemon's devices\n"
-		"  distorchctl plan flux1-dev.safetensors 'cuda:0,6gb;cpu,*' "
-		"--devices 'cuda:0=24GiB,cpu=64GiB'\n"
-		"  distorchctl plan wan2.2.gguf auto --devices 'cuda:0=12GiB,cuda:1=8GiB,cpu=64GiB'\n"
-		"  distorchctl plan flux1-dev.safetensors --virtual-vram 8 "
-		"--devices 'cuda:0=12GiB,cpu=32GiB' -o wide\n\n"
+		"  distorchctl plan flux1.gguf 'cuda:0,6g;cpu,*' --devices 'cuda:0=24G,cpu=64G'\n"
+		"  distorchctl plan flux1.gguf auto --devices 'cuda:0=12G,cuda:1=8G,cpu=64G'\n"
+		"  distorchctl plan flux1.gguf --virtual-vram 8 --devices 'cuda:0=12G,cpu=32G'\n\n"
 		"Exit status: 0 it can be done, 2 the string is wrong (item and column are named), 6 "
 		"it does not fit, 7 bad or unsupported file; without --devices 3 when the daemon is not "
 		"running.",

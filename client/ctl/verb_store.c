@@ -152,8 +152,7 @@ const struct verb verb_metrics = {
 	.usage = "",
 	.summary = "What there is to measure, as OpenMetrics text.",
 	.text = "Example, for node_exporter's textfile collector:\n"
-		"  distorchctl metrics > distorchd.prom.new && mv distorchd.prom.new "
-		"distorchd.prom\n"
+		"  distorchctl metrics > prom.new && mv prom.new distorchd.prom\n"
 		"Needs an administrator. No label names a file or a user.",
 	.options = no_options,
 	.run = run_metrics,

@@ -108,7 +108,8 @@ static const struct argp_option options[] = {
 	{"all", OPTION_ALL, NULL, 0, "Every model that is not pinned", 0},
 	{"not-kept", OPTION_NOT_KEPT, NULL, 0, "Every model that is neither kept nor pinned", 0},
 	{"mine", OPTION_MINE, NULL, 0, "Only models this user loaded", 0},
-	{"device", OPTION_DEVICE, "DEVICE", 0, "Only models with bytes there", 0},
+	{"device", OPTION_DEVICE, "DEVICE", 0,
+	 "Only models with bytes there; all of them goes, from ram and other devices too", 0},
 	{"idle", OPTION_IDLE, "TIME", 0, "Only models not used for this long", 0},
 	{"under", OPTION_UNDER, "DIR", 0, "Only models whose file lies below this folder", 0},
 	{"recall", OPTION_RECALL, "TIME", 0,
@@ -128,9 +129,9 @@ const struct verb verb_unload = {
 	.summary = "Free memory selectively; prints what was unloaded, what was kept and why.",
 	.text = "Examples:\n"
 		"  distorchctl unload flux1-dev.safetensors\n"
-		"  distorchctl unload --not-kept          everything but the kept and the pinned\n"
+		"  distorchctl unload --not-kept          all but the kept and the pinned\n"
 		"  distorchctl unload --idle 30m\n"
-		"  distorchctl unload --device cuda:0     what has bytes there\n"
+		"  distorchctl unload --device cuda:0     models with bytes there, whole\n"
 		"  distorchctl unload --recall 5s flux1-dev\n\n"
 		"A model named outright loses your own pin and keep. A model that somebody uses is "
 		"reported as held and goes when its last user is done.",

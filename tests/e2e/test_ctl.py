@@ -46,6 +46,18 @@ def test_every_verb_has_help_without_a_daemon():
         assert ctl(None, "help", name).returncode == 0, name
 
 
+def test_the_examples_of_the_help_can_be_copied():
+    """Whole lines, on a screen of the usual width."""
+    names = [line.split()[0] for line in ctl(None, "--help").stdout.splitlines()
+             if line.startswith("  ") and not line.startswith("  distorchctl")]
+    for name in names:
+        wide = ctl(None, name, "--help", environment={"ARGP_HELP_FMT": "rmargin=1000"}).stdout
+        lines = ctl(None, name, "--help").stdout.splitlines()
+        for line in wide.splitlines():
+            if line.startswith(("  distorchctl ", "  '")):
+                assert line in lines, (name, line)
+
+
 @pytest.mark.fault("U01")
 @pytest.mark.parametrize("verb", ["status", "ps", "ping", "clients", "doctor"])
 def test_without_a_daemon_it_says_how_to_start_one(verb):
