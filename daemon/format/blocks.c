@@ -23,9 +23,10 @@ static const char head_name[] = "(head)";
 /* Where a tensor belongs, read from its name. */
 struct place {
 	const char *name;
-	uint32_t stem_size;   /* up to the number: "double_blocks." */
-	uint32_t number_at;   /* the number without leading zeros begins here */
-	uint32_t prefix_size; /* up to the number's end; 0: (head) */
+	uint32_t stem_size;      /* up to the number: "double_blocks." */
+	uint32_t number_at;      /* the number without leading zeros begins here */
+	uint32_t prefix_size;    /* up to the number's end; 0: (head) */
+	uint32_t component_size; /* "vae.", of which it is; 0: of the whole */
 	enum component component;
 };
 
@@ -57,7 +58,8 @@ struct emitted {
 
 /* ---- places ---- */
 
-static enum component find_component(const char *name, uint32_t name_size)
+/* '*ret_size': of what the name says of it, 0 where that is nothing. */
+static enum component find_component(const char *name, uint32_t name_size, uint32_t *ret_size)
 {
 	static const struct {
 		const char *prefix;
@@ -75,18 +77,21 @@ static enum component find_component(const char *name, uint32_t name_size)
 		size_t size = strlen(prefixes[i].prefix);
 
 		if (name_size >= size && memcmp(name, prefixes[i].prefix, size) == 0) {
+			*ret_size = (uint32_t)size;
 			return prefixes[i].component;
 		}
 	}
+	*ret_size = 0;
 	return COMPONENT_WHOLE;
 }
 
 static struct place find_place(const char *name, uint32_t name_size)
 {
-	struct place place = {.name = name, .component = find_component(name, name_size)};
+	struct place place = {.name = name};
 	uint32_t start = 0;
 	bool is_number = true;
 
+	place.component = find_component(name, name_size, &place.component_size);
 	for (uint32_t at = 0; at <= name_size; at++) {
 		bool is_end = at == name_size || name[at] == '.';
 
@@ -219,28 +224,44 @@ static void sort_stems(struct work *work)
 
 /* ---- blocks ---- */
 
+/* A text of a block's name; 'names' NULL: it is only counted. */
+static void add_name(struct emitted *emitted, const char *text, uint32_t size)
+{
+	if (emitted->names != NULL) {
+		memcpy(&emitted->names[emitted->name_bytes], text, size);
+	}
+	emitted->name_bytes += size;
+}
+
+/* "vae.(head)", "double_blocks.7#2": borrowed where a text has it whole. */
+static const char *make_name(struct emitted *emitted, const struct place *place, uint32_t part,
+			     uint32_t *ret_size)
+{
+	const bool is_head = place->prefix_size == 0;
+	const uint64_t start = emitted->name_bytes;
+	char suffix[PART_NAME_SIZE];
+
+	if (part <= 1 && (!is_head || place->component_size == 0)) {
+		*ret_size = is_head ? (uint32_t)(sizeof head_name - 1) : place->prefix_size;
+		return is_head ? head_name : place->name;
+	}
+	add_name(emitted, place->name, is_head ? place->component_size : place->prefix_size);
+	if (is_head) {
+		add_name(emitted, head_name, sizeof head_name - 1);
+	}
+	if (part > 1) {
+		add_name(emitted, suffix, (uint32_t)snprintf(suffix, sizeof suffix, "#%u", part));
+	}
+	*ret_size = (uint32_t)(emitted->name_bytes - start); /* a header's name and a few letters */
+	return emitted->names == NULL ? NULL : &emitted->names[start];
+}
+
 static void begin_block(struct emitted *emitted, const struct place *place, uint32_t tensor,
 			uint32_t part)
 {
-	const char *name = place->prefix_size == 0 ? head_name : place->name;
-	uint32_t name_size = place->prefix_size == 0 ? (uint32_t)(sizeof head_name - 1)
-						     : place->prefix_size;
-	char suffix[PART_NAME_SIZE];
+	uint32_t name_size = 0;
+	const char *name = make_name(emitted, place, part, &name_size);
 
-	if (part > 1) {
-		int suffix_size = snprintf(suffix, sizeof suffix, "#%u", part);
-
-		if (emitted->blocks != NULL) {
-			char *text = &emitted->names[emitted->name_bytes];
-
-			memcpy(text, name, name_size);
-			memcpy(&text[name_size], suffix, (size_t)suffix_size);
-			name = text;
-		}
-		/* Two name sizes of a header and a few digits. */
-		name_size += (uint32_t)suffix_size;
-		emitted->name_bytes += name_size;
-	}
 	if (emitted->blocks != NULL) {
 		emitted->blocks[emitted->n_blocks] =
 			(struct block){.name = name,

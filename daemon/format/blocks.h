@@ -2,7 +2,8 @@
 /*
  * Tensors -> blocks, by their names (docs/architecture.md says what a block is for). A name
  * is split at dots; the first part that is all digits closes the prefix, and tensors of one
- * prefix are one block. Tensors without such a part are the "(head)" of their component.
+ * prefix are one block. Tensors without such a part are the head of their component:
+ * "(head)", "vae.(head)".
  * Blocks of one stem ("double_blocks") lie together, 7 before 10; stems lie in file order of
  * their first tensor. What exceeds FORMAT_MAX_BLOCK is split between tensors. Pure but for
  * memory; any thread.
@@ -27,7 +28,7 @@ int blocks_compute(struct tensor *tensors, uint32_t n_tensors, void **ret_memory
 
 /*
  * What a block's name says of it, where nothing is known of its tensors: the same as a tensor's.
- * The "#2" of a further part says nothing; "(head)" does not say of which component.
+ * The "#2" of a further part says nothing.
  */
 void block_read_name(const char *name, uint32_t name_size, enum component *ret_component,
 		     bool *ret_is_head);

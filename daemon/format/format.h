@@ -55,7 +55,8 @@ struct tensor {
 /* The planner's unit, in execution order. Its tensors are those that name it; they need not
  * be neighbours in the file. */
 struct block {
-	const char *name; /* "double_blocks.7", "(head)"; further parts end in "#2", "#3", ... */
+	const char *name; /* "double_blocks.7", "(head)", "vae.(head)", and of further parts with
+			     "#2", "#3", ... behind */
 	uint32_t name_size;
 	uint32_t first_tensor; /* the first of its tensors in file order */
 	uint32_t n_tensors;

@@ -118,6 +118,15 @@ static void stems_keep_their_place_in_the_file(void **state)
 	EXPECT_BLOCKS("a.b.0 a.0 ab.0", "a.b.0.w", "a.0.w", "ab.0.w");
 }
 
+/* Of the block that the tensor is in. */
+static void expect_block_name(const struct given *given, uint32_t tensor, const char *wanted)
+{
+	const struct block *block = &given->blocks[given->tensors[tensor].block];
+
+	assert_int_equal(block->name_size, strlen(wanted));
+	assert_memory_equal(block->name, wanted, block->name_size);
+}
+
 static void each_component_has_its_own_head(void **state)
 {
 	struct given given = {0};
@@ -152,6 +161,10 @@ static void each_component_has_its_own_head(void **state)
 	/* first_stage_model.post and vae.x share a head; four heads and four numbered blocks. */
 	assert_int_equal(given.tensors[2].block, given.tensors[4].block);
 	assert_int_equal(given.n_blocks, 8);
+	expect_block_name(&given, 0, "model.diffusion_model.(head)");
+	expect_block_name(&given, 4, "first_stage_model.(head)");
+	expect_block_name(&given, 7, "text_encoders.(head)");
+	expect_block_name(&given, 8, "(head)");
 	free(given.memory);
 }
 
@@ -226,10 +239,10 @@ static void a_blocks_name_tells_what_its_tensors_names_told(void **state)
 		char name[64];
 
 		expect_name(tensors[i], block->component, block->is_head);
-		for (uint32_t part = 2; part < 2000 && !block->is_head; part *= 9) {
+		for (uint32_t part = 2; part < 2000; part *= 9) {
 			memcpy(name, block->name, block->name_size);
 			(void)snprintf(&name[block->name_size], 16, "#%u", part);
-			expect_name(name, block->component, false);
+			expect_name(name, block->component, block->is_head);
 		}
 	}
 	free(given.memory);
