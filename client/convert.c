@@ -144,6 +144,8 @@ bool convert_model(void *result, const struct wire_model *from, struct distorch_
 	       convert_text(result, from->has_allocation, from->allocation, &ret->allocation) &&
 	       convert_items(result, &places, from->where, &ret->where, &ret->n_where) &&
 	       convert_texts(result, from->stays, &ret->stays, &ret->n_stays) &&
+	       (!from->has_older ||
+		convert_items(result, &places, from->older, &ret->older, &ret->n_older)) &&
 	       (!from->has_users ||
 		convert_holders(result, from->users, &ret->users, &ret->n_users));
 }

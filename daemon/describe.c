@@ -110,44 +110,69 @@ static uint64_t ms_since(uint64_t then_ns)
 	return now_ns > then_ns ? (now_ns - then_ns) / NS_PER_MS : 0;
 }
 
-static uint32_t describe_places(const struct daemon *daemon, const struct core_model_view *view,
-				struct model_description *ret)
+/* Bytes of a model by device: of its generation, and of those before it that are in use. */
+struct lying {
+	uint64_t current[CORE_MAX_DEVICES];
+	uint64_t older[CORE_MAX_DEVICES];
+	uint64_t cached; /* in the page cache of its file */
+};
+
+static void find_lying(const struct daemon *daemon, const struct core_model_view *view,
+		       struct lying *ret)
 {
-	uint64_t bytes[CORE_MAX_DEVICES] = {0};
-	uint64_t cached = 0; /* in the page cache of its file */
 	struct core_segment_view segment;
 	uint32_t cursor = 0;
-	uint32_t n_places = 0;
 
+	*ret = (struct lying){.cached = 0};
 	while (core_segment_next(daemon->core, view->id, &cursor, &segment)) {
-		if (segment.state == SEGMENT_READY && segment.backing == CORE_BACKING_IMAGE) {
-			bytes[segment.device] += segment.size;
-		} else if (segment.state == SEGMENT_READY &&
-			   core_segment_is_of(&segment, view->generation)) {
-			cached += segment.size;
-		}
-	}
-	if (cached > 0) {
-		ret->places[n_places] = (struct wire_place){
-			.device = wire_str(describe_device_name(daemon, 0, ret->devices[n_places])),
-			.bytes = cached,
-			.backing = wire_str("file"),
-		};
-		n_places++;
-	}
-	for (uint32_t device = 0; device < CORE_MAX_DEVICES; device++) {
-		if (bytes[device] == 0) {
+		bool is_image = segment.backing == CORE_BACKING_IMAGE;
+		bool is_current = core_segment_is_of(&segment, view->generation) ||
+				  view->generation == 0; /* the first is being loaded */
+
+		if (segment.is_bare) {
 			continue;
 		}
-		ret->places[n_places] = (struct wire_place){
+		if (segment.state == SEGMENT_READY && is_current) {
+			ret->current[segment.device] += is_image ? segment.size : 0;
+			ret->cached += is_image ? 0 : segment.size;
+		} else if (is_image && segment.is_older) {
+			ret->older[segment.device] += segment.size;
+		}
+	}
+}
+
+static void describe_places(const struct daemon *daemon, const struct core_model_view *view,
+			    struct model_description *ret)
+{
+	struct wire_list *where = &ret->wire.where;
+	struct wire_list *older = &ret->wire.older;
+	struct lying lying;
+
+	find_lying(daemon, view, &lying);
+	where->items = ret->places;
+	older->items = ret->older;
+	for (uint32_t device = 0; device < CORE_MAX_DEVICES; device++) {
+		const struct wire_place place = {
 			.device = wire_str(
-				describe_device_name(daemon, device, ret->devices[n_places])),
-			.bytes = bytes[device],
+				describe_device_name(daemon, device, ret->devices[device])),
 			.backing = wire_str(device == 0 ? "image" : "device"),
 		};
-		n_places++;
+
+		if (device == 0 && lying.cached > 0) {
+			ret->places[where->count] = place;
+			ret->places[where->count].bytes = lying.cached;
+			ret->places[where->count++].backing = wire_str("file");
+		}
+		if (lying.current[device] > 0) {
+			ret->places[where->count] = place;
+			ret->places[where->count++].bytes = lying.current[device];
+		}
+		if (lying.older[device] > 0) {
+			ret->older[older->count] = place;
+			ret->older[older->count++].bytes = lying.older[device];
+		}
 	}
-	return n_places;
+	ret->wire.has_older = older->count > 0;
 }
 
 static uint32_t describe_stays(const struct core_model_view *view, struct wire_str stays[4])
@@ -274,8 +299,7 @@ void describe_model(const struct daemon *daemon, const struct client *viewer,
 		wire->has_allocation = true;
 		wire->allocation = wire_str(placement->allocation);
 	}
-	wire->where.items = ret->places;
-	wire->where.count = describe_places(daemon, view, ret);
+	describe_places(daemon, view, ret);
 	wire->stays.items = ret->stays;
 	wire->stays.count = describe_stays(view, ret->stays);
 	if (info == NULL || !core_client_may(daemon->core, viewer->id, view->id)) {

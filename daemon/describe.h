@@ -29,7 +29,8 @@ struct model_description {
 	struct wire_model wire;
 	char id[33];
 	char name[512];
-	struct wire_place places[CORE_MAX_DEVICES];
+	struct wire_place places[CORE_MAX_DEVICES + 1]; /* the host's page cache, and devices */
+	struct wire_place older[CORE_MAX_DEVICES];
 	char devices[CORE_MAX_DEVICES][16];
 	struct wire_str stays[4];
 	struct wire_holder users[DESCRIBE_MAX_USERS];

@@ -587,6 +587,17 @@ static void mark_changed(const struct generation_info *current, const struct job
 	}
 }
 
+/* Which files' images hold bytes of tensors, and not their headers alone. */
+static void mark_filled(const struct job_info *job, bool *ret_filled)
+{
+	for (uint32_t i = 0; i < job->map->n_tensors; i++) {
+		const struct tensor *tensor = &job->map->tensors[i];
+
+		ret_filled[tensor->shard] = ret_filled[tensor->shard] || job->with_host ||
+					    job->places[tensor->block] == 0;
+	}
+}
+
 static uint32_t add_blocks(const struct daemon *daemon, const struct generation_info *current,
 			   const struct job_info *job, const uint64_t *segment_bytes,
 			   struct core_need *needs)
@@ -644,6 +655,7 @@ struct core_need *placement_needs(struct daemon *daemon, struct job_info *job,
 	const struct generation_info *current = info == NULL ? NULL : &info->current;
 	const uint32_t n_files = tensor_map_n_shards(job->map);
 	AUTO_FREE bool *is_changed = sys_calloc(n_files, sizeof *is_changed);
+	AUTO_FREE bool *is_filled = sys_calloc(n_files, sizeof *is_filled);
 	AUTO_FREE uint64_t *bytes = sys_calloc((size_t)job->map->n_blocks + 1, sizeof *bytes);
 	struct core_need *needs;
 
@@ -655,13 +667,16 @@ struct core_need *placement_needs(struct daemon *daemon, struct job_info *job,
 	*ret_n_needs = n_files;
 	needs = sys_calloc((size_t)n_files + (job->is_tabled ? job->map->n_blocks : 0),
 			   sizeof *needs);
-	if (needs == NULL || bytes == NULL || is_changed == NULL) {
+	if (needs == NULL || bytes == NULL || is_changed == NULL || is_filled == NULL) {
 		free(needs);
 		(void)err_set(err, WIRE_NO_MEMORY, "no memory to plan its copies");
 		return NULL;
 	}
 	if (job->is_tabled && current != NULL && is_comparable(current, job)) {
 		mark_changed(current, job, is_changed);
+	}
+	if (job->is_tabled) {
+		mark_filled(job, is_filled);
 	}
 	for (uint32_t i = 0; i < n_files; i++) {
 		needs[i].index = i;
@@ -672,6 +687,7 @@ struct core_need *placement_needs(struct daemon *daemon, struct job_info *job,
 					      : tensor_map_shard_size(job->map, i));
 		needs[i].is_same = job->is_tabled && current != NULL &&
 				   is_comparable(current, job) && !is_changed[i];
+		needs[i].is_bare = job->is_tabled && !is_filled[i];
 	}
 	if (job->is_tabled) {
 		block_segment_bytes_all(job->map, bytes);

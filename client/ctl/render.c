@@ -300,6 +300,20 @@ static void add_holders(cJSON *object, const char *key,
 	}
 }
 
+static void add_places(cJSON *object, const char *key, const struct distorch_place *const *places,
+		       size_t n_places)
+{
+	cJSON *array = json_add_array(object, key);
+
+	for (size_t i = 0; i < n_places; i++) {
+		cJSON *place = json_add_item(array);
+
+		json_add_text(place, "device", places[i]->device);
+		json_add_number(place, "bytes", places[i]->bytes);
+		json_add_text(place, "backing", places[i]->backing);
+	}
+}
+
 cJSON *json_of_model(cJSON *object, const struct distorch_model *model)
 {
 	cJSON *array;
@@ -312,14 +326,8 @@ cJSON *json_of_model(cJSON *object, const struct distorch_model *model)
 	json_add_number(object, "bytes", model->bytes);
 	json_add_text(object, "state", model->state);
 	json_add_number(object, "progress_bytes", model->progress_bytes);
-	array = json_add_array(object, "where");
-	for (size_t i = 0; i < model->n_where; i++) {
-		cJSON *place = json_add_item(array);
-
-		json_add_text(place, "device", model->where[i]->device);
-		json_add_number(place, "bytes", model->where[i]->bytes);
-		json_add_text(place, "backing", model->where[i]->backing);
-	}
+	add_places(object, "where", model->where, model->n_where);
+	add_places(object, "older", model->older, model->n_older);
 	array = json_add_array(object, "stays");
 	for (size_t i = 0; i < model->n_stays; i++) {
 		json_add_string(array, model->stays[i]);

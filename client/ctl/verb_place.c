@@ -40,6 +40,10 @@ static int print_moved(struct ctl *ctl, const struct distorch_moved *moved)
 		(void)printf(" in %s", ms_text(moved->duration_ms, duration));
 	}
 	(void)putchar('.');
+	if (model->n_older > 0) {
+		(void)printf(" %s.", safe_text(older_text(ctl, model, where, sizeof where), safe,
+					       sizeof safe));
+	}
 	print_evicted(ctl, stdout, moved->evicted, moved->n_evicted);
 	(void)putchar('\n');
 	return EXIT_DONE;

@@ -198,6 +198,13 @@ static int print_text(struct ctl *ctl, const struct distorch_detail *detail,
 	(void)printf("state      %s, generation %llu, last used %s\n", model->state,
 		     (unsigned long long)model->generation, ago_text(model->last_used_ms, last));
 	(void)printf("where      %s\n", where_text(model, text, sizeof text));
+	if (model->n_older > 0) {
+		char older[512];
+
+		(void)printf("older      %s\n",
+			     safe_text(older_text(ctl, model, older, sizeof older), text,
+				       sizeof text));
+	}
 	(void)printf("stays      %s\n", stays_text(model, text, sizeof text));
 	print_image(ctl, detail);
 	print_files(ctl, detail);

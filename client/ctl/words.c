@@ -204,11 +204,12 @@ static bool is_told(const struct distorch_model *model, const struct distorch_pl
 	return model->n_where == 1 || !is_host(place) || place->bytes > total / 200;
 }
 
-/* Cards first, then the host. */
+/* Cards first, then the host, and of one that is partial what only its file has. */
 const char *where_text(const struct distorch_model *model, char *buffer, size_t buffer_size)
 {
 	const bool is_partial = strcmp(model->state, "partial") == 0;
 	uint64_t total = 0;
+	uint64_t there;
 	size_t used = 0;
 	size_t n_told = 0;
 	size_t n_words = 0;
@@ -216,13 +217,14 @@ const char *where_text(const struct distorch_model *model, char *buffer, size_t 
 	for (size_t i = 0; i < model->n_where; i++) {
 		total += model->where[i]->bytes;
 	}
+	there = total;
 	if (is_partial && total < model->bytes) {
 		total = model->bytes; /* what is missing has its share too */
 	}
 	for (size_t i = 0; i < model->n_where; i++) {
 		n_told += is_told(model, model->where[i], total) ? 1 : 0;
 	}
-	text_append(buffer, buffer_size, &used, n_told == 0 ? "-" : "");
+	text_append(buffer, buffer_size, &used, n_told == 0 && !is_partial ? "-" : "");
 	for (size_t i = 0; i < 2 * model->n_where; i++) {
 		const struct distorch_place *place = model->where[i % model->n_where];
 
@@ -236,6 +238,40 @@ const char *where_text(const struct distorch_model *model, char *buffer, size_t 
 			append_share(place->bytes, total, buffer, buffer_size, &used);
 		}
 	}
+	if (is_partial) { /* copies are rounded up: what lacks may be less than that */
+		text_append(buffer, buffer_size, &used, "%sfile", n_words == 0 ? "" : " + ");
+	}
+	if (is_partial && there < total) {
+		append_share(total - there, total, buffer, buffer_size, &used);
+	}
+	return buffer;
+}
+
+const char *older_text(const struct ctl *ctl, const struct distorch_model *model, char *buffer,
+		       size_t buffer_size)
+{
+	uint64_t bytes = 0;
+	size_t used = 0;
+	char size[24];
+
+	buffer[0] = '\0';
+	if (model->n_older == 0) {
+		return buffer;
+	}
+	for (size_t i = 0; i < model->n_older; i++) {
+		bytes += model->older[i]->bytes;
+	}
+	text_append(buffer, buffer_size, &used, "%s stay on", size_text(ctl, bytes, size));
+	for (size_t i = 0; i < model->n_older; i++) {
+		text_append(buffer, buffer_size, &used, "%s %s", i == 0 ? "" : " +",
+			    device_text(model->older[i]->device));
+	}
+	if (model->n_users == 1) {
+		text_append(buffer, buffer_size, &used, " until %s (PID %u) lets go",
+			    model->users[0]->comm, model->users[0]->pid);
+	} else {
+		text_append(buffer, buffer_size, &used, " until who uses it lets go");
+	}
 	return buffer;
 }
 
@@ -247,7 +283,7 @@ const char *where_now_text(const struct distorch_model *model, char *buffer, siz
 				       ? 0U
 				       : (unsigned)(model->progress_bytes /
 						    (model->bytes / 100 + 1)));
-	} else if (model->n_where == 0) {
+	} else if (model->n_where == 0 && strcmp(model->state, "partial") != 0) {
 		(void)snprintf(buffer, buffer_size, "%.32s", model->state);
 	} else {
 		(void)where_text(model, buffer, buffer_size);

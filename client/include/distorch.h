@@ -234,6 +234,9 @@ struct distorch_model {
 	size_t n_users;
 	const struct distorch_holder *const *users; /* the first of those who lease it */
 	const char *allocation; /* by which its blocks were placed; NULL: all in images */
+	size_t n_older;
+	/* What generations before it still have, for those who lease or map them. */
+	const struct distorch_place *const *older;
 };
 
 struct distorch_models {

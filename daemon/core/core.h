@@ -143,6 +143,8 @@ struct core_segment_view {
 	bool is_block;
 	bool is_counted; /* a load under way counts on it: it stays until that ends */
 	bool may_go;     /* it is of what core_account_view.evictable counts */
+	bool is_bare;    /* an image of no tensor's bytes */
+	bool is_older;   /* of no generation that is to be had, but somebody leases or maps it */
 	enum segment_state state;
 };
 
@@ -230,7 +232,8 @@ void core_account_get(const struct core *core, uint32_t device, struct core_acco
 /* What a load of the model (0: of one that is not known) would have evicted there for so many bytes
  * that are not free: at least these, or 0 where it cannot be had. */
 uint64_t core_would_free(struct core *core, uint32_t device, uint64_t bytes, uint64_t model);
-uint32_t core_account_models(const struct core *core, uint32_t device); /* that have bytes there */
+/* That have bytes of tensors there. */
+uint32_t core_account_models(const struct core *core, uint32_t device);
 void core_counters_get(const struct core *core, struct core_counters *ret);
 
 /* Which limit stands in the way of another client of this uid, and its number. */

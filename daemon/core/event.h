@@ -61,6 +61,7 @@ struct core_need {
 	uint64_t bytes;  /* rounded to what the device really takes */
 	bool is_block;   /* evicted by itself; else only with the others of its kind there */
 	bool is_same;    /* the copy of the published generation would do: it is the same bytes */
+	bool is_bare;    /* an image of no tensor's bytes: its model does not lie there by it */
 };
 
 enum core_event_type {

@@ -110,7 +110,8 @@ static bool let_one_go(struct core *core, struct job *job, struct segment *segme
 				       .index = segment->index,
 				       .bytes = segment->size,
 				       .is_block = segment->is_block,
-				       .is_same = true};
+				       .is_same = true,
+				       .is_bare = segment->is_bare};
 	bool was_retained = segment->is_retained;
 
 	segment->is_same = was_retained; /* it goes after what would go anyway */

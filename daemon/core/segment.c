@@ -22,6 +22,7 @@ struct segment *segment_plan(struct core *core, struct job *job, const struct co
 	segment->index = (uint16_t)need->index;
 	segment->is_block = need->is_block;
 	segment->is_same = need->is_same;
+	segment->is_bare = need->is_bare;
 	segment->job = idtab_id(&core->job_table, job);
 	segment->state = SEGMENT_PLANNED;
 	list_append(&job->model->segments, &segment->by_model);
@@ -147,6 +148,12 @@ bool segment_is_leased(const struct segment *segment)
 		}
 	}
 	return false;
+}
+
+bool segment_is_older(const struct segment *segment)
+{
+	return !segment_is_current(segment) && segment->last != NEVER &&
+	       (segment_is_held(segment) || segment_is_leased(segment));
 }
 
 bool segment_lies_on(const struct model *model, uint64_t generation, uint32_t device)

@@ -127,6 +127,7 @@ struct segment {
 	bool is_verifying;
 	bool is_retained; /* the generation that 'job' makes has it too */
 	bool is_same;     /* planned: a copy like it that is there would do; READY: such a one */
+	bool is_bare;     /* an image of no tensor's bytes */
 	bool is_bad;      /* failed its checksum */
 	bool is_stale;    /* its file is another by now */
 	bool is_above;    /* while victims are chosen: its user has more than the share */
@@ -402,6 +403,8 @@ static inline bool segment_is_current(const struct segment *segment)
 {
 	return segment->last == NEVER && segment->generation <= segment->model->generation;
 }
+/* Of those before it, and somebody leases or maps it. */
+bool segment_is_older(const struct segment *segment);
 /* It is of no later generation than those there are. */
 void segment_end(struct segment *segment);
 void segment_set_state(struct core *core, struct segment *segment, enum segment_state state);

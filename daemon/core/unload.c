@@ -40,11 +40,29 @@ static bool has_bytes_on(const struct model *model, uint32_t device)
 		const struct segment *segment = OF(link, struct segment, by_model);
 
 		if (segment->device == device && segment->state == SEGMENT_READY &&
-		    segment_is_current(segment)) {
+		    segment_is_current(segment) && !segment->is_bare) {
 			return true;
 		}
 	}
 	return false;
+}
+
+static bool is_older_on(const struct segment *segment, uint32_t device)
+{
+	return segment->device == device && !segment->is_bare && segment_is_older(segment);
+}
+
+/* That lie there for those only who lease or map an older generation. */
+static uint64_t older_bytes(const struct model *model, uint32_t device)
+{
+	uint64_t bytes = 0;
+
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		bytes += is_older_on(segment, device) ? segment->bytes : 0;
+	}
+	return bytes;
 }
 
 /* Do all conditions hold for this model? A name also means wishes about what is not there. */
@@ -55,7 +73,8 @@ static bool is_selected(const struct core *core, const struct core_event *event,
 
 	return (client->is_admin || wish_find(model, client->uid) != NULL) &&
 	       (!only_mine || wish_find(model, client->uid) != NULL) &&
-	       (!event->unload.has_device || has_bytes_on(model, event->unload.device)) &&
+	       (!event->unload.has_device || has_bytes_on(model, event->unload.device) ||
+		older_bytes(model, event->unload.device) > 0) &&
 	       (event->unload.idle_ns == 0 ||
 		(model_is_idle(model) &&
 		 core->now_ns - model->last_used_ns >= event->unload.idle_ns)) &&
@@ -133,6 +152,19 @@ static uint64_t held_bytes(const struct model *model)
 	return bytes;
 }
 
+static void recall_lease(struct core *core, const struct core_event *event,
+			 const struct lease *lease)
+{
+	struct core_action *action = core_act(core, ACT_RECALL);
+
+	action->client = idtab_id(&core->clients, lease->client);
+	action->model = idtab_id(&core->models, lease->model);
+	action->device = CORE_ALL_DEVICES;
+	action->recall.lease = idtab_id(&core->leases, lease);
+	action->recall.for_client = event->client;
+	action->recall.within_ns = event->unload.recall_ns;
+}
+
 /* Those who lease it are asked to let go. */
 static void recall(struct core *core, const struct core_event *event, const struct model *model)
 {
@@ -141,18 +173,10 @@ static void recall(struct core *core, const struct core_event *event, const stru
 	}
 	LIST_FOR_EACH (link, &model->leases) {
 		const struct lease *lease = OF(link, struct lease, by_model);
-		struct core_action *action;
 
-		if (lease->is_ghost) {
-			continue;
+		if (!lease->is_ghost) {
+			recall_lease(core, event, lease);
 		}
-		action = core_act(core, ACT_RECALL);
-		action->client = idtab_id(&core->clients, lease->client);
-		action->model = idtab_id(&core->models, model);
-		action->device = CORE_ALL_DEVICES;
-		action->recall.lease = idtab_id(&core->leases, lease);
-		action->recall.for_client = event->client;
-		action->recall.within_ns = event->unload.recall_ns;
 	}
 }
 
@@ -188,6 +212,44 @@ static void unload_copies(struct core *core, const struct core_event *event, str
 	}
 }
 
+/* Does the lease hold an older generation's bytes on the device? */
+static bool is_of_older(const struct lease *lease, uint32_t device)
+{
+	LIST_FOR_EACH (link, &lease->model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (is_older_on(segment, device) && segment_is_of(segment, lease->generation)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* It lies elsewhere now and stays there: all that can be done is to name who is in the way. */
+static void report_older(struct core *core, const struct core_event *event,
+			 const struct model *model)
+{
+	const uint32_t device = event->unload.device;
+	const struct lease *holder = NULL;
+
+	LIST_FOR_EACH (link, &model->leases) {
+		const struct lease *lease = OF(link, struct lease, by_model);
+
+		if (!is_of_older(lease, device)) {
+			continue;
+		}
+		holder = holder == NULL || holder->is_ghost ? lease : holder;
+		if (event->unload.recall_ns > 0 && !lease->is_ghost) {
+			recall_lease(core, event, lease);
+		}
+	}
+	report(core, event, model, CORE_OUTCOME_HELD,
+	       holder != NULL && !holder->is_ghost ? CORE_WHY_IN_USE : CORE_WHY_MAPPED);
+	last_action(core)->unload.bytes = older_bytes(model, device);
+	last_action(core)->unload.holder =
+		holder == NULL ? 0 : idtab_id(&core->clients, holder->client);
+}
+
 static bool is_own_job(const struct client *client, const struct job *job)
 {
 	LIST_FOR_EACH (link, &job->waiters) {
@@ -204,6 +266,10 @@ static void unload_one(struct core *core, const struct core_event *event, struct
 	enum core_why why = CORE_WHY_NONE;
 	const struct wish *obstacle;
 
+	if (event->unload.has_device && !has_bytes_on(model, event->unload.device)) {
+		report_older(core, event, model);
+		return;
+	}
 	if (event->unload.by_name) {
 		withdraw(core, client, model);
 	}

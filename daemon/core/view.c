@@ -261,6 +261,8 @@ static void view_segment(const struct core *core, const struct segment *segment,
 		.is_block = segment->is_block,
 		.is_counted = segment->job != 0 && segment->state == SEGMENT_READY,
 		.may_go = segment->sum == SUM_EVICTABLE,
+		.is_bare = segment->is_bare,
+		.is_older = segment_is_older(segment),
 		.size = segment->size,
 		.backing = (enum core_backing)segment->backing,
 		.device = segment->device,
@@ -406,7 +408,8 @@ uint32_t core_account_models(const struct core *core, uint32_t device)
 		LIST_FOR_EACH (link, &model->segments) {
 			const struct segment *segment = OF(link, struct segment, by_model);
 
-			if (segment->device == device && segment->state != SEGMENT_PLANNED) {
+			if (segment->device == device && segment->state != SEGMENT_PLANNED &&
+			    !segment->is_bare) {
 				n_models++;
 				break;
 			}

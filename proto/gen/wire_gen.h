@@ -98,6 +98,7 @@ struct wire_model {
 	bool has_allocation;
 	bool has_ttl_left_ms;
 	bool has_users;
+	bool has_older;
 	struct wire_str id;
 	struct wire_str name;
 	struct wire_str path;
@@ -120,6 +121,7 @@ struct wire_model {
 	uint64_t blocks;
 	struct wire_str format;
 	struct wire_list users; /* list:holder */
+	struct wire_list older; /* list:place */
 };
 #define WIRE_MODEL_ID_MAX 32
 #define WIRE_MODEL_NAME_MAX 512
@@ -131,6 +133,7 @@ struct wire_model {
 #define WIRE_MODEL_STAYS_MAX 8
 #define WIRE_MODEL_FORMAT_MAX 16
 #define WIRE_MODEL_USERS_MAX 16
+#define WIRE_MODEL_OLDER_MAX 16
 
 struct wire_outcome {
 	bool has_name;

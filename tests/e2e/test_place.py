@@ -239,6 +239,64 @@ def test_who_leases_it_keeps_what_he_maps_while_it_moves(raw, tmp_path):
     new.close()
 
 
+def model_of(raw, path):
+    return next(one for one in raw.call("list")["models"] if one["name"] == path.name)
+
+
+def places(of):
+    return {place["device"]: place["bytes"] for place in of}
+
+
+def test_where_tells_of_the_current_generation_and_apart_of_what_older_ones_hold(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [2 * MIB] * 4)
+    old = load(raw, path, "sim:0")
+    before = places(model_of(raw, path)["where"])
+    assert set(before) == {"sim:0"} and "older" not in model_of(raw, path)
+    model = raw.call("place", {"model": path.name, "allocation": "sim:1"})["model"]
+    for told in (model, model_of(raw, path)):
+        assert places(told["where"]) == {"sim:1": before["sim:0"]}
+        assert places(told["older"]) == before
+    old.close()
+    wait_until(lambda: "older" not in model_of(raw, path), 10 * slowness(), "the old blocks' end")
+    assert set(places(model_of(raw, path)["where"])) == {"sim:1"}
+    unload_all(raw)
+
+
+def test_an_unload_of_a_device_names_who_holds_what_lay_there_before_a_move(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [2 * MIB] * 4)
+    old = load(raw, path, "sim:0")
+    raw.call("place", {"model": path.name, "allocation": "sim:1"})
+    report = raw.call("unload", {"select": {"device": "sim:0"}})
+    assert report["unloaded"] == report["kept"] == [] and report["total_bytes"] == 0
+    held, = report["held"]
+    assert held["bytes"] >= 8 * MIB and f"in use by PID {os.getpid()}" in held["reason"], held
+    assert [one["pid"] for one in held["holders"]] == [os.getpid()]
+    assert model_of(raw, path)["state"] == "resident", "it lies elsewhere, and stays there"
+    old.close()
+    wait_until(lambda: account(raw, "sim:0")["used"] == 0, 10 * slowness(), "the old blocks' end")
+    lease = attach(raw, path)
+    assert set(lease.bytes_on()) == {"sim:1"}
+    lease.close()
+    unload_all(raw)
+
+
+def test_what_has_but_its_header_in_ram_does_not_lie_there(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [2 * MIB] * 4)
+    load(raw, path, "sim:0").close()
+    assert set(places(model_of(raw, path)["where"])) == {"sim:0"}
+    assert raw.call("list", {"device": "ram"})["models"] == []
+    assert account(raw, "cpu")["models"] == 0 and account(raw, "sim:0")["models"] == 1
+    report = raw.call("unload", {"select": {"device": "ram"}})
+    assert [report[key] for key in ("unloaded", "held", "kept")] == [[], [], []]
+    raw.call("place", {"model": path.name, "allocation": "sim:0,50%;cpu,50%"})
+    assert [one["name"] for one in raw.call("list", {"device": "ram"})["models"]] == [path.name]
+    assert account(raw, "cpu")["models"] == 1
+    unload_all(raw)
+
+
 def test_a_move_that_does_not_fit_leaves_it_as_it_was(raw, tmp_path):
     path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
     expected = make_blocks(path, [8 * MIB] * 4)

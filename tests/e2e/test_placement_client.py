@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks over devices as the command line and Python say it: words, answers, refusals."""
 import os
+import pathlib
+import re
 import subprocess
 
 import distorch
@@ -199,6 +201,38 @@ def test_a_move_leaves_who_has_the_model_as_he_is(cards, twelve):
         assert said.returncode == 0 and "lies in sim:0 75% + sim:1 25% now" in said.stdout
         d.place("twelve", "ram")
         assert "ram" in ctl(cards, "ps").stdout and "sim" not in ctl(cards, "ps").stdout
+    with to(cards) as d:
+        d.unload(all=True)
+    wait_for_zero(cards)
+
+
+def test_what_stays_behind_after_a_move_is_said_with_who_holds_it(cards, twelve):
+    path, _expected = twelve
+    with to(cards) as d, d.open(path, to="sim:0"):
+        comm = pathlib.Path("/proc/self/comm").read_text().strip()
+        said = ctl(cards, "place", "twelve", "sim:1").stdout
+        assert "lies in sim:1 now" in said
+        assert f"48.0M stay on sim:0 until {comm} (PID {os.getpid()}) lets go." in said
+        assert f"older      48.0M stay on sim:0 until {comm}" in ctl(cards, "show", "twelve").stdout
+        ps = ctl(cards, "ps").stdout
+        assert "sim:1" in ps and "sim:0" not in ps
+        assert [place.device for place in d.show("twelve").model.older] == ["sim:0"]
+        held = ctl(cards, "unload", "--device", "sim:0").stdout
+        assert held.startswith("held") and f"PID {os.getpid()}" in held
+    with to(cards) as d:
+        d.unload(all=True)
+    wait_for_zero(cards)
+
+
+def test_of_a_partial_model_the_rest_is_said_to_be_in_its_file(cards, twelve, tmp_path):
+    path, _expected = twelve
+    other = tmp_path / "other.safetensors"
+    make_safetensors(other, {f"layers.{i}.w": ("F32", [1024, 1024]) for i in range(8)})
+    assert ctl(cards, "load", path, "--to", "sim:0").returncode == 0
+    with to(cards) as d, d.open(other, to="sim:0"):
+        row = next(line for line in ctl(cards, "ps").stdout.splitlines() if "twelve" in line)
+        assert re.search(r"sim:0 \d+% \+ file \d+%", row), row
+        assert sum(map(int, re.findall(r"(\d+)%", row))) in (99, 100, 101)
     with to(cards) as d:
         d.unload(all=True)
     wait_for_zero(cards)

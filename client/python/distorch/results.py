@@ -2,7 +2,7 @@
 """What calls return. Names and meanings are those of distorch.h; numbers that are absent are
 None, sizes are bytes, times milliseconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import List, Optional
 
 
@@ -73,6 +73,8 @@ class Model:
     format: str
     users: List[Holder]
     allocation: Optional[str] = None  # by which its blocks were placed; None: all in images
+    # What generations before it still have, for those who lease or map them.
+    older: List[Place] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
