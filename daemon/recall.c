@@ -12,6 +12,9 @@
 
 #define NS_PER_MS 1000000U
 
+/* An answer waits so long for what is being dropped: closing a large image takes seconds. */
+#define DROP_NS 10000000000U
+
 static bool is_leased(const struct daemon *daemon, const struct answer_line *line)
 {
 	struct core_model_view view;
@@ -67,9 +70,49 @@ static void note_all_dropped(const struct daemon *daemon, struct pending *pendin
 	}
 }
 
-bool recall_waits(struct daemon *daemon, const struct pending *pending)
+static uint64_t dropping_bytes(const struct daemon *daemon, const struct answer_line *line)
 {
-	if (pending->recall_until_ns <= clock_mono_ns() || !has_leased(daemon, pending)) {
+	struct core_segment_view segment;
+	uint64_t bytes = 0;
+	uint32_t cursor = 0;
+
+	while (line->outcome == CORE_OUTCOME_UNLOADED && line->freed > 0 &&
+	       core_segment_next(daemon->core, line->model, &cursor, &segment)) {
+		bytes += segment.state == SEGMENT_DROPPING ? segment.bytes : 0;
+	}
+	return bytes;
+}
+
+static bool has_dropping(const struct daemon *daemon, const struct pending *pending)
+{
+	for (uint32_t i = 0; i < pending->n_lines; i++) {
+		if (dropping_bytes(daemon, &pending->lines[i]) > 0) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* What is not free yet is not told as freed. */
+static void take_off_dropping(const struct daemon *daemon, struct pending *pending)
+{
+	for (uint32_t i = 0; i < pending->n_lines; i++) {
+		struct answer_line *line = &pending->lines[i];
+		uint64_t bytes = dropping_bytes(daemon, line);
+
+		line->freed = bytes < line->freed ? line->freed - bytes : 0;
+	}
+}
+
+bool recall_waits(struct daemon *daemon, struct pending *pending)
+{
+	uint64_t now_ns = clock_mono_ns();
+
+	if (pending->recall_until_ns <= now_ns && has_dropping(daemon, pending)) {
+		pending->recall_until_ns = now_ns + DROP_NS;
+	}
+	if (pending->recall_until_ns <= now_ns ||
+	    (!has_leased(daemon, pending) && !has_dropping(daemon, pending))) {
 		return false;
 	}
 	daemon->has_recalls = true;
@@ -115,14 +158,15 @@ void recall_look(struct daemon *daemon)
 			if (!pending->is_used || pending->recall_until_ns == 0) {
 				continue;
 			}
-			if (pending->recall_until_ns > now_ns && has_leased(daemon, pending) &&
-			    client->conn != NULL) {
+			note_all_dropped(daemon, pending);
+			if (pending->recall_until_ns > now_ns && client->conn != NULL &&
+			    (has_leased(daemon, pending) || has_dropping(daemon, pending))) {
 				soonest_ns = pending->recall_until_ns < soonest_ns
 						     ? pending->recall_until_ns
 						     : soonest_ns;
 				continue;
 			}
-			note_all_dropped(daemon, pending);
+			take_off_dropping(daemon, pending);
 			answer_recalled(daemon, client, pending);
 		}
 	}

@@ -282,6 +282,18 @@ def test_an_unload_of_a_device_names_who_holds_what_lay_there_before_a_move(raw,
     unload_all(raw)
 
 
+def test_what_an_unload_says_is_freed_is_free(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [2 * MIB] * 14)
+    for allocation in ("cpu", "sim:0,50%;cpu,50%", "sim:0") * 3:
+        load(raw, path, allocation).close()
+        charged = sum(used(raw).values())
+        report = raw.call("unload", {"select": {"models": [path.name]}})
+        after = raw.call("devices")["devices"]
+        assert report["total_bytes"] == charged >= 28 * MIB
+        assert not any(one["used"] or one.get("dropping") for one in after), after
+
+
 def test_what_has_but_its_header_in_ram_does_not_lie_there(raw, tmp_path):
     path = tmp_path / "m.safetensors"
     make_blocks(path, [2 * MIB] * 4)
