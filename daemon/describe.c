@@ -244,6 +244,13 @@ bool describe_is_failed(const struct daemon *daemon, const struct core_model_vie
 	return view->state == CORE_MODEL_FAILED && (info == NULL || info->failure.code != 0);
 }
 
+bool describe_is_refused(const struct core_model_view *view)
+{
+	return view->state == CORE_MODEL_FAILED &&
+	       (view->fail_code == WIRE_NO_MEMORY || view->fail_code == WIRE_BAD_ARGUMENT ||
+		view->fail_code == WIRE_TOO_MANY || view->fail_code == WIRE_BUSY);
+}
+
 struct answer_line *describe_add_line(const struct daemon *daemon, struct pending *pending,
 				      uint64_t model)
 {

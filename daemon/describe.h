@@ -114,6 +114,9 @@ const char *describe_name(const struct daemon *daemon, uint64_t model, char buff
 /* Did its last load fail, and nobody has unloaded it by name since? */
 bool describe_is_failed(const struct daemon *daemon, const struct core_model_view *view);
 
+/* Was its last load refused for want of room or for what was asked? That says nothing of it. */
+bool describe_is_refused(const struct core_model_view *view);
+
 /* Begin a line about the model in an answer that is being gathered; NULL: no memory. */
 struct answer_line *describe_add_line(const struct daemon *daemon, struct pending *pending,
 				      uint64_t model);

@@ -90,8 +90,9 @@ static bool is_listed(const struct call *call, const struct wire_list_request *r
 	}
 	return (request->has_all && request->all) || view->is_pinned || view->is_kept ||
 	       view->is_torn ||
-	       (view->state == CORE_MODEL_FAILED ? describe_is_failed(call->daemon, view)
-						 : view->state != CORE_MODEL_REGISTERED);
+	       (view->state == CORE_MODEL_FAILED
+			? describe_is_failed(call->daemon, view) && !describe_is_refused(view)
+			: view->state != CORE_MODEL_REGISTERED);
 }
 
 void dispatch_list(const struct call *call, const struct wire_list_request *request)

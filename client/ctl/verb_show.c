@@ -190,11 +190,16 @@ static int print_text(struct ctl *ctl, const struct distorch_detail *detail,
 	(void)printf("%s\n", safe_text(model->name, text, sizeof text));
 	(void)printf("id         %s\n", model->id);
 	(void)printf("path       %s\n", safe_text(model->path, text, sizeof text));
-	(void)printf("size       %s (%llu bytes), %llu tensor%s in %llu block%s, %s\n",
-		     size_text(ctl, model->bytes, size), (unsigned long long)model->bytes,
-		     (unsigned long long)model->tensors, model->tensors == 1 ? "" : "s",
-		     (unsigned long long)model->blocks, model->blocks == 1 ? "" : "s",
-		     model->format);
+	(void)printf("size       %s (%llu bytes)", size_text(ctl, model->bytes, size),
+		     (unsigned long long)model->bytes);
+	if (model->tensors == 0 && strcmp(model->format, "unknown") == 0) {
+		(void)printf("; its tensors are known once it is loaded\n");
+	} else {
+		(void)printf(", %llu tensor%s in %llu block%s, %s\n",
+			     (unsigned long long)model->tensors, model->tensors == 1 ? "" : "s",
+			     (unsigned long long)model->blocks, model->blocks == 1 ? "" : "s",
+			     model->format);
+	}
 	(void)printf("state      %s, generation %llu, last used %s\n", model->state,
 		     (unsigned long long)model->generation, ago_text(model->last_used_ms, last));
 	(void)printf("where      %s\n", where_text(model, text, sizeof text));

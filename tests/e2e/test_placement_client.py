@@ -238,6 +238,18 @@ def test_of_a_partial_model_the_rest_is_said_to_be_in_its_file(cards, twelve, tm
     wait_for_zero(cards)
 
 
+def test_a_refused_load_leaves_nothing_in_the_listing_and_why_tells_of_it(cards, tmp_path):
+    large = tmp_path / "large.safetensors"
+    make_safetensors(large, {f"layers.{i}.w": ("F32", [1024, 1024]) for i in range(17)})
+    assert ctl(cards, "load", large, "--to", "sim:0").returncode == 6
+    assert "large" not in ctl(cards, "ps").stdout
+    assert "large" in ctl(cards, "ps", "--all").stdout
+    assert "refused" in ctl(cards, "why", "large").stdout
+    shown = ctl(cards, "show", "large").stdout
+    assert "its tensors are known once it is loaded" in shown and "0 tensors" not in shown
+    assert "notice     item 1" in shown or "notice     not enough" in shown, shown
+
+
 def test_what_does_not_fit_a_card_is_refused_with_numbers(cards, twelve, tmp_path):
     path, _expected = twelve
     assert ctl(cards, "load", path, "--to", "sim:0").returncode == 0
