@@ -389,8 +389,8 @@ void describe_record(const struct daemon *daemon, const struct record *record, u
 		.model = wire_str(describe_id(record->uuid, ret->id)),
 		.has_name = record->name[0] != '\0',
 		.name = wire_str(record->name),
-		/* The blocks of one that was placed lie on several. */
-		.has_device = record->bytes != 0 && record->type != CORE_NOTE_PLACED,
+		/* Of one that lies on several, 'why' says on which. */
+		.has_device = record->bytes != 0 && record->device != CORE_ALL_DEVICES,
 		.device = wire_str(describe_device_name(daemon, record->device, ret->device)),
 		.has_bytes = record->bytes != 0,
 		.bytes = record->bytes,

@@ -19,16 +19,17 @@ struct record {
 	uint64_t real_ms; /* when, for people: since 1970 */
 	enum core_note_type type;
 	enum core_why why;
-	int code; /* enum wire_code of a failure, else 0 */
-	uint32_t device;
+	int code;           /* enum wire_code of a failure, else 0 */
+	uint32_t device;    /* CORE_ALL_DEVICES: several, or it is not known */
 	uint32_t owner_uid; /* of the model, for the right to see it */
 	uint64_t model;     /* core id; may be forgotten by now */
 	uint8_t uuid[16];
 	uint64_t bytes;
 	uint64_t duration_ns;
-	char name[128];     /* as listings showed it; cut where longer */
-	char for_whom[128]; /* model whose load needed the room, or whose wish; empty: nobody */
-	char text[240];     /* the failure in words; empty: none */
+	char name[128]; /* as listings showed it; cut where longer */
+	char for_whom
+		[128];  /* model or process that needed the room, or whose wish; empty: nobody */
+	char text[240]; /* the failure in words; empty: none */
 };
 
 struct history {

@@ -16,6 +16,7 @@
 #include "daemon/describe.h"
 #include "daemon/failure.h"
 #include "daemon/ipc/conn.h"
+#include "daemon/where.h"
 
 #define NS_PER_MS 1000000U
 
@@ -27,7 +28,8 @@ static void fill_failure(struct daemon *daemon, const struct core_action *action
 
 	if (job != NULL && job->failure.code == action->code) {
 		(void)wire_str_copy(wire_str(job->failure.text), record->text, sizeof record->text);
-		return; /* the model has it already */
+		record->device = CORE_ALL_DEVICES; /* the text says which */
+		return;                            /* the model has it already */
 	}
 	if (action->note.note == CORE_NOTE_REFUSED) {
 		(void)failure_refusal_text(daemon, action, record->text, sizeof record->text);
@@ -44,11 +46,38 @@ static void fill_failure(struct daemon *daemon, const struct core_action *action
 	}
 }
 
+/* Where it lies now, and after a move where it was before. */
+static void fill_where(const struct daemon *daemon, const struct core_model_view *view,
+		       struct record *record)
+{
+	struct sentence sentence = {.text = record->text, .capacity = sizeof record->text};
+	bool is_move = record->type == CORE_NOTE_PLACED;
+	char before[WHERE_SIZE] = "";
+	char now[WHERE_SIZE];
+	char why[128];
+
+	(void)history_why_text(record, why, sizeof why);
+	if (is_move) {
+		(void)where_before(daemon, view, before);
+	}
+	if (where_now(daemon, view, now)[0] == '\0') {
+		return;
+	}
+	record->device = where_device(daemon, view);
+	sentence_add(&sentence, "%s%s", why, why[0] != '\0' ? ", " : "");
+	if (before[0] != '\0' && strcmp(before, now) != 0) {
+		sentence_add(&sentence, "from %s ", before);
+	}
+	sentence_add(&sentence, "%s %s", is_move ? "to" : "into", now);
+}
+
 static void fill_record(struct daemon *daemon, const struct core_action *action,
 			struct record *record)
 {
 	struct model_info *info = daemon_know_model(daemon, action->model);
+	const struct client *client = daemon_find_client(daemon, action->client);
 	struct core_model_view view;
+	bool has_view = core_model_get(daemon->core, action->model, &view);
 	char name[512];
 
 	record->at_ns = clock_boot_ns();
@@ -60,8 +89,7 @@ static void fill_record(struct daemon *daemon, const struct core_action *action,
 	record->model = action->model;
 	record->bytes = action->note.bytes;
 	record->duration_ns = action->note.duration_ns;
-	record->owner_uid = core_model_get(daemon->core, action->model, &view) ? view.owner_uid
-									       : action->note.uid;
+	record->owner_uid = has_view ? view.owner_uid : action->note.uid;
 	if (info != NULL) {
 		memcpy(record->uuid, info->uuid, sizeof record->uuid);
 		(void)wire_str_copy(wire_str(describe_name(daemon, info->id, name)), record->name,
@@ -73,6 +101,12 @@ static void fill_record(struct daemon *daemon, const struct core_action *action,
 	} else if (history_is_wish(record->type)) {
 		(void)snprintf(record->for_whom, sizeof record->for_whom, "uid %u",
 			       action->note.uid);
+	} else if (client != NULL) { /* his label is not for everybody */
+		(void)snprintf(record->for_whom, sizeof record->for_whom, "%s (PID %u)",
+			       client->comm, client->pid);
+	}
+	if (has_view && (record->type == CORE_NOTE_LOAD_DONE || record->type == CORE_NOTE_PLACED)) {
+		fill_where(daemon, &view, record);
 	}
 	if (action->code != 0) {
 		fill_failure(daemon, action, info, record);
@@ -121,7 +155,8 @@ static const char *verb_of(enum core_note_type type)
 /* "evicted t5.safetensors (9.1G): to make room for flux1-dev.safetensors" */
 static void log_record(const struct record *record)
 {
-	const char *before_why = history_is_wish(record->type) ? " " : ": ";
+	bool is_sentence = history_is_wish(record->type) || record->type == CORE_NOTE_LOAD_DONE;
+	const char *before_why = is_sentence ? " " : ": ";
 	const char *duration_text = "";
 	char size[24] = "";
 	char number[16];

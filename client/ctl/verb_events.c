@@ -17,6 +17,10 @@ static void print_record(const struct ctl *ctl, const struct distorch_record *re
 	char device[80];
 	char size[24];
 	char duration[32];
+	bool has_left = strcmp(record->type, "evicted") == 0 ||
+			strcmp(record->type, "unloaded") == 0;
+	bool tells_where = strcmp(record->type, "placed") == 0 || /* 'why' does */
+			   strcmp(record->type, "load.done") == 0;
 
 	(void)printf("%s  %-14s %s", time_text(record->time_ms, has_date, time), record->type,
 		     safe_text(record->name != NULL ? record->name : record->model, name,
@@ -24,8 +28,8 @@ static void print_record(const struct ctl *ctl, const struct distorch_record *re
 	if (record->bytes != DISTORCH_ABSENT) {
 		(void)printf("  %s", size_text(ctl, record->bytes, size));
 	}
-	if (record->device != NULL && strcmp(record->device, "cpu") != 0) {
-		(void)printf("  %s %s", strcmp(record->type, "evicted") == 0 ? "from" : "on",
+	if (record->device != NULL && strcmp(record->device, "cpu") != 0 && !tells_where) {
+		(void)printf("  %s %s", has_left ? "from" : "on",
 			     safe_text(record->device, device, sizeof device));
 	}
 	if (record->duration_ms != DISTORCH_ABSENT) {

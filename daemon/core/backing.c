@@ -89,6 +89,7 @@ void backing_on_changed(struct core *core, const struct core_event *event)
 	}
 	model_touch(core, model);
 	core_note(core, CORE_NOTE_STALE, CORE_WHY_CHANGED, model, bytes);
+	core->actions[core->n_actions - 1].device = 0; /* where page caches are */
 	if (event->changed.was_written) {
 		tell_holders(core, model, generation);
 	}

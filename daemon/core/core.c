@@ -223,10 +223,22 @@ void core_note(struct core *core, enum core_note_type note, enum core_why why,
 
 	action->model = model_id(core, model);
 	action->job = model->job == NULL ? 0 : idtab_id(&core->job_table, model->job);
+	action->device = CORE_ALL_DEVICES;
 	action->note.note = note;
 	action->note.why = why;
 	action->note.bytes = bytes;
 	action->note.uid = model->owner_uid;
+}
+
+void core_note_by_device(struct core *core, enum core_note_type note, enum core_why why,
+			 const struct model *model, const uint64_t *bytes)
+{
+	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		if (bytes[device] > 0) {
+			core_note(core, note, why, model, bytes[device]);
+			core->actions[core->n_actions - 1].device = device;
+		}
+	}
 }
 
 void core_close_file(struct core *core, uint64_t file)

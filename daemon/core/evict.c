@@ -263,6 +263,7 @@ static void note_eviction(struct core *core, const struct segment *victim, const
 	victim->model->going = 0;
 	action = &core->actions[core->n_actions - 1];
 	action->device = victim->device;
+	action->client = core->displacing_client;
 	victim->model->displaced_by = core->displacing;
 	model_touch(core, victim->model);
 	if (job != NULL) {

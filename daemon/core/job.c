@@ -130,7 +130,8 @@ static bool is_place(const struct job *job)
 
 static enum core_why why_begun(const struct core *core, const struct job *job)
 {
-	return !job->is_move                       ? CORE_WHY_NONE
+	return job->is_return                      ? CORE_WHY_RESERVED
+	       : !job->is_move                     ? CORE_WHY_NONE
 	       : model_is_pinned(core, job->model) ? CORE_WHY_PINNED
 	       : model_is_kept(core, job->model)   ? CORE_WHY_KEPT
 						   : CORE_WHY_NONE;
@@ -212,6 +213,9 @@ static void note_end(struct core *core, const struct job *job, int code)
 	}
 	core_note(core, note, why, job->model, job->key.size);
 	core->actions[core->n_actions - 1].code = code;
+	if (note == CORE_NOTE_REFUSED) {
+		core->actions[core->n_actions - 1].device = 0; /* unless another is short */
+	}
 	if (code == WIRE_NO_MEMORY && job->has_shortage) {
 		core->actions[core->n_actions - 1].device = job->short_device;
 		core->actions[core->n_actions - 1].note.bytes = job->shortage.need;
@@ -553,7 +557,9 @@ static void publish(struct core *core, struct job *job)
 			  model, job->moved);
 	} else {
 		core->counters.misses++;
-		core_note(core, CORE_NOTE_LOAD_DONE, CORE_WHY_NONE, model, model->key.size);
+		core_note(core, CORE_NOTE_LOAD_DONE,
+			  job->is_return ? CORE_WHY_RESERVED : CORE_WHY_NONE, model,
+			  model->key.size);
 	}
 	core->actions[core->n_actions - 1].note.duration_ns = core->now_ns - job->begun_ns;
 	model_touch(core, model);

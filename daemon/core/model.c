@@ -343,6 +343,8 @@ enum core_model_state model_state(const struct model *model)
 uint64_t model_drop(struct core *core, struct model *model, enum core_note_type note,
 		    enum core_why why)
 {
+	uint64_t noted[CORE_MAX_DEVICES] = {0};
+	uint64_t bare = 0;
 	uint64_t bytes = 0;
 
 	LIST_FOR_EACH_SAFE (link, &model->segments) {
@@ -350,12 +352,13 @@ uint64_t model_drop(struct core *core, struct model *model, enum core_note_type 
 
 		if (segment_is_droppable(segment)) {
 			bytes += segment->size;
+			bare += segment->is_bare ? segment->size : 0;
+			noted[segment->device] += segment->is_bare ? 0 : segment->size;
 			segment_drop(core, segment, why);
 		}
 	}
-	if (bytes > 0) {
-		core_note(core, note, why, model, bytes);
-	}
+	noted[0] += bare == bytes ? bare : 0; /* there was nothing else any more */
+	core_note_by_device(core, note, why, model, noted);
 	model->is_doomed = false;
 	return bytes;
 }
@@ -374,31 +377,26 @@ bool model_is_leased(const struct model *model, uint64_t generation)
 
 void model_drain(struct core *core, struct model *model)
 {
-	uint64_t bad_bytes = 0;
-	uint64_t old_bytes = 0;
-	uint64_t moved_bytes = 0;
+	uint64_t bad_bytes[CORE_MAX_DEVICES] = {0};
+	uint64_t old_bytes[CORE_MAX_DEVICES] = {0};
+	uint64_t moved_bytes[CORE_MAX_DEVICES] = {0};
 
 	LIST_FOR_EACH_SAFE (link, &model->segments) {
 		struct segment *segment = OF(link, struct segment, by_model);
-		uint64_t *bytes = segment->is_bad                  ? &bad_bytes
-				  : segment->why == CORE_WHY_MOVED ? &moved_bytes
-								   : &old_bytes;
+		uint64_t *bytes = segment->is_bad                  ? bad_bytes
+				  : segment->why == CORE_WHY_MOVED ? moved_bytes
+								   : old_bytes;
+		bool is_lost = segment->backing == CORE_BACKING_IMAGE && !segment->is_bare;
 
 		if (!segment_is_droppable(segment) || segment_is_leased(segment) ||
 		    (segment_is_current(segment) && !segment->is_bad && !segment->is_stale)) {
 			continue;
 		}
 		/* The file's own bytes are lost to nobody; that they changed was noted. */
-		*bytes += segment->backing == CORE_BACKING_IMAGE ? segment->bytes : 0;
+		bytes[segment->device] += is_lost ? segment->bytes : 0;
 		segment_drop(core, segment, CORE_WHY_CHANGED);
 	}
-	if (bad_bytes > 0) {
-		core_note(core, CORE_NOTE_STALE, CORE_WHY_BAD_SUM, model, bad_bytes);
-	}
-	if (old_bytes > 0) {
-		core_note(core, CORE_NOTE_STALE, CORE_WHY_CHANGED, model, old_bytes);
-	}
-	if (moved_bytes > 0) {
-		core_note(core, CORE_NOTE_UNLOADED, CORE_WHY_MOVED, model, moved_bytes);
-	}
+	core_note_by_device(core, CORE_NOTE_STALE, CORE_WHY_BAD_SUM, model, bad_bytes);
+	core_note_by_device(core, CORE_NOTE_STALE, CORE_WHY_CHANGED, model, old_bytes);
+	core_note_by_device(core, CORE_NOTE_UNLOADED, CORE_WHY_MOVED, model, moved_bytes);
 }

@@ -184,12 +184,9 @@ void place_drop_blocks(struct core *core, struct model *model, enum core_why why
 		}
 	}
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {
-		if (bytes[device] > 0) {
-			core->counters.evictions++;
-			core_note(core, CORE_NOTE_EVICTED, why, model, bytes[device]);
-			core->actions[core->n_actions - 1].device = device;
-		}
+		core->counters.evictions += bytes[device] > 0 ? 1 : 0;
 	}
+	core_note_by_device(core, CORE_NOTE_EVICTED, why, model, bytes);
 }
 
 /* To the host, where there is room; else its file is all that is left. */

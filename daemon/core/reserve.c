@@ -38,7 +38,7 @@ static void bring_back(struct core *core, uint64_t id)
 							     model->placed_uid, model->owner_uid);
 		if (job != NULL) {
 			job->with_host = model->has_host;
-			job->is_reload = job->no_wait = true;
+			job->is_reload = job->is_return = job->no_wait = true;
 		} else {
 			model_settle(core, model);
 		}
@@ -176,8 +176,9 @@ bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t 
 
 		if (lacking > 0 && core->now_ns >= core->quiet_until_ns) {
 			core->displacing = idtab_id(&core->reservations, reservation);
+			core->displacing_client = idtab_id(&core->clients, reservation->client);
 			(void)evict_make_room(core, device, lacking, NULL, CORE_WHY_RESERVED);
-			core->displacing = 0;
+			core->displacing = core->displacing_client = 0;
 		}
 	} else if (reservation->recall_ns > 0 && reservation->bytes <= account->budget) {
 		if (!reservation->has_recalled) {

@@ -212,10 +212,10 @@ void segment_on_filled(struct core *core, const struct core_event *event)
 	job_result(core, job, code);
 }
 
-/* Once for all copies of a generation: with the last that is being dropped. */
+/* Once a device for all copies of a generation: with the last that is being dropped. */
 static void note_held(struct core *core, const struct segment *last)
 {
-	uint64_t bytes = 0;
+	uint64_t bytes[CORE_MAX_DEVICES] = {0};
 
 	LIST_FOR_EACH (link, &last->model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
@@ -226,9 +226,10 @@ static void note_held(struct core *core, const struct segment *last)
 		if (segment->state == SEGMENT_DROPPING) {
 			return;
 		}
-		bytes += segment->state == SEGMENT_HELD ? segment->bytes : 0;
+		bytes[segment->device] +=
+			segment->state == SEGMENT_HELD && !segment->is_bare ? segment->bytes : 0;
 	}
-	core_note(core, CORE_NOTE_HELD, CORE_WHY_MAPPED, last->model, bytes);
+	core_note_by_device(core, CORE_NOTE_HELD, CORE_WHY_MAPPED, last->model, bytes);
 }
 
 void segment_on_dropped(struct core *core, const struct core_event *event)
@@ -252,19 +253,17 @@ void segment_on_dropped(struct core *core, const struct core_event *event)
 
 void segment_release_held(struct core *core, struct model *model)
 {
-	uint64_t bytes = 0;
+	uint64_t bytes[CORE_MAX_DEVICES] = {0};
 
 	LIST_FOR_EACH_SAFE (link, &model->segments) {
 		struct segment *segment = OF(link, struct segment, by_model);
 
 		if (segment->state == SEGMENT_HELD && !segment_is_held(segment)) {
-			bytes += segment->bytes;
+			bytes[segment->device] += segment->is_bare ? 0 : segment->bytes;
 			segment_remove(core, segment);
 		}
 	}
-	if (bytes > 0) {
-		core_note(core, CORE_NOTE_FREED, CORE_WHY_NONE, model, bytes);
-	}
+	core_note_by_device(core, CORE_NOTE_FREED, CORE_WHY_NONE, model, bytes);
 	model_settle(core, model);
 }
 
@@ -291,6 +290,7 @@ static void quarantine(struct core *core, const struct segment *segment)
 	}
 	model_touch(core, model);
 	core_note(core, CORE_NOTE_QUARANTINED, CORE_WHY_BAD_SUM, model, segment->bytes);
+	core->actions[core->n_actions - 1].device = segment->device;
 	LIST_FOR_EACH (link, &model->leases) {
 		const struct lease *lease = OF(link, struct lease, by_model);
 

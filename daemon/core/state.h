@@ -269,6 +269,7 @@ struct job {
 	bool is_running; /* keeps a reader busy or holds room: counted in its user */
 	bool no_wait;
 	bool is_reload;        /* after a bad checksum: nobody asked */
+	bool is_return;        /* after a reservation that it had to go for */
 	bool is_move;          /* of a model that serves meanwhile to another backing: likewise */
 	bool insists;          /* on what is wanted */
 	uint8_t wanted;        /* enum core_backing */
@@ -297,15 +298,16 @@ struct core {
 	struct core_counters counters;
 	struct idtab models, segments, leases, holders, wishes, clients, waiters, job_table, users;
 	struct idtab reservations;
-	struct list reserving; /* reservation::by_age, oldest first */
-	uint64_t displacing;   /* the reservation that victims are chosen for; 0: none */
-	bool has_recalled;     /* in this step, for a reservation: one does */
-	bool has_to_recall;    /* another one does in the next */
-	struct list jobs;      /* job::by_age */
-	struct list rooms;     /* job::by_room */
-	struct list startable; /* user::startable */
-	struct list touched;   /* model::touched */
-	struct list changed;   /* model::changed */
+	struct list reserving;      /* reservation::by_age, oldest first */
+	uint64_t displacing;        /* the reservation that victims are chosen for; 0: none */
+	uint64_t displacing_client; /* and whose it is */
+	bool has_recalled;          /* in this step, for a reservation: one does */
+	bool has_to_recall;         /* another one does in the next */
+	struct list jobs;           /* job::by_age */
+	struct list rooms;          /* job::by_room */
+	struct list startable;      /* user::startable */
+	struct list touched;        /* model::touched */
+	struct list changed;        /* model::changed */
 	struct timers expiries, lapses, lingers, reservation_ends;
 	struct segment **victims;     /* room for all segments, while victims are chosen */
 	uint32_t *hash;               /* heads of chains: index + 1 of a model */
@@ -330,8 +332,12 @@ void core_reply(struct core *core, const struct client *client, uint32_t request
 void core_reply_too_many(struct core *core, const struct client *client, uint32_t request,
 			 enum core_limit limit, const struct model *model);
 uint64_t core_limit_number(const struct core *core, enum core_limit limit);
+/* Of no device in particular: who knows one says so in the action. */
 void core_note(struct core *core, enum core_note_type note, enum core_why why,
 	       const struct model *model, uint64_t bytes);
+/* One for each device that has some; n_devices of them. */
+void core_note_by_device(struct core *core, enum core_note_type note, enum core_why why,
+			 const struct model *model, const uint64_t *bytes);
 void core_close_file(struct core *core, uint64_t file);
 
 /* backing.c */

@@ -34,7 +34,7 @@ def test_the_demonstration_shows_what_it_says_and_leaves_nothing(make_model):
         assert re.search(rf"^   {name}: .* \({number} tensors\) equal the file's", said, re.M)
     assert "lies in sim:0 33% + sim:1 50% + ram 17% now: 16.0M copied" in said
     assert re.search(r"evicted .* 48\.0M  from sim:1  the device is gone$", said, re.M)
-    assert re.search(r"evicted .* from sim:1  its room is reserved$", said, re.M)
+    assert re.search(r"evicted .* from sim:1  its room is reserved for \S+ \(PID \d+\)$", said, re.M)
     assert re.search(r"evicted .* from sim:1  to make room for other\.safetensors$", said, re.M)
     assert "nothing is left running" in said
     for pid in re.findall(r"PID (\d+)", said):

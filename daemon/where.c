@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Shares of a model by device. See where.h. */
+#include "daemon/where.h"
+
+#include <string.h>
+
+#include "daemon/daemon.h"
+#include "daemon/describe.h"
+#include "daemon/failure.h"
+
+struct shares {
+	uint64_t bytes[CORE_MAX_DEVICES];
+	uint64_t total;
+	bool is_cached; /* what is on the host is in the page cache of its file */
+};
+
+/* 'was': also what is being dropped was there. */
+static void find_shares(const struct daemon *daemon, uint64_t model, uint64_t generation, bool was,
+			struct shares *ret)
+{
+	struct core_segment_view segment;
+	uint32_t cursor = 0;
+
+	memset(ret, 0, sizeof *ret);
+	while (core_segment_next(daemon->core, model, &cursor, &segment)) {
+		bool is_there = segment.state == SEGMENT_READY ||
+				(was && segment.state == SEGMENT_DROPPING);
+
+		if (is_there && !segment.is_bare && core_segment_is_of(&segment, generation)) {
+			ret->bytes[segment.device] += segment.size;
+			ret->total += segment.size;
+			ret->is_cached = segment.backing == CORE_BACKING_FILE;
+		}
+	}
+}
+
+static void add_share(struct sentence *sentence, const char *name, uint64_t part, uint64_t total)
+{
+	unsigned percent = (unsigned)((double)part * 100 / (double)total + 0.5);
+
+	sentence_add(sentence, "%s%s", sentence->size == 0 ? "" : " + ", name);
+	if (part < total) { /* neither all nor nothing */
+		percent = percent < 1 ? 1 : percent > 99 ? 99 : percent;
+		sentence_add(sentence, " %u%%", percent);
+	}
+}
+
+static const char *tell(const struct daemon *daemon, const struct shares *shares,
+			char buffer[WHERE_SIZE])
+{
+	struct sentence sentence = {.text = buffer, .capacity = WHERE_SIZE};
+	char name[16];
+
+	buffer[0] = '\0';
+	for (uint32_t i = 1; i <= CORE_MAX_DEVICES; i++) {
+		uint32_t device = i % CORE_MAX_DEVICES; /* the host last */
+
+		if (shares->bytes[device] > 0) {
+			add_share(&sentence,
+				  device > 0          ? describe_device_name(daemon, device, name)
+				  : shares->is_cached ? "cache"
+						      : "ram",
+				  shares->bytes[device], shares->total);
+		}
+	}
+	return buffer;
+}
+
+const char *where_now(const struct daemon *daemon, const struct core_model_view *view,
+		      char buffer[WHERE_SIZE])
+{
+	struct shares shares;
+
+	find_shares(daemon, view->id, view->generation, false, &shares);
+	return tell(daemon, &shares, buffer);
+}
+
+const char *where_before(const struct daemon *daemon, const struct core_model_view *view,
+			 char buffer[WHERE_SIZE])
+{
+	struct core_segment_view segment;
+	struct shares shares;
+	uint64_t before = 0;
+	uint32_t cursor = 0;
+
+	while (core_segment_next(daemon->core, view->id, &cursor, &segment)) {
+		if (segment.last < view->generation && segment.last > before) {
+			before = segment.last;
+		}
+	}
+	find_shares(daemon, view->id, before, true, &shares);
+	return tell(daemon, &shares, buffer);
+}
+
+uint32_t where_device(const struct daemon *daemon, const struct core_model_view *view)
+{
+	struct shares shares;
+
+	find_shares(daemon, view->id, view->generation, false, &shares);
+	for (uint32_t device = 0; device < CORE_MAX_DEVICES; device++) {
+		if (shares.bytes[device] > 0 && shares.bytes[device] == shares.total) {
+			return device;
+		}
+	}
+	return CORE_ALL_DEVICES;
+}
