@@ -6,6 +6,7 @@
  */
 #include "daemon/config.h"
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/err.h"
 #include "base/os/sys.h"
@@ -667,4 +668,16 @@ bool config_find_override(const struct config *config, const char *key, const ch
 		}
 	}
 	return false;
+}
+
+uint64_t config_size_of(const struct config_size *size, uint64_t total)
+{
+	const uint64_t whole = 100000; /* thousandths of a percent */
+	uint64_t product;
+
+	if (size->kind != CONFIG_SIZE_PERCENT) {
+		return size->bytes;
+	}
+	return checked_mul(total, size->milli_pct, &product) ? product / whole
+							     : total / whole * size->milli_pct;
 }

@@ -124,6 +124,9 @@ bool config_next(const struct config *config, uint32_t *cursor, struct config_it
 bool config_find_override(const struct config *config, const char *key, const char *device,
 			  struct config_size *ret);
 
+/* Of 'total', to the byte; PERCENT and BYTES alone. */
+uint64_t config_size_of(const struct config_size *size, uint64_t total);
+
 /* "auto", "off" or "", "/a/path", "127.0.0.1:9477", "[::1]:9477". 0 or -WIRE_BAD_ARGUMENT. */
 int config_parse_listen(const char *text, struct config_listen *ret, struct err *err);
 

@@ -231,15 +231,7 @@ uint64_t daemon_available(const struct daemon *daemon, uint64_t host_available)
 static uint64_t choose_size(const struct config_size *size, const struct host_memory *memory,
 			    uint64_t automatic)
 {
-	switch (size->kind) {
-	case CONFIG_SIZE_BYTES:
-		return size->bytes;
-	case CONFIG_SIZE_PERCENT:
-		return memory->total / 100000U * size->milli_pct;
-	case CONFIG_SIZE_AUTO:
-		break;
-	}
-	return automatic;
+	return size->kind == CONFIG_SIZE_AUTO ? automatic : config_size_of(size, memory->total);
 }
 
 uint64_t daemon_choose_budget(const struct daemon *daemon, const struct host_memory *memory)

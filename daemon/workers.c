@@ -103,8 +103,7 @@ static uint64_t choose_budget(const struct daemon *daemon, uint32_t index)
 	if (config_find_override(daemon->config, "gpu.budget", device->info.uuid, &size) ||
 	    config_find_override(daemon->config, "gpu.budget", device->name, &size) ||
 	    strncmp(device->name, "sim:", 4) != 0) {
-		wanted = size.kind == CONFIG_SIZE_PERCENT ? total / 100000U * size.milli_pct
-							  : size.bytes;
+		wanted = config_size_of(&size, total);
 	}
 	wanted = device->has_wanted ? device->wanted_bytes : wanted;
 	return wanted < total - others ? wanted : total - others;

@@ -232,6 +232,23 @@ def test_a_budget_is_of_the_device_and_is_kept_over_a_start(start_daemon):
     assert devices(kept)["sim:1"]["budget"] == 48 << 20, "also of the next worker's"
 
 
+def test_a_budget_in_percent_is_exact_and_the_rest_is_room_to_compute(start_daemon, tmp_path):
+    daemon = start_daemon("memory.ram=64M", "memory.reserve=0", "sim.count=2", "sim.memory=64M",
+                          "gpu.budget.sim:0=100%", "gpu.budget.sim:1=85%")
+    assert devices(daemon)["sim:0"]["budget"] == 64 << 20
+    assert devices(daemon)["sim:1"]["budget"] == (64 << 20) * 85 // 100
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [9 << 20] * 5)
+    plan = ctl_json(daemon, "plan", str(path), "sim:1")
+    assert plan["warnings"] == [], "52M of 64M are less than 90 %"
+    with daemon.raw(timeout=60.0) as raw:
+        placed(raw, path, "cpu").close()
+        assert raw.call("plan", {"model": path.name, "allocation": "sim:1"})["warnings"] == []
+    large = tmp_path / "large.safetensors"
+    make_blocks(large, [9 << 20] * 6)
+    assert "62.0M of 64.0M of sim:0" in ctl(daemon, "plan", str(large), "sim:0").stderr
+
+
 def test_what_others_take_is_not_there_to_be_used(start_daemon):
     need_hooks()
     daemon = start_daemon("memory.ram=64M", "memory.reserve=0", "sim.count=1",
