@@ -9,6 +9,7 @@
 
 #include "daemon/placement.h"
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/err.h"
 #include "base/os/model_files.h"
@@ -455,6 +456,16 @@ static void add_peers(struct placement_room *room, uint32_t device)
 	}
 }
 
+/* What the budget leaves of the card, and others have not taken. */
+static uint64_t spare_of(const struct known_device *known, const struct core_account_view *account)
+{
+	uint64_t spare = 0;
+
+	(void)(checked_sub(known->info.total_bytes, account->budget, &spare) &&
+	       checked_sub(spare, known->info.foreign_bytes, &spare));
+	return spare;
+}
+
 void placement_look(const struct daemon *daemon, uint64_t model, struct placement_room *ret)
 {
 	ret->n_devices = daemon->n_devices;
@@ -473,6 +484,7 @@ void placement_look(const struct daemon *daemon, uint64_t model, struct placemen
 			.free = account.room,
 			.evictable = account.evictable,
 			.held = account.held,
+			.spare = i == 0 ? 0 : spare_of(known, &account),
 			.granularity = known->info.granularity,
 			.is_host = i == 0,
 			.is_lost = known->device == NULL || account.is_lost,

@@ -185,6 +185,15 @@ static uint64_t evictable_on(const struct distorch_models *models, const char *d
 	return sum;
 }
 
+/* What the budget leaves of the card, and others have not taken. */
+static uint64_t spare_of(const struct distorch_device *device)
+{
+	uint64_t foreign = device->foreign == DISTORCH_ABSENT ? 0 : device->foreign;
+	uint64_t spare = device->total > device->budget ? device->total - device->budget : 0;
+
+	return spare > foreign ? spare - foreign : 0;
+}
+
 /* Those between the host and each device: how fast devices copy to each other is not told. */
 static void take_links(const struct distorch_devices *devices, struct wanted *wanted)
 {
@@ -222,6 +231,7 @@ static void take_devices(const struct distorch_devices *devices,
 			.free = from->free,
 			.evictable = evictable_on(models, from->name),
 			.held = from->held,
+			.spare = is_host ? 0 : spare_of(from),
 			.granularity = is_host ? HOST_GRANULARITY : CARD_GRANULARITY,
 			.is_host = is_host,
 			.is_lost = strcmp(from->state, "ok") != 0,

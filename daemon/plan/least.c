@@ -19,7 +19,8 @@ struct trial {
 /* Bytes of the compute device that the model may take. */
 static uint64_t room_of(const struct plan_device *device)
 {
-	uint64_t keep = device->total / 10;
+	uint64_t tenth = device->total / 10;
+	uint64_t keep = tenth > device->spare ? tenth - device->spare : 0;
 	uint64_t room = place_room(device);
 
 	return room > keep ? room - keep : 0;

@@ -354,9 +354,11 @@ static void count_moves(struct place_work *work, const struct spec_part *part,
 static void check_tight(struct place_work *work, uint32_t compute)
 {
 	const struct plan_device *device = &work->request->devices[compute];
-	uint64_t room = place_room(device);
-	uint64_t used = device->total > room ? device->total - room : 0;
+	uint64_t room = UINT64_MAX; /* what nobody uses */
+	uint64_t used;
 
+	(void)checked_add(place_room(device), device->spare, &room);
+	used = device->total > room ? device->total - room : 0;
 	used += work->shares[compute].taken;
 	if (device->is_host || work->shares[compute].taken == 0 ||
 	    used <= device->total - device->total / 10) {

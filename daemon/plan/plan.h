@@ -48,6 +48,7 @@ struct plan_device {
 				 seen; with those of copies that this plan is to replace */
 	uint64_t evictable;  /* and those that can be had by evicting */
 	uint64_t held;       /* and those that cannot, because somebody uses them: for the errors */
+	uint64_t spare;      /* of 'total', beyond its budget and used by nobody: room to compute */
 	uint64_t granularity; /* a power of two; 0 is 1 */
 	bool is_host;         /* one of them is */
 	bool is_lost;         /* it cannot be used now */
@@ -84,7 +85,8 @@ enum plan_warning_kind {
 	PLAN_HEAD_OVER,     /* the head (a) is more than the compute device's share (b) */
 	PLAN_SHORT_DONORS,  /* asked off the compute device: b; the donors take a */
 	PLAN_NOTHING_OFF,   /* virtual VRAM where the model computes on the host */
-	PLAN_TIGHT,         /* a of the compute device's b are in use then: over 90 % */
+	PLAN_TIGHT,         /* a of the compute device's b are in use then, by models and by
+			       others on the machine: over 90 % */
 	PLAN_SLOW_DONOR,    /* no peer access: its blocks go through the host */
 	PLAN_NOT_SPREAD,    /* the blocks are too unequal to be spread within the limits */
 	PLAN_NOT_NAMED,     /* the allocation says nothing of this component (a) */

@@ -87,6 +87,10 @@ static void make_devices(struct random_case *it, uint64_t *state)
 		device->evictable = chance(state, 3)
 					    ? random_below(state, device->total - device->free + 1)
 					    : 0;
+		device->spare = chance(state, 3) && !device->is_host
+					? random_below(state, device->total - device->free -
+								      device->evictable + 1)
+					: 0;
 		device->peers = (uint32_t)random_next(state);
 		for (uint32_t j = 0; j < RANDOM_MAX_DEVICES; j++) {
 			device->link[j] = chance(state, 2) ? 0 : random_below(state, 1ULL << 36);

@@ -436,6 +436,19 @@ static void the_least_virtual_vram_is_enough_and_the_least(void **state)
 	scene.request.virtual_vram = least - 1;
 	assert_int_equal(plan(&scene, ""), 0);
 	expect_warning(&scene, 0, "over 90 %");
+	/* What lies beyond the budget is room to compute, unless others have it. */
+	scene.request.virtual_vram = 0;
+	scene.devices[1].total = 12 * GIB;
+	scene.devices[1].spare = 2 * GIB;
+	expect_runs(&scene, "cuda:0,*", "cuda:0 10");
+	assert_int_equal(scene.summary.n_warnings, 0);
+	scene.devices[1].spare = GIB;
+	expect_runs(&scene, "cuda:0,*", "cuda:0 10");
+	expect_warning(&scene, 0,
+		       "11.0G of 12.0G of cuda:0 (RTX 4080, PCI 01:00) are in use then: "
+		       "over 90 %; the least virtual VRAM that is enough is 1.00G");
+	scene.devices[1].total = 10 * GIB;
+	scene.devices[1].spare = 0;
 	/* Nobody could take it. */
 	scene.request.virtual_vram = 0;
 	scene.devices[0].free = 0;
