@@ -78,13 +78,16 @@ static int run(struct ctl *ctl)
 					 .not_kept = arguments->not_kept,
 					 .mine = arguments->mine,
 					 .all = arguments->all,
-					 .mode = arguments->force    ? "force"
-						 : arguments->recall ? "recall"
-								     : NULL,
+					 .mode = arguments->recall ? "recall" : NULL,
 					 .recall_ms = arguments->recall_ms};
 	struct distorch_report *answer = NULL;
 	int status;
 
+	if (arguments->force) {
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument",
+				  "--recall 5s asks them to let it go, and waits so long",
+				  "--force: nothing takes memory from those who use it");
+	}
 	if (arguments->n_words == 0 && !arguments->all && !arguments->not_kept &&
 	    arguments->idle_ms == 0 && arguments->device == NULL && arguments->under == NULL) {
 		return ctl_refuse(

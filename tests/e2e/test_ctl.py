@@ -76,6 +76,9 @@ def test_a_wrong_verb_or_flag_names_the_nearest_one(daemon):
     assert ctl(daemon, "load", "--pri", "1", "x").returncode == 2, "no abbreviations"
     assert ctl(daemon, "load").returncode == 2
     assert ctl(daemon, "unload").returncode == 2
+    forced = ctl(daemon, "unload", "--force", "m")
+    assert forced.returncode == 2 and "mode" not in forced.stderr
+    assert "--force: nothing takes memory" in forced.stderr and "--recall 5s" in forced.stderr
     assert ctl(daemon, "ps", "-o", "yaml").returncode == 2
     assert ctl(daemon, "load", "--priority", "101", "x").returncode == 2
     assert ctl(daemon, "load", "--for", "10", "x").returncode == 2, "a duration needs a unit"
