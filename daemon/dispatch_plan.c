@@ -264,7 +264,8 @@ static void on_planned(struct daemon *daemon, struct errand *errand)
 
 	if (change_find_request(daemon, planning->client, planning->request, &call)) {
 		if (planning->err.code != 0) {
-			failure_from_err(&failure, "", &planning->err);
+			failure_from_plan(&failure, daemon, call.client, "", &planning->err,
+					  &planning->summary.shortage);
 			call_fail(&call, &failure);
 		} else {
 			answer_plan(&call, planning);

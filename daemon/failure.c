@@ -237,8 +237,9 @@ static void add_shortage(struct sentence *sentence, const struct daemon *daemon,
 	}
 }
 
+/* 'is_for_others': a reservation, which nobody was asked to make room for so far. */
 static void hint_for_shortage(struct failure *failure, const struct daemon *daemon, uint32_t device,
-			      const struct core_shortage *shortage)
+			      const struct core_shortage *shortage, bool is_for_others)
 {
 	char size[16];
 	char name[DEVICE_NAME_SIZE];
@@ -260,6 +261,10 @@ static void hint_for_shortage(struct failure *failure, const struct daemon *daem
 				 "at least %s of the budget is taken by other programs; close some "
 				 "of them",
 				 units_format_size(shortage->foreign, size, sizeof size));
+	} else if (is_for_others && failure->use.n_holders > 0) {
+		failure_set_hint(failure,
+				 "ask those who use it to let it go (make-room --recall 5s), unpin "
+				 "something (distorchctl ps shows all), or raise the budget");
 	} else {
 		failure_set_hint(failure, "unpin or close something (distorchctl ps and "
 					  "distorchctl clients show all), or raise the budget");
@@ -293,42 +298,17 @@ static void hint_for_move(struct failure *failure, const struct daemon *daemon,
 			 describe_device_name(daemon, action->device, device));
 }
 
-static void failure_no_memory(struct failure *failure, const struct daemon *daemon,
-			      const struct client *viewer, const struct core_action *action,
-			      const struct core_shortage *shortage)
+/* The numbers, and who has it: by 'use' of the failure. */
+static void fill_detail(struct failure *failure, const struct daemon *daemon, uint32_t device,
+			const struct core_shortage *shortage)
 {
 	struct wire_error_detail *detail = &failure->wire.detail;
 	const struct device_use *use = &failure->use;
-	struct sentence sentence = {.text = failure->message, .capacity = sizeof failure->message};
-	char name[512];
 	uint32_t n_uids = 0;
-	uint64_t own;
 
-	describe_use(daemon, viewer, action->device, action->model, &failure->use);
-	if (action->code == WIRE_BUSY) {
-		failure_set(failure, WIRE_BUSY, "those who were asked to let go of %s did not: ",
-			    describe_device_name(daemon, action->device, failure->device));
-	} else {
-		failure_set(failure, WIRE_NO_MEMORY,
-			    "not enough memory%s%s for %s: ", action->device == 0 ? "" : " on ",
-			    action->device == 0
-				    ? ""
-				    : describe_device_name(daemon, action->device, failure->device),
-			    action->model == 0 ? "the reservation"
-					       : describe_name(daemon, action->model, name));
-	}
-	sentence.size = strlen(failure->message);
-	add_shortage(&sentence, daemon, viewer, action->device, shortage, use);
-	failure->wire.message = wire_str(failure->message);
-	own = action->device == 0 ? 0 : own_bytes(daemon, action->model, action->device);
-	if (own > 0 && shortage->need <= shortage->budget) {
-		hint_for_move(failure, daemon, action, own);
-	} else {
-		hint_for_shortage(failure, daemon, action->device, shortage);
-	}
 	failure->wire.has_detail = true;
 	detail->has_device = true;
-	detail->device = wire_str(describe_device_name(daemon, action->device, failure->device));
+	detail->device = wire_str(describe_device_name(daemon, device, failure->device));
 	detail->has_need = detail->has_budget = detail->has_free = true;
 	detail->has_evictable = detail->has_held = detail->has_foreign = true;
 	detail->has_in_use = detail->has_pinned = detail->has_holders = true;
@@ -354,6 +334,41 @@ static void failure_no_memory(struct failure *failure, const struct daemon *daem
 	detail->uids.items = failure->uids;
 	detail->uids.count = n_uids;
 	detail->has_uids = n_uids > 0;
+}
+
+static void failure_no_memory(struct failure *failure, const struct daemon *daemon,
+			      const struct client *viewer, const struct core_action *action,
+			      const struct core_shortage *shortage)
+{
+	const struct device_use *use = &failure->use;
+	struct sentence sentence = {.text = failure->message, .capacity = sizeof failure->message};
+	char name[512];
+	uint64_t own;
+
+	describe_use(daemon, viewer, action->device, action->model, &failure->use);
+	if (action->code == WIRE_BUSY) {
+		failure_set(failure, WIRE_BUSY, "those who were asked to let go of %s did not: ",
+			    describe_device_name(daemon, action->device, failure->device));
+	} else {
+		failure_set(failure, WIRE_NO_MEMORY,
+			    "not enough memory%s%s for %s: ", action->device == 0 ? "" : " on ",
+			    action->device == 0
+				    ? ""
+				    : describe_device_name(daemon, action->device, failure->device),
+			    action->model == 0 ? "the reservation"
+					       : describe_name(daemon, action->model, name));
+	}
+	sentence.size = strlen(failure->message);
+	add_shortage(&sentence, daemon, viewer, action->device, shortage, use);
+	failure->wire.message = wire_str(failure->message);
+	own = action->device == 0 ? 0 : own_bytes(daemon, action->model, action->device);
+	if (own > 0 && shortage->need <= shortage->budget) {
+		hint_for_move(failure, daemon, action, own);
+	} else {
+		hint_for_shortage(failure, daemon, action->device, shortage,
+				  action->model == 0 && action->code == WIRE_NO_MEMORY);
+	}
+	fill_detail(failure, daemon, action->device, shortage);
 }
 
 /*
@@ -415,6 +430,78 @@ const char *failure_refusal_text(const struct daemon *daemon, const struct core_
 		add_shortage(&sentence, daemon, NULL, action->device, &shortage, &use);
 	}
 	return buffer;
+}
+
+static void hint_for_plan(struct failure *failure, const struct daemon *daemon,
+			  const struct plan_shortage *plan, const struct core_shortage *shortage)
+{
+	struct core_shortage other = *shortage;
+	struct core_account_view account;
+	char size[16];
+	char device[DEVICE_NAME_SIZE];
+
+	core_account_get(daemon->core, plan->device, &account);
+	(void)describe_device_name(daemon, plan->device, device);
+	/* A card's budget is without what others have of it. */
+	other.foreign = plan->need > account.budget &&
+					plan->need - account.budget <= shortage->foreign
+				? shortage->foreign
+				: 0;
+	if (plan->is_head) {
+		failure_set_hint(failure,
+				 "let another device compute: --compute DEVICE; or free some of "
+				 "%s (distorchctl ps shows what is there)",
+				 device);
+	} else if (other.foreign > 0) {
+		failure_set_hint(failure, "other programs use %s of %s; close some of them",
+				 units_format_size(other.foreign, size, sizeof size), device);
+	} else if (plan->need <= account.budget && account.reserved > 0) {
+		failure_set_hint(failure,
+				 "%s of %s are reserved until that program or make-room ends; wait "
+				 "for it, or place less there",
+				 units_format_size(account.reserved, size, sizeof size), device);
+	} else {
+		hint_for_shortage(failure, daemon, plan->device, &other, false);
+	}
+}
+
+void failure_from_plan(struct failure *failure, const struct daemon *daemon,
+		       const struct client *viewer, const char *name, const struct err *err,
+		       const struct plan_shortage *plan)
+{
+	struct sentence sentence = {.text = failure->message, .capacity = sizeof failure->message};
+	struct core_account_view account;
+	struct core_shortage shortage;
+
+	failure_from_err(failure, name, err);
+	if (plan->need == 0) {
+		return; /* it is no one device's */
+	}
+	describe_use(daemon, viewer, plan->device, 0, &failure->use);
+	core_account_get(daemon->core, plan->device, &account);
+	shortage = (struct core_shortage){
+		.need = plan->need,
+		.budget = account.budget,
+		.free = account.room,
+		.evictable = account.evictable,
+		.held = account.held,
+		.foreign = daemon->devices[plan->device].info.foreign_bytes,
+	};
+	sentence.size = strlen(failure->message);
+	add_use(&sentence, daemon, viewer, &failure->use);
+	failure->wire.message = wire_str(failure->message);
+	hint_for_plan(failure, daemon, plan, &shortage);
+	fill_detail(failure, daemon, plan->device, &shortage);
+}
+
+void failure_from_job(struct failure *failure, const struct daemon *daemon,
+		      const struct client *viewer, const char *name, const struct job_info *job)
+{
+	if (job->failure.code == WIRE_NO_MEMORY) {
+		failure_from_plan(failure, daemon, viewer, name, &job->failure, &job->shortage);
+	} else {
+		failure_from_err(failure, name, &job->failure);
+	}
 }
 
 static void failure_too_many(struct failure *failure, const struct core_action *action)
@@ -481,7 +568,8 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 		return;
 	}
 	if (job != NULL && job->failure.code == action->code) {
-		failure_from_err(failure, name, &job->failure);
+		failure_from_job(failure, daemon, daemon_find_client(daemon, action->client), name,
+				 job);
 		return;
 	}
 	switch ((int)code) {

@@ -17,6 +17,8 @@
 struct client;
 struct daemon;
 struct err;
+struct job_info;
+struct plan_shortage;
 
 #define FAILURE_MAX_CANDIDATES 4
 
@@ -57,6 +59,14 @@ void failure_set_no_device(struct failure *failure, const struct daemon *daemon,
 
 /* What a room reported. 'name' of the model is put before the text where it is not empty. */
 void failure_from_err(struct failure *failure, const char *name, const struct err *err);
+
+/* The planner has no room: 'err' with who has it, and their numbers. For one who asked. */
+void failure_from_plan(struct failure *failure, const struct daemon *daemon,
+		       const struct client *viewer, const char *name, const struct err *err,
+		       const struct plan_shortage *plan);
+/* What a job kept of its failure; as the planner's where that has refused it. */
+void failure_from_job(struct failure *failure, const struct daemon *daemon,
+		      const struct client *viewer, const char *name, const struct job_info *job);
 
 /* What a code of the core's means, in a sentence. */
 const char *failure_code_text(enum wire_code code);

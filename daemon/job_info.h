@@ -11,6 +11,7 @@
 
 #include "daemon/core/action.h"
 #include "daemon/generation.h"
+#include "daemon/plan/plan.h"
 
 struct image_set;
 struct tensor_map;
@@ -42,6 +43,7 @@ struct job_info {
 	struct generation_info next; /* becomes the model's at ACT_PUBLISH */
 	struct park park;            /* likewise */
 	struct err failure;
+	struct plan_shortage shortage; /* what its plan lacks, with WIRE_NO_MEMORY */
 	uint32_t n_evicted;
 	struct {
 		uint64_t model;

@@ -351,7 +351,7 @@ static void tell_watchers(struct daemon *daemon, const struct core_action *actio
 		};
 
 		if (action->code != 0 && job->failure.code == action->code) {
-			failure_from_err(&failure, record->name, &job->failure);
+			failure_from_job(&failure, daemon, client, record->name, job);
 			event.error = failure.wire;
 		} else if (record->type == CORE_NOTE_REFUSED) {
 			failure_from_refusal(&failure, daemon, client, action);

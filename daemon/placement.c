@@ -435,6 +435,8 @@ static void add_own(const struct daemon *daemon, uint64_t model,
 
 		if (segment.may_go) {
 			device->evictable -= segment.bytes;
+		} else if (segment.state == SEGMENT_READY) {
+			device->held -= segment.bytes;
 		}
 		if (segment.state == SEGMENT_READY && segment.last == UINT64_MAX) {
 			device->free += segment.bytes;
@@ -483,7 +485,12 @@ void placement_look(const struct daemon *daemon, uint64_t model, struct placemen
 			.total = i == 0 ? account.budget : known->info.total_bytes,
 			.free = account.room,
 			.evictable = account.evictable,
-			.held = account.held,
+			.held = account.held + (account.resident > account.evictable
+							? account.resident - account.evictable
+							: 0),
+			.loading = account.loading,
+			.reserved = account.reserved,
+			.foreign = known->info.foreign_bytes,
 			.spare = i == 0 ? 0 : spare_of(known, &account),
 			.granularity = known->info.granularity,
 			.is_host = i == 0,
@@ -545,7 +552,7 @@ void placement_request(const struct placement *placement, struct placement_room 
 
 /* Where each block of the map would lie. */
 static int plan_map(const struct daemon *daemon, const struct placement *placement,
-		    const struct job_info *job, struct err *err)
+		    struct job_info *job, struct err *err)
 {
 	const struct tensor_map *map = job->map;
 	AUTO_FREE struct placement_room *room = sys_calloc(1, sizeof *room);
@@ -553,6 +560,7 @@ static int plan_map(const struct daemon *daemon, const struct placement *placeme
 	struct plan_text donors[PLAN_MAX_DONORS];
 	struct plan_request request;
 	struct plan_summary summary;
+	int code;
 
 	if (map->n_blocks > PLACEMENT_MAX_BLOCKS) {
 		return err_set(err, WIRE_TOO_MANY, "it has %u blocks; over devices go at most %u",
@@ -566,7 +574,9 @@ static int plan_map(const struct daemon *daemon, const struct placement *placeme
 	placement_request(placement, room, donors, &request);
 	request.blocks = blocks;
 	request.n_blocks = map->n_blocks;
-	return plan_make(&request, job->places, &summary, err);
+	code = plan_make(&request, job->places, &summary, err);
+	job->shortage = summary.shortage;
+	return code;
 }
 
 /* ---- what its generation needs ---- */

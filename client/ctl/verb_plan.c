@@ -185,6 +185,15 @@ static uint64_t evictable_on(const struct distorch_models *models, const char *d
 	return sum;
 }
 
+/* In use, pinned, or still mapped. */
+static uint64_t stays_on(const struct distorch_device *device, uint64_t evictable)
+{
+	uint64_t dropping = device->dropping == DISTORCH_ABSENT ? 0 : device->dropping;
+	uint64_t goes = evictable + dropping;
+
+	return device->used > goes ? device->used - goes : 0;
+}
+
 /* What the budget leaves of the card, and others have not taken. */
 static uint64_t spare_of(const struct distorch_device *device)
 {
@@ -221,6 +230,7 @@ static void take_devices(const struct distorch_devices *devices,
 	for (size_t i = 0; i < devices->n_devices && i < PLAN_MAX_DEVICES; i++) {
 		const struct distorch_device *from = devices->devices[i];
 		bool is_host = strcmp(from->name, "cpu") == 0;
+		uint64_t evictable = evictable_on(models, from->name);
 
 		wanted->devices[i] = (struct plan_device){
 			.name = from->name,
@@ -229,8 +239,10 @@ static void take_devices(const struct distorch_devices *devices,
 			.pci = from->pci,
 			.total = is_host ? from->budget : from->total,
 			.free = from->free,
-			.evictable = evictable_on(models, from->name),
-			.held = from->held,
+			.evictable = evictable,
+			.held = stays_on(from, evictable),
+			.reserved = from->reserved,
+			.foreign = is_host || from->foreign == DISTORCH_ABSENT ? 0 : from->foreign,
 			.spare = is_host ? 0 : spare_of(from),
 			.granularity = is_host ? HOST_GRANULARITY : CARD_GRANULARITY,
 			.is_host = is_host,
@@ -244,7 +256,8 @@ static void take_devices(const struct distorch_devices *devices,
 
 /* ---- refusals ---- */
 
-static int refuse(struct ctl *ctl, int code, const struct err *err)
+static int refuse(struct ctl *ctl, int code, const struct err *err,
+		  const struct plan_shortage *shortage)
 {
 	static const struct {
 		int code;
@@ -258,6 +271,11 @@ static int refuse(struct ctl *ctl, int code, const struct err *err)
 
 	for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
 		hint = rows[i].code == -code ? rows[i].hint : hint;
+	}
+	if (code == -WIRE_NO_MEMORY && shortage != NULL && shortage->is_head) {
+		hint = "let another device compute: --compute DEVICE";
+	} else if (code == -WIRE_NO_MEMORY && (shortage == NULL || shortage->need == 0)) {
+		hint = NULL; /* auto says itself what to do */
 	}
 	return ctl_refuse(ctl, (enum exit_status)distorch_code_exit(code), distorch_code_word(code),
 			  hint, "%s", err->text);
@@ -321,7 +339,7 @@ static int plan_file(struct ctl *ctl, struct wanted *wanted)
 	size_t count = (size_t)wanted->file.n_blocks + 1;
 	uint8_t *devices = calloc(count, sizeof *devices);
 	struct plan_report_block *blocks = calloc(count, sizeof *blocks);
-	struct plan_summary summary;
+	struct plan_summary summary = {0};
 	struct err err = {0};
 	int status;
 	int code;
@@ -334,7 +352,7 @@ static int plan_file(struct ctl *ctl, struct wanted *wanted)
 	} else {
 		code = plan_make(&wanted->request, devices, &summary, &err);
 	}
-	status = code < 0 ? refuse(ctl, code, &err)
+	status = code < 0 ? refuse(ctl, code, &err, &summary.shortage)
 			  : print_plan(ctl, wanted, &summary, devices, blocks);
 	free(blocks);
 	free(devices);
@@ -357,7 +375,7 @@ static int plan_here(struct ctl *ctl, const struct distorch_placement *placement
 		code = plan_file_read(ctl->arguments.words[0], ctl->arguments.format,
 				      wanted.by_tensor, &wanted.file, &err);
 	}
-	status = code < 0 ? refuse(ctl, code, &err) : plan_file(ctl, &wanted);
+	status = code < 0 ? refuse(ctl, code, &err, NULL) : plan_file(ctl, &wanted);
 	plan_file_fini(&wanted.file);
 	return status;
 }

@@ -366,14 +366,9 @@ static int refuse_room(struct place_work *work, const struct place_layout *layou
 		       const struct spec_part *part)
 {
 	uint64_t left = sum_bytes(work->request, part, left_at, work->request->n_blocks);
-	uint32_t last = layout->runs[layout->n_runs - 1].device;
 	char rest[24];
 	char all[24];
 
-	if (work->summary != NULL) {
-		work->summary->short_device = last;
-		work->summary->needed = left;
-	}
 	return err_set(work->err, WIRE_NO_MEMORY,
 		       "auto: %s of %s fit on none of %u device%s; unload something, or raise a "
 		       "budget",

@@ -11,6 +11,7 @@
 #include "base/err.h"
 #include "base/units.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "daemon/plan/name.h"
@@ -232,35 +233,84 @@ static const struct spec_item *find_item(const struct spec *spec, uint32_t devic
 	return NULL;
 }
 
-static int check_room(const struct place_work *work, const struct spec *spec)
+/* Does auto have to put its head there? Then that alone is too much for it. */
+static bool is_head_of_auto(const struct spec *spec, uint32_t device)
 {
-	const struct plan_request *request = work->request;
+	for (uint32_t i = 0; i < spec->n_parts; i++) {
+		if (spec->parts[i].mode == SPEC_AUTO && spec->parts[i].compute == device) {
+			return true;
+		}
+	}
+	return false;
+}
 
-	for (uint32_t i = 0; i < request->n_devices; i++) {
-		const struct plan_device *device = &request->devices[i];
-		const struct spec_item *item = find_item(spec, i);
-		char named[112] = "";
-		char label[PLAN_LABEL_SIZE];
-		char sizes[5][24];
+/* "2.0G free, 3.0G evictable, 19.0G held, 1.0G reserved": what is behind is told where it is. */
+static const char *print_room(const struct plan_device *device, char *buffer, size_t buffer_size)
+{
+	const struct {
+		const char *before, *behind;
+		uint64_t bytes;
+		bool is_always;
+	} rows[] = {
+		{"", " free", device->free, true},
+		{", ", " evictable", device->evictable, true},
+		{", ", " held", device->held, true},
+		{", ", " being loaded", device->loading, false},
+		{", ", " reserved", device->reserved, false},
+		{", others use ", "", device->foreign, false},
+	};
+	size_t used = 0;
+	char text[24];
 
-		if (work->shares[i].taken <= place_room(device)) {
+	buffer[0] = '\0';
+	for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+		const char *bytes = units_format_size(rows[i].bytes, text, sizeof text);
+		int size;
+
+		if (rows[i].bytes == 0 && !rows[i].is_always) {
 			continue;
 		}
-		if (item != NULL) {
-			(void)spec_print_item(item, named, sizeof named);
+		size = snprintf(buffer + used, buffer_size - used, "%s%s%s", rows[i].before, bytes,
+				rows[i].behind);
+		if (size < 0 || (size_t)size >= buffer_size - used) {
+			break;
 		}
-		work->summary->short_device = i;
-		work->summary->needed = work->shares[i].taken;
-		return err_set(work->err, WIRE_NO_MEMORY,
-			       "%s%s of it would be on %s, where %s can be had (%s free, %s "
-			       "evictable, %s held)",
-			       named,
-			       units_format_size(work->shares[i].taken, sizes[0], sizeof sizes[0]),
-			       name_label(device, label, sizeof label),
-			       units_format_size(place_room(device), sizes[1], sizeof sizes[1]),
-			       units_format_size(device->free, sizes[2], sizeof sizes[2]),
-			       units_format_size(device->evictable, sizes[3], sizeof sizes[3]),
-			       units_format_size(device->held, sizes[4], sizeof sizes[4]));
+		used += (size_t)size;
+	}
+	return buffer;
+}
+
+static int refuse_device(const struct place_work *work, const struct spec *spec, uint32_t index)
+{
+	const struct plan_device *device = &work->request->devices[index];
+	const struct spec_item *item = find_item(spec, index);
+	const uint64_t need = work->shares[index].taken;
+	const bool is_head = item == NULL && is_head_of_auto(spec, index);
+	char named[112] = "";
+	char label[PLAN_LABEL_SIZE];
+	char room[160];
+	char size[2][24];
+
+	if (item != NULL) {
+		(void)spec_print_item(item, named, sizeof named);
+	}
+	work->summary->shortage =
+		(struct plan_shortage){.device = index, .need = need, .is_head = is_head};
+	return err_set(work->err, WIRE_NO_MEMORY,
+		       "%s%s%s of it would be on %s, where %s can be had (%s)", named,
+		       is_head ? "auto: its head stays where it computes: " : "",
+		       units_format_size(need, size[0], sizeof size[0]),
+		       name_label(device, label, sizeof label),
+		       units_format_size(place_room(device), size[1], sizeof size[1]),
+		       print_room(device, room, sizeof room));
+}
+
+static int check_room(const struct place_work *work, const struct spec *spec)
+{
+	for (uint32_t i = 0; i < work->request->n_devices; i++) {
+		if (work->shares[i].taken > place_room(&work->request->devices[i])) {
+			return refuse_device(work, spec, i);
+		}
 	}
 	return 0;
 }

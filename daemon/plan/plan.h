@@ -47,8 +47,12 @@ struct plan_device {
 	uint64_t free;       /* bytes that may be taken at once: within its budget, foreign use
 				 seen; with those of copies that this plan is to replace */
 	uint64_t evictable;  /* and those that can be had by evicting */
-	uint64_t held;       /* and those that cannot, because somebody uses them: for the errors */
-	uint64_t spare;      /* of 'total', beyond its budget and used by nobody: room to compute */
+	/* And those that cannot, for the errors: */
+	uint64_t held;     /* in use, pinned, or dropped and still mapped */
+	uint64_t loading;  /* for loads under way */
+	uint64_t reserved; /* room that is kept for others */
+	uint64_t foreign;  /* taken by others than the daemon */
+	uint64_t spare;    /* of 'total', beyond its budget and used by nobody: room to compute */
 	uint64_t granularity; /* a power of two; 0 is 1 */
 	bool is_host;         /* one of them is */
 	bool is_lost;         /* it cannot be used now */
@@ -99,6 +103,13 @@ struct plan_warning {
 	uint64_t a, b;
 };
 
+/* Which device is short of room. */
+struct plan_shortage {
+	uint32_t device;
+	uint64_t need; /* 0: no one device is; all of them together do not take it */
+	bool is_head;  /* of auto no more than the head has to be there, and that is too much */
+};
+
 struct plan_summary {
 	uint32_t compute; /* of the first part of the allocation */
 	enum plan_strategy strategy;
@@ -110,9 +121,7 @@ struct plan_summary {
 				  or none would */
 	uint32_t n_warnings;
 	struct plan_warning warnings[PLAN_MAX_WARNINGS];
-	/* All that is valid after -WIRE_NO_MEMORY: which device is short, and what it would need. */
-	uint32_t short_device;
-	uint64_t needed;
+	struct plan_shortage shortage; /* all that is valid after -WIRE_NO_MEMORY */
 };
 
 /*

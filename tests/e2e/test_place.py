@@ -2,6 +2,7 @@
 """Blocks of models over simulated cards and RAM: loads, moves, evictions, by the wire."""
 import json
 import os
+import pathlib
 import random
 import signal
 
@@ -11,6 +12,7 @@ from conftest import (RawClient, RawError, make_safetensors, opened, pattern, sl
 from placed import MIB, account, attach, load, make_blocks
 from sharded import Sharded
 from test_plan import plan as plan_here
+from test_ctl import ctl, ctl_json
 
 KIB = 1 << 10
 
@@ -163,6 +165,58 @@ def test_what_does_not_fit_is_refused_with_numbers(raw, tmp_path):
     assert error["code"] == "no-memory" and "sim:0" in error["message"], error
     wait_for_zero(raw)
     load(raw, path, "sim:0,40M;sim:1,40M;cpu,*").close()
+    unload_all(raw)
+
+
+def test_who_has_the_room_is_named_to_who_gets_none(cards, raw, tmp_path):
+    path, other = tmp_path / "m.safetensors", tmp_path / "n.safetensors"
+    make_blocks(path, [9 * MIB] * 5)
+    make_blocks(other, [9 * MIB] * 5, seed=9)
+    lease = load(raw, path, "sim:0")
+    card = account(raw, "sim:0")
+    words = "load", "--to", "sim:0", str(other)
+    told = ctl(cards, *words)
+    assert told.returncode == 6, told.stderr
+    assert f"{card['used'] >> 20}.0M held" in told.stderr, told.stderr
+    assert f"in use: {pathlib.Path('/proc/self/comm').read_text().strip()}/{os.getpid()}" \
+        in told.stderr
+    assert "unpin or close something" in told.stderr
+    detail = ctl_json(cards, *words, status=6)["error"]["detail"]
+    assert detail["device"] == "sim:0" and detail["need"] > 45 * MIB
+    assert detail["free"] == 64 * MIB - card["used"] and detail["budget"] == 64 * MIB
+    assert [one["pid"] for one in detail["holders"]] == [os.getpid()]
+    load(raw, other, "cpu").close()
+    with pytest.raises(RawError) as refused:
+        raw.call("plan", {"model": other.name, "allocation": "sim:0"})
+    detail = refused.value.error["detail"]
+    assert detail["in_use"] == card["used"] and detail["pinned"] == 0
+    assert [one["pid"] for one in detail["holders"]] == [os.getpid()]
+    planned = ctl(cards, "plan", "--granularity", "tensor", str(other), "sim:0")
+    assert planned.returncode == 6 and f"{card['used'] >> 20}.0M held" in planned.stderr
+    refused = ctl(cards, "make-room", "50M", "--device", "sim:0", "--", "true")
+    assert refused.returncode == 6 and "--recall 5s" in refused.stderr, refused.stderr
+    assert ctl(cards, "pin", path.name).returncode == 0
+    lease.close()
+    assert "pinned by uid" in ctl(cards, *words).stderr
+    assert ctl(cards, "unpin", path.name).returncode == 0
+    unload_all(raw)
+    token = raw.call("reserve", {"device": "sim:0", "bytes": 50 * MIB})["token"]
+    told = ctl(cards, *words)
+    assert "0 held, 50.0M reserved)" in told.stderr and "make-room ends" in told.stderr
+    raw.call("release", {"token": token})
+    unload_all(raw)
+
+
+def test_a_head_that_does_not_fit_is_told_with_what_auto_can_do(cards, raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 2, head=40 * MIB)
+    token = raw.call("reserve", {"device": "sim:0", "bytes": 50 * MIB})["token"]
+    for words in (("load", "--to", "auto", str(path)), ("plan", str(path), "auto")):
+        told = ctl(cards, *words)
+        assert told.returncode == 6 and "its head stays where it computes" in told.stderr
+        assert "--compute DEVICE" in told.stderr and "cpu,*" not in told.stderr, told.stderr
+    assert ctl(cards, "load", "--to", "auto", "--compute", "sim:1", str(path)).returncode == 0
+    raw.call("release", {"token": token})
     unload_all(raw)
 
 

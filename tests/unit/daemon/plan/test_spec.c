@@ -214,14 +214,38 @@ static void what_does_not_fit_says_what_can_be_had(void **state)
 	expect_refusal(&scene, "cpu,1gb;cuda:0,6gb;cuda:1,*", WIRE_NO_MEMORY,
 		       "item 2 (column 9) \"cuda:0,6gb\": 6.0G of it would be on cuda:0 (RTX 4080, "
 		       "PCI 01:00), where 5.0G can be had (2.0G free, 3.0G evictable, 19.0G held)");
-	assert_int_equal(scene.summary.short_device, 1);
-	assert_int_equal(scene.summary.needed, 6 * GIB);
+	assert_int_equal(scene.summary.shortage.device, 1);
+	assert_int_equal(scene.summary.shortage.need, 6 * GIB);
+	/* What else is there is told where it is. */
+	scene.devices[1].reserved = GIB;
+	scene.devices[1].loading = 2 * GIB;
+	scene.devices[1].foreign = 3 * GIB;
+	expect_refusal(&scene, "cuda:0,6gb;cpu,*", WIRE_NO_MEMORY,
+		       "3.0G evictable, 19.0G held, 2.0G being loaded, 1.0G reserved, others use "
+		       "3.0G)");
 	/* A fraction is "up to". */
 	expect_runs(&scene, "cuda:0,0.5;cpu,*", "cuda:0 5, cpu 5");
 	expect_warning(&scene, 0, "takes less than its fraction of 12.0G: only 5.0G can be had");
 	scene.devices[1].is_lost = true;
 	expect_refusal(&scene, "cpu,*;cuda:0,1gb", WIRE_DEVICE_LOST, "item 2 (column 7)");
 	expect_runs(&scene, "auto", "cuda:1 10");
+}
+
+static void of_auto_the_head_alone_may_be_too_much(void **state)
+{
+	struct scene scene;
+
+	(void)state;
+	given_cards(&scene);
+	scene.blocks[0].is_head = true;
+	scene.devices[1].free = GIB / 2;
+	expect_refusal(&scene, "auto", WIRE_NO_MEMORY,
+		       "auto: its head stays where it computes: 1.0G of it would be on cuda:0");
+	assert_true(scene.summary.shortage.is_head);
+	scene.devices[0].free = scene.devices[2].free = 0;
+	scene.devices[1].free = 2 * GIB;
+	expect_refusal(&scene, "auto", WIRE_NO_MEMORY, "fit on none of 3 devices");
+	assert_int_equal(scene.summary.shortage.need, 0);
 }
 
 static void blocks_take_what_the_device_gives(void **state)
@@ -509,6 +533,7 @@ int main(void)
 		cmocka_unit_test(a_text_that_is_too_long_is_refused),
 		cmocka_unit_test(cards_are_found_by_uuid_and_by_their_own_name),
 		cmocka_unit_test(what_does_not_fit_says_what_can_be_had),
+		cmocka_unit_test(of_auto_the_head_alone_may_be_too_much),
 		cmocka_unit_test(blocks_take_what_the_device_gives),
 		cmocka_unit_test(the_head_stays_where_the_model_computes),
 		cmocka_unit_test(the_embeddings_of_a_text_encoder_are_head),
