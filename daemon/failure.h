@@ -68,8 +68,9 @@ void failure_from_plan(struct failure *failure, const struct daemon *daemon,
 void failure_from_job(struct failure *failure, const struct daemon *daemon,
 		      const struct client *viewer, const char *name, const struct job_info *job);
 
-/* What a code of the core's means, in a sentence. */
-const char *failure_code_text(enum wire_code code);
+/* Who drains, of those devices that the load needs; of no load: 'job' NULL. Returns 'buffer'. */
+const char *failure_draining_text(const struct daemon *daemon, const struct job_info *job,
+				  char *buffer, uint32_t buffer_size);
 
 /* What the core decided: 'action' is an ACT_REPLY with a code. */
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,

@@ -34,15 +34,14 @@ static void fill_failure(struct daemon *daemon, const struct core_action *action
 	if (action->note.note == CORE_NOTE_REFUSED) {
 		(void)failure_refusal_text(daemon, action, record->text, sizeof record->text);
 	} else if (action->code == WIRE_BUSY) {
-		(void)snprintf(record->text, sizeof record->text, "%s",
-			       failure_code_text((enum wire_code)action->code));
+		(void)failure_draining_text(daemon, job, record->text, sizeof record->text);
 	}
 	if (info != NULL && (action->note.note == CORE_NOTE_REFUSED ||
 			     action->note.note == CORE_NOTE_LOAD_FAILED)) {
 		(void)err_set(&info->failure, action->code, "%s",
 			      record->text[0] != '\0'
 				      ? record->text
-				      : failure_code_text((enum wire_code)action->code));
+				      : wire_code_info((enum wire_code)action->code)->text);
 	}
 }
 
@@ -356,9 +355,12 @@ static void tell_watchers(struct daemon *daemon, const struct core_action *actio
 		} else if (record->type == CORE_NOTE_REFUSED) {
 			failure_from_refusal(&failure, daemon, client, action);
 			event.error = failure.wire;
+		} else if (action->code == WIRE_BUSY) {
+			failure_set(&failure, WIRE_BUSY, "%s: %s", record->name, record->text);
+			event.error = failure.wire;
 		} else if (action->code != 0) {
 			failure_set(&failure, (enum wire_code)action->code, "%s: %s", record->name,
-				    failure_code_text((enum wire_code)action->code));
+				    wire_code_info((enum wire_code)action->code)->text);
 			event.error = failure.wire;
 		}
 		if (client != NULL && client->conn != NULL) {

@@ -9,7 +9,6 @@
 
 #include "daemon/placement.h"
 
-#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/err.h"
 #include "base/os/model_files.h"
@@ -458,14 +457,9 @@ static void add_peers(struct placement_room *room, uint32_t device)
 	}
 }
 
-/* What the budget leaves of the card, and others have not taken. */
-static uint64_t spare_of(const struct known_device *known, const struct core_account_view *account)
+static uint64_t left_of(uint64_t bytes, uint64_t taken)
 {
-	uint64_t spare = 0;
-
-	(void)(checked_sub(known->info.total_bytes, account->budget, &spare) &&
-	       checked_sub(spare, known->info.foreign_bytes, &spare));
-	return spare;
+	return bytes > taken ? bytes - taken : 0;
 }
 
 void placement_look(const struct daemon *daemon, uint64_t model, struct placement_room *ret)
@@ -485,16 +479,17 @@ void placement_look(const struct daemon *daemon, uint64_t model, struct placemen
 			.total = i == 0 ? account.budget : known->info.total_bytes,
 			.free = account.room,
 			.evictable = account.evictable,
-			.held = account.held + (account.resident > account.evictable
-							? account.resident - account.evictable
-							: 0),
+			.held = account.held + left_of(account.resident, account.evictable),
 			.loading = account.loading,
 			.reserved = account.reserved,
 			.foreign = known->info.foreign_bytes,
-			.spare = i == 0 ? 0 : spare_of(known, &account),
+			.spare = i == 0 ? 0
+					: left_of(known->info.total_bytes,
+						  account.budget + known->info.foreign_bytes),
 			.granularity = known->info.granularity,
 			.is_host = i == 0,
 			.is_lost = known->device == NULL || account.is_lost,
+			.is_draining = account.is_draining,
 		};
 	}
 	for (uint32_t i = 1; i < daemon->n_devices; i++) {

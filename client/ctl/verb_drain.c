@@ -92,6 +92,18 @@ static void tell_rest(const struct ctl *ctl, const char *rest, char *told, size_
 	}
 }
 
+/* "New loads on cuda:0 are taken." */
+static const char *drain_words(const struct ctl *ctl, const char *what, const char *how)
+{
+	static char text[160];
+	const char *device = ctl->arguments.device;
+	char safe[64];
+
+	(void)snprintf(text, sizeof text, "%s%s%s %s", what, device == NULL ? "" : " on ",
+		       device == NULL ? "" : safe_text(device, safe, sizeof safe), how);
+	return text;
+}
+
 /* Until nothing is under way, the time is over, or somebody ends it. Takes 'drain'. */
 static int wait_for_end(struct ctl *ctl, struct distorch_drain *drain)
 {
@@ -126,7 +138,7 @@ static int wait_for_end(struct ctl *ctl, struct distorch_drain *drain)
 					  "somebody said drain --off");
 		}
 	}
-	status = print_drain(ctl, drain, "Drained: new loads are refused.");
+	status = print_drain(ctl, drain, drain_words(ctl, "Drained: new loads", "are refused."));
 	distorch_drain_free(drain);
 	return status;
 }
@@ -155,7 +167,8 @@ static int run(struct ctl *ctl)
 		return wait_for_end(ctl, drain);
 	}
 	status = print_drain(ctl, drain,
-			     arguments->off ? "New loads are taken." : "New loads are refused.");
+			     drain_words(ctl, "New loads",
+					 arguments->off ? "are taken." : "are refused."));
 	distorch_drain_free(drain);
 	return status;
 }

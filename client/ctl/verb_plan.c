@@ -247,6 +247,7 @@ static void take_devices(const struct distorch_devices *devices,
 			.granularity = is_host ? HOST_GRANULARITY : CARD_GRANULARITY,
 			.is_host = is_host,
 			.is_lost = strcmp(from->state, "ok") != 0,
+			.is_draining = from->draining,
 			.peers = UINT32_MAX,
 		};
 		wanted->request.n_devices++;

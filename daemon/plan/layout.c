@@ -377,13 +377,16 @@ static int refuse_room(struct place_work *work, const struct place_layout *layou
 		       layout->n_runs, layout->n_runs == 1 ? "" : "s");
 }
 
-/* Is 'a' the better donor for 'compute'? Known links before unknown ones, fast before slow, the
- * host before others, else in order. */
+/* Is 'a' the better donor for 'compute'? Draining ones last, known links before unknown ones, fast
+ * before slow, the host before others, else in order. */
 static bool is_better(const struct plan_request *request, uint32_t compute, uint32_t a, uint32_t b)
 {
 	uint64_t link_a = request->devices[a].link[compute];
 	uint64_t link_b = request->devices[b].link[compute];
 
+	if (request->devices[a].is_draining != request->devices[b].is_draining) {
+		return request->devices[b].is_draining;
+	}
 	if (link_a != link_b) {
 		return link_a > link_b;
 	}

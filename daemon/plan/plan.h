@@ -56,6 +56,7 @@ struct plan_device {
 	uint64_t granularity; /* a power of two; 0 is 1 */
 	bool is_host;         /* one of them is */
 	bool is_lost;         /* it cannot be used now */
+	bool is_draining;     /* it takes no new loads: auto has it take what fits nowhere else */
 	uint32_t peers;       /* bit i: device i reads from it without the host between */
 	uint64_t link[PLAN_MAX_DEVICES]; /* bytes a second from it to device i; 0: not known */
 };

@@ -265,7 +265,9 @@ static int choose_compute(struct spec_parser *parser, struct spec_part *part)
 		}
 	}
 	for (uint32_t i = 0; is_open && i < request->n_devices; i++) {
-		if (!request->devices[i].is_host && !request->devices[i].is_lost) {
+		const struct plan_device *device = &request->devices[i];
+
+		if (!device->is_host && !device->is_lost && !device->is_draining) {
 			part->compute = i;
 			return 0;
 		}

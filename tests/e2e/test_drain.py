@@ -7,6 +7,7 @@ import subprocess
 import metrics
 import pytest
 from conftest import HeldDaemon, RawError, close_all, opened, slowness, wait_until
+from placed import MIB, load, make_blocks
 from test_ctl import CTL, ctl, ctl_json
 from test_wire_hostile import as_nobody, needs_root
 
@@ -66,6 +67,36 @@ def test_what_is_new_is_refused_and_what_is_there_is_served(daemon, make_model):
         assert metrics.read(raw.call("metrics")["text"])["distorchd_draining"][{"tier": "ram"}] == 0
     assert "draining" not in ctl(daemon, "doctor").stdout
     assert daemon.log().count("draining: new loads are refused") == 1
+
+
+def test_one_device_that_drains_is_named_and_auto_goes_elsewhere(start_daemon, tmp_path):
+    daemon = start_daemon("sim.count=2", "sim.memory=64M", "memory.ram=64M", "memory.reserve=0")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 4)
+    done = ctl(daemon, "drain", "--device", "sim:0")
+    assert done.stdout.startswith("Drained: new loads on sim:0 are refused."), done.stdout
+    refused = ctl(daemon, "load", "--to", "sim:0", str(path))
+    assert refused.returncode == 1 and "error: sim:0 is draining and takes no new" in refused.stderr
+    assert "drain --off --device sim:0" in refused.stderr, refused.stderr
+    assert "sim:0 is draining" in ctl(daemon, "why", path.name).stdout
+    plan = ctl_json(daemon, "plan", str(path), "auto")
+    assert {block["device"] for block in plan["blocks"]} == {"sim:1"}
+    with daemon.raw(timeout=60.0) as raw:
+        lease = load(raw, path, "auto")
+        assert set(lease.bytes_on()) == {"sim:1"}
+        lease.close()
+        raw.call("unload", {"select": {"all": True}})
+        assert ctl(daemon, "drain", "--device", "sim:1").returncode == 0
+        refused = ctl(daemon, "load", "--to", "sim:0,2M;sim:1,*", str(path))
+        assert "sim:0 and sim:1 are draining and take no new loads" in refused.stderr
+        lease = load(raw, path, "auto")
+        assert set(lease.bytes_on()) == {"cpu"}, "no card takes it"
+        lease.close()
+    done = ctl(daemon, "drain", "--off", "--device", "sim:1")
+    assert done.stdout.startswith("New loads on sim:1 are taken."), done.stdout
+    assert ctl(daemon, "drain", "--no-wait").stdout.startswith("New loads are refused.")
+    refused = ctl(daemon, "load", "--to", "sim:1", str(path))
+    assert "distorchd is draining" in refused.stderr
 
 
 def test_it_waits_for_loads_and_leases_and_says_for_which(daemon, make_model):

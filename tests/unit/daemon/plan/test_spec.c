@@ -248,6 +248,23 @@ static void of_auto_the_head_alone_may_be_too_much(void **state)
 	assert_int_equal(scene.summary.shortage.need, 0);
 }
 
+static void auto_leaves_draining_devices_alone_while_others_do(void **state)
+{
+	struct scene scene;
+
+	(void)state;
+	given_cards(&scene);
+	scene.devices[1].is_draining = true;
+	expect_runs(&scene, "auto", "cuda:1 10");
+	scene.request.strategy = PLAN_CONTIGUOUS;
+	scene.devices[2].free = 6 * GIB;
+	scene.devices[1].link[2] = 2; /* the faster donor, all the same */
+	expect_runs(&scene, "auto", "cuda:1 4, cpu 6");
+	scene.devices[0].free = GIB;
+	expect_runs(&scene, "auto", "cuda:1 4, cpu 1, cuda:0 5");
+	expect_runs(&scene, "cuda:0", "cuda:0 10");
+}
+
 static void blocks_take_what_the_device_gives(void **state)
 {
 	struct scene scene;
@@ -534,6 +551,7 @@ int main(void)
 		cmocka_unit_test(cards_are_found_by_uuid_and_by_their_own_name),
 		cmocka_unit_test(what_does_not_fit_says_what_can_be_had),
 		cmocka_unit_test(of_auto_the_head_alone_may_be_too_much),
+		cmocka_unit_test(auto_leaves_draining_devices_alone_while_others_do),
 		cmocka_unit_test(blocks_take_what_the_device_gives),
 		cmocka_unit_test(the_head_stays_where_the_model_computes),
 		cmocka_unit_test(the_embeddings_of_a_text_encoder_are_head),
