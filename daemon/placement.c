@@ -421,84 +421,6 @@ void placement_free_all(struct daemon *daemon)
 
 /* ---- what it means for a model ---- */
 
-/* Bytes of the published generation on each device: a move may take them over. None of its own
- * copies goes for it. */
-static void add_own(const struct daemon *daemon, uint64_t model,
-		    struct plan_device devices[CORE_MAX_DEVICES])
-{
-	struct core_segment_view segment;
-	uint32_t cursor = 0;
-
-	while (model != 0 && core_segment_next(daemon->core, model, &cursor, &segment)) {
-		struct plan_device *device = &devices[segment.device];
-
-		if (segment.may_go) {
-			device->evictable -= segment.bytes;
-		} else if (segment.state == SEGMENT_READY) {
-			device->held -= segment.bytes;
-		}
-		if (segment.state == SEGMENT_READY && segment.last == UINT64_MAX) {
-			device->free += segment.bytes;
-		}
-	}
-}
-
-static void add_peers(struct placement_room *room, uint32_t device)
-{
-	const struct device_info *info = &room->known[device].info;
-
-	for (uint32_t peer = 0; peer < info->n_peers; peer++) {
-		for (uint32_t i = 1; i < room->n_devices; i++) {
-			if (strcmp(info->peers[peer].uuid, room->known[i].info.uuid) == 0) {
-				room->devices[i].peers |= 1U << device;
-				room->devices[device].link[i] = info->peers[peer].bytes_per_s;
-			}
-		}
-	}
-}
-
-static uint64_t left_of(uint64_t bytes, uint64_t taken)
-{
-	return bytes > taken ? bytes - taken : 0;
-}
-
-void placement_look(const struct daemon *daemon, uint64_t model, struct placement_room *ret)
-{
-	ret->n_devices = daemon->n_devices;
-	memcpy(ret->known, daemon->devices, sizeof ret->known);
-	for (uint32_t i = 0; i < daemon->n_devices; i++) {
-		const struct known_device *known = &ret->known[i];
-		struct core_account_view account;
-
-		core_account_get(daemon->core, i, &account);
-		ret->devices[i] = (struct plan_device){
-			.name = known->name,
-			.uuid = known->info.uuid,
-			.product = known->info.product,
-			.pci = known->info.pci,
-			.total = i == 0 ? account.budget : known->info.total_bytes,
-			.free = account.room,
-			.evictable = account.evictable,
-			.held = account.held + left_of(account.resident, account.evictable),
-			.loading = account.loading,
-			.reserved = account.reserved,
-			.foreign = known->info.foreign_bytes,
-			.spare = i == 0 ? 0
-					: left_of(known->info.total_bytes,
-						  account.budget + known->info.foreign_bytes),
-			.granularity = known->info.granularity,
-			.is_host = i == 0,
-			.is_lost = known->device == NULL || account.is_lost,
-			.is_draining = account.is_draining,
-		};
-	}
-	for (uint32_t i = 1; i < daemon->n_devices; i++) {
-		ret->devices[i].link[0] = ret->devices[0].link[i] = ret->known[i].info.bytes_per_s;
-		add_peers(ret, i);
-	}
-	add_own(daemon, model, ret->devices);
-}
-
 static struct plan_block *describe_blocks(const struct tensor_map *map)
 {
 	struct plan_block *blocks = sys_calloc((size_t)map->n_blocks + 1, sizeof *blocks);
@@ -520,29 +442,6 @@ static struct plan_block *describe_blocks(const struct tensor_map *map)
 						.is_head = block->is_head};
 	}
 	return blocks;
-}
-
-void placement_request(const struct placement *placement, struct placement_room *room,
-		       struct plan_text donors[PLAN_MAX_DONORS], struct plan_request *ret)
-{
-	*ret = (struct plan_request){
-		.n_devices = room->n_devices,
-		.devices = room->devices,
-		.allocation = {placement->allocation, (uint32_t)strlen(placement->allocation)},
-		.compute = {placement->compute, (uint32_t)strlen(placement->compute)},
-		.virtual_vram = placement->virtual_vram,
-		.donors = donors,
-		.n_donors = placement->n_donors,
-		.strategy = placement->strategy,
-	};
-	for (uint32_t i = 0; placement->has_names && i < room->n_devices; i++) {
-		room->devices[i].name = placement->names[i];
-		room->devices[i].is_lost |= placement->names[i][0] == '\0';
-	}
-	for (uint32_t i = 0; i < placement->n_donors; i++) {
-		donors[i] = (struct plan_text){placement->donors[i],
-					       (uint32_t)strlen(placement->donors[i])};
-	}
 }
 
 /* Where each block of the map would lie. */
