@@ -115,10 +115,11 @@ void failure_set_no_device(struct failure *failure, const struct daemon *daemon,
 
 	for (uint32_t i = 0; i < daemon->n_devices; i++) {
 		sentence_add(&sentence, "%s%s", i == 0 ? "" : ", ",
-			     describe_device_name(daemon, i, device));
+			     i == 0 ? "ram" : describe_device_name(daemon, i, device));
 	}
-	failure_set(failure, WIRE_NOT_FOUND, "there is no device %s; there is %s",
-		    wire_str_copy(name, wanted, sizeof wanted), there);
+	failure_set(failure, WIRE_NOT_FOUND, "there is no device \"%s\"; there %s %s",
+		    wire_str_copy(name, wanted, sizeof wanted),
+		    daemon->n_devices == 1 ? "is" : "are", there);
 	failure_set_hint(failure, "see what there is: distorchctl status");
 	failure_set_field(failure, field);
 }

@@ -198,18 +198,20 @@ static const struct distorch_device *find_device(const struct distorch_devices *
 
 static int refuse_device(struct ctl *ctl, const struct distorch_devices *devices, const char *word)
 {
-	char hint[512];
+	char there[512] = "";
 	char name[64];
 	char safe[256];
 	size_t used = 0;
 
-	text_append(hint, sizeof hint, &used, "there %s", devices->n_devices == 1 ? "is" : "are");
 	for (size_t i = 0; i < devices->n_devices; i++) {
-		text_append(hint, sizeof hint, &used, "%s %s", i == 0 ? "" : ",",
+		text_append(there, sizeof there, &used, "%s%s", i == 0 ? "" : ", ",
 			    safe_text(device_text(devices->devices[i]->name), name, sizeof name));
 	}
-	return ctl_refuse(ctl, EXIT_NO_SUCH_MODEL, "not-found", hint, "there is no device %s",
-			  safe_text(word, safe, sizeof safe));
+	return ctl_refuse(ctl, EXIT_NO_SUCH_MODEL, "not-found",
+			  "see what there is: distorchctl devices",
+			  "there is no device \"%s\"; there %s %s",
+			  safe_text(word, safe, sizeof safe),
+			  devices->n_devices == 1 ? "is" : "are", there);
 }
 
 static int print_found(struct ctl *ctl, const struct distorch_devices *devices)

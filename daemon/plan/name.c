@@ -204,7 +204,7 @@ const char *name_list(const struct plan_device *devices, uint32_t n_devices, cha
 
 	buffer[0] = '\0';
 	for (uint32_t i = 0; i < n_devices; i++) {
-		const char *name = devices[i].is_host ? "cpu" : devices[i].name;
+		const char *name = devices[i].is_host ? "ram" : devices[i].name;
 		size_t size = strlen(name) + (i == 0 ? 0 : 2);
 
 		if (!is_known(name)) {

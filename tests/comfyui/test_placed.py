@@ -63,7 +63,7 @@ def test_what_the_planner_refuses_is_refused_with_the_prompt(placing, cards, sta
 
     before = loads()
     said = refusal(placing, expert_mode_allocations="sim:0,1mb;sim:7,*")
-    assert "item 2 (column 11)" in said and "there are cpu, sim:0, sim:1" in said
+    assert "item 2 (column 11)" in said and "there are ram, sim:0, sim:1" in said
     assert "two commas" in refusal(placing, expert_mode_allocations="sim:0,2,5gb;cpu,*")
     assert "sim:9" in refusal(placing, compute_device="sim:9")
     assert "own donor" in refusal(placing, compute_device="sim:0", virtual_vram_gb=1.5,

@@ -109,7 +109,7 @@ def test_verify_of_what_is_not_resident_is_refused(raw, make_model):
 def test_a_device_that_is_not_there_is_named_with_those_that_are(raw, method, params, field):
     error = refusal(raw, method, params)
     assert error["code"] == "not-found" and error["detail"]["field"] == field
-    assert error["message"] == "there is no device foo; there is cpu"
+    assert error["message"] == 'there is no device "foo"; there is ram'
     assert raw.call("list", {"device": "ram"}) == {"models": []}
 
 

@@ -174,7 +174,7 @@ def test_people_and_scrapers_see_them(daemon):
 
 
 @TWO
-def test_a_device_is_meant_by_its_name_and_by_its_uuid(daemon, raw):
+def test_a_device_is_meant_by_its_name_and_by_its_uuid(daemon, raw, tmp_path):
     for name in "sim:1", "SIM:1", "SIM-00000000-0000-4000-8000-000000000001":
         raw.call("budget", {"device": name, "bytes": 32 << 20})
         assert devices(daemon)["sim:1"]["budget"] == 32 << 20
@@ -182,7 +182,17 @@ def test_a_device_is_meant_by_its_name_and_by_its_uuid(daemon, raw):
         assert devices(daemon)["sim:1"]["budget"] == 0
     with pytest.raises(RawError) as caught:
         raw.call("budget", {"device": "sim:2", "bytes": 1})
-    assert "there is cpu, sim:0, sim:1" in caught.value.error["message"]
+    assert caught.value.error["message"] == 'there is no device "sim:2"; there are ram, sim:0, sim:1'
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [1 << 20])
+    for status, words in ((4, ("devices", "sim:2")), (4, ("budget", "sim:2", "1M")),
+                          (4, ("unload", "--device", "sim:2")), (4, ("drain", "--device", "sim:2")),
+                          (4, ("ps", "--device", "sim:2")),
+                          (4, ("make-room", "1M", "--device", "sim:2")),
+                          (2, ("load", "--to", "sim:2", path)), (2, ("plan", path, "sim:2"))):
+        told = ctl(daemon, *map(str, words))
+        assert told.returncode == status, words
+        assert 'there is no device "sim:2"; there are ram, sim:0, sim:1' in told.stderr, words
 
 
 def test_without_settings_there_is_none_and_no_process(daemon):
