@@ -878,7 +878,7 @@ def test_a_client_counts_devices_in_its_own_order(cards, raw, tmp_path):
             client.call("load", {"allocation": name}, [fd])
         assert refused.value.code == "bad-argument", "a card that it does not see"
         assert f'there is no device "{name}"' in str(refused.value)
-        assert "cpu, sim:0" in str(refused.value), "those that it sees"
+        assert "ram, sim:0" in str(refused.value), "those that it sees"
     for words in ({"allocation": "sim:0,2M;cpu,*"}, {"allocation": "auto"}):
         lease = load(client, path, words.pop("allocation"))
         assert "sim:0" not in lease.bytes_on(), "the daemon's, which it does not see"
