@@ -215,7 +215,7 @@ def test_what_nobody_uses_makes_way_when_others_take_the_device(cards, raw, tmp_
     assert lease.tensors() == expected and set(lease.bytes_on()) == {"cpu"}
     assert held.tensors() == theirs and set(held.bytes_on()) == {"sim:0"}
     whys = {r["type"]: r.get("why") for r in raw.call("events.history")["records"]}
-    assert whys["placed"] == "memory was short", whys
+    assert whys["placed"] == "memory was short, from sim:0 to ram", whys
     lease.close()
     held.close()
     cards.tell("worker sim:0 foreign:0")
