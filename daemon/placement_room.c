@@ -57,15 +57,18 @@ void placement_look(const struct daemon *daemon, uint64_t model, struct placemen
 	for (uint32_t i = 0; i < daemon->n_devices; i++) {
 		const struct known_device *known = &ret->known[i];
 		struct core_account_view account;
+		bool is_let_go;
 
 		core_account_get(daemon->core, i, &account);
+		/* It is refused because it drains, and not for what it has not now. */
+		is_let_go = account.is_lost && account.is_draining;
 		ret->devices[i] = (struct plan_device){
 			.name = known->name,
 			.uuid = known->info.uuid,
 			.product = known->info.product,
 			.pci = known->info.pci,
 			.total = i == 0 ? account.budget : known->info.total_bytes,
-			.free = account.room,
+			.free = is_let_go ? account.budget : account.room,
 			.evictable = account.evictable,
 			.held = account.held + left_of(account.resident, account.evictable),
 			.loading = account.loading,
@@ -76,7 +79,7 @@ void placement_look(const struct daemon *daemon, uint64_t model, struct placemen
 						  account.budget + known->info.foreign_bytes),
 			.granularity = known->info.granularity,
 			.is_host = i == 0,
-			.is_lost = known->device == NULL || account.is_lost,
+			.is_lost = known->device == NULL || (account.is_lost && !is_let_go),
 			.is_draining = account.is_draining,
 		};
 	}
