@@ -511,7 +511,7 @@ def show_places(d, path):
         if compare_with_file(w, path) != ["sim:0", "sim:1", "cpu"]:
             raise SystemExit("demo: the blocks are not where the string says")
     say()
-    say("8. A move. It copies what moves, and of a share in RAM that changes all:")
+    say("8. A move. Only what moves is copied; a share in RAM that changes is made anew:")
     ctl("place", "layers", "sim:0,32M;sim:1,48M;cpu,*")
     with d.open(path) as w:
         if compare_with_file(w, path) != ["sim:0", "sim:1", "cpu"]:
