@@ -169,7 +169,7 @@ static void on_rested(uv_timer_t *timer)
 static void rest(struct worker *worker)
 {
 	if (worker->n_open == 0 && !worker->is_opening && !worker->is_unwanted &&
-	    !is_draining(worker) && !worker->daemon->workers->is_stopped) {
+	    !worker->is_let_go && !worker->daemon->workers->is_stopped) {
 		(void)uv_timer_start(&worker->timer, on_rested, rest_ms(worker), 0);
 		worker->n_tries++;
 	}
@@ -307,7 +307,7 @@ static void let_go(struct worker *worker)
 
 	(void)remote_detach(known(worker)->device, "it is drained", NULL, 0);
 	(void)uv_timer_stop(&worker->timer);
-	worker->has_hung_up = true;
+	worker->is_let_go = worker->has_hung_up = true;
 	close_hangup(worker);
 	set_state(worker, DEVICE_STATE_UNAVAILABLE,
 		  "drained, and its driver is let go of, until: distorchctl drain --off");
@@ -323,13 +323,11 @@ void workers_apply_drain(struct daemon *daemon)
 	for (uint32_t i = 1; workers != NULL && i < daemon->n_devices; i++) {
 		struct worker *worker = &workers->workers[i];
 
-		if (!is_draining(worker)) {
-			/* Else it is there, on its way, or begun after a rest. */
-			if (daemon->devices[i].state == DEVICE_STATE_UNAVAILABLE &&
-			    !uv_is_active((uv_handle_t *)&worker->timer)) {
-				rest(worker);
-			}
-		} else if (daemon->devices[i].state == DEVICE_STATE_OK && holds_nothing(worker)) {
+		if (worker->is_let_go && !is_draining(worker)) {
+			worker->is_let_go = false;
+			rest(worker); /* or when the last one has ended */
+		} else if (daemon->devices[i].state == DEVICE_STATE_OK && is_draining(worker) &&
+			   holds_nothing(worker)) {
 			let_go(worker);
 		}
 	}

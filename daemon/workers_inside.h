@@ -24,6 +24,7 @@ struct worker {
 	bool is_opening;  /* an errand waits for its answer */
 	bool is_looking;  /* likewise */
 	bool is_unwanted; /* by the configuration: it is not begun again */
+	bool is_let_go;   /* its device is drained and holds nothing: not until that ends */
 	bool has_hung_up; /* its end of the socket: it ends, or is stuck */
 	bool has_failed;  /* it ended before it had opened its device */
 	uint32_t n_tries; /* since it was last well for a while */

@@ -154,6 +154,9 @@ def test_a_drained_card_has_its_driver_let_go_of(cards, daemon, raw, tmp_path): 
     raw.call("drain", {"device": "cuda:0", "on": True})
     time.sleep(0.3)  # several looks
     assert lease.tensors() == expected and is_running(pids["cuda:0"])
+    os.kill(pids["cuda:0"], signal.SIGKILL)  # it comes again for what lies there
+    wait_until(lambda: devices(daemon)["cuda:0"].get("pid") not in (None, pids["cuda:0"]), SLOW)
+    pids["cuda:0"] = wait_for(daemon, "cuda:0", "cuda:1")["cuda:0"]["pid"]
     lease.close()
     raw.call("unload", {"select": {"all": True}})
     wait_until(lambda: "pid" not in devices(daemon)["cuda:0"], SLOW, "its worker's end")
