@@ -324,3 +324,17 @@ const char *units_format_duration(uint64_t ns, char *buffer, size_t buffer_size)
 	}
 	return buffer;
 }
+
+const char *units_format_share(uint64_t part, uint64_t total, char *buffer, size_t buffer_size)
+{
+	const double percent = total == 0 ? 0 : (double)part * 100 / (double)total;
+
+	if (part > 0 && percent < 0.5) {
+		(void)snprintf(buffer, buffer_size, "<1%%");
+	} else if (part < total && percent >= 99.5) {
+		(void)snprintf(buffer, buffer_size, ">99%%");
+	} else {
+		(void)snprintf(buffer, buffer_size, "%.0f%%", percent);
+	}
+	return buffer;
+}

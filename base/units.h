@@ -41,4 +41,8 @@ const char *units_format_size_si(uint64_t bytes, char *buffer, size_t buffer_siz
 /* "48m", "3d 4h", "12s", "250ms", "forever". Returns 'buffer'. */
 const char *units_format_duration(uint64_t ns, char *buffer, size_t buffer_size);
 
+/* "62%", "<1%", ">99%": what is more than nothing and less than all never reads as that. Returns
+ * 'buffer'. */
+const char *units_format_share(uint64_t part, uint64_t total, char *buffer, size_t buffer_size);
+
 #endif

@@ -41,7 +41,8 @@ struct pending {
 	uint64_t begun_ns;
 	uint64_t n_records;        /* a reservation: what the history had when it was asked for */
 	uint32_t device;           /* likewise: on which */
-	uint64_t recall_until_ns;  /* an unload that waits so long for leases; 0: it does not */
+	uint64_t recall_until_ns;  /* an unload that waits so long, for leases and then for what is
+				    * being dropped; 0: it does not */
 	struct answer_line *lines; /* owner: pending */
 	uint32_t n_lines, lines_capacity;
 };

@@ -2,6 +2,8 @@
 /* Shares of a model by device. See where.h. */
 #include "daemon/where.h"
 
+#include "base/units.h"
+
 #include <string.h>
 
 #include "daemon/daemon.h"
@@ -36,12 +38,11 @@ static void find_shares(const struct daemon *daemon, uint64_t model, uint64_t ge
 
 static void add_share(struct sentence *sentence, const char *name, uint64_t part, uint64_t total)
 {
-	unsigned percent = (unsigned)((double)part * 100 / (double)total + 0.5);
+	char share[8];
 
 	sentence_add(sentence, "%s%s", sentence->size == 0 ? "" : " + ", name);
-	if (part < total) { /* neither all nor nothing */
-		percent = percent < 1 ? 1 : percent > 99 ? 99 : percent;
-		sentence_add(sentence, " %u%%", percent);
+	if (part < total) {
+		sentence_add(sentence, " %s", units_format_share(part, total, share, sizeof share));
 	}
 }
 

@@ -177,19 +177,13 @@ const char *device_label(const struct distorch_device *device, char *buffer, siz
 	return buffer;
 }
 
-/* " 62%"; what is more than nothing and less than all never reads as that. */
 static void append_share(uint64_t part, uint64_t total, char *buffer, size_t buffer_size,
 			 size_t *used)
 {
-	double percent = total == 0 ? 0 : (double)part * 100 / (double)total;
+	char share[8];
 
-	if (part > 0 && percent < 0.5) {
-		text_append(buffer, buffer_size, used, " <1%%");
-	} else if (part < total && percent >= 99.5) {
-		text_append(buffer, buffer_size, used, " >99%%");
-	} else {
-		text_append(buffer, buffer_size, used, " %.0f%%", percent);
-	}
+	text_append(buffer, buffer_size, used, " %s",
+		    units_format_share(part, total, share, sizeof share));
 }
 
 static bool is_host(const struct distorch_place *place)

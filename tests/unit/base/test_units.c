@@ -291,6 +291,19 @@ static void printing_stays_within_the_buffer(void **state)
 	assert_int_equal(buffer[3], '#');
 }
 
+static void shares_never_read_as_all_or_nothing(void **state)
+{
+	char share[8];
+
+	(void)state;
+	assert_string_equal(units_format_share(0, 0, share, sizeof share), "0%");
+	assert_string_equal(units_format_share(0, 7, share, sizeof share), "0%");
+	assert_string_equal(units_format_share(1, 1000, share, sizeof share), "<1%");
+	assert_string_equal(units_format_share(620, 1000, share, sizeof share), "62%");
+	assert_string_equal(units_format_share(999, 1000, share, sizeof share), ">99%");
+	assert_string_equal(units_format_share(1000, 1000, share, sizeof share), "100%");
+}
+
 static void a_long_text_is_cut_in_the_error(void **state)
 {
 	char text[4096];
@@ -315,6 +328,7 @@ int main(void)
 		cmocka_unit_test(sizes_print_in_four_characters),
 		cmocka_unit_test(durations_print_their_two_largest_parts),
 		cmocka_unit_test(printing_stays_within_the_buffer),
+		cmocka_unit_test(shares_never_read_as_all_or_nothing),
 		cmocka_unit_test(a_long_text_is_cut_in_the_error),
 	};
 
