@@ -165,14 +165,37 @@ static void on_rested(uv_timer_t *timer)
 	worker_begin(timer->data);
 }
 
+static void flush(const struct worker *worker)
+{
+	if (worker->daemon->server != NULL) {
+		server_flush(worker->daemon->server); /* no step follows that would */
+	}
+}
+
+/* No worker is begun for a device that drains. */
+static void stay_away(struct worker *worker)
+{
+	(void)uv_timer_stop(&worker->timer);
+	worker->is_let_go = true;
+	set_state(worker, DEVICE_STATE_UNAVAILABLE,
+		  "drained, and its driver is let go of, until: distorchctl drain --off");
+	log_device(LOG_LEVEL_INFO, worker, "is drained and holds nothing: its driver is let go of");
+	flush(worker);
+}
+
 /* All of the last process is gone: begin the next after a while. */
 static void rest(struct worker *worker)
 {
-	if (worker->n_open == 0 && !worker->is_opening && !worker->is_unwanted &&
-	    !worker->is_let_go && !worker->daemon->workers->is_stopped) {
-		(void)uv_timer_start(&worker->timer, on_rested, rest_ms(worker), 0);
-		worker->n_tries++;
+	if (worker->n_open > 0 || worker->is_opening || worker->is_unwanted || worker->is_let_go ||
+	    worker->daemon->workers->is_stopped) {
+		return;
 	}
+	if (is_draining(worker)) {
+		stay_away(worker);
+		return;
+	}
+	(void)uv_timer_start(&worker->timer, on_rested, rest_ms(worker), 0);
+	worker->n_tries++;
 }
 
 /* It was well, and is no more. */
@@ -213,9 +236,7 @@ static void fail(struct worker *worker, const char *why)
 		(void)snprintf(text, sizeof text, "cannot be used: %s", why);
 		log_device(LOG_LEVEL_WARNING, worker, text);
 	}
-	if (worker->daemon->server != NULL) {
-		server_flush(worker->daemon->server); /* no step follows that would */
-	}
+	flush(worker);
 }
 
 static void kill_worker(struct worker *worker)
@@ -306,12 +327,9 @@ static void let_go(struct worker *worker)
 	struct core_event event = {.type = EV_DEVICE_LOST, .device = {.device = worker->device}};
 
 	(void)remote_detach(known(worker)->device, "it is drained", NULL, 0);
-	(void)uv_timer_stop(&worker->timer);
-	worker->is_let_go = worker->has_hung_up = true;
+	worker->has_hung_up = true;
 	close_hangup(worker);
-	set_state(worker, DEVICE_STATE_UNAVAILABLE,
-		  "drained, and its driver is let go of, until: distorchctl drain --off");
-	log_device(LOG_LEVEL_INFO, worker, "is drained and holds nothing: its driver is let go of");
+	stay_away(worker);
 	(void)daemon_step(worker->daemon, &event);
 	kill_worker(worker);
 }
@@ -323,12 +341,15 @@ void workers_apply_drain(struct daemon *daemon)
 	for (uint32_t i = 1; workers != NULL && i < daemon->n_devices; i++) {
 		struct worker *worker = &workers->workers[i];
 
-		if (worker->is_let_go && !is_draining(worker)) {
-			worker->is_let_go = false;
-			rest(worker); /* or when the last one has ended */
-		} else if (daemon->devices[i].state == DEVICE_STATE_OK && is_draining(worker) &&
-			   holds_nothing(worker)) {
-			let_go(worker);
+		if (worker->is_let_go != is_draining(worker)) {
+			if (worker->is_let_go) {
+				worker->is_let_go = false;
+				rest(worker); /* or when the last one has ended */
+			} else if (daemon->devices[i].state != DEVICE_STATE_OK) {
+				rest(worker); /* no longer, if that is what it does */
+			} else if (holds_nothing(worker)) {
+				let_go(worker);
+			}
 		}
 	}
 }

@@ -260,6 +260,14 @@ static bool is_own_job(const struct client *client, const struct job *job)
 	return job->uid == client->uid;
 }
 
+/* Named, or begun without anybody's asking: it goes as well. */
+static bool ends_job(const struct core_event *event, const struct client *client,
+		     const struct job *job)
+{
+	return (event->unload.by_name || (job->is_reload && list_is_empty(&job->waiters))) &&
+	       (client->is_admin || is_own_job(client, job));
+}
+
 static void unload_one(struct core *core, const struct core_event *event, struct client *client,
 		       struct model *model)
 {
@@ -284,7 +292,7 @@ static void unload_one(struct core *core, const struct core_event *event, struct
 	model->displaced_by = 0;
 	model_touch(core, model);
 	if (model->job != NULL) {
-		if (event->unload.by_name && (client->is_admin || is_own_job(client, model->job))) {
+		if (ends_job(event, client, model->job)) {
 			job_fail(core, model->job, WIRE_CANCELLED);
 		} else {
 			report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_LOADING);

@@ -154,9 +154,6 @@ def test_a_drained_card_has_its_driver_let_go_of(cards, daemon, raw, tmp_path): 
     raw.call("drain", {"device": "cuda:0", "on": True})
     time.sleep(0.3)  # several looks
     assert lease.tensors() == expected and is_running(pids["cuda:0"])
-    os.kill(pids["cuda:0"], signal.SIGKILL)  # it comes again for what lies there
-    wait_until(lambda: devices(daemon)["cuda:0"].get("pid") not in (None, pids["cuda:0"]), SLOW)
-    pids["cuda:0"] = wait_for(daemon, "cuda:0", "cuda:1")["cuda:0"]["pid"]
     lease.close()
     raw.call("unload", {"select": {"all": True}})
     wait_until(lambda: "pid" not in devices(daemon)["cuda:0"], SLOW, "its worker's end")
@@ -170,6 +167,32 @@ def test_a_drained_card_has_its_driver_let_go_of(cards, daemon, raw, tmp_path): 
     lease = load(raw, path, "cuda:0,50%;cuda:1,*")
     assert lease.tensors() == expected
     lease.close()
+    unload_all(raw, cards)
+
+
+def test_no_worker_is_begun_for_a_card_that_drains(cards, daemon, raw, tmp_path):  # noqa: F811
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 4)
+    lease = load(raw, path, "cuda:0,50%;cuda:1,*")
+    raw.call("drain", {"device": "cuda:0", "on": True})
+    os.kill(devices(daemon)["cuda:0"]["pid"], signal.SIGKILL)
+    wait_until(lambda: "drained" in devices(daemon)["cuda:0"].get("text", ""), SLOW)
+    lease.close()
+    time.sleep(1.0)  # longer than the rest before another
+    assert "pid" not in devices(daemon)["cuda:0"]
+    raw.call("drain", {"device": "cuda:0", "on": False})
+    wait_for(daemon, "cuda:0", "cuda:1")
+    lease = load(raw, path, "cuda:0,50%;cuda:1,*")
+    assert lease.tensors() == expected
+    lease.close()
+    cards.write("faults", "cuInit:1:999:ever")  # of each new worker
+    os.kill(devices(daemon)["cuda:0"]["pid"], signal.SIGKILL)
+    wait_until(lambda: devices(daemon)["cuda:0"]["state"] == "unavailable", SLOW)
+    raw.call("drain", {"device": "cuda:0", "on": True})  # while it is tried again and again
+    wait_until(lambda: "drained" in devices(daemon)["cuda:0"].get("text", ""), SLOW)
+    cards.write("faults", "none:1:1")
+    raw.call("drain", {"device": "cuda:0", "on": False})
+    wait_for(daemon, "cuda:0", "cuda:1")
     unload_all(raw, cards)
 
 

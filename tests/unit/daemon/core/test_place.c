@@ -532,6 +532,26 @@ static void unloaded_meanwhile_it_does_not_come_back(void **state)
 	scene_free(scene);
 }
 
+static void all_that_is_unloaded_means_what_comes_back_too(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+
+	(void)state;
+	(void)placed_loaded(scene, client, 1, "1122", plain);
+	placed_lose(scene, 1);
+	placed_back(scene, 1);
+	assert_true(scene_view(scene, 1).job != 0); /* nobody's: it comes back by itself */
+	(void)scene_step(scene, (struct core_event){.type = EV_UNLOAD,
+						    .client = client,
+						    .request = ++scene->last_request});
+	scene_drop_all(scene);
+	assert_int_equal(scene_view(scene, 1).job, 0);
+	assert_int_equal(scene_view(scene, 1).state, CORE_MODEL_REGISTERED);
+	scene_free(scene);
+}
+
 static void while_the_device_is_lost_the_host_serves(void **state)
 {
 	const struct core_config config = placed_config();
@@ -651,6 +671,7 @@ int main(void)
 		cmocka_unit_test(a_torn_model_comes_back_with_its_device),
 		cmocka_unit_test(one_of_two_lost_devices_is_not_enough),
 		cmocka_unit_test(unloaded_meanwhile_it_does_not_come_back),
+		cmocka_unit_test(all_that_is_unloaded_means_what_comes_back_too),
 		cmocka_unit_test(while_the_device_is_lost_the_host_serves),
 		cmocka_unit_test(loads_to_a_lost_device_fail_in_each_of_their_states),
 		cmocka_unit_test(a_device_lost_while_it_is_verified_says_so),
