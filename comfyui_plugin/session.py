@@ -314,6 +314,7 @@ class Session:
         self._failed_at = None
         self._failure = None
         self._names, self._names_at = {"cpu": "cpu"}, None
+        self._told = {}  # names that differ and were told of
         self.opening = []  # paths that are being opened now
         self.on_change = []  # called with a model's id: this process takes it (True) or leaves it
 
@@ -426,7 +427,18 @@ class Session:
             self._names_at = time.monotonic()
             self._names = soon(lambda: cards.names(self.call(
                 lambda connection: connection.devices())), self._names)
+            self._tell_names()
         return self._names
+
+    def _tell_names(self):
+        """Who reads of a card here and in distorchctl ought to know which one is meant."""
+        differing = {ours: theirs for theirs, ours in self._names.items()
+                     if ours not in (None, theirs)}
+        if differing != self._told:
+            for ours, theirs in differing.items():
+                log.warning("distorch: %s of ComfyUI is %s in distorchctl, which counts cards by "
+                            "bus", ours, theirs)
+            self._told = differing
 
     def unload_idle(self, except_for=()):
         """Have the daemon let go of what nobody uses, keeps or has pinned, but for these paths. A

@@ -7,6 +7,7 @@
 #include "base/err.h"
 #include "base/os/sys.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -23,9 +24,11 @@
 #include "daemon/ipc/server.h"
 #include "daemon/placement.h"
 #include "daemon/plan/explain.h"
+#include "daemon/plan/name.h"
 #include "proto/table.h"
 
 #define WARNING_SIZE 512
+#define MAX_WARNINGS (CORE_MAX_DEVICES + PLAN_MAX_WARNINGS) /* of names, and the planner's */
 
 /* owner: its errand */
 struct planning {
@@ -45,7 +48,8 @@ struct planning {
 	struct plan_block *described;
 	uint8_t *places;
 	struct wire_placed_block *blocks;
-	char warnings[PLAN_MAX_WARNINGS][WARNING_SIZE];
+	uint32_t n_warnings;
+	char warnings[MAX_WARNINGS][WARNING_SIZE];
 	struct err err;
 };
 
@@ -165,6 +169,26 @@ static bool take_sized_blocks(struct planning *planning, struct wire_list list)
 
 /* ---- the plan ---- */
 
+/* The daemon's names from here on. Who wrote cuda:0 and reads cuda:1 is told what is what. */
+static void rename_devices(struct planning *planning)
+{
+	for (uint32_t i = 0; i < planning->room.n_devices; i++) {
+		const char *theirs = planning->room.devices[i].name;
+		const char *ours = planning->room.known[i].name;
+		char label[PLAN_LABEL_SIZE];
+
+		planning->room.devices[i].name = ours;
+		if (planning->summary.shares[i].n_blocks > 0 && theirs[0] != '\0' &&
+		    strcmp(theirs, ours) != 0) {
+			(void)name_label(&planning->room.devices[i], label, sizeof label);
+			(void)snprintf(planning->warnings[planning->n_warnings++], WARNING_SIZE,
+				       "%s of this program is %s: distorchd counts by bus, and "
+				       "the program otherwise",
+				       theirs, label);
+		}
+	}
+}
+
 /* Of the blocks that are described. */
 static void plan_blocks(struct planning *planning)
 {
@@ -177,9 +201,7 @@ static void plan_blocks(struct planning *planning)
 	if (plan_make(&request, planning->places, &planning->summary, &planning->err) < 0) {
 		return;
 	}
-	for (uint32_t i = 0; i < planning->room.n_devices; i++) {
-		planning->room.devices[i].name = planning->room.known[i].name; /* as the blocks' */
-	}
+	rename_devices(planning);
 	for (uint32_t i = 0; i < planning->n_blocks; i++) {
 		const struct plan_block *block = &planning->described[i];
 
@@ -190,7 +212,7 @@ static void plan_blocks(struct planning *planning)
 	}
 	for (uint32_t i = 0; i < planning->summary.n_warnings; i++) {
 		(void)explain_warning(&request, &planning->summary, &planning->summary.warnings[i],
-				      planning->warnings[i], WARNING_SIZE);
+				      planning->warnings[planning->n_warnings++], WARNING_SIZE);
 	}
 }
 
@@ -228,11 +250,11 @@ static uint64_t free_after(const struct call *call, const struct planning *plann
 static void answer_plan(const struct call *call, const struct planning *planning)
 {
 	struct wire_share shares[CORE_MAX_DEVICES];
-	struct wire_str warnings[PLAN_MAX_WARNINGS];
+	struct wire_str warnings[MAX_WARNINGS];
 	struct wire_plan_response response = {
 		.devices = {.items = shares},
 		.blocks = {.items = planning->blocks, .count = planning->n_blocks},
-		.warnings = {.items = warnings, .count = planning->summary.n_warnings},
+		.warnings = {.items = warnings, .count = planning->n_warnings},
 		.moved_per_pass = planning->summary.moved,
 		.has_compute = true,
 		.compute = wire_str(planning->room.known[planning->summary.compute].name),
@@ -240,7 +262,7 @@ static void answer_plan(const struct call *call, const struct planning *planning
 		.floor_ns = planning->summary.floor_ns,
 	};
 
-	for (uint32_t i = 0; i < planning->summary.n_warnings; i++) {
+	for (uint32_t i = 0; i < planning->n_warnings; i++) {
 		warnings[i] = wire_str(planning->warnings[i]);
 	}
 	for (uint32_t i = 0; i < planning->room.n_devices; i++) {

@@ -143,6 +143,8 @@ def test_a_program_counts_devices_in_its_own_order(cards, twelve):
             for _ in range(2):
                 with d.open(path, to="sim:0,16mb;cpu,*") as w:
                     assert where(w) == [first] * 4 + ["cpu"] * 8
+                    said = " ".join(d.plan(path.name, "sim:0,16mb;cpu,*").warnings)
+                    assert ("sim:0 of this program is sim:1" in said) == (first == "sim:1"), said
                     assert {name: bytes(tensor.buffer) for name, tensor in w.items()} == expected
                 wait_until(lambda: not d.list()[0].leases, 20)
                 d.unload(path.name)

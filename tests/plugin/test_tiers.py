@@ -290,7 +290,8 @@ def test_a_placed_model_is_patched_and_is_as_before(load, stock, daemon, is_inpl
 
 
 @pytest.mark.daemon("sim.count=2", "sim.memory=64M", "gpu.budget=100%")
-def test_a_card_has_the_name_that_this_process_has_for_it(load, daemon, pack, monkeypatch):
+def test_a_card_has_the_name_that_this_process_has_for_it(load, daemon, pack, monkeypatch,
+                                                          caplog):
     """As where torch, or CUDA_VISIBLE_DEVICES, has another order than the bus."""
     second = "SIM-00000000-0000-4000-8000-000000000001"
     monkeypatch.setattr(sys.modules["pack.cards"], "uuids", lambda: [second])
@@ -300,6 +301,8 @@ def test_a_card_has_the_name_that_this_process_has_for_it(load, daemon, pack, mo
     assert {place["device"] for place in model["where"]} == {"sim:1", "cpu"}
     session = pack.nodes.session
     assert session.devices() == ("cpu", "sim:0"), "nor is the other one offered"
+    told = [line for line in caplog.messages if "sim:0 of ComfyUI is sim:1 in" in line]
+    assert len(told) == 1, caplog.messages
     assert set(patcher.model.distorch_places.values()) == {"sim:0", "cpu"}
     (shown,) = sys.modules["pack.news"].overview()["models"]
     assert [place["device"] for place in shown["where"]] == ["cpu", "sim:0"]
