@@ -1318,12 +1318,24 @@ static const char *take_copies(struct reference *r, struct reference_model *mode
 	return NULL;
 }
 
+/* What is only to come back, as it lay before a restart or a loss, does not. */
+static bool lies_in_blocks(struct reference *r, const struct reference_model *model)
+{
+	EACH(r->copies, copy)
+	{
+		if (copy->model == model->id && copy->is_block && copy->state == SEGMENT_READY &&
+		    is_current(copy, model)) {
+			return model->placement > CORE_PLACEMENT_HOST;
+		}
+	}
+	return false;
+}
+
 /* Where it lies, and for whom: blocks that lie for one are not taken from him. */
 static const char *take_placement(struct reference *r, struct reference_model *model,
-				  const struct reference_job *job)
+				  const struct reference_job *job, bool was_placed)
 {
 	struct core_model_view view = {0};
-	bool was_placed = model->placement > CORE_PLACEMENT_HOST;
 
 	(void)core_model_get(r->core, model->id, &view);
 	if (was_placed && job->placement > CORE_PLACEMENT_HOST &&
@@ -1342,12 +1354,14 @@ static const char *act_publish(struct reference *r, const struct core_action *ac
 	const struct reference_job *job = find_job(r, action->job);
 	enum core_backing backing = CORE_BACKING_AUTO;
 	const char *broken;
+	bool was_placed;
 
 	if (model == NULL || job == NULL || action->fill.generation <= model->generation) {
 		return "I6 a later generation of a known model is published";
 	}
+	was_placed = lies_in_blocks(r, model);
 	broken = take_copies(r, model, job, action->fill.generation, &backing);
-	broken = broken != NULL ? broken : take_placement(r, model, job);
+	broken = broken != NULL ? broken : take_placement(r, model, job, was_placed);
 	if (broken != NULL) {
 		return broken;
 	}

@@ -57,11 +57,18 @@ def all_see_the_same(readers):
     assert [reader.ask("look") for reader in readers] == ["same"] * len(readers)
 
 
-def die_in_the_middle(daemon, world, arm):
+def arm(daemon, spec):
+    """What it does in the background may be the call, before it can say that it was told."""
+    pid, order = daemon.hooked_pid(), daemon.folder / "order"
+    daemon.tell(spec, wait=False)
+    wait_until(lambda: not order.exists() or is_gone(pid), 10 * slowness(), spec)
+
+
+def die_in_the_middle(daemon, world, prepare):
     """Arm a death, live until it comes; another life serves right bytes. False: it did not come."""
     pid = wait_until(daemon.daemon_pid, 10 * slowness(), "a daemon")
     world.restore()
-    arm()
+    prepare()
     if live(daemon, world):
         time.sleep(0.02)  # it may be about to
         if not is_gone(pid):
@@ -108,7 +115,7 @@ def test_a_kill_at_each_call_shows_no_wrong_byte(start_daemon, world, readers):
         for nth in range(1, most + 1):
             # Further apart as they go on: the first few are those of one request.
             spec = f"fault {call}:{nth * nth}:kill"
-            if not die_in_the_middle(daemon, world, lambda: daemon.tell(spec)):
+            if not die_in_the_middle(daemon, world, lambda: arm(daemon, spec)):
                 daemon.tell("clear")
                 break
             deaths[call] = nth
