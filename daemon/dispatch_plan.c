@@ -169,8 +169,8 @@ static bool take_sized_blocks(struct planning *planning, struct wire_list list)
 
 /* ---- the plan ---- */
 
-/* The daemon's names from here on. Who wrote cuda:0 and reads cuda:1 is told what is what. */
-static void rename_devices(struct planning *planning)
+/* The daemon's names from here on; a warning for each that the client calls otherwise. */
+static void take_own_names(struct planning *planning)
 {
 	for (uint32_t i = 0; i < planning->room.n_devices; i++) {
 		const char *theirs = planning->room.devices[i].name;
@@ -201,7 +201,7 @@ static void plan_blocks(struct planning *planning)
 	if (plan_make(&request, planning->places, &planning->summary, &planning->err) < 0) {
 		return;
 	}
-	rename_devices(planning);
+	take_own_names(planning);
 	for (uint32_t i = 0; i < planning->n_blocks; i++) {
 		const struct plan_block *block = &planning->described[i];
 

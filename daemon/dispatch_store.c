@@ -246,7 +246,6 @@ static void change_drain(const struct call *call, uint32_t device, bool is_on)
 	bool was_on = is_draining(call->daemon, device);
 
 	(void)daemon_step(call->daemon, &event);
-	workers_apply_drain(call->daemon);
 	if (is_on != was_on) {
 		log_notice("%s%s%s, told by pid %u (%s, uid %u)",
 			   is_on ? "draining: new loads are refused" : "new loads are taken again",
@@ -254,6 +253,7 @@ static void change_drain(const struct call *call, uint32_t device, bool is_on)
 			   device == CORE_ALL_DEVICES ? "" : call->daemon->devices[device].name,
 			   call->client->pid, client_display(call->client), call->client->uid);
 	}
+	workers_apply_drain(call->daemon);
 }
 
 /* Apart: a failure is large. False: that has been answered. */

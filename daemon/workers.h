@@ -57,8 +57,8 @@ void workers_set_budget(struct daemon *daemon, uint32_t device, uint64_t bytes);
 /* The configuration was read again. */
 void workers_apply_config(struct daemon *daemon);
 
-/* The worker of a drained device that holds nothing ends, so that the driver can be replaced; one
- * whose device takes loads again is begun. After a change of either. */
+/* The worker of a draining device that holds nothing ends, so that the driver can be replaced, and
+ * none is begun for it until it takes loads again. After a change of either. */
 void workers_apply_drain(struct daemon *daemon);
 
 /*

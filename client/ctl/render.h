@@ -79,11 +79,11 @@ const char *device_label(const struct distorch_device *device, char *buffer, siz
 
 /* "ram", "cuda:0 62% + ram 38%" */
 const char *where_text(const struct distorch_model *model, char *buffer, size_t buffer_size);
+/* The same, or how far it is loaded, or its state where it is nowhere. */
+const char *where_now_text(const struct distorch_model *model, char *buffer, size_t buffer_size);
 /* "50.0M stay on sim:0 until python3 (PID 812) lets go": of generations before; "": nothing. */
 const char *older_text(const struct ctl *ctl, const struct distorch_model *model, char *buffer,
 		       size_t buffer_size);
-/* The same, or how far it is loaded, or its state where it is nowhere. */
-const char *where_now_text(const struct distorch_model *model, char *buffer, size_t buffer_size);
 /* "in use · pinned · kept · 48m · until needed" */
 const char *stays_text(const struct distorch_model *model, char *buffer, size_t buffer_size);
 /* "ComfyUI/812" */
