@@ -73,10 +73,9 @@ def shared(start_shared):
 @needs_root
 def test_an_image_that_blocks_are_compared_with_goes_when_they_are_done(shared):
     with shared.raw(timeout=SLOW) as raw, shared.raw(timeout=SLOW) as other:
-        before = n_threads(shared)
         shared.tell("fault mmap:1:delay=60000:ever")  # of the table
         number = raw.request("verify", {})
-        wait_until(lambda: n_threads(shared) >= before + 2, 10.0, "two comparisons")
+        wait_until(lambda: int(shared.tell("hits mmap")) >= 2, SLOW, "two comparisons under way")
         unload = other.request("unload", {"select": {"all": True}})
         check, = raw.wait(number)[1]["checks"]
         assert not check["ok"] and "offset" not in check, "the unload has been heard"
