@@ -185,8 +185,9 @@ static void absent_details(struct distorch_error *error)
 {
 	uint64_t *const numbers[] = {
 		&error->need,    &error->budget,  &error->free,      &error->evictable,
-		&error->held,    &error->foreign, &error->sys_errno, &error->offset,
-		&error->current, &error->min,     &error->max,
+		&error->held,      &error->foreign, &error->in_use,  &error->pinned,
+		&error->sys_errno, &error->offset,  &error->current, &error->min,
+		&error->max,
 	};
 
 	for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
@@ -264,6 +265,8 @@ static bool convert_detail(void *result, const struct wire_error_detail *detail,
 	take_number(detail->has_evictable, detail->evictable, &error->evictable);
 	take_number(detail->has_held, detail->held, &error->held);
 	take_number(detail->has_foreign, detail->foreign, &error->foreign);
+	take_number(detail->has_in_use, detail->in_use, &error->in_use);
+	take_number(detail->has_pinned, detail->pinned, &error->pinned);
 	take_number(detail->has_errno, detail->errno_, &error->sys_errno);
 	take_number(detail->has_offset, detail->offset, &error->offset);
 	take_number(detail->has_current, detail->current, &error->current);

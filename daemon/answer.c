@@ -372,18 +372,11 @@ void answer_unload_item(struct daemon *daemon, const struct core_action *action)
 static const char *check_text(const struct answer_line *line, const struct model_info *info,
 			      char buffer[CHECK_TEXT_SIZE])
 {
-	const char *file = info == NULL ? NULL : info->bad_file;
+	bool is_bad = line->code == WIRE_BAD_FILE && info != NULL;
 
-	if (line->code != WIRE_BAD_FILE) {
-		(void)snprintf(buffer, CHECK_TEXT_SIZE, "%s",
-			       wire_code_info((enum wire_code)line->code)->text);
-	} else {
-		(void)snprintf(buffer, CHECK_TEXT_SIZE,
-			       "%s%.150s%sits bytes no longer match their checksum; it is being "
-			       "loaded again",
-			       file == NULL ? "" : "file ", file == NULL ? "" : file,
-			       file == NULL ? "" : ": ");
-	}
+	(void)snprintf(buffer, CHECK_TEXT_SIZE, "%s%s",
+		       is_bad ? info->bad_text : wire_code_info((enum wire_code)line->code)->text,
+		       is_bad ? "; it is being loaded again" : "");
 	return buffer;
 }
 

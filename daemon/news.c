@@ -107,6 +107,9 @@ static void fill_record(struct daemon *daemon, const struct core_action *action,
 	if (has_view && (record->type == CORE_NOTE_LOAD_DONE || record->type == CORE_NOTE_PLACED)) {
 		fill_where(daemon, &view, record);
 	}
+	if (info != NULL && record->type == CORE_NOTE_QUARANTINED) {
+		(void)wire_str_copy(wire_str(info->bad_text), record->text, sizeof record->text);
+	}
 	if (action->code != 0) {
 		fill_failure(daemon, action, info, record);
 	}

@@ -238,7 +238,6 @@ static void model_info_free(struct model_info *model)
 	free(model->path);
 	free(model->label);
 	free(model->file_ids);
-	free(model->bad_file);
 	free(model->returning);
 	free(model);
 }

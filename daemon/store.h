@@ -41,8 +41,8 @@ struct model_info {
 	struct park park;                /* of what it has on other devices too */
 	struct placed_record *returning; /* whose devices are not known yet; owner: model */
 	struct err failure;              /* of the last load, while the model is in state failed */
-	uint64_t bad_at;    /* start of the 64 MiB that a verification found to differ, */
-	char *bad_file;     /* of which file; NULL: the only one */
+	uint64_t bad_at;    /* start of the 64 MiB that a verification found to differ */
+	char bad_text[224]; /* which of its bytes those are, and who has them */
 	UT_hash_handle hh;  /* store::models, by id */
 	struct list by_age; /* store::models_by_age */
 	struct model_text texts[MODEL_TEXT_N_KINDS];

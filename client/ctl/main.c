@@ -121,6 +121,8 @@ int ctl_refuse(struct ctl *ctl, enum exit_status status, const char *word, const
 				  .evictable = UINT64_MAX,
 				  .held = UINT64_MAX,
 				  .foreign = UINT64_MAX,
+				  .in_use = UINT64_MAX,
+				  .pinned = UINT64_MAX,
 				  .sys_errno = UINT64_MAX,
 				  .offset = UINT64_MAX,
 				  .current = UINT64_MAX,

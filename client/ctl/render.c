@@ -421,6 +421,7 @@ static void add_error_numbers(cJSON *detail, const struct distorch_error *error)
 		{"need", error->need},       {"budget", error->budget},
 		{"free", error->free},       {"evictable", error->evictable},
 		{"held", error->held},       {"foreign", error->foreign},
+		{"in_use", error->in_use},   {"pinned", error->pinned},
 		{"errno", error->sys_errno}, {"offset", error->offset},
 		{"current", error->current}, {"min", error->min},
 		{"max", error->max},
@@ -452,6 +453,13 @@ cJSON *json_of_error(cJSON *object, const struct distorch_error *error)
 	add_error_numbers(detail, error);
 	if (error->n_holders > 0) {
 		add_holders(detail, "holders", error->holders, error->n_holders);
+	}
+	if (error->n_uids > 0) {
+		array = json_add_array(detail, "uids");
+		for (size_t i = 0; i < error->n_uids; i++) {
+			(void)cJSON_AddItemToArray(
+				array, must(cJSON_CreateNumber((double)error->uids[i])));
+		}
 	}
 	if (error->n_candidates > 0) {
 		array = json_add_array(detail, "models");

@@ -100,12 +100,14 @@ struct distorch_error {
 	const char *hint;    /* what to do, or NULL */
 	const char *field;   /* which argument */
 	const char *device;  /* which device */
-	uint64_t need;       /* bytes, as the five below */
+	uint64_t need;       /* bytes, as the seven below */
 	uint64_t budget;
 	uint64_t free;
 	uint64_t evictable;
 	uint64_t held;
 	uint64_t foreign;   /* taken by others on the machine */
+	uint64_t in_use;    /* of the device: leased, or mapped by a process */
+	uint64_t pinned;    /* of the device: pinned and not in use */
 	uint64_t sys_errno; /* the system's errno behind it */
 	uint64_t offset;    /* byte in the file */
 	uint64_t current;   /* the current generation */

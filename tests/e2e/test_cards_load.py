@@ -200,10 +200,18 @@ def test_no_worker_is_begun_for_a_card_that_drains(cards, daemon, raw, tmp_path)
 def test_a_byte_that_somebody_changed_on_a_card_is_found(cards, raw, tmp_path):  # noqa: F811
     path = tmp_path / "m.safetensors"
     expected = make_blocks(path, [2 * MIB] * 4)
-    load(raw, path, "cuda:0").close()
+    user = load(raw, path, "cuda:0")
     change_a_byte(cards, 0)
     check = raw.call("verify")["checks"][0]
     assert not check["ok"], check
+    # On a card whoever has a copy can write into it: those are named.
+    suspect = pathlib.Path("/proc/self/comm").read_text().strip() + f"/{os.getpid()}"
+    told = f"its bytes on cuda:0 no longer match their checksum; in use by {suspect}"
+    assert check["text"] == told + "; it is being loaded again"
+    record, = (record for record in raw.call("events.history")["records"]
+               if record["type"] == "quarantined")
+    assert record["why"] == told, record
+    user.close()
 
     def is_good_again():
         checks = raw.call("verify")["checks"]

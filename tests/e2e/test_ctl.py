@@ -12,7 +12,8 @@ import time
 
 import msgpack
 import pytest
-from conftest import BUILD, ROOT, make_safetensors, make_sparse_model, slowness, wait_until
+from conftest import (BUILD, ROOT, close_all, make_safetensors, make_sparse_model, slowness,
+                      wait_until)
 
 CTL = str(BUILD / "bin" / "distorchctl")
 
@@ -582,6 +583,22 @@ def test_a_refusal_names_who_holds_the_memory(tmp_path, make_model):
     other.thread.join(10)
     assert done.returncode == 6
     assert "held:  3.0G by PID 4711 (tra\\x1biner), uid 1000" in done.stderr
+
+
+@pytest.mark.daemon("memory.ram=48M")
+def test_a_refusal_as_json_says_what_is_in_the_way(daemon, make_model, raw):
+    size = 16 << 20
+    used = make_model("used.safetensors", size=size, seed=2)
+    raw.load(make_model("pinned.safetensors", size=size), policy={"pin": True})
+    raw.load(used)
+    lease, fds = raw.attach(used)
+    close_all(fds)
+    error = ctl_json(daemon, "load", make_model("more.safetensors", size=2 * size), status=6)
+    detail = error["error"]["detail"]
+    assert size <= detail["pinned"] < 2 * size and size <= detail["in_use"] < 2 * size, detail
+    assert detail["uids"] == [os.getuid()]
+    assert [holder["pid"] for holder in detail["holders"]] == [os.getpid()]
+    raw.call("detach", {"lease": lease["lease"]})
 
 
 # ---- what users of the library compile -------------------------------------------------

@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 os.environ.setdefault("DISTORCH_BUILD", str(ROOT / "build" / "test"))
 from conftest import (BUILD, HeldDaemon, RawError,  # noqa: E402
-                      _die_with_parent, list_fds, slowness)
+                      _die_with_parent, list_fds, slowness, wait_until)
 from kills import ADOPTING, SERVING  # noqa: E402
 
 MIB = 1 << 20
@@ -265,10 +265,15 @@ class Soak:
 
     # ---- the whole ----
 
+    def holder_sockets(self):
+        return sum("socket:" in link for link in list_fds(self.daemon.pid))
+
     def begin(self):
         self.daemon.write_config(BUDGETS[-1])
         self.daemon.start()
         self.first_fds = self.daemon.baseline_fds
+        wait_until(lambda: self.holder_sockets() == 2, 10.0 * slowness(),
+                   "the holder's having the daemon's socket beside its own")
         self.first_hold_fds = len(list_fds(self.daemon.pid))
         self.witness_path = self.folder / "witness.safetensors"
         subprocess.run([self.files.client, "write", self.witness_path, "99", "99", str(4 * MIB)],
@@ -427,7 +432,8 @@ class Soak:
                 self.check(what, True)
                 return
             time.sleep(0.1)
-        detail = {"fds": list_fds(self.daemon.daemon_pid())[-12:], "models": [
+        detail = {"fds": list_fds(self.daemon.daemon_pid())[-12:],
+                  "holder's": list_fds(self.daemon.pid)[-12:], "models": [
             (m["name"], m["state"], m["leases"]) for m in self.daemon.models(True)][:8],
             "device": self.daemon.status()["devices"]}
         self.check(what, False, json.dumps(detail)[:1500])

@@ -189,9 +189,9 @@ SERVER = structure("server", [
 ERROR = structure("error", [
     ("code", INT), ("exit_code", INT), ("is_retryable", BOOL), ("word", TEXT), ("message", TEXT),
     ("hint", TEXT), ("field", TEXT), ("device", TEXT), ("need", U64), ("budget", U64),
-    ("free", U64), ("evictable", U64), ("held", U64), ("foreign", U64), ("sys_errno", U64),
-    ("offset", U64), ("current", U64), ("min", U64), ("max", U64), ("holders", HOLDERS),
-    ("uids", NUMBERS), ("candidates", TEXTS)])
+    ("free", U64), ("evictable", U64), ("held", U64), ("foreign", U64), ("in_use", U64),
+    ("pinned", U64), ("sys_errno", U64), ("offset", U64), ("current", U64), ("min", U64),
+    ("max", U64), ("holders", HOLDERS), ("uids", NUMBERS), ("candidates", TEXTS)])
 EVENT = structure("event", [
     ("type", TEXT), ("seq", U64), ("model", TEXT), ("name", TEXT), ("state", TEXT),
     ("phase", TEXT), ("device", TEXT), ("uuid", TEXT), ("why", TEXT), ("for_whom", TEXT),

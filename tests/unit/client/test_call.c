@@ -337,6 +337,10 @@ static void refuse_with_details(struct peer *p)
 					      .need = 61,
 					      .has_free = true,
 					      .free = 18,
+					      .has_in_use = true,
+					      .in_use = 40,
+					      .has_pinned = true,
+					      .pinned = 3,
 					      .has_holders = true,
 					      .holders = {.count = 1, .items = holders},
 					      .has_uids = true,
@@ -371,6 +375,8 @@ static void an_error_carries_its_numbers(void **state)
 	assert_int_equal(error->need, 61);
 	assert_int_equal(error->free, 18);
 	assert_true(error->held == DISTORCH_ABSENT);
+	assert_int_equal(error->in_use, 40);
+	assert_int_equal(error->pinned, 3);
 	assert_int_equal(error->sys_errno, 12);
 	assert_string_equal(error->device, "cpu");
 	assert_int_equal(error->n_holders, 1);
