@@ -70,7 +70,8 @@ const struct verb verb_verify = {
 	.group = VERB_OPERATOR,
 	.usage = "[MODEL…]",
 	.summary = "Hash what is held again and compare it with what was read from the file.",
-	.text = "A copy that differs is taken out of service and loaded again.\n"
+	.text = "A copy that differs is taken out of service and loaded again. Who uses one on a card\n"
+		"could write into it, and is named.\n"
 		"Needs an administrator. Exit status: 9 when something differed.",
 	.options = no_options,
 	.max_words = CTL_MAX_WORDS,
