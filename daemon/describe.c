@@ -588,7 +588,8 @@ void describe_use(const struct daemon *daemon, const struct client *viewer, uint
 	while (core_segment_next(daemon->core, 0, &cursor, &segment)) {
 		bool is_mapped;
 
-		if (segment.device != device || segment.state == SEGMENT_PLANNED ||
+		if ((device != CORE_ALL_DEVICES && segment.device != device) ||
+		    segment.state == SEGMENT_PLANNED ||
 		    !core_model_get(daemon->core, segment.model, &model)) {
 			continue;
 		}

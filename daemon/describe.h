@@ -88,7 +88,7 @@ void describe_holder(const struct daemon *daemon, uint64_t id, uint64_t held_byt
 		     struct wire_holder *ret);
 
 /* 'spare' is the model that wants room: what it has already is not counted. 'viewer' may be
- * NULL: somebody who may know of no model. */
+ * NULL: somebody who may know of no model. 'device' may be CORE_ALL_DEVICES. */
 void describe_use(const struct daemon *daemon, const struct client *viewer, uint32_t device,
 		  uint64_t spare, struct device_use *ret);
 

@@ -67,35 +67,20 @@ void failure_set_field(struct failure *failure, const char *field)
 
 static void hint_for_code(struct failure *failure, enum wire_code code)
 {
-	switch ((int)code) {
-	case WIRE_BAD_FILE:
-		failure_set_hint(failure,
-				 "download the file again, or check it where it came from");
-		break;
-	case WIRE_CHANGED_WHILE_READING:
-		failure_set_hint(
-			failure,
-			"wait until whatever writes the file has ended, then load it again");
-		break;
-	case WIRE_TIMEOUT:
-		failure_set_hint(
-			failure,
-			"the disk or network share does not answer; check it, then load again");
-		break;
-	case WIRE_NOT_RESIDENT:
-		failure_set_hint(failure, "load it first: distorchctl load FILE");
-		break;
-	case WIRE_STALE:
-		failure_set_hint(failure, "load it again: distorchctl load FILE");
-		break;
-	case WIRE_TOO_MANY:
-		failure_set_hint(failure, "unload or disconnect something first, then try again");
-		break;
-	case WIRE_SHUTTING_DOWN:
-		failure_set_hint(failure, "wait until distorchd runs again, then try again");
-		break;
-	default:
-		break;
+	static const char *const hints[WIRE_N_CODES] = {
+		[WIRE_BAD_FILE] = "download the file again, or check it where it came from",
+		[WIRE_CHANGED_WHILE_READING] =
+			"wait until whatever writes the file has ended, then load it again",
+		[WIRE_TIMEOUT] =
+			"the disk or network share does not answer; check it, then load again",
+		[WIRE_NOT_RESIDENT] = "load it first: distorchctl load FILE",
+		[WIRE_STALE] = "load it again: distorchctl load FILE",
+		[WIRE_TOO_MANY] = "unload or disconnect something first, then try again",
+		[WIRE_SHUTTING_DOWN] = "wait until distorchd runs again, then try again",
+	};
+
+	if (hints[code] != NULL) {
+		failure_set_hint(failure, "%s", hints[code]);
 	}
 }
 
@@ -289,30 +274,13 @@ static void hint_for_move(struct failure *failure, const struct daemon *daemon,
 			 describe_device_name(daemon, action->device, device));
 }
 
-/* The numbers, and who has it: by 'use' of the failure. */
-static void fill_detail(struct failure *failure, const struct daemon *daemon, uint32_t device,
-			const struct core_shortage *shortage)
+/* Who has what is in the way: by 'use' of the failure. */
+static void fill_users(struct failure *failure)
 {
 	struct wire_error_detail *detail = &failure->wire.detail;
 	const struct device_use *use = &failure->use;
 	uint32_t n_uids = 0;
 
-	failure->wire.has_detail = true;
-	detail->has_device = true;
-	detail->device = wire_str(describe_device_name(daemon, device, failure->device));
-	detail->has_need = detail->has_budget = detail->has_free = true;
-	detail->has_evictable = detail->has_held = detail->has_foreign = true;
-	detail->has_in_use = detail->has_pinned = detail->has_holders = true;
-	detail->need = shortage->need;
-	detail->budget = shortage->budget;
-	detail->free = shortage->free;
-	detail->evictable = shortage->evictable;
-	detail->held = shortage->held;
-	detail->foreign = shortage->foreign;
-	detail->in_use = use->in_use;
-	detail->pinned = use->pinned;
-	detail->holders.items = use->holders;
-	detail->holders.count = use->n_holders;
 	for (uint32_t i = 0; i < use->n_pins; i++) {
 		uint32_t known = 0;
 
@@ -322,9 +290,33 @@ static void fill_detail(struct failure *failure, const struct daemon *daemon, ui
 		failure->uids[known] = use->pins[i].uid;
 		n_uids += known == n_uids ? 1 : 0;
 	}
+	failure->wire.has_detail = true;
+	detail->has_in_use = detail->has_pinned = detail->has_holders = true;
+	detail->in_use = use->in_use;
+	detail->pinned = use->pinned;
+	detail->holders.items = use->holders;
+	detail->holders.count = use->n_holders;
 	detail->uids.items = failure->uids;
 	detail->uids.count = n_uids;
 	detail->has_uids = n_uids > 0;
+}
+
+static void fill_detail(struct failure *failure, const struct daemon *daemon, uint32_t device,
+			const struct core_shortage *shortage)
+{
+	struct wire_error_detail *detail = &failure->wire.detail;
+
+	fill_users(failure);
+	detail->has_device = true;
+	detail->device = wire_str(describe_device_name(daemon, device, failure->device));
+	detail->has_need = detail->has_budget = detail->has_free = true;
+	detail->has_evictable = detail->has_held = detail->has_foreign = true;
+	detail->need = shortage->need;
+	detail->budget = shortage->budget;
+	detail->free = shortage->free;
+	detail->evictable = shortage->evictable;
+	detail->held = shortage->held;
+	detail->foreign = shortage->foreign;
 }
 
 static void failure_no_memory(struct failure *failure, const struct daemon *daemon,
@@ -466,9 +458,22 @@ void failure_from_plan(struct failure *failure, const struct daemon *daemon,
 
 	failure_from_err(failure, name, err);
 	if (plan->need == 0) {
-		return; /* it is no one device's */
+		return;
 	}
-	describe_use(daemon, viewer, plan->device, 0, &failure->use);
+	describe_use(daemon, viewer,
+		     plan->device == PLAN_ALL_DEVICES ? CORE_ALL_DEVICES : plan->device, 0,
+		     &failure->use);
+	sentence.size = strlen(failure->message);
+	add_use(&sentence, daemon, viewer, &failure->use);
+	failure->wire.message = wire_str(failure->message);
+	if (plan->device == PLAN_ALL_DEVICES) {
+		failure_set_hint(failure, "unload or close something (distorchctl ps and distorchctl "
+					  "clients show all), or raise a budget");
+		fill_users(failure);
+		failure->wire.detail.has_need = true;
+		failure->wire.detail.need = plan->need;
+		return;
+	}
 	core_account_get(daemon->core, plan->device, &account);
 	shortage = (struct core_shortage){
 		.need = plan->need,
@@ -478,9 +483,6 @@ void failure_from_plan(struct failure *failure, const struct daemon *daemon,
 		.held = account.held,
 		.foreign = daemon->devices[plan->device].info.foreign_bytes,
 	};
-	sentence.size = strlen(failure->message);
-	add_use(&sentence, daemon, viewer, &failure->use);
-	failure->wire.message = wire_str(failure->message);
 	hint_for_plan(failure, daemon, plan, &shortage);
 	fill_detail(failure, daemon, plan->device, &shortage);
 }

@@ -275,8 +275,9 @@ static int refuse(struct ctl *ctl, int code, const struct err *err,
 	}
 	if (code == -WIRE_NO_MEMORY && shortage != NULL && shortage->is_head) {
 		hint = "let another device compute: --compute DEVICE";
-	} else if (code == -WIRE_NO_MEMORY && (shortage == NULL || shortage->need == 0)) {
-		hint = NULL; /* auto says itself what to do */
+	} else if (code == -WIRE_NO_MEMORY && shortage != NULL &&
+		   shortage->device == PLAN_ALL_DEVICES) {
+		hint = "unload something, raise a budget, or plan for more memory";
 	}
 	return ctl_refuse(ctl, (enum exit_status)distorch_code_exit(code), distorch_code_word(code),
 			  hint, "%s", err->text);

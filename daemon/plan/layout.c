@@ -8,6 +8,8 @@
 #include "base/err.h"
 #include "base/units.h"
 
+#include <stdio.h>
+
 #include "daemon/plan/place.h"
 #include "proto/gen/wire_code.h"
 
@@ -362,19 +364,52 @@ static void lay_percents(struct place_work *work, const struct spec_part *part,
 
 /* ---- automatic and virtual ---- */
 
-static int refuse_room(struct place_work *work, const struct place_layout *layout, uint32_t left_at,
-		       const struct spec_part *part)
+/* "20.0G on ram, 6.0G on cuda:0 (2.4G stay free to compute)": of as many devices as can be named. */
+static void print_rooms(const struct place_work *work, const struct place_layout *layout,
+			uint32_t compute, char *buffer, size_t buffer_size)
 {
-	uint64_t left = sum_bytes(work->request, part, left_at, work->request->n_blocks);
-	char rest[24];
-	char all[24];
+	const struct plan_request *request = work->request;
+	size_t used = 0;
 
-	return err_set(work->err, WIRE_NO_MEMORY,
-		       "auto: %s of %s fit on none of %u device%s; unload something, or raise a "
-		       "budget",
-		       units_format_size(left, rest, sizeof rest),
-		       units_format_size(layout->bytes + layout->head_bytes, all, sizeof all),
-		       layout->n_runs, layout->n_runs == 1 ? "" : "s");
+	buffer[0] = '\0';
+	for (uint32_t i = 0; i < request->n_devices; i++) {
+		const struct plan_device *device = &request->devices[i];
+		const uint64_t head = i == layout->head_device ? layout->head_bytes : 0;
+		const uint64_t reserve = i == compute ? layout->reserve : 0;
+		char text[2][24];
+		int size;
+
+		if (device->is_lost) {
+			continue;
+		}
+		size = snprintf(buffer + used, buffer_size - used, "%s%s on %s%s%s%s",
+				used == 0 ? "" : ", ",
+				units_format_size(room_left(work, i) + head, text[0], sizeof text[0]),
+				device->is_host ? "ram" : device->name, reserve == 0 ? "" : " (",
+				reserve == 0 ? ""
+					     : units_format_size(reserve, text[1], sizeof text[1]),
+				reserve == 0 ? "" : " stay free to compute)");
+		if (size < 0 || (size_t)size >= buffer_size - used) {
+			buffer[used] = '\0';
+			return;
+		}
+		used += (size_t)size;
+	}
+}
+
+static int refuse_room(struct place_work *work, const struct spec_part *part, uint32_t left_at,
+		       const struct place_layout *layout)
+{
+	const uint64_t all = layout->bytes + layout->head_bytes;
+	const uint64_t left = sum_bytes(work->request, part, left_at, work->request->n_blocks);
+	char rooms[176];
+	char size[2][24];
+
+	work->summary->shortage = (struct plan_shortage){.device = PLAN_ALL_DEVICES, .need = all};
+	print_rooms(work, layout, part->compute, rooms, sizeof rooms);
+	return err_set(work->err, WIRE_NO_MEMORY, "auto: %s of %s fit nowhere: room for %s",
+		       units_format_size(left, size[0], sizeof size[0]),
+		       units_format_size(all, size[1], sizeof size[1]), rooms);
 }
 
 /* Is 'a' the better donor for 'compute'? Draining ones last, known links before unknown ones, fast
@@ -420,7 +455,7 @@ static int lay_auto(struct place_work *work, const struct spec_part *part,
 			}
 		}
 		if (best == request->n_devices) {
-			return refuse_room(work, layout, cut.start, part);
+			return refuse_room(work, part, cut.start, layout);
 		}
 		is_used[best] = true;
 		cut.start = fill(&cut, best, PLACE_NO_LIMIT, room_left(work, best), false);

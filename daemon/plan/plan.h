@@ -104,10 +104,12 @@ struct plan_warning {
 	uint64_t a, b;
 };
 
+#define PLAN_ALL_DEVICES UINT32_MAX
+
 /* Which device is short of room. */
 struct plan_shortage {
-	uint32_t device;
-	uint64_t need; /* 0: no one device is; all of them together do not take it */
+	uint32_t device; /* PLAN_ALL_DEVICES: with auto, all of them together do not take it */
+	uint64_t need;   /* 0: nothing is short */
 	bool is_head;  /* of auto no more than the head has to be there, and that is too much */
 };
 

@@ -244,8 +244,9 @@ static void of_auto_the_head_alone_may_be_too_much(void **state)
 	assert_true(scene.summary.shortage.is_head);
 	scene.devices[0].free = scene.devices[2].free = 0;
 	scene.devices[1].free = 2 * GIB;
-	expect_refusal(&scene, "auto", WIRE_NO_MEMORY, "fit on none of 3 devices");
-	assert_int_equal(scene.summary.shortage.need, 0);
+	expect_refusal(&scene, "auto", WIRE_NO_MEMORY,
+		       "fit nowhere: room for 0 on ram, 2.0G on cuda:0 (");
+	assert_true(scene.summary.shortage.device == PLAN_ALL_DEVICES);
 }
 
 static void auto_leaves_draining_devices_alone_while_others_do(void **state)
@@ -389,7 +390,7 @@ static void auto_prefers_the_fastest_link(void **state)
 	expect_runs(&scene, "auto",
 		    "cpu 1, cuda:0 1, cpu 1, cuda:1 1, cpu 2, cuda:0 1, cpu 1, cuda:1 1, cpu 1");
 	scene.devices[0].free = 5 * GIB;
-	expect_refusal(&scene, "auto", WIRE_NO_MEMORY, "auto: 1.0G of 10.0G fit on none of 3");
+	expect_refusal(&scene, "auto", WIRE_NO_MEMORY, "auto: 1.0G of 10.0G fit nowhere: room for");
 	scene.request.compute = text_of("cpu");
 	scene.devices[0].free = 64 * GIB;
 	expect_runs(&scene, "auto", "cpu 10");
