@@ -384,7 +384,8 @@ static void print_rooms(const struct place_work *work, const struct place_layout
 		}
 		size = snprintf(buffer + used, buffer_size - used, "%s%s on %s%s%s%s",
 				used == 0 ? "" : ", ",
-				units_format_size(room_left(work, i) + head, text[0], sizeof text[0]),
+				units_format_size(room_left(work, i) + head, text[0],
+						  sizeof text[0]),
 				device->is_host ? "ram" : device->name, reserve == 0 ? "" : " (",
 				reserve == 0 ? ""
 					     : units_format_size(reserve, text[1], sizeof text[1]),

@@ -110,7 +110,7 @@ struct plan_warning {
 struct plan_shortage {
 	uint32_t device; /* PLAN_ALL_DEVICES: with auto, all of them together do not take it */
 	uint64_t need;   /* 0: nothing is short */
-	bool is_head;  /* of auto no more than the head has to be there, and that is too much */
+	bool is_head;    /* of auto no more than the head has to be there, and that is too much */
 };
 
 struct plan_summary {

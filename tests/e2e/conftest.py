@@ -64,7 +64,7 @@ def pytest_runtest_makereport(item, call):
 def alarm(request):
     """No test hangs: an exception in the main thread after its time."""
     mark = request.node.get_closest_marker("seconds")
-    seconds = mark.args[0] if mark else TEST_SECONDS
+    seconds = (mark.args[0] if mark else TEST_SECONDS) * slowness()
 
     def ring(_signal, _frame):
         raise TimeoutError(f"the test took more than {seconds} s")
@@ -76,8 +76,9 @@ def alarm(request):
     signal.signal(signal.SIGALRM, before)
 
 
-def wait_until(condition, seconds=5.0, what="the condition"):
+def wait_until(condition, seconds=None, what="the condition"):
     """Poll until condition() is true and return its value; AssertionError after 'seconds'."""
+    seconds = 10.0 * slowness() if seconds is None else seconds
     end = time.monotonic() + seconds
     pause = 0.0005
     while True:
@@ -105,9 +106,9 @@ class RawClient:
     """A client made of nothing but a socket and PyPI msgpack, for well-formed and hostile
     packets alike."""
 
-    def __init__(self, path, hello=True, timeout=10.0):
+    def __init__(self, path, hello=True, timeout=None):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.settimeout(timeout)
+        self.sock.settimeout(10.0 * slowness() if timeout is None else timeout)
         self.sock.connect(str(path))
         self.next_id = 1
         self.events = []  # (name, params) that came while waiting for a response
@@ -209,9 +210,9 @@ class RawClient:
         with opened(path) as fd:
             return self.call_fds("attach", {"map": True, **params}, [fd])
 
-    def is_closed(self, seconds=5.0):
+    def is_closed(self, seconds=None):
         """Has the daemon closed this connection (after any last packets)?"""
-        self.sock.settimeout(seconds)
+        self.sock.settimeout(10.0 * slowness() if seconds is None else seconds)
         try:
             while True:
                 packet, fds = self.recv_bytes()
@@ -312,7 +313,7 @@ class Daemon:
                                 preexec_fn=_die_with_parent)
 
     def _wait_for_socket(self, seconds=10.0):
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * slowness()
         while True:
             assert self.process.poll() is None, f"distorchd ended at start:\n{self.log()}"
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
@@ -347,10 +348,13 @@ class Daemon:
         order = self.folder / "order"
         (self.folder / "order.new").write_text(line + "\n")
         os.rename(self.folder / "order.new", order)
-        os.kill(self.hooked_pid(), signal.SIGUSR2)
+        pid = self.hooked_pid()
+        if pid == 0:  # between two lives; to 0 it would go to all of our own group
+            raise ProcessLookupError(f"no daemon for the hook {line!r}")
+        os.kill(pid, signal.SIGUSR2)
         if not wait:
             return None
-        wait_until(lambda: not order.exists(), 10.0, f"the hook {line!r}")
+        wait_until(lambda: not order.exists(), 10.0 * slowness(), f"the hook {line!r}")
         answer = (self.folder / "order.done").read_text().strip()
         assert answer != "refused", f"the daemon refused the hook {line!r}"
         return answer
@@ -384,8 +388,7 @@ class Daemon:
             n_devices = len(raw.call("devices")["devices"]) - 1
         if n_devices > 0:
             kept = sum("distorch-staging" in link for link in list_fds(self.hooked_pid()))
-            assert kept <= 2 * n_devices, kept
-            n_fds -= kept
+            n_fds -= min(kept, 2 * n_devices)  # more of them are at work, or lost
         return n_fds
 
     def check(self):
@@ -408,7 +411,7 @@ class Daemon:
             raise AssertionError(f"{seen} descriptors, {self.baseline_fds} at start: {links}")
         wait_until(lambda: all(device["held"] == device["used"] == 0
                                for device in self.status()["devices"]),
-                   5.0, "an account without charges")
+                   5.0 * slowness(), "an account without charges")
 
     def stop(self, seconds=2.0):
         """SIGTERM; the daemon must end with status 0 within 'seconds', its group be empty."""

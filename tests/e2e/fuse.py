@@ -27,6 +27,7 @@ if libc.mount(b"fuse", mount.encode(), b"fuse", 0, options) != 0:
     print(os.strerror(ctypes.get_errno()), flush=True)
     sys.exit(1)
 waiting = []
+lock = threading.Lock()  # of these two
 is_answering = how not in ("silent", "deaf", "noopen")
 n_reads = 0
 
@@ -40,6 +41,13 @@ def reply_to(unique, body=b"", error=0):
     except OSError:
         pass  # it was interrupted and is no longer waited for
 
+def put_off(unique, body):
+    with lock:
+        if not is_answering:  # still
+            waiting.append((unique, body))
+            return
+    reply_to(unique, body)
+
 def read(unique, offset, size):
     global n_reads
     bytes_ = content[offset:offset + size]
@@ -47,7 +55,7 @@ def read(unique, offset, size):
     if offset < 65536 and how != "deaf" or how == "noflush":
         reply_to(unique, bytes_)
     elif not is_answering and (how == "deaf" or offset >= len(content) // 2):
-        waiting.append((unique, bytes_))
+        put_off(unique, bytes_)
     elif how == "drip":
         threading.Timer(0.1, reply_to, (unique, bytes_[:1])).start()
     elif how == "eio" and offset >= len(content) // 2:
@@ -74,7 +82,7 @@ def serve():
         elif code == 3:  # GETATTR
             reply_to(unique, struct.pack("<QII", 60, 0, 0) + attributes(node))
         elif code == 14 and how == "noopen" and not is_answering:
-            waiting.append((unique, struct.pack("<QII", 1, 1, 0)))
+            put_off(unique, struct.pack("<QII", 1, 1, 0))
         elif code == 14:  # OPEN: reads come as they are asked for, from no cache
             reply_to(unique, struct.pack("<QII", 1, 1, 0))
         elif code == 27:  # OPENDIR
@@ -92,7 +100,8 @@ threading.Thread(target=serve, daemon=True).start()
 number = os.minor(os.stat(mount).st_dev)
 print("READY", flush=True)
 while sys.stdin.readline() == "answer\n":
-    is_answering = True
+    with lock:
+        is_answering = True
     for one in waiting:
         reply_to(*one)
     print("ANSWERED", flush=True)

@@ -135,7 +135,9 @@ class Guest:
     def remove(self):
         """End everything in it; the folder stays."""
         with contextlib.suppress(OSError, AssertionError):
-            os.kill(self._first_pid(), 9)  # and all others with it
+            first = self._first_pid()
+            if first != 0:  # 0 would be our own group
+                os.kill(first, 9)  # and all others with it
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(10)
         self.process.kill()

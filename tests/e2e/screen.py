@@ -14,6 +14,7 @@ import time
 import unicodedata
 
 ESCAPE = re.compile(rb"\x1b(?:\[([?>]?)([0-9;]*)([@-~])|\](?:[^\x07\x1b]*)\x07|([()])(.)|([=>78MDE]))")
+LAST = b"\0"  # never drawn
 
 
 class Screen:
@@ -177,6 +178,7 @@ class Terminal:
 
     def __init__(self, command, environment, rows=24, columns=80):
         self.screen = Screen(rows, columns)
+        self.has_ended = False  # all that it drew has been taken
         self.master, self.slave = pty.openpty()
         self._set_size(rows, columns)
         self.before = termios.tcgetattr(self.slave)
@@ -212,8 +214,12 @@ class Terminal:
             if not select.select([self.master], [], [], left)[0]:
                 return
             try:
-                self.screen.feed(os.read(self.master, 65536))
+                data = os.read(self.master, 65536)
             except OSError:
+                return
+            self.has_ended = data.endswith(LAST)
+            self.screen.feed(data.removesuffix(LAST))
+            if self.has_ended:
                 return
 
     def wait_for(self, condition, seconds=20.0):
@@ -236,7 +242,11 @@ class Terminal:
         while self.process.poll() is None:
             assert time.monotonic() < end, f"it goes on:\n{self.screen.text()}"
             self.read(0.05)
-        self.read(0)
+        # The kernel passes it on a little later: what is written behind it comes behind it.
+        os.write(self.slave, LAST)
+        while not self.has_ended:
+            assert time.monotonic() < end, f"the rest does not come:\n{self.screen.text()}"
+            self.read(0.05)
         return self.process.returncode
 
     def is_given_back(self):

@@ -14,6 +14,7 @@ from conftest import (Daemon, RawError, close_all, make_safetensors, opened, slo
                       wait_until)
 from test_backing import (AUTO, MIB, READER, auto, backing, becomes, daemon_history, held_auto,
                           let_go, local, locked_kib, make, mapped, rewrite, state, used, where)
+from test_time import n_pipes
 
 __all__ = ["auto", "held_auto", "local", "make"]  # fixtures
 NOBODY = 65534
@@ -113,13 +114,13 @@ def test_a_client_that_comes_back_to_another_content_is_told(held_auto, make, ch
 
 def test_who_insists_on_an_image_gets_none_of_a_file_that_others_load(auto, make):
     path = make(size=32 * MIB)
-    auto.tell("fault pread:1:delay=100:ever")
+    auto.tell("fault pread:1:delay=60000:ever")
     with auto.raw(timeout=30 * slowness()) as raw, auto.raw(timeout=30 * slowness()) as other:
         with opened(path) as fd:
             first = raw.request("load", {"attach": True, "map": True}, [fd])
             wait_until(lambda: state(auto, path.name) == "loading", what="the load of the file")
             second = other.request("load", {"backing": "image"}, [fd])
-        time.sleep(0.2)
+        other.call("ping")  # so it has been read
         auto.tell("clear x")
         error, result, _ = other.wait(second)
         assert error is None and result["model"]["where"][0]["backing"] == "image"
@@ -151,7 +152,8 @@ def test_unloading_ends_a_move(auto, make):
         assert [line["name"] for line in report["unloaded"]] == [path.name]
         auto.tell("clear x")
         time.sleep(0.5)
-        assert state(auto, path.name) == "registered" and used(auto) == 0
+        wait_until(lambda: used(auto) == 0, what="the end of what was read last")
+        assert state(auto, path.name) == "registered"
 
 
 def test_pins_that_come_and_go_lock_a_file_once(auto, make):
@@ -238,11 +240,12 @@ def test_a_change_between_reading_and_watching_is_noticed(held_auto, make):
     """Who keeps the descriptors answers late: until then the load is not over."""
     path = make(size=4 * MIB)
     with held_auto.raw() as raw:
+        n_before = n_pipes(held_auto)
         os.kill(held_auto.pid, signal.SIGSTOP)
         try:
             with opened(path) as fd:
                 number = raw.request("load", {}, [fd])
-            time.sleep(0.5)
+            wait_until(lambda: n_pipes(held_auto) > n_before, what="its wait for the word")
             rewrite(path, 3)
         finally:
             os.kill(held_auto.pid, signal.SIGCONT)

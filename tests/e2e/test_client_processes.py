@@ -27,8 +27,8 @@ def bytes_in_use(daemon):
     return sum(m["leases"] for m in daemon.models()), sum(d["held"] for d in status["devices"])
 
 
-def lease_ends(daemon, seconds=1.0):
-    wait_until(lambda: bytes_in_use(daemon) == (0, 0), seconds * slowness(), "the lease's end")
+def lease_ends(daemon):
+    wait_until(lambda: bytes_in_use(daemon) == (0, 0), what="the lease's end")
 
 
 @pytest.mark.fault("C01:idle", "C01:reading", "C01:pin")
@@ -88,7 +88,7 @@ def test_a_load_goes_on_for_others_when_its_client_is_killed(daemon, tmp_path, c
     with daemon.raw(timeout=50) as raw, open(path, "rb") as file:
         number = raw.request("load", {}, [file.fileno()])
         victim.signal(signal.SIGKILL)
-        wait_until(lambda: len(raw.call("clients")["clients"]) == 1, 10.0, "its end")
+        wait_until(lambda: len(raw.call("clients")["clients"]) == 1, what="its end")
         assert number not in raw.answers
         daemon.tell("clear")
         error, result, _ = raw.wait(number)

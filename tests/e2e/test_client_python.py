@@ -308,7 +308,7 @@ with distorch.connect(sys.argv[1]) as d:
 @pytest.mark.parametrize("method", ["load", "open"])
 def test_ctrl_c_ends_a_load_and_is_raised(daemon, child, tmp_path, method, progress):
     path = make_sparse_model(tmp_path / "slow.safetensors", 512 << 20)
-    daemon.tell("fault pread:2:delay=10:ever")
+    daemon.tell("fault pread:2:delay=100:ever")
     victim = child(INTERRUPTED, daemon.socket, path, method, progress)
     wait_until(lambda: [m for m in daemon.models() if m["state"] == "loading"
                         and m.get("progress_bytes")], what="a load on its way")
@@ -421,7 +421,7 @@ def test_closing_while_another_thread_waits_ends_its_call(daemon, distorch):
     thread.start()
     time.sleep(0.1)
     d.close()
-    thread.join(5)
+    thread.join(30)
     assert not thread.is_alive() and caught == ["no-connection"]
 
 
@@ -572,7 +572,7 @@ def test_flags_and_numbers_are_judged(connect, make_model):
 
 def test_flags_and_numbers_reach_the_daemon(connect, make_model):
     numpy = pytest.importorskip("numpy")
-    d = connect(timeout=0.5)
+    d = connect(timeout=20.5)
     model = d.load(make_model(), keep=numpy.bool_(True), pin=0, priority=numpy.int64(-100),
                    ttl=numpy.float32(0.0001))
     wish = d.show(model.id).wishes[0]

@@ -196,6 +196,7 @@ def test_hostile_names_are_shown_escaped(daemon, make_model):
         assert '"' not in name or '""' in ctl(daemon, "ps", "-o", "csv").stdout
         assert "\033" not in ctl(daemon, "status").stdout
         assert ctl(daemon, "unload", "--all").returncode == 0
+        wait_until(lambda: daemon.models() == [], what="the copy to go")
         assert "\033" not in daemon.log()
 
 
@@ -263,9 +264,8 @@ def test_why_and_events_tell_what_happened(daemon, make_model):
                               stdout=subprocess.PIPE, text=True,
                               env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket)})
     with daemon.raw() as raw:
-        wait_until(lambda: any(one.get("library", "").startswith("distorchctl")
-                               for one in raw.call("clients")["clients"]), 10 * slowness())
-    time.sleep(0.3)  # what it does next is to ask for events
+        asked = 'distorchd_requests_total{verb="subscribe",code="ok"} 1'
+        wait_until(lambda: asked in raw.call("metrics")["text"], what="its asking for events")
     ctl(daemon, "load", path)
     ctl(daemon, "unload", "story")
     types = [r["type"] for r in ctl_json(daemon, "why", "story")["records"]]
@@ -359,7 +359,7 @@ def test_shutdown_says_what_it_did(start_daemon):
         daemon = start_daemon("memory.ram=64M", check=False)
         done = ctl(daemon, *words)
         assert done.returncode == 0 and said in done.stdout
-        assert daemon.process.wait(10) == 0
+        assert daemon.process.wait(10 * slowness()) == 0
 
 
 def test_hints_never_lead_to_what_frees_by_surprise():
@@ -397,16 +397,23 @@ def test_every_verb_keeps_to_its_timeout(stopped):
         begun = time.monotonic()
         done = ctl(stopped, *words, "--timeout", "300ms")
         assert done.returncode == status, done.stderr
-        assert time.monotonic() - begun < 5, words
+        assert time.monotonic() - begun < 5 * slowness(), words
         assert "300 ms" in done.stdout + done.stderr, words
 
 
-def interrupted(daemon, words, pause=0.5, **options):
+def heeds_ctrl_c(process):
+    with open(f"/proc/{process.pid}/status") as lines:
+        caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+    return caught >> signal.SIGINT - 1 & 1
+
+
+def interrupted(daemon, words):
     """Start it, press Ctrl-C; its exit status and how long it took to end."""
     process = subprocess.Popen([CTL, *map(str, words)], stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True,
                                env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket)})
-    time.sleep(pause)
+    wait_until(lambda: heeds_ctrl_c(process), what="its start")
+    time.sleep(0.5 * slowness())
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
     process.communicate(timeout=20)
@@ -417,13 +424,13 @@ def test_ctrl_c_ends_a_call_that_waits(stopped, make_model):
     for words in (["ps", "--timeout", "20s"], ["load", make_model("waits.safetensors")],
                   ["unload", "--all"]):
         status, seconds = interrupted(stopped, words)
-        assert status == 130 and seconds < 2, words
+        assert status == 130 and seconds < 8, words
 
 
 def test_ctrl_c_is_the_good_end_of_what_follows(daemon):
     for words in (["events"], ["ps", "-w"], ["ps", "--watch=20s"]):
         status, seconds = interrupted(daemon, words)
-        assert status == 0 and seconds < 2, words
+        assert status == 0 and seconds < 8, words
 
 
 # ---- what is printed -------------------------------------------------------------------
@@ -542,7 +549,8 @@ def test_what_was_wished_is_said_back(daemon, make_model):
 
 
 def test_for_bounds_the_pin_that_is_said_with_it(daemon, make_model):
-    assert ctl(daemon, "load", "--pin", "--for", "300ms", make_model("short.safetensors")).returncode == 0
+    path = make_model("short.safetensors")
+    assert ctl(daemon, "load", "--pin", "--for", f"{2 * slowness()}s", path).returncode == 0
     assert ctl_json(daemon, "show", "short")["pinned"]
     wait_until(lambda: not ctl_json(daemon, "show", "short")["pinned"])
     assert ctl_json(daemon, "show", "short")["state"] == "resident", "only the pin lapses"

@@ -96,7 +96,10 @@ def test_descriptors_in_several_headers_count_together(daemon, make_model):
 def test_descriptors_cut_by_the_daemons_own_limit_end_their_connection(daemon):
     before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     with opened("/dev/null") as fd, daemon.raw() as other:
+        n_fds = other.call("status")["open_fds"]
         for _ in range(2):
+            # What came is closed beside the loop: a number that gets free would be room for more.
+            wait_until(lambda: other.call("status")["open_fds"] <= n_fds, what="all of it closed")
             with daemon.raw() as raw:
                 is_open = {int(link.split("->")[0]) for link in list_fds(daemon.pid)}
                 free = [number for number in range(1000) if number not in is_open]

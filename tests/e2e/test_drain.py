@@ -104,7 +104,7 @@ def test_it_waits_for_loads_and_leases_and_says_for_which(daemon, make_model):
     with daemon.raw(timeout=SLOW) as raw, daemon.raw() as other, opened(slow) as fd:
         raw.load(held)
         lease = lease_of(raw, held)
-        daemon.tell("fault pread:3:delay=300:ever")  # the loop reads too
+        daemon.tell("fault ftruncate:1:delay=60000:ever")  # of the load's image
         loading = other.request("load", {}, [fd])
         wait_until(lambda: daemon.status()["loading"] == 1, SLOW)
         drain = start_drain(daemon)

@@ -64,6 +64,12 @@ def arm(daemon, spec):
     wait_until(lambda: not order.exists() or is_gone(pid), 10 * slowness(), spec)
 
 
+def disarm(daemon):
+    """What it does in the background may be the call even now: it is dead then."""
+    with contextlib.suppress(ProcessLookupError):
+        arm(daemon, "clear")
+
+
 def die_in_the_middle(daemon, world, prepare):
     """Arm a death, live until it comes; another life serves right bytes. False: it did not come."""
     pid = wait_until(daemon.daemon_pid, 10 * slowness(), "a daemon")
@@ -116,7 +122,7 @@ def test_a_kill_at_each_call_shows_no_wrong_byte(start_daemon, world, readers):
             # Further apart as they go on: the first few are those of one request.
             spec = f"fault {call}:{nth * nth}:kill"
             if not die_in_the_middle(daemon, world, lambda: arm(daemon, spec)):
-                daemon.tell("clear")
+                disarm(daemon)
                 break
             deaths[call] = nth
         all_see_the_same(mine)
@@ -190,8 +196,9 @@ class Life(StoredDaemon):
 
     def die_while_it_lives(self, world, spec):
         """By the fault, or if that does not strike, at the end of what it does."""
-        self.tell(spec)
-        live(self, world)
+        arm(self, spec)
+        if self.is_alive():
+            live(self, world)
         if self.is_alive():
             self.die()
         self.process.wait(10)
@@ -360,8 +367,9 @@ def test_kills_at_calls_of_a_placed_life_with_little_room_to_keep_it(start_daemo
     chance = random.Random(limit)
     for _ in range(12):
         call = chance.choice(["sendmsg", "pread", "fcntl", "mmap", "open", "malloc", "fstat"])
-        daemon.tell(f"fault {call}:{chance.randrange(1, 60)}:kill")
-        live_placed(daemon, *models[name])
+        arm(daemon, f"fault {call}:{chance.randrange(1, 60)}:kill")
+        if daemon.is_alive():
+            live_placed(daemon, *models[name])
         if daemon.is_alive():
             daemon.die()
         daemon.process.wait(10)

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from conftest import wait_until
+from conftest import list_fds, wait_until
 from screen import Terminal
 from test_ctl import CTL, ctl, ctl_json
 from test_top import environment_of
@@ -110,9 +110,9 @@ def test_a_kill_of_the_wrapper_ends_the_room_and_not_the_program(daemon, tmp_pat
     room.kill()
     room.wait(20)
     wait_until(lambda: reserved(daemon) == 0, 20)
-    assert pathlib.Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
-    fds = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    assert not any("socket" in link for link in fds), "the connection is not the program's"
+    wait_until(lambda: pathlib.Path(f"/proc/{pid}/comm").read_text() == "sleep\n", 20)
+    links = list_fds(pid)
+    assert not any("socket" in link for link in links), "the connection is not the program's"
     os.kill(pid, signal.SIGKILL)
 
 

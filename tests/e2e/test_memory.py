@@ -219,13 +219,15 @@ def test_files_cut_and_grown_while_they_are_read_harm_nobody(start_daemon, make_
 
 
 @pytest.mark.fault("F32")
-@pytest.mark.daemon("load.direct-io=off")
+@pytest.mark.daemon("load.direct-io=off", "memory.hugepages=off")
 def test_a_file_that_changes_once_while_it_is_read_is_read_again(daemon, make_model):
     path = make_model(size=32 * MIB, seed=1)
-    daemon.tell("fault pread:1:delay=20:ever")
+    daemon.tell("fault madvise:3:delay=60000:ever")  # of what takes in the second half
     with daemon.raw() as raw, opened(path) as fd:
         number = raw.request("load", {}, [fd])
-        wait_until(lambda: daemon.status()["loading"] == 1, what="the load's beginning")
+        wait_until(lambda: any(model.get("progress_bytes") for model in daemon.models()),
+                   what="some of it read")
+        assert int(daemon.tell("hits madvise")) > 0, "and the rest waits"
         make_model(size=32 * MIB, seed=9)  # rewritten in place: the same inode
         daemon.tell("clear")
         error, result, _ = raw.wait(number)

@@ -37,7 +37,7 @@ def test_whoever_loses_a_lease_hears_of_it_whatever_has_no_memory(daemon, make_m
     path = make_model(size=1 << 16)
     heard = []
     for nth in range(1, MAX_CALLS):
-        with daemon.raw() as checker, daemon.raw(timeout=5.0) as holder:
+        with daemon.raw() as checker, daemon.raw() as holder:
             checker.load(path)
             close_all(holder.attach(path, map=False)[1])  # maps nothing that outlives it
             daemon.tell("corrupt 5000")
@@ -46,7 +46,7 @@ def test_whoever_loses_a_lease_hears_of_it_whatever_has_no_memory(daemon, make_m
                 heard.append(heard_by(holder))
             is_over = daemon.tell("hits malloc") == "0"
             daemon.tell("clear")
-        wait_until(lambda: is_empty(daemon), 10.0, "the end of the copy")
+        wait_until(lambda: is_empty(daemon), what="the end of the copy")
         if is_over:
             break
     assert is_over

@@ -108,7 +108,9 @@ def test_a_pin_for_a_time_has_what_is_left_of_it(cold, make_model):
     paths = [make_model(f"m{i}.safetensors", seed=i) for i in range(3)]
     for path, minutes in zip(paths, (60, 60, 10)):
         load(cold, path, policy={"pin": True, "for_ms": minutes * 60000})
-    assert {one["pin_left_s"] for one in wait_for_wishes(cold, 3)} <= {3600, 3599, 600, 599}
+    left = sorted(one["pin_left_s"] for one in wait_for_wishes(cold, 3))
+    assert all(wanted - 60 * slowness() < one <= wanted
+               for wanted, one in zip((600, 3600, 3600), left)), left
     cold.stop()
     state = saved(cold)
     state["saved_s"] -= 1200  # the machine was off for 20 minutes
@@ -459,7 +461,7 @@ def test_a_folder_that_does_not_answer_holds_nobody_up(start_daemon, make_model)
     daemon = start_daemon(*SETTINGS, environment={"DISTORCHD_TEST_SAVE_MS": "1"}, check=False)
     path = make_model()
     load(daemon, path)
-    daemon.tell("fault fsync:1:delay=20000")
+    daemon.tell("fault fsync:1:delay=60000")
     say(daemon, path, pin=True)
     wait_for_hit(daemon, "fsync")
     with daemon.raw() as raw:
@@ -468,7 +470,7 @@ def test_a_folder_that_does_not_answer_holds_nobody_up(start_daemon, make_model)
             begun = time.monotonic()
             raw.call("status")
             slowest = max(slowest, time.monotonic() - begun)
-    assert slowest < 1.0 * slowness(), "the loop waited"
+    assert slowest < 5.0, "the loop waited"
     daemon.stop(seconds=10)
     assert not state_file(daemon).exists()
 
@@ -497,7 +499,7 @@ def run_until_ready(command, environment, folder):
         assert process.poll() is None, log.read_text()
     finally:
         process.terminate()
-        assert process.wait(10) == 0, log.read_text()
+        assert process.wait(10 * slowness()) == 0, log.read_text()
     return log.read_text()
 
 

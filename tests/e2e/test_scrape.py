@@ -18,7 +18,7 @@ from test_wire_hostile import as_nobody, needs_root
 
 needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 GET = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
-SOON_MS = 300 * slowness()
+SOON_MS = 1000 * slowness()  # within which a scraper on a busy machine has asked
 
 
 class Scraped:
@@ -82,7 +82,7 @@ def serves_at_once(daemon):
     with daemon.raw() as raw:
         begun = time.monotonic()
         raw.call("ping")
-        assert time.monotonic() - begun < 0.5 * slowness()
+        assert time.monotonic() - begun < 1.0 * slowness()
 
 
 def end(daemon):
@@ -294,9 +294,9 @@ def test_what_is_no_scrape_is_told_so_and_ended(scraped, case):
 @pytest.mark.parametrize("sent", [b"", b"GET /met", GET[:-1]])
 def test_who_does_not_finish_is_ended_in_time(scraped, sent):
     one = scraped()
+    begun = time.monotonic()
     with one.connect() as sock:
         sock.sendall(sent)
-        begun = time.monotonic()
         assert read_all(sock) == b""
         assert SOON_MS / 1000 * 0.9 < time.monotonic() - begun < SOON_MS / 1000 + 5 * slowness()
 
@@ -368,7 +368,7 @@ def test_a_flood_of_connections_that_end_at_once_is_survived(scraped):
 def test_descriptors_that_are_sent_there_hold_nobody_up(scraped):
     one = scraped()
     daemon = one.daemon
-    daemon.tell("fault close:1:delay=2000:ever")  # closing a stranger's may take for ever
+    daemon.tell("fault close:1:delay=60000:ever")  # closing a stranger's may take for ever
     with open("/dev/null", "rb") as file:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file.fileno()] * 64))]
         for request in (b"G", GET):

@@ -258,8 +258,8 @@ def test_the_units_socket_wins_over_one_parked_by_an_earlier_life(start_daemon):
     daemon.socket.unlink()
     daemon.kept.insert(0, ("distorchd.socket", listen(daemon.socket).detach()))
     daemon.start()
-    names = [name for name, _fd in daemon.kept]
-    assert "sock" not in names and "distorchd.socket" in names, "the old one is given up"
+    wait_until(lambda: "sock" not in [name for name, _fd in daemon.kept], what="the old one's end")
+    assert "distorchd.socket" in [name for name, _fd in daemon.kept]
 
 
 # ---- under the unit's restrictions -------------------------------------------------------

@@ -565,7 +565,7 @@ def test_two_who_load_at_once_share_one_read(daemon, distorch, tmp_path):
 def test_ctrl_c_cancels_all_of_it(daemon, tmp_path):
     need_hooks()
     sharded = Sharded(tmp_path / "m", n=8, bytes=1 << 20)
-    daemon.tell("fault pread:1:delay=200:ever")
+    daemon.tell("fault pread:1:delay=60000:ever")
     process = subprocess.Popen([BUILD / "bin" / "distorchctl", "--socket", daemon.socket, "load",
                                 sharded.index], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_until(lambda: daemon.models(), 10 * slowness())

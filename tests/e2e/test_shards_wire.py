@@ -211,12 +211,12 @@ def test_a_connection_has_four_at_most(daemon, raw, sharded):
 
 def test_what_never_comes_is_not_waited_for(start_daemon, sharded):
     need_hooks()
-    daemon = start_daemon(environment={"DISTORCHD_TEST_GATHER_MS": "300"})
+    daemon = start_daemon(environment={"DISTORCHD_TEST_GATHER_MS": "2000"})
     before = open_fds(daemon)
     with daemon.raw() as raw:
         load = raw_request(raw, "load", sharded, first=2)
         for name in sharded.names[2:4]:  # each gives it more time
-            time.sleep(0.2)
+            time.sleep(1.2)
             raw_part(raw, load, sharded, [name])
         error = refused(raw.wait(load))
         assert error["code"] == "timeout" and "of 5 files 4 came" in error["message"], error

@@ -145,10 +145,13 @@ def contest(daemon, who, model):
     for number in (1, 2, 3, 4):
         assert who[ALICE].load(model(number), **policy(pin=True))["evicted"] == []
     daemon.tell("fault memfd_create:1:delay=60000:once")
-    for count, (number, uid) in enumerate(((5, CAROL), (6, ALICE), (7, BOB)), 1):
-        who[uid].begin(model(number), attach=uid != CAROL)
-        wait_until(lambda: daemon.status()["loading"] == count, 5.0 * slowness(), "a load")
-        time.sleep(0.5)  # until its header has been read; Carol's image is long in coming
+    who[CAROL].begin(model(5), attach=False)
+    wait_until(lambda: daemon.tell("hits memfd_create") == "1", what="her image, long in coming")
+    for number, uid in ((6, ALICE), (7, BOB)):
+        daemon.tell("fault pread:1:delay=1:ever")  # so that reads are counted
+        who[uid].begin(model(number), attach=True)
+        wait_until(lambda: int(daemon.tell("hits pread")) > 2, what="reads of its header")
+        time.sleep(0.5)  # until that has been read
     daemon.tell("clear")
     return [who[uid].answer() for uid in (CAROL, ALICE, BOB)]
 

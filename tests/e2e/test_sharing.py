@@ -10,8 +10,18 @@ from conftest import close_all, opened, pattern, slowness, wait_until
 SIZE = 32 << 20
 
 
-def slow_reads(daemon, ms=20):
-    daemon.tell(f"fault pread:1:delay={ms}:ever")
+def slow_reads(daemon):
+    """No read comes back until the test says clear."""
+    daemon.tell("fault pread:1:delay=60000:ever")
+
+
+def is_loading(daemon):
+    return [model["state"] for model in daemon.models()] == ["loading"]  # "status" reads of /proc
+
+
+def n_clients(daemon):
+    with daemon.raw() as raw:
+        return len(raw.call("clients")["clients"]) - 1
 
 
 @pytest.mark.fault("F35")
@@ -22,13 +32,15 @@ def test_fifty_ask_at_once_and_the_file_is_read_once(daemon, make_model):
     clients = [daemon.raw() for _ in range(50)]
     with opened(path) as fd:
         numbers = [client.request("load", {}, [fd]) for client in clients]
+    for client in clients:
+        client.call("ping")  # what it asked for before has been heard
+    daemon.tell("clear")
     sources = []
     for client, number in zip(clients, numbers):
         error, result, _ = client.wait(number)
         assert error is None, error
         sources.append(result["source"])
         client.close()
-    daemon.tell("clear")
     assert sorted(sources) == ["disk"] + ["joined"] * 49
     status = daemon.status()
     assert status["misses"] == 1
@@ -44,12 +56,13 @@ def test_forty_nine_give_up_and_the_fiftieth_gets_it(daemon, make_model, how):
     clients = [daemon.raw() for _ in range(50)]
     with opened(path) as fd:
         numbers = [client.request("load", {}, [fd]) for client in clients]
-    wait_until(lambda: daemon.status()["loading"] == 1, what="the load's beginning")
+    wait_until(lambda: is_loading(daemon), what="the load's beginning")
     for client, number in list(zip(clients, numbers))[:49]:
         if how == "cancel":
             assert client.call("cancel", {"id": number}) == {"found": True}
             assert client.wait(number)[0]["code"] == "cancelled"
         client.close()
+    wait_until(lambda: n_clients(daemon) == 1, what="the others' end")
     daemon.tell("clear")
     error, result, _ = clients[49].wait(numbers[49])
     assert error is None and result["model"]["state"] == "resident", error
@@ -60,12 +73,14 @@ def test_forty_nine_give_up_and_the_fiftieth_gets_it(daemon, make_model, how):
 @pytest.mark.daemon("load.direct-io=off")
 def test_when_nobody_waits_any_more_the_load_ends(daemon, make_model):
     path = make_model(size=SIZE)
-    slow_reads(daemon, 50)
+    slow_reads(daemon)
     with daemon.raw() as raw, opened(path) as fd:
         raw.request("load", {}, [fd])
-        wait_until(lambda: daemon.status()["loading"] == 1, what="the load's beginning")
-    wait_until(lambda: daemon.status()["devices"][0]["used"] == 0, what="the memory's return")
+        wait_until(lambda: is_loading(daemon), what="the load's beginning")
+    wait_until(lambda: n_clients(daemon) == 0, what="the client's end")
     daemon.tell("clear")
+    wait_until(lambda: daemon.status()["devices"][0]["used"] == 0, 5 * slowness(),
+               "the memory's return")
     assert daemon.status()["misses"] == 0
 
 
@@ -89,8 +104,9 @@ def test_a_client_killed_while_it_loads_stops_only_its_own_waiting(daemon, make_
     victim = child(LOADER, daemon.socket, path, os.path.dirname(__file__))
     with daemon.raw() as raw, opened(path) as fd:
         number = raw.request("load", {}, [fd])
-        wait_until(lambda: daemon.status()["loading"] == 1, what="the load's beginning")
+        wait_until(lambda: is_loading(daemon), what="the load's beginning")
         victim.signal(signal.SIGKILL)
+        wait_until(lambda: n_clients(daemon) == 1, 5 * slowness(), "the victim's end")
         daemon.tell("clear")
         error, result, _ = raw.wait(number)
         assert error is None and result["model"]["state"] == "resident"

@@ -198,7 +198,7 @@ def test_a_connect_starts_it_a_kill_costs_nothing_and_a_stop_gives_all_back(own,
 @pytest.mark.fault("S09")
 def test_a_daemon_that_hangs_is_replaced_with_all_models(own, make_model):
     path = make_model(size=3 << 20)
-    own.settle("WatchdogSec=1")
+    own.settle("WatchdogSec=3")
     load(own, path)
     os.kill(own.pid(), signal.SIGSTOP)
     assert source_of(own, path) == "store", own.log()

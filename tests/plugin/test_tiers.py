@@ -385,7 +385,7 @@ def test_a_placed_tier_that_computes_something_else_is_switched_off(load, comfy,
                                    "something else"), lines
     said = selftest()._reasons["placed"]
     assert said.startswith("its self-test computes something else"), said
-    assert places(daemon) == {"cpu"}, "back in RAM"
+    wait_until(lambda: places(daemon) == {"cpu"}, what="it to be back in RAM")
 
 
 @cards

@@ -395,12 +395,13 @@ static void a_header_read_that_hangs_is_answered_without_its_thread(void **state
 	(void)state;
 	with_stalls();
 	given_model(100000);
-	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 2000}));
+	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 60000}));
 	ask_header(JOB, fixture.file, CACHE_NEVER);
 	result = next_final();
 	assert_int_equal(result->err.offset, 0);
 	assert_true(result->duration_ns >= 2ULL * STALL_NS);
-	assert_true(result->duration_ns < 1900000000U); /* the read still hangs */
+	assert_true(result->duration_ns < 50000000000U); /* the read still hangs */
+	sys_fault_clear();
 	assert_failed(result, LOAD_HEADER, WIRE_TIMEOUT);
 	wait_for_threads(fixture.n_threads + 3);
 	assert_quiet(); /* and never a second answer */
@@ -1040,7 +1041,7 @@ static void a_slow_proc_holds_no_submission_up(void **state)
 	assert_true(sys_fault_set("malloc", (struct sys_fault){.nth = 1, .error = ENOMEM}));
 	ask_header(JOB + 2, fixture.file, CACHE_NEVER);
 	sys_fault_clear();
-	assert_true(clock_mono_ns() - begun_ns < 500000000U);
+	assert_true(clock_mono_ns() - begun_ns < 10000000000U); /* nothing ends what hangs */
 	write_meminfo(good);
 	release_readers(path, good);
 	for (int i = 0; i < 2; i++) {
@@ -1060,7 +1061,7 @@ static void a_hanging_file_holds_only_its_own_job_up(void **state)
 	(void)state;
 	given_model(100000);
 	hanging = fixture.file;
-	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 500}));
+	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 60000}));
 	ask_header(JOB + 1, hanging, CACHE_NEVER);
 	slow_call_await("pread");
 	take_file();
@@ -1073,6 +1074,7 @@ static void a_hanging_file_holds_only_its_own_job_up(void **state)
 		assert_int_equal(result->err.code, 0);
 		(void)load_result_free(result);
 	}
+	sys_fault_clear();
 	result = next_final();
 	assert_int_equal(result->job, JOB + 1);
 	(void)load_result_free(result);
@@ -1088,11 +1090,12 @@ static void closing_a_file_happens_elsewhere(void **state)
 	given_model(1000);
 	assert_true(
 		sys_fault_set("close",
-			      (struct sys_fault){.nth = 1, .delay_ms = 500, .is_forever = true}));
+			      (struct sys_fault){.nth = 1, .delay_ms = 60000, .is_forever = true}));
 	loader_close_file(fixture.loader, file_ref(fixture.file)); /* not the last reference */
 	begun_ns = clock_mono_ns();
 	loader_close_file(fixture.loader, fixture.file);
-	assert_true(clock_mono_ns() - begun_ns < 400000000);
+	assert_true(clock_mono_ns() - begun_ns < 50000000000);
+	sys_fault_clear();
 	fixture.file = NULL;
 	loader_close_file(fixture.loader, NULL);
 	baseline_wait_fds(n_fds + 1);

@@ -302,7 +302,7 @@ static void devices_are_filled_at_the_same_time(void **state)
 	assert_true(together >= 1100 * MS);                       /* the links are that slow */
 	assert_true(both.blocks[block_of("b.0.w")]->duration_ns + /* one after the other */
 			    both.blocks[block_of("b.3.w")]->duration_ns >
-		    together * 5 / 4);
+		    together * 9 / 8);
 	generation_check_copies(&both);
 	generation_fini(&both);
 }
