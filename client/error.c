@@ -184,10 +184,9 @@ static bool code_is_retryable(int code)
 static void absent_details(struct distorch_error *error)
 {
 	uint64_t *const numbers[] = {
-		&error->need,    &error->budget,  &error->free,      &error->evictable,
-		&error->held,      &error->foreign, &error->in_use,  &error->pinned,
-		&error->sys_errno, &error->offset,  &error->current, &error->min,
-		&error->max,
+		&error->need,    &error->budget, &error->free,   &error->evictable, &error->held,
+		&error->foreign, &error->in_use, &error->pinned, &error->sys_errno, &error->offset,
+		&error->current, &error->min,    &error->max,
 	};
 
 	for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {

@@ -467,8 +467,9 @@ void failure_from_plan(struct failure *failure, const struct daemon *daemon,
 	add_use(&sentence, daemon, viewer, &failure->use);
 	failure->wire.message = wire_str(failure->message);
 	if (plan->device == PLAN_ALL_DEVICES) {
-		failure_set_hint(failure, "unload or close something (distorchctl ps and distorchctl "
-					  "clients show all), or raise a budget");
+		failure_set_hint(failure,
+				 "unload or close something (distorchctl ps and distorchctl "
+				 "clients show all), or raise a budget");
 		fill_users(failure);
 		failure->wire.detail.has_need = true;
 		failure->wire.detail.need = plan->need;

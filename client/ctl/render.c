@@ -457,8 +457,8 @@ cJSON *json_of_error(cJSON *object, const struct distorch_error *error)
 	if (error->n_uids > 0) {
 		array = json_add_array(detail, "uids");
 		for (size_t i = 0; i < error->n_uids; i++) {
-			(void)cJSON_AddItemToArray(
-				array, must(cJSON_CreateNumber((double)error->uids[i])));
+			(void)cJSON_AddItemToArray(array, must(cJSON_CreateNumber(
+								  (double)error->uids[i])));
 		}
 	}
 	if (error->n_candidates > 0) {
