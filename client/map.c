@@ -574,9 +574,9 @@ static void give_addresses(struct distorch_weights *weights)
 		struct distorch_tensor *tensor = &weights->tensors[i];
 		const struct segment *segment = segments_of(&weights->segments, tensor->block);
 
-		if (segment != NULL && segment->card.size > 0) {
-			tensor->device_ordinal = segment->card.ordinal;
-			tensor->device_data = segment->card.address + tensor->block_offset;
+		if (segment != NULL && segment->range != NULL) {
+			tensor->device_ordinal = segment->range->card.ordinal;
+			tensor->device_data = segment->address + tensor->block_offset;
 		}
 	}
 }

@@ -6,6 +6,14 @@
 
 #include "client/error.h"
 
+/* One that stays open keeps the memory. */
+static void close_all(const struct cuda_source *sources, uint32_t n_sources)
+{
+	for (uint32_t i = 0; i < n_sources; i++) {
+		(void)close(sources[i].fd); /* nothing was written */
+	}
+}
+
 #ifdef DISTORCH_WITH_CUDA
 
 #	include "base/checked.h"
@@ -229,44 +237,10 @@ static int check_memory(CUmemGenericAllocationHandle handle, CUdevice device, si
 	return result == CUDA_SUCCESS ? 0 : failed(result, "looking at the card's memory");
 }
 
-static int map(CUmemGenericAllocationHandle handle, struct cuda_mapping *mapping)
+static int import(int fd, CUdevice device, size_t *ret_granule, CUmemGenericAllocationHandle *ret)
 {
-	CUmemAccessDesc access = {.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE},
-				  .flags = CU_MEM_ACCESS_FLAGS_PROT_READ};
-	CUdeviceptr address = 0;
-	CUresult result = cuda.cuMemAddressReserve(&address, mapping->size, 0, 0, 0);
-	int rc;
-
-	access.location.id = mapping->ordinal;
-	if (result != CUDA_SUCCESS) {
-		return failed(result, "reserving addresses");
-	}
-	result = cuda.cuMemMap(address, mapping->size, 0, handle, 0);
-	if (result != CUDA_SUCCESS) {
-		rc = failed(result, "mapping the card's memory");
-		if (rc == -DISTORCH_E_INTERNAL || result == CUDA_ERROR_NOT_SUPPORTED) {
-			rc = bad_memory(result, "mapping the card's memory");
-		}
-		(void)cuda.cuMemAddressFree(address, mapping->size); /* the first failure counts */
-		return rc;
-	}
-	result = cuda.cuMemSetAccess(address, mapping->size, &access, 1);
-	if (result != CUDA_SUCCESS) {
-		rc = failed(result, "opening the card's memory");
-		(void)cuda.cuMemUnmap(address, mapping->size); /* likewise */
-		(void)cuda.cuMemAddressFree(address, mapping->size);
-		return rc;
-	}
-	mapping->address = address;
-	return 0;
-}
-
-static int import(int fd, uint64_t bytes, struct cuda_mapping *mapping)
-{
-	CUmemGenericAllocationHandle handle = 0;
-	size_t granule = 0;
 	CUresult result = cuda.cuMemImportFromShareableHandle(
-		&handle, (void *)(intptr_t)fd, /* NOLINT(performance-no-int-to-ptr): its way */
+		ret, (void *)(intptr_t)fd, /* NOLINT(performance-no-int-to-ptr): its way */
 		CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
 	int rc;
 
@@ -276,88 +250,195 @@ static int import(int fd, uint64_t bytes, struct cuda_mapping *mapping)
 			       ? bad_memory(result, "importing the card's memory")
 			       : rc;
 	}
-	rc = check_memory(handle, mapping->ordinal, &granule);
-	if (rc == 0 && (bytes == 0 || !checked_round_up(bytes, granule, &mapping->size))) {
-		rc = failure_set(DISTORCH_E_BAD_FD, 0, NULL, "a segment of %llu bytes",
-				 (unsigned long long)bytes);
-	}
-	if (rc == 0) {
-		rc = map(handle, mapping);
-	}
-	result = cuda.cuMemRelease(handle);      /* the mapping keeps the memory */
-	if (rc == 0 && result != CUDA_SUCCESS) { /* so would the handle, and nobody has it */
-		rc = failed(result, "letting go of the card's memory");
-		(void)cuda.cuMemUnmap(mapping->address, mapping->size); /* the first one counts */
-		(void)cuda.cuMemAddressFree(mapping->address, mapping->size);
+	rc = check_memory(*ret, device, ret_granule);
+	if (rc < 0) {
+		(void)cuda.cuMemRelease(*ret); /* the first failure counts */
 	}
 	return rc;
 }
 
-int map_cuda_import(int fd, const char *uuid, uint64_t bytes, struct cuda_mapping *ret)
+/* The size of each, and of all. */
+static int add_up(const struct cuda_source *sources, uint32_t n_sources, size_t granule,
+		  struct cuda_range *range)
 {
-	struct cuda_mapping mapping = {0};
+	for (uint32_t i = 0; i < n_sources; i++) {
+		if (sources[i].bytes == 0 ||
+		    !checked_round_up(sources[i].bytes, granule, &range->sizes[i]) ||
+		    !checked_add(range->size, range->sizes[i], &range->size)) {
+			return failure_set(DISTORCH_E_BAD_FD, 0, NULL, "a segment of %llu bytes",
+					   (unsigned long long)sources[i].bytes);
+		}
+	}
+	return 0;
+}
+
+/* From the last one on; 'n_mapped' says what is left when it fails. */
+static CUresult unmap(struct cuda_range *range)
+{
+	CUdeviceptr end = range->address;
+
+	for (uint32_t i = 0; i < range->n_mapped; i++) {
+		end += range->sizes[i];
+	}
+	while (range->n_mapped > 0) {
+		const size_t size = range->sizes[range->n_mapped - 1];
+		const CUresult result = cuda.cuMemUnmap(end - size, size);
+
+		if (result != CUDA_SUCCESS) {
+			return result;
+		}
+		end -= size;
+		range->n_mapped--;
+	}
+	return CUDA_SUCCESS;
+}
+
+static int map(const CUmemGenericAllocationHandle *handles, uint32_t n_handles,
+	       struct cuda_range *range)
+{
+	const CUmemAccessDesc access = {.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE,
+						     .id = range->ordinal},
+					.flags = CU_MEM_ACCESS_FLAGS_PROT_READ};
+	CUdeviceptr at = range->address;
+	CUresult result = CUDA_SUCCESS;
+	int rc;
+
+	while (result == CUDA_SUCCESS && range->n_mapped < n_handles) {
+		const size_t size = range->sizes[range->n_mapped];
+
+		result = cuda.cuMemMap(at, size, 0, handles[range->n_mapped], 0);
+		if (result == CUDA_SUCCESS) {
+			at += size;
+			range->n_mapped++;
+		}
+	}
+	if (result != CUDA_SUCCESS) {
+		rc = failed(result, "mapping the card's memory");
+		return rc == -DISTORCH_E_INTERNAL || result == CUDA_ERROR_NOT_SUPPORTED
+			       ? bad_memory(result, "mapping the card's memory")
+			       : rc;
+	}
+	result = cuda.cuMemSetAccess(range->address, range->size, &access, 1);
+	return result == CUDA_SUCCESS ? 0 : failed(result, "opening the card's memory");
+}
+
+static int map_all(const CUmemGenericAllocationHandle *handles, uint32_t n_handles,
+		   struct cuda_range *range)
+{
+	CUdeviceptr address = 0;
+	CUresult result = cuda.cuMemAddressReserve(&address, range->size, 0, 0, 0);
+	int rc;
+
+	if (result != CUDA_SUCCESS) {
+		return failed(result, "reserving addresses");
+	}
+	range->address = address;
+	rc = map(handles, n_handles, range);
+	if (rc < 0 && unmap(range) == CUDA_SUCCESS) { /* the first failure counts */
+		(void)cuda.cuMemAddressFree(range->address, range->size);
+	}
+	return rc;
+}
+
+static int import_all(const struct cuda_source *sources, uint32_t n_sources,
+		      struct cuda_range *range)
+{
+	CUmemGenericAllocationHandle handles[MAP_CUDA_MAX];
+	CUresult result = CUDA_SUCCESS;
+	uint32_t n_handles = 0;
+	size_t granule = 0;
+	int rc = 0;
+
+	while (rc == 0 && n_handles < n_sources) {
+		rc = import(sources[n_handles].fd, range->ordinal, &granule, &handles[n_handles]);
+		n_handles += rc == 0 ? 1 : 0;
+	}
+	if (rc == 0) {
+		rc = add_up(sources, n_sources, granule, range);
+	}
+	if (rc == 0) {
+		rc = map_all(handles, n_handles, range);
+	}
+	for (uint32_t i = 0; i < n_handles; i++) { /* the mapping keeps the memory */
+		const CUresult released = cuda.cuMemRelease(handles[i]);
+
+		result = result == CUDA_SUCCESS ? released : result;
+	}
+	if (rc == 0 && result != CUDA_SUCCESS) { /* so would the handle, and nobody has it */
+		rc = failed(result, "letting go of the card's memory");
+		if (unmap(range) == CUDA_SUCCESS) { /* the first failure counts */
+			(void)cuda.cuMemAddressFree(range->address, range->size);
+		}
+	}
+	return rc;
+}
+
+int map_cuda_import(const char *uuid, const struct cuda_source *sources, uint32_t n_sources,
+		    struct cuda_range *ret)
+{
+	struct cuda_range range = {0};
 	int rc = need_driver();
 
 	if (rc == 0) {
-		rc = find_card(uuid, &mapping.ordinal);
+		rc = find_card(uuid, &range.ordinal);
 	}
 	if (rc == 0) {
-		rc = enter(mapping.ordinal);
+		rc = enter(range.ordinal);
 	}
 	if (rc == 0) {
-		rc = import(fd, bytes, &mapping);
+		rc = import_all(sources, n_sources, &range);
 		(void)cuda.cuCtxPopCurrent(NULL); /* what was current before is again */
 		if (rc < 0) {
-			(void)cuda.cuDevicePrimaryCtxRelease(mapping.ordinal); /* as above */
+			(void)cuda.cuDevicePrimaryCtxRelease(range.ordinal); /* as above */
 		}
 	}
-	(void)close(fd); /* one that stays open keeps the memory */
+	close_all(sources, n_sources);
 	if (rc == 0) {
-		*ret = mapping;
+		*ret = range;
 	}
 	return rc;
 }
 
-int map_cuda_release(const struct cuda_mapping *mapping)
+int map_cuda_release(struct cuda_range *range)
 {
 	CUresult result;
-	int rc = enter(mapping->ordinal);
+	int rc = enter(range->ordinal);
 
 	if (rc < 0) {
 		return rc;
 	}
 	result = cuda.cuCtxSynchronize(); /* all streams: any of them may still read */
 	if (result == CUDA_SUCCESS) {
-		result = cuda.cuMemUnmap(mapping->address, mapping->size);
+		result = unmap(range);
 	}
 	if (result == CUDA_SUCCESS) { /* addresses: at worst they are lost */
-		(void)cuda.cuMemAddressFree(mapping->address, mapping->size);
+		(void)cuda.cuMemAddressFree(range->address, range->size);
 	}
 	(void)cuda.cuCtxPopCurrent(NULL); /* as above */
-	(void)cuda.cuDevicePrimaryCtxRelease(mapping->ordinal);
+	(void)cuda.cuDevicePrimaryCtxRelease(range->ordinal);
 	if (result != CUDA_SUCCESS) {
 		return failed(result, "unmapping the card's memory");
 	}
-	(void)cuda.cuDevicePrimaryCtxRelease(mapping->ordinal); /* that of the import */
+	(void)cuda.cuDevicePrimaryCtxRelease(range->ordinal); /* that of the import */
 	return 0;
 }
 
 #else
 
-int map_cuda_import(int fd, const char *uuid, uint64_t bytes, struct cuda_mapping *ret)
+int map_cuda_import(const char *uuid, const struct cuda_source *sources, uint32_t n_sources,
+		    struct cuda_range *ret)
 {
-	(void)bytes;
 	(void)ret;
-	(void)close(fd); /* not used */
+	close_all(sources, n_sources);
 	return failure_set(DISTORCH_E_UNSUPPORTED, 0, "map the model's host copy instead",
 			   "card %s: this libdistorch was built without CUDA", uuid);
 }
 
-int map_cuda_release(const struct cuda_mapping *mapping)
+int map_cuda_release(struct cuda_range *range)
 {
 	return failure_set(DISTORCH_E_UNSUPPORTED, 0, NULL,
 			   "%llu bytes: this libdistorch was built without CUDA",
-			   (unsigned long long)mapping->size);
+			   (unsigned long long)range->size);
 }
 
 #endif

@@ -129,16 +129,18 @@ int segments_make(const struct wire_layout *layout, const struct table *table, s
 
 bool segments_free(struct segments *segments, bool is_ours)
 {
+	struct segment_range *range;
 	bool is_unmapped = true;
 
 	for (uint32_t i = 0; segments->blocks != NULL && i < segments->n_segments; i++) {
 		if (segments->blocks[i].base != NULL) {
 			memory_unmap(segments->blocks[i].base, (size_t)segments->blocks[i].bytes);
 		}
-		if (segments->blocks[i].card.size > 0 && is_ours) {
-			is_unmapped = map_cuda_release(&segments->blocks[i].card) == 0 &&
-				      is_unmapped;
-		}
+	}
+	while ((range = segments->ranges) != NULL) {
+		is_unmapped = (!is_ours || map_cuda_release(&range->card) == 0) && is_unmapped;
+		segments->ranges = range->next;
+		free(range);
 	}
 	free(segments->blocks);
 	free(segments->offsets);
@@ -149,12 +151,20 @@ bool segments_free(struct segments *segments, bool is_ours)
 
 /* ---- descriptors ---- */
 
+/* A block that came. */
+struct arrival {
+	struct segment *segment;
+	int *fd; /* who takes the descriptor takes it out of its variable; else it is closed */
+};
+
+/* Blocks of one device. */
+typedef int (*take_fn)(struct segments *segments, const struct arrival *arrivals, uint32_t n);
+
 /* What is being fetched. */
 struct fetch {
 	struct segments *segments;
 	bool is_wanted[SEGMENT_DEVICES_MAX];
-	segments_take_fn take;
-	void *user;
+	take_fn take;
 	uint64_t next; /* the block to ask for */
 };
 
@@ -163,7 +173,7 @@ static bool is_expected(const struct fetch *fetch, uint64_t block)
 	const struct segment *segment = &fetch->segments->blocks[block];
 
 	return segment->bytes > 0 && fetch->is_wanted[segment->device] && segment->base == NULL &&
-	       segment->card.size == 0;
+	       segment->range == NULL;
 }
 
 /* The first from 'from' on that has to come; as many as there are blocks: none has. */
@@ -175,35 +185,54 @@ static uint64_t next_expected(const struct fetch *fetch, uint64_t from)
 	return from;
 }
 
+static int take_by_device(const struct fetch *fetch, const struct arrival *arrivals, uint32_t n)
+{
+	int rc = 0;
+
+	for (uint32_t device = HOST + 1; rc == 0 && device < fetch->segments->n_devices; device++) {
+		struct arrival there[WIRE_FDS_PER_PACKET];
+		uint32_t n_there = 0;
+
+		for (uint32_t i = 0; i < n; i++) {
+			if (arrivals[i].segment->device == device) {
+				there[n_there++] = arrivals[i];
+			}
+		}
+		if (n_there > 0) {
+			rc = fetch->take(fetch->segments, there, n_there);
+		}
+	}
+	return rc;
+}
+
 /* One answer's blocks: in order, and none left out that has to come. */
 static int take_answer(struct fetch *fetch, const struct wire_map_response *response,
 		       struct answer *answer)
 {
+	struct arrival arrivals[WIRE_FDS_PER_PACKET];
 	struct wire_list blocks = response->blocks;
 	uint64_t block;
-	uint32_t n_taken = 0;
+	uint32_t n_read = 0;
+	uint32_t n_arrived = 0;
 
 	if (!response->has_blocks || blocks.count == 0 || blocks.count != answer->n_fds) {
 		return bad_layout("it has not a descriptor for each block that came");
 	}
 	while (wire_list_next(&blocks, NULL, &block)) {
-		int *fd = &answer->fds[n_taken++];
-		int rc;
+		int *fd = &answer->fds[n_read++];
 
 		if (block < fetch->next || block >= fetch->segments->n_segments ||
 		    next_expected(fetch, fetch->next) < block) {
 			return bad_layout("a block came out of its turn, or did not come");
 		}
 		fetch->next = block + 1;
-		if (!is_expected(fetch, block)) {
-			continue;
-		}
-		rc = fetch->take(&fetch->segments->blocks[block], fd, fetch->user);
-		if (rc < 0) {
-			return rc;
+		if (is_expected(fetch, block)) {
+			arrivals[n_arrived++] =
+				(struct arrival){.segment = &fetch->segments->blocks[block],
+						 .fd = fd};
 		}
 	}
-	return 0;
+	return take_by_device(fetch, arrivals, n_arrived);
 }
 
 static int fetch_some(struct distorch *c, uint64_t lease, struct fetch *fetch)
@@ -222,12 +251,17 @@ static int fetch_some(struct distorch *c, uint64_t lease, struct fetch *fetch)
 	return rc < 0 ? rc : take_answer(fetch, &response, &answer);
 }
 
-int segments_fetch(struct distorch *c, uint64_t lease, struct segments *segments,
-		   bool (*is_wanted)(const char *device), segments_take_fn take, void *user)
+/* Ask for the descriptors of all blocks that have bytes on a device that 'is_wanted', and hand
+ * them to 'take'. */
+static int fetch_blocks(struct distorch *c, uint64_t lease, struct segments *segments,
+			bool (*is_wanted)(const char *device), take_fn take)
 {
-	struct fetch fetch = {.segments = segments, .take = take, .user = user};
+	struct fetch fetch = {.segments = segments, .take = take};
 	int rc = 0;
 
+	if (segments->blocks == NULL) {
+		return 0;
+	}
 	for (uint32_t i = HOST + 1; i < segments->n_devices; i++) {
 		fetch.is_wanted[i] = is_wanted(segments->names[i]);
 	}
@@ -248,22 +282,21 @@ static bool is_visible(const char *device)
 	return strncmp(device, "sim:", 4) == 0;
 }
 
-static int map_segment(struct segment *segment, int *fd, void *user)
+static int map_segment(struct segment *segment, int fd)
 {
 	struct stat status;
 
-	(void)user;
-	if (!memory_is_sealed(*fd)) {
+	if (!memory_is_sealed(fd)) {
 		return failure_set(DISTORCH_E_INTERNAL, 0, NULL,
 				   "the daemon sent a block that is not sealed");
 	}
-	if (fstat(*fd, &status) != 0 || status.st_size < 0 ||
+	if (fstat(fd, &status) != 0 || status.st_size < 0 ||
 	    (uint64_t)status.st_size < segment->bytes) {
 		return failure_set(DISTORCH_E_INTERNAL, 0, NULL,
 				   "the daemon sent %lld bytes of a block of %llu",
 				   (long long)status.st_size, (unsigned long long)segment->bytes);
 	}
-	segment->base = memory_map(*fd, (size_t)segment->bytes);
+	segment->base = memory_map(fd, (size_t)segment->bytes);
 	if (segment->base == NULL) {
 		return failure_set(DISTORCH_E_INTERNAL, errno, "is there a ulimit -v?",
 				   "mapping %llu bytes failed: %s",
@@ -272,11 +305,20 @@ static int map_segment(struct segment *segment, int *fd, void *user)
 	return 0;
 }
 
+static int map_arrivals(struct segments *segments, const struct arrival *arrivals, uint32_t n)
+{
+	int rc = 0;
+
+	(void)segments;
+	for (uint32_t i = 0; rc == 0 && i < n; i++) {
+		rc = map_segment(arrivals[i].segment, *arrivals[i].fd);
+	}
+	return rc;
+}
+
 int segments_map(struct distorch *c, uint64_t lease, struct segments *segments)
 {
-	return segments->blocks == NULL
-		       ? 0
-		       : segments_fetch(c, lease, segments, is_visible, map_segment, NULL);
+	return fetch_blocks(c, lease, segments, is_visible, map_arrivals);
 }
 
 /* ---- cards ---- */
@@ -286,17 +328,38 @@ static bool is_card(const char *device)
 	return strncmp(device, "cuda:", 5) == 0;
 }
 
-static int import_segment(struct segment *segment, int *fd, void *user)
+static int import_arrivals(struct segments *segments, const struct arrival *arrivals, uint32_t n)
 {
-	const struct segments *segments = user;
+	struct cuda_source sources[MAP_CUDA_MAX] = {{0}};
+	struct segment_range *range = calloc(1, sizeof *range);
+	uint64_t address;
+	int rc;
 
-	return map_cuda_import(steal_fd(fd), segments->uuids[segment->device], segment->bytes,
-			       &segment->card);
+	if (range == NULL) {
+		return failure_memory();
+	}
+	for (uint32_t i = 0; i < n; i++) {
+		sources[i] = (struct cuda_source){.fd = steal_fd(arrivals[i].fd),
+						  .bytes = arrivals[i].segment->bytes};
+	}
+	rc = map_cuda_import(segments->uuids[arrivals[0].segment->device], sources, n,
+			     &range->card);
+	if (rc < 0) {
+		free(range);
+		return rc;
+	}
+	address = range->card.address;
+	for (uint32_t i = 0; i < n; i++) {
+		arrivals[i].segment->range = range;
+		arrivals[i].segment->address = address;
+		address += range->card.sizes[i];
+	}
+	range->next = segments->ranges;
+	segments->ranges = range;
+	return 0;
 }
 
 int segments_import(struct distorch *c, uint64_t lease, struct segments *segments)
 {
-	return segments->blocks == NULL
-		       ? 0
-		       : segments_fetch(c, lease, segments, is_card, import_segment, segments);
+	return fetch_blocks(c, lease, segments, is_card, import_arrivals);
 }

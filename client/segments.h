@@ -22,20 +22,28 @@ struct table;
 
 /* One block. */
 struct segment {
-	uint64_t bytes;           /* of its tensors where it is not on the host, gaps included */
-	void *base;               /* owned; NULL: not mapped, or on the host */
-	struct cuda_mapping card; /* owned; its size is 0: not imported */
+	uint64_t bytes; /* of its tensors where it is not on the host, gaps included */
+	void *base;     /* owned; NULL: not mapped, or on the host */
+	const struct segment_range *range; /* owner: segments::ranges; NULL: not imported */
+	uint64_t address;                  /* then, on its card */
 	uint8_t device;
+};
+
+/* Blocks of a card that came together. */
+struct segment_range {
+	struct segment_range *next;
+	struct cuda_range card;
 };
 
 struct segments {
 	void *texts; /* owned result; what the names and UUIDs lie in */
 	const char *names[SEGMENT_DEVICES_MAX];
 	const char *uuids[SEGMENT_DEVICES_MAX];
-	uint32_t n_devices;     /* 0: all blocks are on the host */
-	uint32_t n_segments;    /* as many as blocks */
-	struct segment *blocks; /* owned, as the next one; NULL: all on the host */
-	uint64_t *offsets;      /* of each tensor in its block */
+	uint32_t n_devices;           /* 0: all blocks are on the host */
+	uint32_t n_segments;          /* as many as blocks */
+	struct segment *blocks;       /* owned, as the next one; NULL: all on the host */
+	uint64_t *offsets;            /* of each tensor in its block */
+	struct segment_range *ranges; /* owned */
 };
 
 /* Take a layout over, checked against the table; NULL: all blocks are on the host. On failure
@@ -47,16 +55,6 @@ int segments_make(const struct wire_layout *layout, const struct table *table,
  * may not be told. 'is_ours' false: this process was forked since, and the cards are its parent's.
  */
 bool segments_free(struct segments *segments, bool is_ours);
-
-/* What one block is given: takes the descriptor out of its variable, or leaves it to be closed. */
-typedef int (*segments_take_fn)(struct segment *segment, int *fd, void *user);
-
-/*
- * Ask for the descriptors of all blocks of 'lease' that have bytes on a device that 'is_wanted',
- * and hand each to 'take'.
- */
-int segments_fetch(struct distorch *c, uint64_t lease, struct segments *segments,
-		   bool (*is_wanted)(const char *device), segments_take_fn take, void *user);
 
 /* Map those on devices whose memory is this process's to see. */
 int segments_map(struct distorch *c, uint64_t lease, struct segments *segments);

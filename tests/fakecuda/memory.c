@@ -255,20 +255,39 @@ FAKE_API CUresult CUDAAPI cuMemUnmap(CUdeviceptr at, size_t size)
 	return CUDA_SUCCESS;
 }
 
+static bool lies_in(const struct range *mapping, CUdeviceptr at, size_t size)
+{
+	const struct range whole = {.at = at, .size = size};
+
+	return holds(&whole, mapping->at, mapping->size);
+}
+
+static bool reaches_all(const CUmemAccessDesc *access, CUdeviceptr at, size_t size)
+{
+	for (const struct range *mapping = mappings; mapping != NULL; mapping = mapping->next) {
+		if (lies_in(mapping, at, size) &&
+		    !fake_can_reach(access->location.id, mapping->ordinal)) {
+			return false;
+		}
+	}
+	return fake_is_device(access->location.id);
+}
+
 FAKE_API CUresult CUDAAPI cuMemSetAccess(CUdeviceptr at, size_t size, const CUmemAccessDesc *access,
 					 size_t n_access)
 {
 	int protection = PROT_NONE;
-	struct range *mapping;
+	size_t mapped = 0;
 
 	FAKE_CALL(cuMemSetAccess)
-	mapping = *find_range(&mappings, at, size);
-	if (mapping == NULL || n_access == 0) {
+	for (const struct range *mapping = mappings; mapping != NULL; mapping = mapping->next) {
+		mapped += lies_in(mapping, at, size) ? mapping->size : 0;
+	}
+	if (mapped != size || n_access == 0) { /* whole mappings, and nothing between them */
 		return CUDA_ERROR_INVALID_VALUE;
 	}
 	for (size_t i = 0; i < n_access; i++) {
-		if (!fake_is_device(access[i].location.id) ||
-		    !fake_can_reach(access[i].location.id, mapping->ordinal)) {
+		if (!reaches_all(&access[i], at, size)) {
 			return CUDA_ERROR_INVALID_DEVICE;
 		}
 		if (access[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE) {
@@ -280,7 +299,9 @@ FAKE_API CUresult CUDAAPI cuMemSetAccess(CUdeviceptr at, size_t size, const CUme
 	if (mprotect(pointer_of(at), size, protection) != 0) {
 		return CUDA_ERROR_OPERATING_SYSTEM;
 	}
-	mapping->protection = protection;
+	for (struct range *mapping = mappings; mapping != NULL; mapping = mapping->next) {
+		mapping->protection = lies_in(mapping, at, size) ? protection : mapping->protection;
+	}
 	return CUDA_SUCCESS;
 }
 

@@ -146,29 +146,34 @@ static void must_fail(int rc, int code, const char *words)
 	}
 }
 
+static int import_one(int fd, const char *uuid, uint64_t bytes, struct cuda_range *ret)
+{
+	return map_cuda_import(uuid, &(struct cuda_source){.fd = fd, .bytes = bytes}, 1, ret);
+}
+
 /* ---- tests ---- */
 
 static void import_and_release(void)
 {
 	const struct exporter exporter = begin_exporter(0);
-	struct cuda_mapping mapping;
+	struct cuda_range range;
 	int status = -1;
 
 	MUST(setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 1) == 0);
-	MUST(map_cuda_import(exporter.fd, UUID_0, BYTES, &mapping) == 0);
+	MUST(import_one(exporter.fd, UUID_0, BYTES, &range) == 0);
 	MUST(fcntl(exporter.fd, F_GETFD) == -1); /* taken */
-	MUST(mapping.ordinal == 0 && mapping.size == SIZE);
-	MUST(is_known(mapping.address));
+	MUST(range.ordinal == 0 && range.size == SIZE);
+	MUST(is_known(range.address));
 	kill_exporter(&exporter);
-	MUST(is_known(mapping.address)); /* it is there as long as we have it */
+	MUST(is_known(range.address)); /* it is there as long as we have it */
 	MUST(fakecuda.used(0) == SIZE);
 	if (fork() == 0) { /* a write is fatal */
 		(void)signal(SIGSEGV, SIG_DFL);
-		*(volatile uint8_t *)(uintptr_t)mapping.address = 1;
+		*(volatile uint8_t *)(uintptr_t)range.address = 1;
 		_exit(0);
 	}
 	MUST(wait(&status) > 0 && WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
-	MUST(map_cuda_release(&mapping) == 0);
+	MUST(map_cuda_release(&range) == 0);
 	MUST(fakecuda.used(0) == 0 && fakecuda.n_objects() == 0);
 }
 
@@ -178,19 +183,59 @@ static void a_segment_is_read_and_outlives_who_exported_it(void **state)
 	fakecuda_in_process(import_and_release);
 }
 
+static void import_three(void)
+{
+	const struct exporter exporters[] = {begin_exporter(0), begin_exporter(0),
+					     begin_exporter(0)};
+	struct cuda_source sources[3];
+	struct cuda_range range = {.address = 77};
+	const int copy = dup(exporters[0].fd);
+
+	MUST(setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 1) == 0);
+	for (size_t i = 0; i < 3; i++) {
+		sources[i] = (struct cuda_source){.fd = exporters[i].fd, .bytes = BYTES};
+	}
+	fakecuda.fault("cuMemSetAccess:2:1"); /* which is what costs: once is enough */
+	MUST(map_cuda_import(UUID_0, sources, 3, &range) == 0);
+	MUST(fakecuda.n_hits() == 0);
+	MUST(range.size == 3 * SIZE && range.n_mapped == 3);
+	for (size_t i = 0; i < 3; i++) {
+		MUST(range.sizes[i] == SIZE && is_known(range.address + i * SIZE));
+		MUST(fcntl(exporters[i].fd, F_GETFD) == -1);
+		kill_exporter(&exporters[i]);
+	}
+	MUST(fakecuda.used(0) == 3 * SIZE);
+	MUST(map_cuda_release(&range) == 0);
+	MUST(fakecuda.used(0) == SIZE && fakecuda.n_objects() == 0); /* our copy's */
+	/* All or none. */
+	sources[0].fd = copy;
+	sources[1].fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	range.address = 77;
+	must_fail(map_cuda_import(UUID_0, sources, 2, &range), DISTORCH_E_BAD_FD,
+		  "importing the card's memory failed");
+	MUST(range.address == 77 && fakecuda.n_objects() == 0 && fakecuda.used(0) == 0);
+	MUST(fcntl(copy, F_GETFD) == -1 && fcntl(sources[1].fd, F_GETFD) == -1);
+}
+
+static void segments_that_come_together_lie_together(void **state)
+{
+	(void)state;
+	fakecuda_in_process(import_three);
+}
+
 static void import_by_uuid(void)
 {
 	struct exporter exporter = begin_exporter(1);
-	struct cuda_mapping mapping;
+	struct cuda_range range;
 
 	/* The fastest first, and the first one only: the exporter's second card. */
 	MUST(setenv("CUDA_VISIBLE_DEVICES", "0", 1) == 0);
-	MUST(map_cuda_import(exporter.fd, UUID_1, BYTES, &mapping) == 0);
-	MUST(mapping.ordinal == 0 && is_known(mapping.address));
-	MUST(map_cuda_release(&mapping) == 0);
+	MUST(import_one(exporter.fd, UUID_1, BYTES, &range) == 0);
+	MUST(range.ordinal == 0 && is_known(range.address));
+	MUST(map_cuda_release(&range) == 0);
 	kill_exporter(&exporter);
 	exporter = begin_exporter(0);
-	must_fail(map_cuda_import(exporter.fd, UUID_0, BYTES, &mapping), DISTORCH_E_UNSUPPORTED,
+	must_fail(import_one(exporter.fd, UUID_0, BYTES, &range), DISTORCH_E_UNSUPPORTED,
 		  "card " UUID_0
 		  " is not among the 1 that this process sees: CUDA_VISIBLE_DEVICES=0");
 	MUST(fcntl(exporter.fd, F_GETFD) == -1);
@@ -208,21 +253,21 @@ static void a_card_is_found_by_its_uuid_or_said_to_be_hidden(void **state)
 static void import_wrong_things(void)
 {
 	struct exporter exporter = begin_exporter(0);
-	struct cuda_mapping mapping = {.address = 77};
+	struct cuda_range range = {.address = 77};
 	const int copy = dup(exporter.fd);
 	int other = dup(exporter.fd);
 
-	must_fail(map_cuda_import(exporter.fd, UUID_1, BYTES, &mapping), DISTORCH_E_BAD_FD,
+	must_fail(import_one(exporter.fd, UUID_1, BYTES, &range), DISTORCH_E_BAD_FD,
 		  "memory of another card");
-	must_fail(map_cuda_import(copy, UUID_0, SIZE + 1, &mapping), DISTORCH_E_BAD_FD,
+	must_fail(import_one(copy, UUID_0, SIZE + 1, &range), DISTORCH_E_BAD_FD,
 		  "mapping the card's memory failed");
-	must_fail(map_cuda_import(other, UUID_0, UINT64_MAX, &mapping), DISTORCH_E_BAD_FD,
+	must_fail(import_one(other, UUID_0, UINT64_MAX, &range), DISTORCH_E_BAD_FD,
 		  "18446744073709551615 bytes");
 	other = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	must_fail(map_cuda_import(other, UUID_0, BYTES, &mapping), DISTORCH_E_BAD_FD,
+	must_fail(import_one(other, UUID_0, BYTES, &range), DISTORCH_E_BAD_FD,
 		  "importing the card's memory failed");
 	MUST(fcntl(other, F_GETFD) == -1 && fcntl(copy, F_GETFD) == -1);
-	MUST(mapping.address == 77 && fakecuda.n_objects() == 0);
+	MUST(range.address == 77 && fakecuda.n_objects() == 0);
 	kill_exporter(&exporter);
 	MUST(fakecuda.used(0) == 0);
 }
@@ -242,13 +287,13 @@ static void a_program_without_a_driver_is_told(void **state)
 
 	(void)state;
 	if (child == 0) {
-		struct cuda_mapping mapping;
+		struct cuda_range range;
 		const int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 
 		if (dlopen("libcuda.so.1", RTLD_NOW) != NULL) {
 			_exit(0); /* this machine has one */
 		}
-		must_fail(map_cuda_import(fd, UUID_0, BYTES, &mapping), DISTORCH_E_UNSUPPORTED,
+		must_fail(import_one(fd, UUID_0, BYTES, &range), DISTORCH_E_UNSUPPORTED,
 			  "has no driver for the card: libcuda.so.1");
 		MUST(fcntl(fd, F_GETFD) == -1);
 		_exit(0);
@@ -260,7 +305,7 @@ static void a_program_without_a_driver_is_told(void **state)
 static void copy_then_release(void)
 {
 	const struct exporter exporter = begin_exporter(0);
-	struct cuda_mapping mapping;
+	struct cuda_range range;
 	CUcontext context = NULL;
 	CUcontext current = NULL;
 	CUstream stream = NULL;
@@ -272,10 +317,10 @@ static void copy_then_release(void)
 	MUST(CALL(cuCtxSetCurrent)(context) == CUDA_SUCCESS);
 	MUST(CALL(cuStreamCreate)(&stream, 0) == CUDA_SUCCESS);
 	MUST(CALL(cuMemHostAlloc)(&bytes, BYTES, 0) == CUDA_SUCCESS);
-	MUST(map_cuda_import(exporter.fd, UUID_0, BYTES, &mapping) == 0);
-	MUST(CALL(cuMemcpyDtoHAsync)(bytes, mapping.address, BYTES, stream) == CUDA_SUCCESS);
+	MUST(import_one(exporter.fd, UUID_0, BYTES, &range) == 0);
+	MUST(CALL(cuMemcpyDtoHAsync)(bytes, range.address, BYTES, stream) == CUDA_SUCCESS);
 	MUST(!is_known((uintptr_t)bytes)); /* not yet done */
-	MUST(map_cuda_release(&mapping) == 0);
+	MUST(map_cuda_release(&range) == 0);
 	MUST(is_known((uintptr_t)bytes));
 	MUST(CALL(cuStreamSynchronize)(stream) == CUDA_SUCCESS);
 	MUST(CALL(cuCtxGetCurrent)(&current) == CUDA_SUCCESS && current == context);
@@ -308,9 +353,11 @@ static bool is_expected(int driver, int rc)
 /* False: there was no nth call. */
 static bool fail_nth(uint64_t nth, int driver)
 {
-	const struct exporter exporter = begin_exporter(0);
+	const struct exporter exporters[] = {begin_exporter(0), begin_exporter(0)};
+	const struct cuda_source sources[] = {{.fd = exporters[0].fd, .bytes = BYTES},
+					      {.fd = exporters[1].fd, .bytes = BYTES}};
 	const size_t n_fds = baseline_n_fds();
-	struct cuda_mapping mapping;
+	struct cuda_range range;
 	char fault[64];
 	int released = 0;
 	int rc;
@@ -318,13 +365,14 @@ static bool fail_nth(uint64_t nth, int driver)
 	MUST(setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 1) == 0);
 	(void)snprintf(fault, sizeof fault, "*:%llu:%d", (unsigned long long)nth, driver);
 	fakecuda.fault(fault);
-	rc = map_cuda_import(exporter.fd, UUID_0, BYTES, &mapping);
-	MUST(baseline_n_fds() <= n_fds); /* the descriptor is gone in every case */
+	rc = map_cuda_import(UUID_0, sources, 2, &range);
+	MUST(baseline_n_fds() <= n_fds); /* the descriptors are gone in every case */
 	if (rc == 0) {
-		MUST(is_known(mapping.address));
-		released = map_cuda_release(&mapping);
+		MUST(is_known(range.address) && is_known(range.address + SIZE));
+		released = map_cuda_release(&range);
 	}
-	kill_exporter(&exporter);
+	kill_exporter(&exporters[0]);
+	kill_exporter(&exporters[1]);
 	if (fakecuda.n_hits() == 0) {
 		MUST(rc == 0 && released == 0 && fakecuda.n_objects() == 0);
 		MUST(fakecuda.used(0) == 0);
@@ -333,7 +381,7 @@ static bool fail_nth(uint64_t nth, int driver)
 	MUST(rc == 0 || is_expected(driver, rc));
 	MUST(released == 0 || is_expected(driver, released));
 	if (released < 0 && driver != 719) { /* said, so it can be tried again */
-		MUST(map_cuda_release(&mapping) == 0);
+		MUST(map_cuda_release(&range) == 0);
 		released = 0;
 	}
 	if (driver != 719 && !frees_quietly(fakecuda.struck())) {
@@ -374,6 +422,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_segment_is_read_and_outlives_who_exported_it),
+		cmocka_unit_test(segments_that_come_together_lie_together),
 		cmocka_unit_test(a_card_is_found_by_its_uuid_or_said_to_be_hidden),
 		cmocka_unit_test(what_is_not_that_segment_is_refused),
 		cmocka_unit_test(a_program_without_a_driver_is_told),
