@@ -135,15 +135,16 @@ struct layout {
 };
 
 /* False: no memory. */
-static bool describe_layout(const struct daemon *daemon, const struct client *client,
-			    const struct core_action *action, struct layout *ret)
+static bool describe_layout(const struct daemon *daemon, const struct core_action *action,
+			    struct layout *ret)
 {
+	struct core_lease_view lease;
 	const struct model_info *info = store_find_model(daemon->store, action->model);
 	const uint8_t *places = info == NULL ? NULL : info->current.places;
 
 	*ret = (struct layout){.letters = NULL};
-	if (action->reply.lease == 0 || places == NULL ||
-	    !core_client_has_blocks(daemon->core, client->id, action->model)) {
+	if (places == NULL || !core_lease_get(daemon->core, action->reply.lease, &lease) ||
+	    !lease.has_blocks) {
 		return true;
 	}
 	ret->letters = sys_malloc((size_t)info->current.n_blocks + 1);
@@ -178,7 +179,7 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 	AUTO_FREE char *letters = NULL;
 	int code = action->reply.lease == 0 ? 0 : open_grant(daemon, action, fds, &n_fds);
 
-	if (code == 0 && !describe_layout(daemon, client, action, &layout)) {
+	if (code == 0 && !describe_layout(daemon, action, &layout)) {
 		code = -WIRE_NO_MEMORY;
 	}
 	/* NOLINTNEXTLINE(clang-analyzer-deadcode.DeadStores): freed at the end of the scope */

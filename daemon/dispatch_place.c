@@ -266,7 +266,7 @@ void dispatch_map_blocks(const struct call *call, const struct wire_map_request 
 		call_refuse(call, WIRE_NOT_FOUND, "lease", "no such lease");
 		return;
 	}
-	if (!core_client_has_blocks(call->daemon->core, call->client->id, lease.model)) {
+	if (!lease.has_blocks) {
 		call_refuse(call, WIRE_NOT_ALLOWED, "blocks",
 			    "blocks on devices are given to processes of one user only");
 		return;

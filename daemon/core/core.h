@@ -150,8 +150,9 @@ struct core_segment_view {
 
 struct core_lease_view {
 	uint64_t id, client, model, generation, bytes;
-	bool is_mapped; /* its descriptors went out and it has not said unmapped */
-	bool is_ghost;  /* connection closed, process still maps it */
+	bool is_mapped;  /* its descriptors went out and it has not said unmapped */
+	bool is_ghost;   /* connection closed, process still maps it */
+	bool has_blocks; /* it may have them where they lie, on other devices too */
 };
 
 /* One client's leases of one generation: it holds those bytes once, however many they are. */
@@ -239,8 +240,6 @@ void core_counters_get(const struct core *core, struct core_counters *ret);
 /* Which limit stands in the way of another client of this uid, and its number. */
 enum core_limit core_client_limit(const struct core *core, uint32_t uid, bool is_admin,
 				  uint64_t *ret_number);
-/* May it have the model's published generation as it lies, its blocks on devices included? */
-bool core_client_has_blocks(const struct core *core, uint64_t client, uint64_t model);
 /* May this client see and use the model (admin, or its uid has presented the file)? */
 bool core_client_may(const struct core *core, uint64_t client, uint64_t model);
 /* Has this uid a wish about the model? */

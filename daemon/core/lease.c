@@ -58,6 +58,7 @@ struct lease *lease_add(struct core *core, struct model *model, struct client *c
 	lease->client = client;
 	lease->generation = generation;
 	lease->is_mapped = map;
+	lease->has_blocks = place_has_blocks_for(model, client->uid);
 	lease->holder = get_holder(core, model, client, generation);
 	lease->holder->n_leases++;
 	lease->holder->n_live++;

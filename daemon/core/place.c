@@ -6,14 +6,14 @@
  */
 #include "daemon/core/state.h"
 
-static bool has_blocks_for(const struct model *model, uint32_t uid)
+bool place_has_blocks_for(const struct model *model, uint32_t uid)
 {
 	return model->placement <= CORE_PLACEMENT_HOST || uid == 0 || uid == model->placed_uid;
 }
 
 bool place_serves(const struct model *model, uint32_t uid)
 {
-	return model->has_host || has_blocks_for(model, uid);
+	return model->has_host || place_has_blocks_for(model, uid);
 }
 
 bool place_needs_host(const struct model *model, uint32_t uid)
@@ -26,7 +26,7 @@ bool place_needs_host(const struct model *model, uint32_t uid)
 			return true; /* its images are there still */
 		}
 	}
-	return !has_blocks_for(model, uid);
+	return !place_has_blocks_for(model, uid);
 }
 
 static bool is_foreign(const struct model *model, const struct client *client)

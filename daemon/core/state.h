@@ -156,6 +156,7 @@ struct lease {
 	uint64_t generation;
 	bool is_mapped;
 	bool is_ghost;
+	bool has_blocks; /* its generation's as they lie, whatever becomes of the model */
 };
 
 struct wish {
@@ -549,6 +550,8 @@ void retain_lose_bad(struct core *core, struct job *job);  /* it counts on copie
 
 /* place.c */
 /* May this uid have the blocks where they lie? */
+bool place_has_blocks_for(const struct model *model, uint32_t uid);
+/* Likewise, or images of all of it? */
 bool place_serves(const struct model *model, uint32_t uid);
 /* Is the next generation that lies as this one to be in images besides: for the uid, or because it
  * costs nothing? */

@@ -155,6 +155,7 @@ static void view_lease(const struct core *core, const struct lease *lease,
 		.bytes = generation_bytes(lease->model, lease->generation),
 		.is_mapped = lease->is_mapped,
 		.is_ghost = lease->is_ghost,
+		.has_blocks = lease->has_blocks,
 	};
 }
 
@@ -421,15 +422,6 @@ uint32_t core_account_models(const struct core *core, uint32_t device)
 void core_counters_get(const struct core *core, struct core_counters *ret)
 {
 	*ret = core->counters;
-}
-
-bool core_client_has_blocks(const struct core *core, uint64_t client_id, uint64_t model_id)
-{
-	const struct client *client = idtab_find(&core->clients, client_id);
-	const struct model *model = idtab_find(&core->models, model_id);
-
-	return client != NULL && model != NULL && model->placement > CORE_PLACEMENT_HOST &&
-	       (client->uid == 0 || client->uid == model->placed_uid);
 }
 
 bool core_client_may(const struct core *core, uint64_t client_id, uint64_t model_id)

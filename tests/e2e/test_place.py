@@ -301,6 +301,18 @@ def places(of):
     return {place["device"]: place["bytes"] for place in of}
 
 
+@pytest.mark.parametrize("allocation", ["cpu", "sim:1"])
+def test_who_leases_it_is_given_his_blocks_after_it_moved(cards, raw, tmp_path, allocation):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [MIB] * 6)
+    lease = load(raw, path, "sim:0")
+    with cards.raw() as other:
+        other.call("place", {"model": lease.result["model"]["id"], "allocation": allocation})
+    assert lease.tensors() == expected  # not asked for before
+    lease.close()
+    unload_all(raw)
+
+
 def test_where_tells_of_the_current_generation_and_apart_of_what_older_ones_hold(raw, tmp_path):
     path = tmp_path / "m.safetensors"
     make_blocks(path, [2 * MIB] * 4)
