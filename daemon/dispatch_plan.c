@@ -278,16 +278,39 @@ static void answer_plan(const struct call *call, const struct planning *planning
 	call_answer(call, &response);
 }
 
+/* The draining devices that would have to take something, as bits: what lies there stays. */
+static uint32_t find_refusing(const struct daemon *daemon, const struct planning *planning)
+{
+	const struct model_info *info = store_find_model(daemon->store, planning->model);
+	const struct generation_info *current = info == NULL ? NULL : &info->current;
+	uint32_t devices = 0;
+
+	for (uint32_t i = 0; i < planning->n_blocks; i++) {
+		const uint8_t place = planning->places[i];
+		const bool is_there = current != NULL && current->n_blocks == planning->n_blocks &&
+				      place == (current->places == NULL ? 0 : current->places[i]);
+
+		if (planning->room.devices[place].is_draining && !is_there) {
+			devices |= 1U << place;
+		}
+	}
+	return devices;
+}
+
 static void on_planned(struct daemon *daemon, struct errand *errand)
 {
 	struct planning *planning = container_of(errand, struct planning, errand);
 	struct failure failure;
 	struct call call;
+	uint32_t devices;
 
 	if (change_find_request(daemon, planning->client, planning->request, &call)) {
 		if (planning->err.code != 0) {
 			failure_from_plan(&failure, daemon, call.client, "", &planning->err,
 					  &planning->summary.shortage);
+			call_fail(&call, &failure);
+		} else if ((devices = find_refusing(daemon, planning)) != 0) {
+			failure_set_draining(&failure, daemon, devices);
 			call_fail(&call, &failure);
 		} else {
 			answer_plan(&call, planning);

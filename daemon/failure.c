@@ -533,6 +533,7 @@ static void failure_lost(struct failure *failure, const struct daemon *daemon, c
 {
 	char devices[512] = "";
 	struct sentence names = {.text = devices, .capacity = sizeof devices};
+	bool is_let_go = false;
 	struct core_account_view account;
 
 	for (uint32_t i = 0; i < daemon->n_devices; i++) {
@@ -540,94 +541,14 @@ static void failure_lost(struct failure *failure, const struct daemon *daemon, c
 		if (account.is_lost) {
 			sentence_add(&names, "%s%s", names.size == 0 ? "" : " or ",
 				     daemon->devices[i].name);
+			is_let_go = is_let_go || account.is_draining;
 		}
 	}
-	failure_set(failure, WIRE_DEVICE_LOST, "%s, which was to have %s, is gone",
-		    names.size == 0 ? "a device" : devices, what);
-	failure_set_hint(failure, "see: distorchctl devices");
-}
-
-/* ---- draining ---- */
-
-static bool is_drained(const struct daemon *daemon, uint32_t device)
-{
-	struct core_account_view account;
-
-	core_account_get(daemon->core, device, &account);
-	return account.is_draining;
-}
-
-/* Does the load need the device? Where that is not known, it may. */
-static bool may_need(const struct job_info *job, uint32_t device)
-{
-	return device == 0 || job->places == NULL || job->map == NULL ||
-	       memchr(job->places, (int)device, job->map->n_blocks) != NULL;
-}
-
-/* The draining ones that the load needs, as bits; all of them: nothing is taken at all. */
-static uint32_t find_drained(const struct daemon *daemon, const struct job_info *job)
-{
-	uint32_t devices = 0;
-	uint32_t needed = 0;
-
-	for (uint32_t i = 0; i < daemon->n_devices; i++) {
-		if (is_drained(daemon, i)) {
-			devices |= 1U << i;
-			needed |= job != NULL && may_need(job, i) ? 1U << i : 0;
-		}
-	}
-	return needed == 0 || devices == (1U << daemon->n_devices) - 1 ? devices : needed;
-}
-
-/* "sim:0 and sim:1"; how many they are. */
-static uint32_t name_devices(const struct daemon *daemon, uint32_t devices, char *buffer,
-			     size_t buffer_size)
-{
-	struct sentence sentence = {.text = buffer, .capacity = buffer_size};
-	uint32_t count = 0;
-
-	buffer[0] = '\0';
-	for (uint32_t i = 0; i < daemon->n_devices; i++) {
-		if ((devices >> i & 1) != 0) {
-			sentence_add(&sentence, "%s%s", count++ == 0 ? "" : " and ",
-				     i == 0 ? "ram" : daemon->devices[i].name);
-		}
-	}
-	return count;
-}
-
-const char *failure_draining_text(const struct daemon *daemon, const struct job_info *job,
-				  char *buffer, uint32_t buffer_size)
-{
-	struct sentence sentence = {.text = buffer, .capacity = buffer_size};
-	uint32_t devices = find_drained(daemon, job);
-	char names[CORE_MAX_DEVICES * (DEVICE_NAME_SIZE + 5)];
-	uint32_t count = name_devices(daemon, devices, names, sizeof names);
-
-	buffer[0] = '\0';
-	if (count == 0 || count == daemon->n_devices) {
-		sentence_add(&sentence, "distorchd is draining and takes no new loads");
-	} else {
-		sentence_add(&sentence, "%s %s draining and take%s no new loads", names,
-			     count == 1 ? "is" : "are", count == 1 ? "s" : "");
-	}
-	return buffer;
-}
-
-static void failure_draining(struct failure *failure, const struct daemon *daemon,
-			     const struct job_info *job)
-{
-	char text[512];
-	char name[CORE_MAX_DEVICES * (DEVICE_NAME_SIZE + 5)];
-	bool is_one = name_devices(daemon, find_drained(daemon, job), name, sizeof name) == 1 &&
-		      daemon->n_devices > 1;
-
-	failure_set(failure, WIRE_BUSY, "%s",
-		    failure_draining_text(daemon, job, text, sizeof text));
-	failure_set_hint(failure,
-			 "what is in memory is served, and distorchctl status says what drains; an "
-			 "administrator ends it: distorchctl drain --off%s%s",
-			 is_one ? " --device " : "", is_one ? name : "");
+	failure_set(failure, WIRE_DEVICE_LOST, "%s, which was to have %s, is %s",
+		    names.size == 0 ? "a device" : devices, what,
+		    is_let_go ? "drained and let go of" : "gone");
+	failure_set_hint(failure, is_let_go ? "an administrator ends it: distorchctl drain --off"
+					    : "see: distorchctl devices");
 }
 
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,
@@ -669,7 +590,7 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 		}
 		break;
 	case WIRE_BUSY: /* of the core's outcomes there is one */
-		failure_draining(failure, daemon, job);
+		failure_set_draining(failure, daemon, failure_find_drained(daemon, job));
 		return;
 	case WIRE_SHUTTING_DOWN:
 		failure_set(failure, code, "distorchd is ending and takes no new work");

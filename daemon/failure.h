@@ -68,7 +68,10 @@ void failure_from_plan(struct failure *failure, const struct daemon *daemon,
 void failure_from_job(struct failure *failure, const struct daemon *daemon,
 		      const struct client *viewer, const char *name, const struct job_info *job);
 
-/* Who drains, of those devices that the load needs; of no load: 'job' NULL. Returns 'buffer'. */
+/* The draining ones of the devices that the load needs, as bits; of no load: 'job' NULL. */
+uint32_t failure_find_drained(const struct daemon *daemon, const struct job_info *job);
+void failure_set_draining(struct failure *failure, const struct daemon *daemon, uint32_t devices);
+/* Likewise, and returns 'buffer'. */
 const char *failure_draining_text(const struct daemon *daemon, const struct job_info *job,
 				  char *buffer, uint32_t buffer_size);
 

@@ -219,6 +219,27 @@ def test_it_needs_an_administrator(daemon):
     assert as_nobody(daemon, ask) == "not-allowed" and not is_draining(daemon)
 
 
+def test_a_plan_is_refused_as_what_is_planned_would_be(start_daemon, tmp_path):
+    daemon = start_daemon("sim.count=2", "sim.memory=64M", "memory.ram=64M", "memory.reserve=0")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 4)
+    with daemon.raw() as raw:
+        lease = load(raw, path, "sim:1")
+        assert ctl(daemon, "drain", "--device", "sim:1", "--no-wait").returncode == 0
+        assert ctl(daemon, "plan", "m", "sim:1").returncode == 0, "it lies there"
+        assert ctl(daemon, "place", "m", "sim:0,50%;sim:1,50%").returncode == 0
+        lease.close()
+        for verb in "plan", "place":
+            refused = ctl(daemon, verb, "m", "sim:1")
+            assert refused.returncode == 1 and "drain --off --device sim:1" in refused.stderr
+            assert "sim:1 is draining and takes no new loads" in refused.stderr, refused.stderr
+        raw.call("unload", {"select": {"all": True}})
+        wait_until(lambda: daemon.status()["devices"][2]["state"] == "unavailable", SLOW)
+        refused = ctl(daemon, "make-room", "1M", "--device", "sim:1", "--", "true")
+        assert "sim:1, which was to have the reservation, is drained and let go of" in refused.stderr
+        assert "drain --off" in refused.stderr
+
+
 def test_it_is_there_from_python(connect, distorch, make_model):
     path = make_model()
     with connect() as d:
