@@ -60,17 +60,6 @@ static void lease_free(struct kept_lease *lease)
 	free(lease);
 }
 
-void keeper_over(struct distorch *c, struct kept_lease *lease)
-{
-	if (c->pid != getpid()) {
-		return; /* likewise; it goes with the process */
-	}
-	pthread_mutex_lock(&c->lock);
-	lease->is_over = true; /* of a closed connection: it went with that */
-	keeper_pay(c);
-	pthread_mutex_unlock(&c->lock);
-}
-
 /* Once told, a lease is kept until the answer: the daemon may die in between. False: the socket
  * takes nothing now. */
 static bool tell_over(struct distorch *c, struct kept_lease *lease)
@@ -348,26 +337,101 @@ static void *keep(void *argument)
 	return NULL;
 }
 
-void keeper_start(struct distorch *c)
+/* A thread that gets no signals, for those are the program's. */
+static bool start_thread(void *(*run)(void *), void *argument)
 {
 	pthread_attr_t attributes;
 	pthread_t thread;
 	sigset_t all;
 	sigset_t before;
+	bool is_started;
 
-	if (c->has_keeper || c->is_closed || pthread_attr_init(&attributes) != 0) {
-		return;
+	if (pthread_attr_init(&attributes) != 0) {
+		return false;
 	}
 	(void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
 	(void)pthread_attr_setstacksize(&attributes, STACK_BYTES);
 	(void)sigfillset(&all);
-	(void)pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the program's */
-	client_ref(c);
-	if (pthread_create(&thread, &attributes, keep, c) == 0) {
-		c->has_keeper = true;
-	} else {
-		client_unref(c); /* without it the next call connects again */
-	}
+	(void)pthread_sigmask(SIG_SETMASK, &all, &before);
+	is_started = pthread_create(&thread, &attributes, run, argument) == 0;
 	(void)pthread_sigmask(SIG_SETMASK, &before, NULL);
 	(void)pthread_attr_destroy(&attributes);
+	return is_started;
+}
+
+void keeper_start(struct distorch *c)
+{
+	if (c->has_keeper || c->is_closed) {
+		return;
+	}
+	client_ref(c);
+	c->has_keeper = start_thread(keep, c);
+	if (!c->has_keeper) {
+		client_unref(c); /* without it the next call connects again */
+	}
+}
+
+/* ---- the end of a lease ---- */
+
+/* What is told of a lease whose connection was closed before. */
+struct farewell {
+	struct wire_unmapped_request body;
+	char *path;
+};
+
+static struct farewell *farewell_free(struct farewell *farewell)
+{
+	free(farewell->path);
+	free(farewell);
+	return NULL;
+}
+
+static void *say_farewell(void *argument)
+{
+	struct farewell *farewell = argument;
+	const struct distorch_options options = {.size = sizeof options,
+						 .timeout_ms = LONGEST_WAIT_MS};
+	const struct request request = {.method = WIRE_METHOD_UNMAPPED, .body = &farewell->body};
+	struct distorch *c;
+
+	if (distorch_open(farewell->path, &options, &c) == 0) {
+		AUTO_ANSWER struct answer answer = {0};
+		struct wire_unmapped_response response;
+
+		(void)client_call(c, &request, &answer, &response); /* else it ends with us */
+		(void)distorch_close(c);
+	}
+	(void)farewell_free(farewell);
+	return NULL;
+}
+
+/* By a connection of its own, and not by who lets go: that does not block. */
+static void begin_farewell(const struct distorch *c, const struct kept_lease *lease)
+{
+	struct farewell *farewell = calloc(1, sizeof *farewell);
+
+	if (farewell == NULL) {
+		return; /* held until this process ends */
+	}
+	farewell->body = (struct wire_unmapped_request){.lease = lease->number,
+							.has_epoch = true,
+							.epoch = lease->epoch};
+	farewell->path = strdup(c->path);
+	if (farewell->path == NULL || !start_thread(say_farewell, farewell)) {
+		(void)farewell_free(farewell); /* likewise */
+	}
+}
+
+void keeper_over(struct distorch *c, struct kept_lease *lease)
+{
+	if (c->pid != getpid()) {
+		return; /* a process that took no part; it goes with that */
+	}
+	pthread_mutex_lock(&c->lock);
+	if (c->is_closed && lease->epoch != 0) { /* 0: a parent's */
+		begin_farewell(c, lease);
+	}
+	lease->is_over = true;
+	keeper_pay(c);
+	pthread_mutex_unlock(&c->lock);
 }

@@ -32,7 +32,8 @@ struct kept_lease *keeper_add(struct distorch *c, uint64_t number, uint64_t seri
 void keeper_mapped(struct distorch *c, struct kept_lease *lease, int fd);
 /* The image is about to be unmapped: assert it no more. Lock not held. */
 void keeper_leaving(struct distorch *c, struct kept_lease *lease);
-/* It is unmapped: tell the daemon, now or when it is back. Frees 'lease'. Lock not held. */
+/* It is unmapped: tell the daemon, now or when it is back, or by another connection where this one
+ * was closed. Frees 'lease'. Lock not held. */
 void keeper_over(struct distorch *c, struct kept_lease *lease);
 
 /* All of these with the lock held. */

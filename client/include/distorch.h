@@ -329,8 +329,9 @@ struct distorch_weights;
 DISTORCH_PUBLIC struct distorch_weights *distorch_weights_ref(struct distorch_weights *weights);
 
 /*
- * One owner less; NULL is fine. Returns NULL. The last one unmaps the memory and then, while
- * the connection lives, tells the daemon, without waiting for its answer.
+ * One owner less; NULL is fine. Returns NULL. The last one unmaps the memory and then tells the
+ * daemon, without waiting for its answer: where the connection was closed before, a thread does that
+ * by a short one of its own.
  */
 DISTORCH_PUBLIC struct distorch_weights *distorch_weights_unref(struct distorch_weights *weights);
 

@@ -407,7 +407,7 @@ class Daemon:
         try:
             wait_until(is_back, 5.0 * slowness())
         except AssertionError:
-            links = list_fds(self.pid)
+            links = list_fds(self.hooked_pid())
             raise AssertionError(f"{seen} descriptors, {self.baseline_fds} at start: {links}")
         wait_until(lambda: all(device["held"] == device["used"] == 0
                                for device in self.status()["devices"]),

@@ -10,7 +10,7 @@ import termios
 import time
 
 import pytest
-from conftest import (RawClient, RawError, close_all, list_fds, make_sparse_model, pattern,
+from conftest import (HeldDaemon, RawClient, RawError, close_all, list_fds, make_sparse_model, pattern,
                       slowness, wait_until)
 
 OPEN = """
@@ -47,6 +47,26 @@ def test_a_killed_client_gives_its_lease_back(daemon, make_model, child, doing):
     model = daemon.models()[0]
     assert model["state"] == "resident"
     assert model["pinned"] is (doing == "pinned")
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_outlives_its_connection_is_let_go_of_at_its_end(start_daemon, distorch, make_model,
+                                                             restart):
+    daemon = start_daemon(kind=HeldDaemon)
+    path = make_model(size=8 << 20)
+    with distorch.connect(str(daemon.socket)) as d:
+        with d.open(path, backing="image") as weights:
+            view = weights["t.0"].buffer
+    wait_until(lambda: bytes_in_use(daemon)[0] == 0, what="the connection's end")
+    if restart:
+        daemon.kill_daemon()
+    with daemon.raw() as raw:
+        held, = raw.call("unload", {"select": {"all": True}})["held"]
+    assert held["holders"][0]["pid"] == os.getpid()
+    wait_until(lambda: bytes_in_use(daemon)[1] >= 8 << 20, what="the bytes to be counted as held")
+    assert len(bytes(view)) > 0
+    del view
+    lease_ends(daemon)  # and not with this process
 
 
 @pytest.mark.fault("C01:between")
