@@ -213,6 +213,24 @@ static void add_block(struct daemon *daemon, struct exporting *exporting,
 	};
 }
 
+/* What is leased goes by a loss only, and where it lay is known of the published generation. Of an
+ * older one it has to do that nothing of it is there. */
+static bool has_lost(const struct daemon *daemon, const struct core_lease_view *lease,
+		     uint64_t block, bool has_found)
+{
+	const struct model_info *info = store_find_model(daemon->store, lease->model);
+	struct core_model_view view;
+
+	if (info == NULL || !core_model_get(daemon->core, lease->model, &view)) {
+		return false;
+	}
+	if (view.generation != lease->generation) {
+		return !has_found;
+	}
+	return info->current.places != NULL && block < info->current.n_blocks &&
+	       info->current.places[block] != 0;
+}
+
 /* The blocks of the range, in order, as many as one packet takes. */
 static void gather_blocks(struct daemon *daemon, const struct core_lease_view *lease,
 			  uint64_t first, uint64_t count, struct exporting *exporting)
@@ -222,6 +240,7 @@ static void gather_blocks(struct daemon *daemon, const struct core_lease_view *l
 	struct core_segment_view segment;
 	uint32_t cursor = 0;
 	uint64_t end = count > UINT64_MAX - first ? UINT64_MAX : first + count;
+	bool has_found = false;
 
 	if (found == NULL) {
 		(void)err_set(&exporting->err, WIRE_NO_MEMORY, "no memory to find the blocks");
@@ -231,12 +250,19 @@ static void gather_blocks(struct daemon *daemon, const struct core_lease_view *l
 		if (segment.is_block && segment.state == SEGMENT_READY &&
 		    segment.index < n_blocks && core_segment_is_of(&segment, lease->generation)) {
 			found[segment.index] = segment.id;
+			has_found = true;
 		}
 	}
 	for (uint64_t i = first; i < end && i < n_blocks; i++) {
 		const struct extent *extent = store_find_extent(daemon->store, found[i]);
 
 		if (extent == NULL || !core_segment_get(daemon->core, found[i], &segment)) {
+			if (has_lost(daemon, lease, i, has_found)) {
+				(void)err_set(&exporting->err, WIRE_DEVICE_LOST,
+					      "block %llu went with its device; load it again",
+					      (unsigned long long)i);
+				return;
+			}
 			continue;
 		}
 		if (exporting->n_blocks == DESCRIBE_MAX_IMAGES) {

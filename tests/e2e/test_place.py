@@ -651,6 +651,26 @@ def test_a_card_that_dies_takes_its_copies_only_and_they_come_back(cards, raw, t
 # ---- plan, reserve, recall ---------------------------------------------------------------------
 
 
+def test_who_asks_for_blocks_of_a_lost_device_is_told_so(cards, raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 4)
+    raw.call("subscribe", {"events": ["lost"]})
+    lease = load(raw, path, "sim:0")
+    os.kill(worker_pids(cards)["sim:0"], signal.SIGKILL)
+    wait_until(lambda: raw.call("ping") is not None and any(name == "lost" for name, _ in raw.events),
+               10 * slowness(), "the loss")
+    with pytest.raises(RawError) as failure:
+        lease.tensors()
+    assert failure.value.code == "device-lost", failure.value.error
+    wait_until(lambda: raw.call("list")["models"][0]["state"] == "resident" and
+               account(raw, "sim:0")["state"] == "ok", 30 * slowness(), "another generation")
+    with pytest.raises(RawError) as failure:
+        lease.tensors()
+    assert failure.value.code == "device-lost", failure.value.error
+    lease.close()
+    unload_all(raw)
+
+
 def test_a_plan_of_what_is_there_says_what_place_does(raw, tmp_path):
     path = tmp_path / "m.safetensors"
     make_blocks(path, [2 * MIB] * 6)
