@@ -70,6 +70,7 @@ void placement_look(const struct daemon *daemon, uint64_t model, struct placemen
 			.total = i == 0 ? account.budget : known->info.total_bytes,
 			.free = is_let_go ? account.budget : account.room,
 			.evictable = account.evictable,
+			.later = account.later,
 			.held = account.held + left_of(account.resident, account.evictable),
 			.loading = account.loading,
 			.reserved = account.reserved,

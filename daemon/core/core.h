@@ -183,6 +183,7 @@ struct core_account_view {
 	uint64_t budget, resident, loading, dropping, held, reserved, free;
 	uint64_t room;      /* what the machine really has of free, and of what is being dropped */
 	uint64_t evictable; /* and what may go for a load */
+	uint64_t later;     /* and what may once the loads under way have ended */
 	bool is_lost, is_draining;
 };
 

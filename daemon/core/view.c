@@ -389,6 +389,7 @@ void core_account_get(const struct core *core, uint32_t device, struct core_acco
 		.free = account->budget > charged ? account->budget - charged : 0,
 		.room = account_room(account, account->bucket[SEGMENT_DROPPING]),
 		.evictable = account->sums[SUM_EVICTABLE],
+		.later = account->sums[SUM_LATER],
 		.is_lost = account->is_lost,
 		.is_draining = account->drained_age != NEVER,
 	};

@@ -308,7 +308,11 @@ static int refuse_device(const struct place_work *work, const struct spec *spec,
 static int check_room(const struct place_work *work, const struct spec *spec)
 {
 	for (uint32_t i = 0; i < work->request->n_devices; i++) {
-		if (work->shares[i].taken > place_room(&work->request->devices[i])) {
+		const struct plan_device *device = &work->request->devices[i];
+		uint64_t room = UINT64_MAX;
+
+		(void)checked_add(place_room(device), device->later, &room);
+		if (work->shares[i].taken > room) {
 			return refuse_device(work, spec, i);
 		}
 	}

@@ -47,6 +47,8 @@ struct plan_device {
 	uint64_t free;       /* bytes that may be taken at once: within its budget, foreign use
 				 seen; with those of copies that this plan is to replace */
 	uint64_t evictable;  /* and those that can be had by evicting */
+	uint64_t later;      /* and those once the loads under way have ended: worth waiting for
+				 where somebody says that it is to be there */
 	/* And those that cannot, for the errors: */
 	uint64_t held;     /* in use, pinned, or dropped and still mapped */
 	uint64_t loading;  /* for loads under way */
