@@ -222,8 +222,8 @@ static void hint_for_shortage(struct failure *failure, const struct daemon *daem
 
 	if (shortage->need > shortage->budget && device != 0) {
 		failure_set_hint(failure,
-				 "place less of it there, or raise the budget: distorchctl budget "
-				 "%s SIZE (it has %s)",
+				 "%s, or raise the budget: distorchctl budget %s SIZE (it has %s)",
+				 is_for_others ? "ask for less" : "place less of it there",
 				 describe_device_name(daemon, device, name),
 				 units_format_size(daemon->devices[device].info.total_bytes, size,
 						   sizeof size));
@@ -528,8 +528,9 @@ static void failure_too_many(struct failure *failure, const struct core_action *
 	}
 }
 
-/* Of the devices that are lost now one was to have it. */
-static void failure_lost(struct failure *failure, const struct daemon *daemon, const char *what)
+/* Of the devices that are lost now one was to have it; 'device' had, where that is not 0. */
+static void failure_lost(struct failure *failure, const struct daemon *daemon, const char *what,
+			 uint32_t device)
 {
 	char devices[512] = "";
 	struct sentence names = {.text = devices, .capacity = sizeof devices};
@@ -538,7 +539,7 @@ static void failure_lost(struct failure *failure, const struct daemon *daemon, c
 
 	for (uint32_t i = 0; i < daemon->n_devices; i++) {
 		core_account_get(daemon->core, i, &account);
-		if (account.is_lost) {
+		if (account.is_lost && (device == 0 || device == i)) {
 			sentence_add(&names, "%s%s", names.size == 0 ? "" : " or ",
 				     daemon->devices[i].name);
 			is_let_go = is_let_go || account.is_draining;
@@ -603,7 +604,8 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 		failure_set_hint(failure, "load it without an allocation to have it from RAM");
 		return;
 	case WIRE_DEVICE_LOST:
-		failure_lost(failure, daemon, action->model == 0 ? "the reservation" : name);
+		failure_lost(failure, daemon, action->model == 0 ? "the reservation" : name,
+			     action->model == 0 ? action->device : 0);
 		return;
 	case WIRE_TOO_MANY:
 		failure_too_many(failure, action);

@@ -768,6 +768,22 @@ def test_reservations_end_by_release_and_by_time(raw):
         with pytest.raises(RawError) as refused:
             raw.call("reserve", params)
         assert refused.value.code == code, refused.value.error
+    assert refused.value.error["hint"].startswith("ask for less"), refused.value.error
+
+
+def test_a_reservation_names_its_own_device_when_others_are_lost_too(cards, raw):
+    for name in "sim:0", "sim:1":
+        raw.call("drain", {"device": name, "on": True})
+    wait_until(lambda: all(one["state"] != "ok" for one in raw.call("devices")["devices"][1:]),
+               10 * slowness(), "both being let go of")
+    with pytest.raises(RawError) as refused:
+        raw.call("reserve", {"device": "sim:1", "bytes": MIB})
+    assert refused.value.code == "device-lost"
+    assert refused.value.error["message"].startswith("sim:1, which was to have the reservation")
+    for name in "sim:0", "sim:1":
+        raw.call("drain", {"device": name, "on": False})
+    wait_until(lambda: all(one["state"] == "ok" for one in raw.call("devices")["devices"]),
+               30 * slowness(), "both being back")
 
 
 def test_who_answers_a_recall_makes_room(cards, raw, tmp_path):
