@@ -278,28 +278,76 @@ static void answer_plan(const struct call *call, const struct planning *planning
 	call_answer(call, &response);
 }
 
-/* The draining devices that would have to take something, as bits: what lies there stays. */
-static uint32_t find_refusing(const struct daemon *daemon, const struct planning *planning)
+/* ---- what a move would be refused for ---- */
+
+static bool stays(const struct daemon *daemon, const struct planning *planning, uint32_t block)
 {
 	const struct model_info *info = store_find_model(daemon->store, planning->model);
-	const struct generation_info *current = info == NULL ? NULL : &info->current;
+
+	return info != NULL && info->current.n_blocks == planning->n_blocks &&
+	       planning->places[block] ==
+		       (info->current.places == NULL ? 0 : info->current.places[block]);
+}
+
+/* The draining devices that would have to take something, as bits: what lies there stays. */
+static uint32_t find_draining(const struct daemon *daemon, const struct planning *planning)
+{
 	uint32_t devices = 0;
 
 	for (uint32_t i = 0; i < planning->n_blocks; i++) {
 		const uint8_t place = planning->places[i];
-		const bool is_there = current != NULL && current->n_blocks == planning->n_blocks &&
-				      place == (current->places == NULL ? 0 : current->places[i]);
 
-		if (planning->room.devices[place].is_draining && !is_there) {
+		if (planning->room.devices[place].is_draining && !stays(daemon, planning, i)) {
 			devices |= 1U << place;
 		}
 	}
 	return devices;
 }
 
+/* Until a move is done what goes from a device is there beside what comes, and the plan is of
+ * afterwards. Fills how the core would refuse. False: there is room for both. */
+static bool is_crowded(const struct daemon *daemon, const struct planning *planning,
+		       struct core_action *ret)
+{
+	uint64_t comes[CORE_MAX_DEVICES] = {0};
+	struct core_account_view account;
+
+	for (uint32_t i = 0; planning->model != 0 && i < planning->n_blocks; i++) {
+		const uint8_t place = planning->places[i];
+
+		if (!stays(daemon, planning, i) && daemon->devices[place].device != NULL) {
+			comes[place] += device_charge(daemon->devices[place].device,
+						      planning->described[i].packed);
+		}
+	}
+	for (uint32_t i = 1; i < daemon->n_devices; i++) { /* of the host it is in images too */
+		const struct plan_device *device = &planning->room.devices[i];
+
+		core_account_get(daemon->core, i, &account);
+		if (comes[i] > account.room + device->evictable + device->later) {
+			*ret = (struct core_action){.type = ACT_REPLY,
+						    .client = planning->client,
+						    .model = planning->model,
+						    .device = i,
+						    .code = WIRE_NO_MEMORY,
+						    .shortage = {.need = comes[i],
+								 .budget = account.budget,
+								 .free = account.room,
+								 .evictable = device->evictable,
+								 .held = account.held,
+								 .foreign = device->foreign}};
+			return true;
+		}
+	}
+	return false;
+}
+
+/* ---- the answer ---- */
+
 static void on_planned(struct daemon *daemon, struct errand *errand)
 {
 	struct planning *planning = container_of(errand, struct planning, errand);
+	struct core_action refusal;
 	struct failure failure;
 	struct call call;
 	uint32_t devices;
@@ -309,8 +357,11 @@ static void on_planned(struct daemon *daemon, struct errand *errand)
 			failure_from_plan(&failure, daemon, call.client, "", &planning->err,
 					  &planning->summary.shortage);
 			call_fail(&call, &failure);
-		} else if ((devices = find_refusing(daemon, planning)) != 0) {
+		} else if ((devices = find_draining(daemon, planning)) != 0) {
 			failure_set_draining(&failure, daemon, devices);
+			call_fail(&call, &failure);
+		} else if (is_crowded(daemon, planning, &refusal)) {
+			failure_from_reply(&failure, daemon, &refusal);
 			call_fail(&call, &failure);
 		} else {
 			answer_plan(&call, planning);

@@ -714,6 +714,22 @@ def test_a_plan_of_what_is_there_says_what_place_does(raw, tmp_path):
     unload_all(raw)
 
 
+def test_a_plan_of_a_move_counts_what_is_there_until_it_is_done(cards, raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB] * 12)
+    lease = load(raw, path, "sim:0,40M;sim:1,*")
+    before = {(one["device"], one["bytes"]) for one in lease.result["model"]["where"]}
+    for verb in "plan", "place":
+        with pytest.raises(RawError) as refused:
+            raw.call(verb, {"model": lease.result["model"]["id"], "allocation": "sim:1,40M;sim:0,*"})
+        assert refused.value.code == "no-memory", refused.value.error
+        assert "until the move is done" in refused.value.error["hint"], refused.value.error
+    model, = raw.call("list")["models"]
+    assert {(one["device"], one["bytes"]) for one in model["where"]} == before
+    lease.close()
+    unload_all(raw)
+
+
 def test_a_plan_says_what_has_to_go_for_it_and_what_is_free_then(cards, raw, tmp_path):
     old, path = tmp_path / "old.safetensors", tmp_path / "m.safetensors"
     make_blocks(old, [12 * MIB] * 4, head=0)
