@@ -77,17 +77,6 @@ static void set_state(struct worker *worker, enum device_state state, const char
 	}
 }
 
-bool workers_find(const struct daemon *daemon, const char *uuid, uint32_t *ret_device)
-{
-	for (uint32_t i = 1; i < daemon->n_devices; i++) {
-		if (strcmp(daemon->devices[i].info.uuid, uuid) == 0) {
-			*ret_device = i;
-			return true;
-		}
-	}
-	return false;
-}
-
 /* ---- the core's view ---- */
 
 /* Of the card as a whole; what others have taken is not there. */
@@ -194,8 +183,22 @@ static void rest(struct worker *worker)
 		stay_away(worker);
 		return;
 	}
+	if (known(worker)->state == DEVICE_STATE_STARTING) { /* somebody waits for it */
+		(void)uv_timer_start(&worker->timer, on_rested, 0, 0);
+		return;
+	}
 	(void)uv_timer_start(&worker->timer, on_rested, rest_ms(worker), 0);
 	worker->n_tries++;
+}
+
+/* It was let go of on purpose: that was no failure to rest after. */
+static void begin_again(struct worker *worker)
+{
+	worker->is_let_go = false;
+	worker->n_tries = 0;
+	set_state(worker, DEVICE_STATE_STARTING, "it drains no longer, and its worker is begun");
+	flush(worker);
+	rest(worker); /* or when the last one has ended */
 }
 
 /* It was well, and is no more. */
@@ -343,8 +346,7 @@ void workers_apply_drain(struct daemon *daemon)
 
 		if (worker->is_let_go != is_draining(worker)) {
 			if (worker->is_let_go) {
-				worker->is_let_go = false;
-				rest(worker); /* or when the last one has ended */
+				begin_again(worker);
 			} else if (daemon->devices[i].state != DEVICE_STATE_OK) {
 				rest(worker); /* no longer, if that is what it does */
 			} else if (holds_nothing(worker)) {

@@ -20,7 +20,7 @@ struct workers;
 
 enum device_state {
 	DEVICE_STATE_OK,
-	DEVICE_STATE_STARTING,    /* its first worker has not said yet what it is */
+	DEVICE_STATE_STARTING,    /* its first worker, or that after a drain, is not there yet */
 	DEVICE_STATE_LOST,        /* its worker ended, and another is begun soon */
 	DEVICE_STATE_UNAVAILABLE, /* its worker cannot open it; tried again now and then */
 };

@@ -191,6 +191,17 @@ static bool workers_add(struct daemon *daemon, const char *name)
 
 /* ---- which cards there are ---- */
 
+bool workers_find(const struct daemon *daemon, const char *uuid, uint32_t *ret_device)
+{
+	for (uint32_t i = 1; i < daemon->n_devices; i++) {
+		if (strcmp(daemon->devices[i].info.uuid, uuid) == 0) {
+			*ret_device = i;
+			return true;
+		}
+	}
+	return false;
+}
+
 struct asking {
 	struct errand errand;
 	struct err err;

@@ -536,3 +536,20 @@ def test_whenever_a_worker_dies_the_model_is_right_or_the_caller_is_told(start_d
                                            ("sim:0", "sim:1")), SLOW, "devices that are empty")
         beside.close()
     assert "device-lost" in told, "some were told"
+
+
+def test_a_drain_that_ends_has_the_device_back_at_once_however_often(start_daemon):
+    daemon = start_daemon("memory.ram=64M", "memory.reserve=0", "sim.count=1",
+                          environment=environment(rest=30000))
+    told = set()
+    with daemon.raw() as raw:
+        for _ in range(6):
+            raw.call("drain", {"device": "sim:0", "on": True})
+            wait_until(lambda: state(daemon) == "unavailable", SLOW)
+            began = time.monotonic()
+            raw.request("drain", {"device": "sim:0", "on": False})
+            device = raw.call("devices")["devices"][1]
+            told.add((device["state"], device.get("text")))
+            wait_ok(daemon)
+            assert time.monotonic() - began < 15, "it rests after failures alone"
+    assert told - {("ok", None)} == {("starting", "it drains no longer, and its worker is begun")}
