@@ -19,6 +19,7 @@
 void change_free(struct change *change)
 {
 	state_fini(&change->saved.next);
+	reload_changes_fini(&change->changes);
 	free(change->text);
 	free(change);
 }

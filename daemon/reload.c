@@ -138,6 +138,39 @@ bool reload_is_later(const struct daemon *daemon, const char *key)
 	       !is_same(daemon->config, daemon->start_config, key);
 }
 
+/* False: it is one of them already, or there is no room for it. */
+static bool note_change(struct reload_changes *changes, const char *key)
+{
+	const bool is_later = !is_at_once(key);
+	struct wire_str *keys = is_later ? changes->later : changes->applied;
+	uint32_t *n_keys = is_later ? &changes->n_later : &changes->n_applied;
+
+	if (*n_keys == RELOAD_MAX_KEYS ||
+	    (*n_keys > 0 && wire_str_is(keys[*n_keys - 1], key))) { /* the items of a list */
+		return false;
+	}
+	keys[(*n_keys)++] = wire_str(key);
+	return true;
+}
+
+static bool has_item(const struct config *config, const char *key)
+{
+	struct config_item item;
+	uint32_t cursor = 0;
+
+	while (config_next(config, &cursor, &item)) {
+		if (strcmp(item.key, key) == 0) {
+			return true;
+		}
+	}
+	return false;
+}
+
+static const char *when_text(const char *key)
+{
+	return is_at_once(key) ? "" : ": from the next start on";
+}
+
 static void note_changes(const struct daemon *daemon, const struct config *next,
 			 struct reload_changes *changes)
 {
@@ -145,22 +178,28 @@ static void note_changes(const struct daemon *daemon, const struct config *next,
 	uint32_t cursor = 0;
 
 	while (config_next(next, &cursor, &item)) {
-		bool is_later = !is_at_once(item.key);
-		struct wire_str *keys = is_later ? changes->later : changes->applied;
-		uint32_t *n_keys = is_later ? &changes->n_later : &changes->n_applied;
-
-		if (is_same(daemon->config, next, item.key) || *n_keys == RELOAD_MAX_KEYS ||
-		    (*n_keys > 0 && wire_str_is(keys[*n_keys - 1], item.key))) {
+		if (is_same(daemon->config, next, item.key) || !note_change(changes, item.key)) {
 			continue;
 		}
-		keys[(*n_keys)++] = wire_str(item.key);
 		if (strcmp(item.key, "warm.model") == 0) { /* the others are not told one by one */
 			log_notice("%s: %u models are listed", item.key, next->n_warm_models);
 			continue;
 		}
 		log_notice("%s = %s (%s)%s", item.key, item.value, item.source,
-			   is_later ? ": from the next start on" : "");
+			   when_text(item.key));
 	}
+	cursor = 0;
+	/* What is for one device alone is there only while somebody says it. */
+	while (config_next(daemon->config, &cursor, &item)) {
+		if (!has_item(next, item.key) && note_change(changes, item.key)) {
+			log_notice("%s is said no more%s", item.key, when_text(item.key));
+		}
+	}
+}
+
+void reload_changes_fini(struct reload_changes *changes)
+{
+	changes->before = config_free(changes->before);
 }
 
 static bool has_key(const struct wire_str *keys, uint32_t n_keys, const char *key)
@@ -176,12 +215,10 @@ static bool has_key(const struct wire_str *keys, uint32_t n_keys, const char *ke
 void reload_take(struct daemon *daemon, struct config *next, const struct host_memory *memory,
 		 struct reload_changes *ret)
 {
-	struct config *before = daemon->reloaded;
-
 	testing_point("reloading");
 	note_changes(daemon, next, ret);
+	ret->before = daemon->reloaded;
 	daemon->config = daemon->reloaded = next;
-	(void)config_free(before);
 	last_good_keep(daemon);
 	for (size_t i = 0; i < sizeof at_once / sizeof at_once[0]; i++) {
 		if (has_key(ret->applied, ret->n_applied, at_once[i].key)) {
@@ -244,6 +281,7 @@ static void reload_free(struct errand *errand)
 {
 	struct reload *reload = container_of(errand, struct reload, errand);
 
+	reload_changes_fini(&reload->changes);
 	(void)config_free(reload->config);
 	saved_config_free(reload->saved);
 	free(reload);

@@ -18,11 +18,15 @@ struct host_memory;
 
 #define RELOAD_MAX_KEYS WIRE_RELOAD_RESPONSE_APPLIED_MAX
 
-/* Keys that changed. Borrowed from the snapshot that was taken. */
+/* Keys that changed. Borrowed from the snapshot that was taken, or where they are there no more
+ * from the one before. All 0: none. */
 struct reload_changes {
 	struct wire_str applied[RELOAD_MAX_KEYS], later[RELOAD_MAX_KEYS];
 	uint32_t n_applied, n_later;
+	struct config *before; /* owner: this; NULL: it is somebody else's, or there is none */
 };
+
+void reload_changes_fini(struct reload_changes *changes);
 
 /* Begin; 'client' 0: nobody waits for an answer (SIGHUP). 'method' is the one to be answered:
  * reload or config.set. WIRE_BUSY: one is under way; for nobody another one follows it. */

@@ -375,3 +375,28 @@ def test_check_and_path_tell_where_values_come_from_without_a_daemon(tmp_path):
 def test_a_wrong_word_behind_config_is_named(words, part):
     done = ctl(None, "config", *words)
     assert done.returncode == 2 and part in done.stderr
+
+
+def test_what_is_said_no_more_is_noticed(start_daemon, file):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", arguments=["--config", str(file)])
+    key = "gpu.budget.SIM-00000000-0000-4000-8000-000000000000"
+
+    def of_the_device():
+        return daemon.status()["devices"][1]["budget"]
+
+    assert ctl(daemon, "budget", "sim:0", "12M", "--save").returncode == 0
+    assert of_the_device() == 12 * MIB
+    done = ctl(daemon, "config", "unset", key)
+    assert done.returncode == 0 and f"in effect: {key}" in done.stdout, done.stdout
+    assert of_the_device() == 64 * MIB and key not in settings(daemon)
+    text = file.read_text()
+    file.write_text(text + "[gpu]\nbudget.sim:0 = 16M\n[sim]\nmemory.1 = 32M\n")
+    ctl(daemon, "reload")
+    assert of_the_device() == 16 * MIB
+    file.write_text(text)
+    with daemon.raw() as raw:
+        assert raw.call("reload") == {"applied": ["gpu.budget.sim:0"], "later": ["sim.memory.1"]}
+    assert of_the_device() == 64 * MIB
+    assert "gpu.budget.sim:0 is said no more" in daemon.log()
+    with daemon.raw() as raw:
+        assert raw.call("reload") == {"applied": [], "later": []}
