@@ -119,6 +119,7 @@ static void step_once(struct daemon *daemon, struct core_event *event, uint64_t 
 		event->now_ns = clock_boot_ns();
 		core_step(daemon->core, event, &update);
 		if (is_first) {
+			daemon->stepped_ns = event->now_ns; /* what follows is of the same moment */
 			*ret_id = update.ret_id;
 		}
 		for (uint32_t i = 0; i < update.n_actions; i++) {

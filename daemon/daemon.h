@@ -88,6 +88,7 @@ struct daemon {
 	struct client *clients;         /* newest first; owner: daemon */
 	int alarm;                      /* rings at alarm_ns */
 	uint64_t deadline_ns, alarm_ns; /* of the core, on clock_boot_ns; UINT64_MAX: none */
+	uint64_t stepped_ns;            /* likewise: what it takes for now */
 	uint64_t epoch, started_ns;
 	uint32_t n_devices;
 	struct known_device devices[CORE_MAX_DEVICES]; /* the first is the host */

@@ -194,6 +194,15 @@ static uint32_t describe_stays(const struct core_model_view *view, struct wire_s
 	return n_stays;
 }
 
+/* Nobody steps while nothing happens, and the core's view is that of its last step. */
+static uint64_t ttl_left_ms(const struct daemon *daemon, const struct core_model_view *view)
+{
+	const uint64_t past_ms = view->n_leases > 0 ? 0 : ms_since(daemon->stepped_ns);
+	const uint64_t left_ms = view->ttl_left_ns / NS_PER_MS;
+
+	return left_ms > past_ms ? left_ms - past_ms : 0;
+}
+
 const char *describe_backing(enum core_backing backing)
 {
 	return backing == CORE_BACKING_IMAGE ? "image" : "file";
@@ -299,7 +308,7 @@ void describe_model(const struct daemon *daemon, const struct client *viewer,
 	}
 	if (view->ttl_left_ns != UINT64_MAX) {
 		wire->has_ttl_left_ms = true;
-		wire->ttl_left_ms = view->ttl_left_ns / NS_PER_MS;
+		wire->ttl_left_ms = ttl_left_ms(daemon, view);
 	}
 	placement = placement_find(daemon, view->placement);
 	if (placement != NULL) {

@@ -5,10 +5,11 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 import warnings
 
 import pytest
-from conftest import BUILD, Daemon, RawError, close_all, slowness, wait_until
+from conftest import BUILD, Daemon, RawError, close_all, opened, slowness, wait_until
 from test_ctl import ctl, ctl_json
 from test_saved import load, saved, state_file
 from test_wire_hostile import as_nobody, needs_root
@@ -400,3 +401,23 @@ def test_what_is_said_no_more_is_noticed(start_daemon, file):
     assert "gpu.budget.sim:0 is said no more" in daemon.log()
     with daemon.raw() as raw:
         assert raw.call("reload") == {"applied": [], "later": []}
+
+
+# ---- a time to live -----------------------------------------------------------------------
+
+
+def test_what_is_left_of_it_is_told_as_it_goes_by(own, make_model):
+    path = make_model("m.safetensors")
+    with own.raw() as raw:
+        raw.load(path, policy={"ttl_ms": 3_600_000})
+        before = raw.call("list")["models"][0]["ttl_left_ms"]
+        time.sleep(0.5)
+        after = raw.call("list")["models"][0]["ttl_left_ms"]  # nothing else has happened
+        assert 3_500_000 < after <= before - 450
+        with opened(path) as fd:
+            lease, fds = raw.call_fds("load", {"attach": True, "map": True}, [fd])
+        time.sleep(0.1)
+        assert raw.call("list")["models"][0]["ttl_left_ms"] == 3_600_000, "it is in use"
+        close_all(fds)
+        raw.call("unmapped", {"lease": lease["lease"]})
+        raw.call("detach", {"lease": lease["lease"]})
