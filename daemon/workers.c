@@ -115,18 +115,14 @@ void workers_set_budget(struct daemon *daemon, uint32_t device, uint64_t bytes)
 {
 	daemon->devices[device].has_wanted = true;
 	daemon->devices[device].wanted_bytes = bytes;
-	if (daemon->devices[device].state == DEVICE_STATE_OK) {
-		tell_budget(daemon, device);
-	}
+	tell_budget(daemon, device); /* also of one that is away: who looks sees what it will be */
 }
 
 void workers_apply_config(struct daemon *daemon)
 {
 	for (uint32_t i = 1; i < daemon->n_devices; i++) {
 		daemon->devices[i].has_wanted = false;
-		if (daemon->devices[i].state == DEVICE_STATE_OK) {
-			tell_budget(daemon, i);
-		}
+		tell_budget(daemon, i);
 	}
 }
 

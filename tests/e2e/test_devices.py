@@ -553,3 +553,30 @@ def test_a_drain_that_ends_has_the_device_back_at_once_however_often(start_daemo
             wait_ok(daemon)
             assert time.monotonic() - began < 15, "it rests after failures alone"
     assert told - {("ok", None)} == {("starting", "it drains no longer, and its worker is begun")}
+
+
+def test_a_budget_set_while_the_device_is_away_is_told_at_once_and_kept(start_daemon):
+    daemon = start_daemon("memory.ram=64M", "memory.reserve=0", "sim.count=1", "sim.memory=64M",
+                          environment=environment(rest=3000 * slowness()))
+    key = f"gpu.budget.{devices(daemon)['sim:0']['uuid']}"
+
+    def set_to(text):
+        done = ctl(daemon, "budget", "sim:0", text)
+        assert done.returncode == 0 and f"budget {text}" in done.stdout, done.stdout
+        return devices(daemon)["sim:0"]
+
+    assert ctl(daemon, "drain", "--device", "sim:0").returncode == 0
+    assert set_to("10.0M")["state"] == "unavailable"
+    with daemon.raw() as raw:
+        for words, budget in ({"value": "20M"}, 20), ({}, 64):
+            assert raw.call("config.set", {"key": key, **words})["applied"] == [key]
+            assert devices(daemon)["sim:0"]["budget"] == budget << 20
+        set_to("10.0M")
+        raw.call("drain", {"on": False})
+    wait_ok(daemon)
+    assert devices(daemon)["sim:0"]["budget"] == 10 << 20
+    os.kill(devices(daemon)["sim:0"]["pid"], signal.SIGKILL)
+    wait_until(lambda: state(daemon) == "lost", SLOW)
+    assert set_to("12.0M")["state"] == "lost"
+    wait_ok(daemon)
+    assert devices(daemon)["sim:0"]["budget"] == 12 << 20
