@@ -149,6 +149,7 @@ uint64_t daemon_step(struct daemon *daemon, struct core_event *event)
 	}
 	daemon->n_following = 0;
 	recall_look(daemon);
+	workers_notice_step(daemon);
 	alarm_set(daemon);
 	if (daemon->server != NULL) {
 		server_flush(daemon->server); /* may step again: clients that are gone */

@@ -567,22 +567,25 @@ static void on_look_due(uv_timer_t *timer)
 	}
 }
 
+/* In the next turn of the loop: this one may be in the midst of something. */
+void workers_notice_step(struct daemon *daemon)
+{
+	struct workers *workers = daemon->workers;
+
+	for (uint32_t i = 1; workers != NULL && !workers->is_stopped && i < daemon->n_devices;
+	     i++) {
+		struct worker *worker = &workers->workers[i];
+
+		if (daemon->devices[i].state == DEVICE_STATE_OK && !worker->has_hung_up &&
+		    !worker->is_looking && is_draining(worker) && holds_nothing(worker)) {
+			(void)uv_timer_start(&worker->timer, on_look_due, 0, 0);
+		}
+	}
+}
+
 static bool is_other_card(const struct known_device *device, const struct device_info *info)
 {
 	return device->info.uuid[0] != '\0' && strcmp(device->info.uuid, info->uuid) != 0;
-}
-
-/* "all" or a list of UUIDs. */
-static bool is_wanted(const struct config *config, const struct known_device *device,
-		      const struct device_info *info)
-{
-	const char *list = config->gpu_devices;
-	const char *found = strstr(list, info->uuid);
-	size_t size = strlen(info->uuid);
-
-	return strncmp(device->name, "sim:", 4) == 0 || strcmp(list, "all") == 0 ||
-	       (found != NULL && size > 0 && (found == list || strchr(", ", found[-1]) != NULL) &&
-		(found[size] == '\0' || strchr(", ", found[size]) != NULL));
 }
 
 static void be_there(struct worker *worker, const struct device_info *info)
@@ -600,10 +603,10 @@ static void be_there(struct worker *worker, const struct device_info *info)
 		       device->pid);
 	set_state(worker, DEVICE_STATE_OK, "");
 	log_device(LOG_LEVEL_INFO, worker, text);
+	look_later(worker); /* or sooner, by what the steps bring */
 	tell_budget(worker->daemon, worker->device);
 	(void)daemon_step(worker->daemon, &event);
 	persist_come_back(worker->daemon);
-	look_later(worker);
 }
 
 static void on_opened(struct daemon *daemon, struct errand *errand)
@@ -617,7 +620,7 @@ static void on_opened(struct daemon *daemon, struct errand *errand)
 		(void)err_set(&look->err, WIRE_DEVICE_LOST,
 			      "it is another card by now: %s, and was %s; restart the daemon",
 			      look->info.uuid, device->info.uuid);
-	} else if (look->code == 0 && !is_wanted(daemon->config, device, &look->info)) {
+	} else if (look->code == 0 && !workers_is_wanted(daemon->config, device, &look->info)) {
 		worker->is_unwanted = true;
 		(void)err_set(&look->err, WIRE_NOT_ALLOWED, "gpu.devices does not name %s",
 			      look->info.uuid);

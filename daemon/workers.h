@@ -60,6 +60,8 @@ void workers_apply_config(struct daemon *daemon);
 /* The worker of a draining device that holds nothing ends, so that the driver can be replaced, and
  * none is begun for it until it takes loads again. After a change of either. */
 void workers_apply_drain(struct daemon *daemon);
+/* After a step: with it the last may have ended that a draining device had to hold. */
+void workers_notice_step(struct daemon *daemon);
 
 /*
  * Has the machine slept since this was last asked? Unless NVIDIA's driver keeps what lies on cards

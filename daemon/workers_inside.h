@@ -57,6 +57,10 @@ int workers_spawn(struct workers *workers, uv_process_t *process, const char *na
 /* In words: how a process ended. */
 void workers_describe_end(int64_t status, int number, char *ret, size_t size);
 
+/* By gpu.devices: "all" or a list of UUIDs. */
+bool workers_is_wanted(const struct config *config, const struct known_device *device,
+		       const struct device_info *info);
+
 void worker_begin(struct worker *worker);
 
 /* How long the machine has slept since it was started. */

@@ -191,6 +191,18 @@ static bool workers_add(struct daemon *daemon, const char *name)
 
 /* ---- which cards there are ---- */
 
+bool workers_is_wanted(const struct config *config, const struct known_device *device,
+		       const struct device_info *info)
+{
+	const char *list = config->gpu_devices;
+	const char *found = strstr(list, info->uuid);
+	size_t size = strlen(info->uuid);
+
+	return strncmp(device->name, "sim:", 4) == 0 || strcmp(list, "all") == 0 ||
+	       (found != NULL && size > 0 && (found == list || strchr(", ", found[-1]) != NULL) &&
+		(found[size] == '\0' || strchr(", ", found[size]) != NULL));
+}
+
 bool workers_find(const struct daemon *daemon, const char *uuid, uint32_t *ret_device)
 {
 	for (uint32_t i = 1; i < daemon->n_devices; i++) {

@@ -580,3 +580,34 @@ def test_a_budget_set_while_the_device_is_away_is_told_at_once_and_kept(start_da
     assert set_to("12.0M")["state"] == "lost"
     wait_ok(daemon)
     assert devices(daemon)["sim:0"]["budget"] == 12 << 20
+
+
+def test_a_draining_device_is_let_go_of_when_the_last_room_there_is_given_back(start_daemon):
+    daemon = start_daemon("memory.ram=64M", "memory.reserve=0", "sim.count=1", "sim.memory=64M",
+                          environment=environment(look=600_000))
+    with daemon.raw() as raw:
+        def reserve(holder, **more):
+            wait_ok(daemon)
+            token = holder.call("reserve", {"device": "sim:0", "bytes": 1 << 20, **more})["token"]
+            raw.call("drain", {"device": "sim:0", "on": True})
+            device = devices(daemon)["sim:0"]
+            assert device["state"] == "ok" and device["reserved"] == 1 << 20
+            return token
+
+        def end():
+            wait_until(lambda: state(daemon) == "unavailable", SLOW, "its being let go of")
+            wait_until(lambda: not children(daemon.pid), SLOW, "no worker")
+            raw.call("drain", {"device": "sim:0", "on": False})
+
+        raw.call("release", {"token": reserve(raw)})
+        end()
+        with daemon.raw() as other:
+            reserve(other)
+        end()
+        reserve(raw, ttl_ms=1000 * slowness())
+        end()
+        wait_ok(daemon)
+        raw.call("drain", {"device": "sim:0", "on": True})
+        raw.call("drain", {"device": "sim:0", "on": False})
+        raw.call("drain", {"device": "sim:0", "on": True})  # most likely while it is begun
+        end()
