@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Python surface against a real daemon: bytes, copy-on-write, lifetimes, errors."""
 
+import gc
 import os
 import shutil
 import signal
@@ -12,8 +13,8 @@ import types
 
 import pytest
 from conftest import (
-    DTYPE_BITS, ROOT, make_safetensors, make_sparse_model, pattern, run_python, tensor_bytes,
-    wait_until,
+    DTYPE_BITS, ROOT, list_fds, make_safetensors, make_sparse_model, pattern, run_python,
+    tensor_bytes, wait_until,
 )
 
 GONE = "/no/such/file.safetensors"
@@ -178,6 +179,14 @@ def test_the_lease_ends_with_the_last_array(connect, daemon, make_model):
     weights.close()
     assert leases(daemon) == 1
     del view
+    wait_until(lambda: leases(daemon) == 0, what="the lease's end")
+
+
+def test_an_exception_after_dlpack_is_raised_and_the_lease_ends(connect, daemon, make_model):
+    np = pytest.importorskip("numpy")
+    with connect().open(make_model()) as weights:
+        with pytest.raises(ValueError, match="cannot reshape"):
+            np.from_dlpack(weights["t.0"]).reshape(7)
     wait_until(lambda: leases(daemon) == 0, what="the lease's end")
 
 
@@ -423,6 +432,89 @@ def test_closing_while_another_thread_waits_ends_its_call(daemon, distorch):
     d.close()
     thread.join(30)
     assert not thread.is_alive() and caught == ["no-connection"]
+
+
+def sockets():
+    return sum("socket:" in link for link in list_fds("self"))
+
+
+def test_close_has_ended_the_connection_when_it_returns(daemon, distorch, make_model):
+    path, before = make_model(), sockets()
+    d = distorch.connect(str(daemon.socket))
+    w = d.open(path)
+    w.on_recall(print)
+    time.sleep(0.05)  # its thread waits
+    assert sockets() == before + 1
+    d.close()
+    assert sockets() == before
+
+
+def test_a_callback_closes_its_connection(daemon, connect, distorch, make_model):
+    d, other = distorch.connect(str(daemon.socket)), connect()
+    w = d.open(make_model())
+    w.on_recall(lambda event: (w.close(), d.close()))
+    report = other.unload("model", recall=20)
+    assert [outcome.name for outcome in report.unloaded] == ["model.safetensors"]
+    wait_until(lambda: "closed" in repr(d), what="the end of the connection")
+
+
+def test_what_a_callback_raises_goes_to_the_hook_and_others_are_heard(
+        connect, make_model, monkeypatch):
+    heard, raised = [], []
+    monkeypatch.setattr(threading, "excepthook", lambda what: raised.append(what.exc_type))
+    w = connect().open(make_model())
+
+    def leave(event):
+        heard.append(event)
+        raise SystemExit(1)
+
+    w.on_recall(leave)
+    del leave
+    gc.collect()  # who asked holds it as long as he lives
+    for count in (1, 2):
+        connect().unload("model", recall=0.1)
+        wait_until(lambda: len(heard) == count, what="the recall")
+        wait_until(lambda: raised == [SystemExit] * count, what="the hook")
+
+
+def test_weights_that_their_own_callback_names_go_with_the_last_reference(
+        connect, daemon, make_model):
+    d = connect()
+
+    def use(path):
+        w = d.open(path)
+        w.on_recall(lambda event: w.close())
+        assert leases(daemon) == 1
+
+    use(make_model())
+    gc.collect()
+    wait_until(lambda: leases(daemon) == 0, what="the lease's end")
+
+
+FORKED = """
+import os, sys, distorch
+d = distorch.connect(sys.argv[1])
+w = d.open(sys.argv[2])
+w.on_recall(print)
+pid = os.fork()
+if pid:
+    os.waitpid(pid, 0)
+    sys.exit()
+mine = d.open(sys.argv[3])
+mine.on_recall(lambda event: mine.close())
+print("READY")
+sys.stdin.readline()
+d.close()
+print("closed")
+"""
+
+
+def test_a_forked_child_hears_its_own_recalls(connect, daemon, child, make_model):
+    parents, childs = make_model("parents.safetensors"), make_model("childs.safetensors", seed=2)
+    forked = child(FORKED, daemon.socket, parents, childs)
+    report = connect().unload("childs", recall=20)
+    assert [outcome.name for outcome in report.unloaded] == ["childs.safetensors"]
+    assert forked.ask() == "closed"
 
 
 @pytest.mark.fault("C07")

@@ -2,7 +2,6 @@
 """Memory as DLPack: the structure that consumers read, and how long the memory is held. What a
 card's memory looks like needs no card to be seen; who reads it is numpy, of the host's."""
 
-import ctypes
 import gc
 import sys
 import weakref
@@ -35,22 +34,55 @@ def test_numpy_reads_the_very_memory_and_holds_its_owner():
     assert is_there() is not None and array[1, 0] == 4
     del array
     gc.collect()
-    assert is_there() is None and not _dlpack._lent
+    assert is_there() is None
+
+
+def reshaped(exchange):
+    return np.from_dlpack(exchange).reshape(7)
+
+
+def typed(exchange):
+    return np.from_dlpack(exchange)  # numpy has no such type: it takes nothing
+
+
+@pytest.mark.parametrize("dtype, use, message", [
+    ("F32", reshaped, "cannot reshape"), ("BF16", typed, "Unsupported dtype")])
+def test_an_exception_of_the_consumer_is_raised_and_the_memory_let_go(dtype, use, message):
+    owner = Owner(np.zeros(12, dtype="float32"))
+    is_there = weakref.ref(owner)
+    exchange = _dlpack.Exchange(owner, owner.address, (12,), dtype, 48, (_dlpack.CPU, 0))
+    del owner
+    with pytest.raises((ValueError, RuntimeError, BufferError), match=message):
+        use(exchange)
+    del exchange
+    gc.collect()
+    assert is_there() is None
+
+
+def test_torch_serves_where_numpy_is_not_there(monkeypatch):
+    torch = pytest.importorskip("torch")
+    owner = Owner(np.arange(12, dtype="float32"))
+    is_there = weakref.ref(owner)
+    exchange = _dlpack.Exchange(owner, owner.address, (3, 4), "F32", 48, (_dlpack.CPU, 0))
+    del owner
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    tensor = torch.from_dlpack(exchange)
+    assert tensor.shape == (3, 4) and tensor[2, 3] == 11
+    with pytest.raises(RuntimeError, match="invalid for input of size 12"):
+        torch.from_dlpack(exchange).reshape(7)
+    del exchange, tensor
+    gc.collect()
+    assert is_there() is None
 
 
 def test_a_capsule_of_a_card_says_where_and_what():
     owner = object()
     capsule = _dlpack.capsule(owner, 0x7f0012340000, (2, 3), "BF16", 12, (_dlpack.CUDA, 1))
-    place = _dlpack._pointer(id(capsule), b"dltensor")
-    managed = _dlpack._Managed.from_address(place)
-    tensor = managed.tensor
+    tensor = _dlpack._Tensor.from_address(_dlpack._pointer(capsule, b"dltensor"))
     assert (tensor.data, tensor.device_type, tensor.device) == (0x7f0012340000, 2, 1)
     assert (tensor.rank, tensor.shape[0], tensor.shape[1]) == (2, 2, 3)
     assert (tensor.code, tensor.bits, tensor.lanes, tensor.offset) == (4, 16, 1, 0)
     assert not tensor.strides  # compact, in rows
-    assert place in _dlpack._lent
-    managed.deleter(ctypes.pointer(managed))
-    assert not _dlpack._lent
 
 
 def test_a_capsule_that_nobody_takes_lets_go():
@@ -62,7 +94,7 @@ def test_a_capsule_that_nobody_takes_lets_go():
     assert is_there() is not None
     del capsule
     gc.collect()
-    assert is_there() is None and not _dlpack._lent
+    assert is_there() is None
 
 
 @pytest.mark.parametrize("dtype, shape, nbytes, expected", [
@@ -81,4 +113,4 @@ def test_neither_a_copy_nor_another_device_is_made():
         exchange.__dlpack__(copy=True)
     with pytest.raises(BufferError, match="not on"):
         exchange.__dlpack__(dl_device=(_dlpack.CPU, 0))
-    assert exchange.__dlpack_device__() == (2, 0) and not _dlpack._lent
+    assert exchange.__dlpack_device__() == (2, 0)

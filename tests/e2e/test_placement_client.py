@@ -3,11 +3,13 @@
 import os
 import pathlib
 import re
+import signal
 import subprocess
+import time
 
 import distorch
 import pytest
-from conftest import BUILD, make_safetensors, wait_until
+from conftest import BUILD, HeldDaemon, make_safetensors, slowness, wait_until
 from test_ctl import ctl, ctl_json
 from test_top import top_on
 
@@ -88,9 +90,17 @@ def test_python_judges_the_words_of_a_placement(daemon, layers, connect):
             d.place("layers", "cpu", nosuch=1)
         with pytest.raises(ValueError):
             d.place("layers", "cpu", virtual_vram=-1)
-        with pytest.raises(distorch.Error) as failure:
-            d.place("layers")
-        assert failure.value.code == "bad-argument"
+        for call, name in (
+                (lambda: d.place("layers"), "allocation"), (lambda: d.plan("layers"), "allocation"),
+                (lambda: d.place("layers", ""), "allocation"),
+                (lambda: d.place("layers", " ; "), "allocation"),
+                (lambda: d.place("layers", virtual_vram=0), "allocation"),
+                (lambda: d.plan(blocks=[("a", 1)]), "allocation"),
+                (lambda: d.load(layers, to=""), "to"), (lambda: d.open(layers, to=" ;"), "to"),
+                (lambda: d.load(layers, allocation=""), "allocation")):
+            with pytest.raises(distorch.Error, match=f"{name} does not say where") as failure:
+                call()
+            assert failure.value.code == "bad-argument"
         with pytest.raises(distorch.Error) as failure:
             d.place("layers", "cpu", donors=["cpu"] * 17)
         assert failure.value.code == "too-many"
@@ -105,11 +115,14 @@ def test_python_judges_the_words_of_a_placement(daemon, layers, connect):
 MIB = 1 << 20
 
 
+CARDS = ("sim.count=2", "sim.memory=64M", "gpu.budget=100%", "memory.ram=256M",
+         "memory.reserve=0")
+
+
 @pytest.fixture
 def cards(start_daemon):
     """A daemon with two simulated cards of 64 MiB."""
-    return start_daemon("sim.count=2", "sim.memory=64M", "gpu.budget=100%", "memory.ram=256M",
-                        "memory.reserve=0")
+    return start_daemon(*CARDS)
 
 
 @pytest.fixture
@@ -294,6 +307,84 @@ def test_a_recall_that_nobody_answers_names_the_holder(cards, twelve):
         report = d.unload("twelve", recall=0.2)
         assert [outcome.name for outcome in report.held] == ["twelve.safetensors"]
     wait_for_zero(cards)
+
+
+def test_a_recall_is_told_to_who_has_its_lease_now(start_daemon, twelve, layers):
+    """A lease that ended with the daemon keeps its number, and the next one gets the same."""
+    held = start_daemon(*CARDS, kind=HeldDaemon)
+    heard = []
+    with to(held) as d:
+        lost = d.open(twelve[0], to="sim:0")
+        lost.on_recall(lambda event: heard.append("lost"))
+        held.kill_daemon()
+
+        def again():
+            try:
+                return d.open(layers, to="sim:1")
+            except distorch.Error as failure:
+                assert failure.retryable, failure
+
+        w = wait_until(again, what="an open by the new daemon")
+        w.on_recall(lambda event: (heard.append("new"), w.close()))
+        with to(held) as other:
+            assert [one.name for one in other.unload("layers", recall=20).unloaded] == \
+                ["layers.safetensors"]
+        assert heard == ["new"]
+        lost.close()
+
+
+INTERRUPTED = """
+import sys, distorch
+calls = {
+    "place": lambda d: d.place("twelve", "sim:0"),
+    "reserve": lambda d: d.reserve("sim:0", 60 << 20, recall=30),
+    "unload": lambda d: d.unload("twelve", recall=30),
+}
+with distorch.connect(sys.argv[1]) as d:
+    print("READY")
+    try:
+        calls[sys.argv[2]](d)
+    except KeyboardInterrupt:
+        print("interrupted")
+    sys.stdin.readline()
+    d.ping()
+    print("usable")
+    sys.stdin.readline()
+"""
+
+
+def interrupt(victim):
+    victim.signal(signal.SIGINT)
+    begun = time.monotonic()
+    assert victim.process.stdout.readline() == "interrupted\n"
+    assert time.monotonic() - begun < 15, "it is raised before what it waits for has come"
+
+
+def test_ctrl_c_cancels_a_move(start_daemon, child, twelve):
+    slow = start_daemon(*CARDS, "sim.link=2M")
+    with to(slow) as d:
+        d.load(twelve[0])
+        victim = child(INTERRUPTED, slow.socket, "place")
+        wait_until(lambda: d.devices()[1].used, what="a move on its way")
+        interrupt(victim)
+        assert victim.ask() == "usable"
+        assert [place.device for place in d.show("twelve").model.where] == ["cpu"]
+        wait_until(lambda: not d.devices()[1].used, 20 * slowness(), "the end of its room")
+
+
+@pytest.mark.parametrize("verb", ["reserve", "unload"])
+def test_ctrl_c_ends_the_wait_for_those_who_are_asked(cards, child, twelve, verb):
+    heard = []
+    with to(cards) as d, d.open(twelve[0], to="sim:0") as w:
+        w.on_recall(heard.append)
+        victim = child(INTERRUPTED, cards.socket, verb)
+        wait_until(lambda: heard, what="the recall")
+        interrupt(victim)
+        w.close()
+        if verb == "reserve":
+            wait_until(lambda: d.events(types="evicted"), what="the room")
+            wait_until(lambda: not d.devices()[1].reserved, what="its end")
+        assert victim.ask() == "usable"
 
 
 def test_the_live_view_has_each_card(cards, twelve):

@@ -28,36 +28,8 @@ class _Tensor(ctypes.Structure):
     ]
 
 
-class _Managed(ctypes.Structure):
-    pass
-
-
-_DELETER = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Managed))
-_Managed._fields_ = [("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _DELETER)]
-
-_DESTRUCTOR = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
-_new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, _DESTRUCTOR)(
-    ("PyCapsule_New", ctypes.pythonapi))
-_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
-    ("PyCapsule_IsValid", ctypes.pythonapi))
-_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi))
-
-# What is handed out, by its address: the structure with all it points to, and who owns the memory.
-_lent = {}
-
-
-def _delete(managed):
-    _lent.pop(ctypes.addressof(managed.contents), None)
-
-
-def _destroy(capsule):  # one that nobody took: who takes it gives it another name
-    if _is_valid(capsule, _NAME):
-        _lent.pop(_pointer(capsule, _NAME), None)
-
-
-_delete_callback = _DELETER(_delete)
-_destroy_callback = _DESTRUCTOR(_destroy)
 
 
 def form(shape, dtype, nbytes):
@@ -71,21 +43,32 @@ def form(shape, dtype, nbytes):
     return ((*shape[:-1], nbytes // rows if rows else 0), *_TYPES["U8"])
 
 
+def _lend(anchor):
+    """A capsule of the byte `anchor`, which holds that until its consumer is done with it."""
+    try:
+        import numpy
+    except ImportError:
+        import torch
+
+        return torch.frombuffer(anchor, dtype=torch.uint8).__dlpack__()
+    return numpy.frombuffer(anchor, "uint8").__dlpack__()
+
+
 def capsule(owner, address, shape, dtype, nbytes, device=(CUDA, 0)):
     """A capsule "dltensor" of memory that stays as long as `owner` does; it is held until the
-    consumer is done with it, or the capsule goes without having been taken."""
+    consumer is done with it, or the capsule goes without having been taken.
+
+    Consumers let go while an exception of theirs is on its way, and no callback in Python may run
+    then: ctypes would lose that exception. So numpy or torch lends a byte, with the callbacks
+    that it has in C, and what the capsule says of the byte is replaced."""
     shape, code, bits = form(shape, dtype, nbytes)
     sizes = (ctypes.c_int64 * max(len(shape), 1))(*shape)
-    managed = _Managed(
-        _Tensor(address, device[0], device[1], len(shape), code, bits, 1, sizes, None, 0), None,
-        _delete_callback)
-    place = ctypes.addressof(managed)
-    _lent[place] = (managed, sizes, owner)
-    try:
-        return _new(place, _NAME, _destroy_callback)
-    except BaseException:
-        _lent.pop(place, None)
-        raise
+    anchor = (ctypes.c_ubyte * 1)()
+    anchor.held = (owner, sizes)
+    lent = _lend(anchor)
+    said = _Tensor(address, *device, len(shape), code, bits, 1, sizes, None, 0)
+    ctypes.memmove(_pointer(lent, _NAME), ctypes.byref(said), ctypes.sizeof(said))
+    return lent
 
 
 class Exchange:

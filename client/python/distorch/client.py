@@ -2,8 +2,10 @@
 """A connection to distorchd."""
 
 import collections
+import concurrent.futures
 import contextlib
 import ctypes
+import itertools
 import os
 import sys
 import threading
@@ -30,7 +32,8 @@ def last_error(pointer):
 def connect(path=None, *, client=None, label=None, timeout=None, devices=()):
     """Connect to the daemon at `path` (None: $DISTORCH_SOCKET, the user's, then the system's).
     `client` is "name/version" of the program, `label` how listings call this connection.
-    `timeout` in seconds (None, 0: 30) bounds every call but load and verify. `devices`: the UUIDs
+    `timeout` in seconds (None, 0: 30) bounds every call but load, open, place, reserve, verify and
+    unload with `recall`: these wait as long as the daemon answers at all. `devices`: the UUIDs
     of those that this process sees, in the order in which it counts them, as torch does; then
     cuda:0 in what it asks for is the first card of these. Answers name devices as the daemon does.
 
@@ -64,16 +67,20 @@ def _policy(pin=None, keep=None, ttl=None, priority=None, duration=None):
 _PLACEMENT = ("compute", "virtual_vram", "donors", "strategy", "granularity")
 
 
-def _place_into(options, allocation, more):
-    """Where blocks go, in the structure of a load or a placement."""
+def _place_into(options, allocation, more, name="allocation", must_say=True):
+    """Where blocks go, in the structure of a load or a placement; `name` is the allocation's."""
     unknown = set(more) - set(_PLACEMENT)
     if unknown:
         raise TypeError(f"there is no option {', '.join(sorted(unknown))}")
-    options.allocation = given.optional_text("allocation", allocation)
+    options.allocation = given.optional_text(name, allocation)
     for member in ("compute", "strategy", "granularity"):
         setattr(options, member, given.optional_text(member, more.get(member)))
     virtual_vram = more.get("virtual_vram")
     options.virtual_vram = 0 if virtual_vram is None else given.size("virtual_vram", virtual_vram)
+    is_blank = must_say if allocation is None else not options.allocation.strip(b" ;")
+    if is_blank and options.virtual_vram == 0:
+        raise results.Error("bad-argument", f"{name} does not say where the blocks are to go",
+                            'say it as "cuda:0,6gb;cpu,*" or "auto", or say virtual_vram')
     donors = more.get("donors")
     options.donors, options.n_donors = given.texts("donors", () if donors is None else donors)
     return options
@@ -117,17 +124,62 @@ def _watch(function, raised):
         yield 1
 
 
+def _in_main_thread():
+    return threading.current_thread() is threading.main_thread()
+
+
+def _interruptibly(call, cancel=None, undo=None):
+    """What `call` returns. Python handles signals in the main thread and not while that waits in
+    C: there, another thread makes the call. One that is interrupted is ended by `cancel`; where
+    there is none it goes on alone. `undo` gets what it returns, which nobody else will."""
+    if not _in_main_thread():
+        return call()
+    future = concurrent.futures.Future()
+
+    def work():
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(call())
+        except BaseException as failure:  # for who waits
+            future.set_exception(failure)
+
+    try:
+        threading.Thread(target=work, daemon=True, name="distorch-call").start()
+        return future.result()
+    except BaseException:
+        if not future.cancel():  # it has begun
+            if undo is not None:
+                future.add_done_callback(lambda _: future.exception() or undo(future.result()))
+            while cancel is not None and not future.done():
+                cancel()  # again and again: it may come before the call
+                concurrent.futures.wait([future], _EVENT_SLICE_MS / 1000)
+        raise
+
+
+class _Recall:
+    """What on_recall asked for. Its weights own it and the connection refers to it weakly: the
+    callback may hold the weights, and then all three go together."""
+
+    def __init__(self, lease, epoch, callback):
+        self.lease = weakref.ref(lease)
+        self.epoch = epoch  # of the daemon's life that gave the lease
+        self.callback = callback
+
+    def is_of(self, number):
+        lease = self.lease()
+        return lease is not None and lib.library().weights_lease(lease.pointer) == number
+
+
 class Connection:
     """A connection; safe to use from several threads at once."""
 
     def __init__(self, path=None, *, client=None, label=None, timeout=None, devices=()):
-        self._lock = threading.Lock()
-        self._running = 0
         self._closing = False
         self._pointer = None
-        self._recalls = {}  # weakref of a lease: callback
-        self._listens = False  # a thread waits for recalls
-        self._unheard = collections.deque()  # recalls that are next_event's
+        self._running = []  # who makes calls: identities of threads
+        self._tags = itertools.count(1)
+        self._begin()
         self._library = lib.library()
         options = lib.OPTIONS(client=given.optional_text("client", client),
                               label=given.optional_text("label", label),
@@ -139,6 +191,17 @@ class Connection:
         if self._library.open(path, byref(options), byref(pointer)) < 0:
             raise last_error(None)
         self._pointer = pointer
+
+    def _begin(self):
+        """What starts afresh in a forked child: there the other threads are not, and the leases
+        are the parent's."""
+        self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)  # a call has ended
+        self._running = [thread for thread in self._running if thread == threading.get_ident()]
+        self._recalls = weakref.WeakSet()
+        self._listener = None  # the thread that waits for recalls
+        self._unheard = collections.deque()  # recalls that are next_event's
+        _connections.add(self)
 
     def _default_path(self):
         found = ctypes.create_string_buffer(_PATH_SIZE)
@@ -161,17 +224,32 @@ class Connection:
     def close(self):
         """End the connection. Calls that other threads have running are cancelled or end first;
         weights and arrays stay as they are."""
+        me = threading.get_ident()
         with self._lock:
-            pointer = self._pointer
-            if pointer is None or self._closing:
+            if self._pointer is None or self._closing:
                 return
             self._closing = True
-            if self._running == 0:
-                self._pointer = None
-        if self._pointer is None:
-            self._library.close(pointer)
-        else:
-            self._library.cancel(pointer, 0)
+            listener = self._listener and self._listener.ident
+            must_cancel = any(thread != listener for thread in self._running)
+            self._running.append(me)
+        try:
+            if must_cancel:
+                self._library.cancel(self._pointer, 0)
+            with self._lock:  # where the interpreter ends, a thread may never leave
+                self._left.wait_for(lambda: listener == me or listener not in self._running,
+                                    _QUIET_SLICE_MS / 1000)
+        finally:
+            self._leave()
+
+    def _leave(self):
+        """The end of a call; of the last one once the connection was closed, that of both."""
+        with self._lock:
+            self._running.remove(threading.get_ident())
+            self._left.notify_all()
+            if not self._closing or self._running:
+                return
+            pointer, self._pointer = self._pointer, None
+        self._library.close(pointer)
 
     @contextlib.contextmanager
     def _use(self):
@@ -179,18 +257,12 @@ class Connection:
         with self._lock:
             if self._pointer is None or self._closing:
                 raise results.Error("no-connection", "the connection was closed")
-            self._running += 1
+            self._running.append(threading.get_ident())
             pointer = self._pointer
         try:
             yield pointer
         finally:
-            with self._lock:
-                self._running -= 1
-                is_last = self._closing and self._running == 0
-                if is_last:
-                    self._pointer = None
-            if is_last:
-                self._library.close(pointer)
+            self._leave()
 
     def _call(self, name, *arguments):
         with self._use() as pointer:
@@ -247,15 +319,14 @@ class Connection:
                 policy.said &= ~bit
         options = lib.LOAD_OPTIONS(policy=policy)
         options.no_wait = not given.flag("wait", more.pop("wait", True))
-        if more.get("to") is not None:
-            if more.get("allocation") is not None:
-                raise TypeError("to and allocation are one option: say one of them")
-            more["allocation"] = more["to"]
-        more.pop("to", None)
+        to, allocation = more.pop("to", None), more.pop("allocation", None)
+        if to is not None and allocation is not None:
+            raise TypeError("to and allocation are one option: say one of them")
         for member in ("name", "format", "backing"):
             setattr(options, member, given.optional_text(member, more.pop(member, None)))
-        _place_into(options, more.pop("allocation", None),
-                    {name: more.pop(name) for name in _PLACEMENT if name in more})
+        _place_into(options, allocation if to is None else to,
+                    {name: more.pop(name) for name in _PLACEMENT if name in more},
+                    "allocation" if to is None else "to", must_say=False)
         if more:
             raise TypeError(f"load has no option {', '.join(sorted(more))}")
         return options
@@ -306,14 +377,22 @@ class Connection:
         `allocation` is a string as "cuda:0,6gb;cpu,*", "cuda:1" or "auto"; options: compute (a
         device), virtual_vram (bytes that live off it) and donors (devices that take them),
         strategy ("contiguous", "spread"), granularity ("block", "tensor"). Weights that are
-        attached stay as they are."""
+        attached stay as they are. KeyboardInterrupt cancels it."""
         options = _place_into(lib.PLACEMENT(), allocation, more)
 
         def read(found):
             moved = lib.values(found)
             return results.Moved(**moved.pop("model"), **moved)
 
-        return self._ask("place", lib.MOVED, read, given.text("model", model), byref(options))
+        name = given.text("model", model)
+        options.tag = next(self._tags)
+        return _interruptibly(
+            lambda: self._ask("place", lib.MOVED, read, name, byref(options)),
+            cancel=lambda: self._cancel(options.tag))
+
+    def _cancel(self, tag):
+        with contextlib.suppress(results.Error):  # nothing runs, or not yet
+            self._call("cancel", tag)
 
     def plan(self, model=None, allocation=None, *, blocks=None, **more):
         """What place would do, as a Plan; changes nothing. Options as for place.
@@ -333,12 +412,17 @@ class Connection:
         """Room on a device for what the daemon knows nothing of; returns a Reservation, which a
         `with` block ends. What nobody uses is evicted for it and comes back afterwards. `ttl`:
         it ends by itself after so many seconds; `recall`: ask those who lease something there to
-        let it go, and wait so many seconds for them."""
+        let it go, and wait so many seconds for them. KeyboardInterrupt is raised at once; the
+        daemon may still ask and evict, and room that comes of it is given back."""
         options = lib.RESERVE_OPTIONS(ttl_ms=given.ms("ttl", ttl),
                                       recall_ms=given.ms("recall", recall))
-        found = self._ask("reserve", lib.RESERVATION, lib.values, given.text("device", device),
-                          given.size("bytes", bytes), byref(options))
-        return Reservation(self, device, bytes, **found)
+        name, size = given.text("device", device), given.size("bytes", bytes)
+
+        def call():
+            found = self._ask("reserve", lib.RESERVATION, lib.values, name, size, byref(options))
+            return Reservation(self, device, bytes, **found)
+
+        return _interruptibly(call, undo=Reservation.release)
 
     def unload(self, *models, names=(), under=None, device=None, idle=None, not_kept=False,
                mine=False, all=False, recall=None):
@@ -347,7 +431,8 @@ class Connection:
         `models` are names, ids or paths, `names` patterns such as "*.vae.safetensors" (a single
         string is one pattern), `under` a folder; not used for `idle` seconds; `not_kept` leaves
         what is kept or pinned; `mine` means models that this user has a wish or lease on;
-        `recall` asks those who use one to let it go, and waits so many seconds for them."""
+        `recall` asks those who use one to let it go, and waits so many seconds for them;
+        KeyboardInterrupt is raised at once then, and the daemon goes on with it."""
         select = lib.SELECT(under=given.optional_text("under", under),
                             device=given.optional_text("device", device),
                             idle_ms=given.ms("idle", idle),
@@ -358,7 +443,11 @@ class Connection:
             select.recall_ms = given.ms("recall", recall)
         select.models, select.n_models = given.model_texts(models)
         select.names, select.n_names = given.texts("names", names)
-        return self._ask_one("unload", lib.REPORT, results.Report, byref(select))
+
+        def call():
+            return self._ask_one("unload", lib.REPORT, results.Report, byref(select))
+
+        return call() if recall is None else _interruptibly(call)
 
     def set(self, model, *, pin=None, keep=None, ttl=None, priority=None, duration=None,
             label=None):
@@ -503,42 +592,56 @@ class Connection:
 
     # ---- recalls ----
 
-    def _on_recall(self, lease, callback):
+    def _on_recall(self, lease, epoch, callback):
+        recall = _Recall(lease, epoch, callback)
         with self._lock:
-            reference = weakref.ref(lease, self._forget)
-            self._recalls.pop(reference, None)
-            if callback is not None:
-                self._recalls[reference] = callback
-            must_start = bool(self._recalls) and not self._listens
-            self._listens = self._listens or must_start
-        if must_start:
-            threading.Thread(target=_listen, args=(weakref.ref(self),), daemon=True,
-                             name="distorch-recalls").start()
+            self._recalls.add(recall)
+            if self._listener is None:
+                thread = threading.Thread(target=_listen, args=(weakref.ref(self),), daemon=True,
+                                          name="distorch-recalls")
+                thread.start()
+                self._listener = thread
+        return recall
 
-    def _forget(self, reference):
-        self._recalls.pop(reference, None)  # one step of the interpreter: no lock, collectors run here
+    def _epoch(self):
+        """Which life of the daemon's it is."""
+        try:
+            return self.server().epoch
+        except results.Error:
+            return None  # it is away
+
+    def _told_by(self, event):
+        """The callbacks for a recall. Weights whose lease ended with the daemon keep its number,
+        which another lease may have now: where one of this life has it, that is the one."""
+        with self._lock:
+            found = list(self._recalls)
+        found = [recall for recall in found if recall.is_of(event.lease)]
+        if len(found) > 1:
+            epoch = self._epoch()
+            found = [recall for recall in found if recall.epoch == epoch] or found
+        return [recall.callback for recall in found]
 
     def _tell(self, event):
         """Call who asked for the recalls of its lease; False: nobody did."""
-        for reference, callback in list(self._recalls.items()):
-            lease = reference()
-            if lease is None or self._library.weights_lease(lease.pointer) != event.lease:
-                continue
-            del lease  # what is called may want to be the last to let go of it
+        callbacks = self._told_by(event)
+        for callback in callbacks:
             try:
                 callback(event)
-            except Exception:
+            except BaseException as failure:
+                if isinstance(failure, KeyboardInterrupt) and _in_main_thread():
+                    raise  # next_event's, not the callback's
                 threading.excepthook(threading.ExceptHookArgs(
                     (*sys.exc_info(), threading.current_thread())))
-            return True
-        return False
+        return bool(callbacks)
 
     def _hear(self):
         """Wait a moment for a recall and tell of it. False: nobody asks for them any more."""
         with self._lock:
-            if not self._recalls or self._closing:
-                self._listens = False
+            recalls = list(self._recalls)  # where one ends now, it does so without the lock
+            if self._closing or not any(recall.lease() for recall in recalls):
+                self._listener = None
                 return False
+        del recalls
         try:
             event = self._ask_one("next_recall", lib.EVENT, results.Event, _EVENT_SLICE_MS)
         except results.Error as failure:
@@ -568,7 +671,7 @@ class Connection:
             with contextlib.suppress(IndexError):
                 return self._unheard.popleft()
             wait = _EVENT_SLICE_MS
-            if not self._recalls and threading.current_thread() is not threading.main_thread():
+            if not self._recalls and not _in_main_thread():
                 wait = _QUIET_SLICE_MS
             wait = wait if left is None else min(left, wait)
             try:
@@ -592,6 +695,15 @@ def _listen(reference):
         if connection is None or not connection._hear():
             return
         del connection
+
+
+def _after_fork():
+    for connection in list(_connections):
+        connection._begin()
+
+
+_connections = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Reservation:

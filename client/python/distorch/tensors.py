@@ -184,6 +184,8 @@ class Weights(Mapping):
         self._lease = lease
         self._index = None
         self._connection = connection
+        self._epoch = None if connection is None else connection._epoch()
+        self._recall = None  # what on_recall has asked for
         self.source = source
         self.id = library().weights_model(lease.pointer).decode()
         self.generation = library().weights_generation(lease.pointer)
@@ -206,11 +208,14 @@ class Weights(Mapping):
         """Have `callback` called with an Event when somebody waits for what these weights hold:
         `why`, `for_whom`, and `deadline_ms`, in which whoever waits gets an answer. Let go by
         dropping arrays and closing the weights; nobody can be made to. It is called by a thread
-        of the connection; what it raises goes to threading.excepthook. None takes it back."""
+        of the connection; what it raises goes to threading.excepthook. None takes it back, and so
+        does the end of this object, whatever arrays of it are left. After a fork it is the
+        parent's alone."""
         self._pointer()  # they are open
         if self._connection is None:
             raise ValueError("these weights only describe: nobody waits for them")
-        self._connection._on_recall(self._lease, callback)
+        self._recall = None if callback is None else \
+            self._connection._on_recall(self._lease, self._epoch, callback)
 
     def blocks(self):
         """The blocks of the model, in order, as Blocks."""
