@@ -106,6 +106,11 @@ int ctl_fail(struct ctl *ctl);
 int ctl_refuse(struct ctl *ctl, enum exit_status status, const char *word, const char *hint,
 	       const char *format, ...) __attribute__((format(printf, 5, 6)));
 
+/* Write what was printed; false: it cannot be, which the end of the program tells. */
+bool ctl_flush(void);
+/* For what ends by _exit: tell what could not be written. Returns the exit status then. */
+int ctl_end_output(int status);
+
 /* What Ctrl-C does now: end with 130 at once, end with 0 at once, or set ctl_interrupted (and
  * end with 130 when pressed again). */
 enum interrupt { INTERRUPT_FAILS, INTERRUPT_ENDS, INTERRUPT_IS_ASKED };

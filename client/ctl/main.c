@@ -461,7 +461,30 @@ int verb_print_help(struct ctl *ctl, const struct verb *verb)
 	return run_verb(ctl, verb, 2, words); /* argp prints it and ends the program */
 }
 
-/* ---- start ---- */
+/* ---- start and end ---- */
+
+bool ctl_flush(void)
+{
+	return fflush(stdout) == 0 && ferror(stdout) == 0;
+}
+
+int ctl_end_output(int status)
+{
+	if (ctl_flush()) {
+		return status;
+	}
+	(void)fprintf(stderr, "error: cannot write the output: %s\n", strerror(errno));
+	return status == EXIT_DONE ? EXIT_FAILED : status;
+}
+
+/* However it ends: argp ends it behind --help and --version. */
+static void on_end(int status, void *user)
+{
+	(void)user;
+	if (ctl_end_output(status) != status) {
+		_exit(EXIT_FAILED);
+	}
+}
 
 static void on_interrupt(int number)
 {
@@ -485,6 +508,7 @@ static void prepare(struct ctl *ctl)
 	}
 	(void)signal(SIGPIPE, SIG_DFL); /* "| head" ends us quietly */
 	(void)sigaction(SIGINT, &action, NULL);
+	(void)on_exit(on_end, NULL); /* without it a full disk is not told */
 	argp_err_exit_status = EXIT_USAGE;
 	ctl->is_tty = isatty(STDOUT_FILENO) != 0;
 	ctl->has_bar = isatty(STDERR_FILENO) != 0 && term != NULL && strcmp(term, "dumb") != 0;
@@ -578,9 +602,5 @@ int main(int argc, char **argv)
 	}
 	status = run_verb(&ctl, verb, argc, argv);
 	(void)distorch_close(ctl.c);
-	if (fflush(stdout) != 0 || ferror(stdout) != 0) {
-		(void)fprintf(stderr, "error: cannot write the output: %s\n", strerror(errno));
-		return status == EXIT_DONE ? EXIT_FAILED : status;
-	}
 	return status;
 }

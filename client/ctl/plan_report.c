@@ -239,6 +239,7 @@ static void print_moved(struct ctl *ctl, const struct plan_report *report)
 
 static int print_people(struct ctl *ctl, const struct plan_report *report)
 {
+	const char *slash = strrchr(report->model, '/');
 	bool is_quiet = ctl->arguments.is_quiet;
 	char name[512];
 	char size[24];
@@ -246,7 +247,8 @@ static int print_people(struct ctl *ctl, const struct plan_report *report)
 
 	if (!is_quiet) {
 		(void)printf("%s: %s in %llu block%s, computes on %s\n\n",
-			     safe_text(report->model, name, sizeof name),
+			     safe_text(slash == NULL ? report->model : slash + 1, name,
+				       sizeof name),
 			     size_text(ctl, report->bytes, size),
 			     (unsigned long long)report->n_blocks, report->n_blocks == 1 ? "" : "s",
 			     report->compute);

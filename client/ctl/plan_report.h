@@ -26,7 +26,7 @@ struct plan_report_block {
 
 /* All is borrowed. */
 struct plan_report {
-	const char *model;   /* for people */
+	const char *model;   /* for people: as it was said, a path is shown without its folder */
 	const char *compute; /* its label */
 	uint64_t bytes;
 	uint32_t n_devices, n_warnings;

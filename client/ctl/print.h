@@ -10,6 +10,8 @@
 /* verb_devices.c: a line each, with a bar. 'pinned' (0: not said) is of the first. */
 void print_devices(struct ctl *ctl, const struct distorch_device *const *devices, size_t n_devices,
 		   uint64_t pinned);
+/* verb_devices.c: NULL: 'word' is none of them, or several. */
+const struct distorch_device *device_find(const struct distorch_devices *devices, const char *word);
 /* verb_ps.c, verb_admin.c: a table. Each returns an exit status. */
 int print_models(struct ctl *ctl, const struct distorch_models *models);
 int print_clients(struct ctl *ctl, const struct distorch_clients *clients);

@@ -2,6 +2,8 @@
 /* Tables and JSON. See render.h. */
 #include "render.h"
 
+#include "base/utf8.h"
+
 #include <inttypes.h>
 #include <libsmartcols/libsmartcols.h>
 #include <stdio.h>
@@ -209,10 +211,35 @@ cJSON *json_new(void)
 	return object;
 }
 
+/* JSON is UTF-8, and a path may be anything: '?' for each other byte, as the daemon has it. */
+static cJSON *new_string(const char *text)
+{
+	char *clean = must(strdup(text));
+	const size_t size = strlen(clean);
+	cJSON *string;
+
+	for (size_t at = 0; at < size;) {
+		unsigned char *byte = (unsigned char *)&clean[at];
+		size_t step = *byte < 0x80 ? 1 : utf8_size(byte, size - at);
+
+		if (step == 0 || step == SIZE_MAX) {
+			*byte = '?';
+			step = 1;
+		}
+		at += step;
+	}
+	string = must(cJSON_CreateString(clean));
+	free(clean);
+	return string;
+}
+
 void json_add_text(cJSON *object, const char *key, const char *text)
 {
-	(void)must(text == NULL ? cJSON_AddNullToObject(object, key)
-				: cJSON_AddStringToObject(object, key, text));
+	if (text == NULL) {
+		(void)must(cJSON_AddNullToObject(object, key));
+	} else if (!cJSON_AddItemToObject(object, key, new_string(text))) {
+		(void)must(NULL);
+	}
 }
 
 void json_add_number(cJSON *object, const char *key, uint64_t number)
@@ -250,7 +277,7 @@ cJSON *json_add_item(cJSON *array)
 
 void json_add_string(cJSON *array, const char *text)
 {
-	if (!cJSON_AddItemToArray(array, must(cJSON_CreateString(text)))) {
+	if (!cJSON_AddItemToArray(array, new_string(text))) {
 		(void)must(NULL);
 	}
 }
@@ -270,11 +297,24 @@ static void print_indented(const char *text)
 	}
 }
 
+int json_print_line(FILE *out, cJSON *object)
+{
+	char *text = must(cJSON_PrintUnformatted(object));
+
+	(void)fputs(text, out);
+	cJSON_free(text);
+	cJSON_Delete(object);
+	return fputc('\n', out) == EOF ? EXIT_FAILED : EXIT_DONE;
+}
+
 int json_print(struct ctl *ctl, cJSON *object)
 {
-	char *text = must(ctl->arguments.output == OUTPUT_JSONL ? cJSON_PrintUnformatted(object)
-								: cJSON_Print(object));
+	char *text;
 
+	if (ctl->arguments.output == OUTPUT_JSONL) {
+		return json_print_line(stdout, object);
+	}
+	text = must(cJSON_Print(object));
 	print_indented(text);
 	cJSON_free(text);
 	cJSON_Delete(object);

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 /* What status and doctor say of a daemon that goes on without. */
 #define CONFIG_FAULT_TEXT "the configuration is broken, and an earlier one is used"
@@ -44,6 +45,7 @@ int sheet_print(struct ctl *ctl, struct sheet *sheet);
 
 /* A JSON object that begins with "schema": 1. Never NULL: without memory the program ends. */
 cJSON *json_new(void);
+/* Texts of any bytes: what is not UTF-8 is made so. */
 void json_add_text(cJSON *object, const char *key, const char *text);  /* null when absent */
 void json_add_number(cJSON *object, const char *key, uint64_t number); /* null when absent */
 void json_add_bool(cJSON *object, const char *key, bool value);
@@ -52,6 +54,7 @@ cJSON *json_add_item(cJSON *array); /* a new object in it */
 void json_add_string(cJSON *array, const char *text);
 /* Print on one line (jsonl) or indented, free it, and return 0. */
 int json_print(struct ctl *ctl, cJSON *object);
+int json_print_line(FILE *out, cJSON *object);
 
 cJSON *json_of_model(cJSON *object, const struct distorch_model *model);
 cJSON *json_of_outcome(cJSON *object, const struct distorch_outcome *outcome);
@@ -74,13 +77,17 @@ const char *ago_cell(const struct ctl *ctl, uint64_t ms, char buffer[32]);
 const char *time_text(uint64_t time_ms, bool has_date, char buffer[40]);
 const char *safe_text(const char *text, char *buffer, size_t buffer_size);
 const char *device_text(const char *device); /* "ram" for cpu: people's word */
+/* For cells of a table: people's word, and in CSV the name that JSON has. */
+const char *device_cell(const struct ctl *ctl, const char *device);
 /* "cuda:0 (RTX 4090, PCI 01:00)", as far as it is known. Not yet harmless. */
 const char *device_label(const struct distorch_device *device, char *buffer, size_t buffer_size);
 
 /* "ram", "cuda:0 62% + ram 38%" */
-const char *where_text(const struct distorch_model *model, char *buffer, size_t buffer_size);
+const char *where_text(const struct ctl *ctl, const struct distorch_model *model, char *buffer,
+		       size_t buffer_size);
 /* The same, or how far it is loaded, or its state where it is nowhere. */
-const char *where_now_text(const struct distorch_model *model, char *buffer, size_t buffer_size);
+const char *where_now_text(const struct ctl *ctl, const struct distorch_model *model, char *buffer,
+			   size_t buffer_size);
 /* "50.0M stay on sim:0 until python3 (PID 812) lets go": of generations before; "": nothing. */
 const char *older_text(const struct ctl *ctl, const struct distorch_model *model, char *buffer,
 		       size_t buffer_size);

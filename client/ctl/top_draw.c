@@ -299,7 +299,7 @@ static void draw_model(const struct top *top, int row, int columns, const int wi
 
 	(void)safe_text(model->name != NULL ? model->name : "(another user's)", name, sizeof name);
 	(void)size_text(top->ctl, model->bytes, size);
-	(void)safe_text(where_now_text(model, words, sizeof words), where, sizeof where);
+	(void)safe_text(where_now_text(top->ctl, model, words, sizeof words), where, sizeof where);
 	(void)safe_text(users_text(model, words, sizeof words), users, sizeof users);
 	if (model->last_used_ms < MS_PER_S) {
 		(void)snprintf(last, sizeof last, "now");

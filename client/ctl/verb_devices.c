@@ -8,7 +8,8 @@
 #include <string.h>
 #include <strings.h>
 
-#define BAR_WIDTH 18
+#define BAR_WIDTH  18
+#define LEAST_UUID 8 /* letters of one, as in allocations */
 
 static void print_device(struct ctl *ctl, const struct distorch_device *device, uint64_t pinned)
 {
@@ -109,7 +110,8 @@ static void add_row(const struct ctl *ctl, struct sheet *sheet,
 	char temperature[24];
 	char xid[24];
 	const char *cells[] = {
-		device_label(device, label, sizeof label),
+		ctl->arguments.output == OUTPUT_CSV ? device->name
+						    : device_label(device, label, sizeof label),
 		state_text(device, state),
 		size_cell(ctl, device->total, sizes[0]),
 		size_cell(ctl, device->budget, sizes[1]),
@@ -171,47 +173,77 @@ static void print_one(const struct ctl *ctl, const struct distorch_device *devic
 	}
 }
 
-/* "ram" and "host" are cpu; a UUID, and a card's own name, where only one is called so. */
-static const struct distorch_device *find_device(const struct distorch_devices *devices,
-						 const char *word)
+/* How well a word names a device, the best last. */
+enum match { MATCH_NONE, MATCH_PRODUCT, MATCH_UUID, MATCH_NAME };
+
+/* "ram" and "host" are cpu; a UUID or its beginning; a card's own name. */
+static enum match match_of(const struct distorch_device *device, const char *word)
 {
-	const struct distorch_device *found = NULL;
-	size_t n_found = 0;
+	const size_t size = strlen(word);
 
 	if (strcasecmp(word, "ram") == 0 || strcasecmp(word, "host") == 0) {
 		word = "cpu";
 	}
-	for (size_t i = 0; i < devices->n_devices; i++) {
-		const struct distorch_device *device = devices->devices[i];
+	if (strcasecmp(device->name, word) == 0) {
+		return MATCH_NAME;
+	}
+	if (device->uuid != NULL && size >= LEAST_UUID &&
+	    strncasecmp(device->uuid, word, size) == 0) {
+		return MATCH_UUID;
+	}
+	return device->product != NULL && strcasecmp(device->product, word) == 0 ? MATCH_PRODUCT
+										 : MATCH_NONE;
+}
 
-		if (strcasecmp(device->name, word) == 0 ||
-		    (device->uuid != NULL && strcasecmp(device->uuid, word) == 0)) {
-			return device;
-		}
-		if (device->product != NULL && strcasecmp(device->product, word) == 0) {
-			found = device;
+static enum match best_match(const struct distorch_devices *devices, const char *word)
+{
+	enum match best = MATCH_NONE;
+
+	for (size_t i = 0; i < devices->n_devices; i++) {
+		enum match match = match_of(devices->devices[i], word);
+
+		best = match > best ? match : best;
+	}
+	return best;
+}
+
+const struct distorch_device *device_find(const struct distorch_devices *devices, const char *word)
+{
+	const enum match best = best_match(devices, word);
+	const struct distorch_device *found = NULL;
+	size_t n_found = 0;
+
+	for (size_t i = 0; best != MATCH_NONE && i < devices->n_devices; i++) {
+		if (match_of(devices->devices[i], word) == best) {
+			found = devices->devices[i];
 			n_found++;
 		}
 	}
 	return n_found == 1 ? found : NULL;
 }
 
+/* With those that it may be, or all there are. */
 static int refuse_device(struct ctl *ctl, const struct distorch_devices *devices, const char *word)
 {
+	const enum match best = best_match(devices, word);
 	char there[512] = "";
-	char name[64];
-	char safe[256];
+	size_t n_there = 0;
 	size_t used = 0;
 
 	for (size_t i = 0; i < devices->n_devices; i++) {
-		text_append(there, sizeof there, &used, "%s%s", i == 0 ? "" : ", ",
-			    safe_text(device_text(devices->devices[i]->name), name, sizeof name));
+		if (match_of(devices->devices[i], word) == best) {
+			text_append(there, sizeof there, &used, "%s%s", n_there++ == 0 ? "" : ", ",
+				    device_text(devices->devices[i]->name));
+		}
+	}
+	if (best != MATCH_NONE) {
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", "say which by its name or UUID",
+				  "%zu devices are a \"%s\": %s", n_there, word, there);
 	}
 	return ctl_refuse(ctl, EXIT_NO_SUCH_MODEL, "not-found",
 			  "see what there is: distorchctl devices",
-			  "there is no device \"%s\"; there %s %s",
-			  safe_text(word, safe, sizeof safe),
-			  devices->n_devices == 1 ? "is" : "are", there);
+			  "there is no device \"%s\"; there %s %s", word,
+			  n_there == 1 ? "is" : "are", there);
 }
 
 static int print_found(struct ctl *ctl, const struct distorch_devices *devices)
@@ -221,7 +253,7 @@ static int print_found(struct ctl *ctl, const struct distorch_devices *devices)
 	const struct distorch_device *device = NULL;
 
 	if (ctl->arguments.n_words > 0) {
-		device = find_device(devices, ctl->arguments.words[0]);
+		device = device_find(devices, ctl->arguments.words[0]);
 		if (device == NULL) {
 			return refuse_device(ctl, devices, ctl->arguments.words[0]);
 		}
@@ -274,8 +306,8 @@ const struct verb verb_devices = {
 	.group = VERB_MORE,
 	.usage = "[DEVICE]",
 	.summary = "Memory that can hold models: what of it is used, by whom, and what is free.",
-	.text = "DEVICE is a name (ram, cuda:0, sim:0), a UUID, or a card's own name where it is the "
-		"only one: then all that is known of it.\n"
+	.text = "DEVICE is a name (ram, cuda:0, sim:0), a UUID or its first 8 letters or more, or a "
+		"card's own name where it is the only one: then all that is known of it.\n"
 		"Examples:\n"
 		"  distorchctl devices\n"
 		"  distorchctl devices cuda:0\n"

@@ -100,7 +100,8 @@ static const char *drain_words(const struct ctl *ctl, const char *what, const ch
 	char safe[64];
 
 	(void)snprintf(text, sizeof text, "%s%s%s %s", what, device == NULL ? "" : " on ",
-		       device == NULL ? "" : safe_text(device, safe, sizeof safe), how);
+		       device == NULL ? "" : safe_text(device_text(device), safe, sizeof safe),
+		       how);
 	return text;
 }
 

@@ -155,9 +155,11 @@ static int follow(struct ctl *ctl, const char *const *types, size_t n_types)
 			} else {
 				print_record(ctl, event->record, false);
 			}
-			(void)fflush(stdout);
 		}
 		distorch_event_free(event);
+		if (!ctl_flush()) {
+			return EXIT_FAILED;
+		}
 	}
 }
 

@@ -165,7 +165,7 @@ static void print_loaded(struct ctl *ctl, const struct distorch_loaded *loaded, 
 
 	(void)safe_text(model->name != NULL ? model->name : base_name(path), name, sizeof name);
 	(void)size_text(ctl, model->bytes, size);
-	(void)safe_text(where_text(model, places, sizeof places), where, sizeof where);
+	(void)safe_text(where_text(ctl, model, places, sizeof places), where, sizeof where);
 	if (strcmp(loaded->source, "begun") == 0) {
 		(void)printf("Loading %s (id %.6s, %s) in the background. See it: distorchctl ps\n",
 			     name, model->id, size);

@@ -305,7 +305,6 @@ static int run(struct ctl *ctl)
 {
 	struct place place;
 	char path[PATH_SIZE];
-	char safe[512];
 
 	if (ctl->arguments.socket_path != NULL) {
 		(void)snprintf(path, sizeof path, "%s", ctl->arguments.socket_path);
@@ -321,18 +320,17 @@ static int run(struct ctl *ctl)
 		return ctl_refuse(ctl, EXIT_NOT_RUNNING, "no-connection",
 				  "a daemon that was started by hand logs to its standard error",
 				  "no daemon of yours runs at %s that could tell where it logs to",
-				  safe_text(path, safe, sizeof safe));
+				  path);
 	}
 	if (place.kind == PLACE_OTHER) {
 		return ctl_refuse(ctl, EXIT_FAILED, "unsupported",
 				  "look there; log.format = journal sends it to the journal",
-				  "the daemon was started by hand and logs to %s",
-				  safe_text(place.name, safe, sizeof safe));
+				  "the daemon was started by hand and logs to %s", place.name);
 	}
 	if (place.kind == PLACE_FILE && ctl->arguments.since_ms != 0) {
 		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", "say how many: -n 200",
 				  "the lines in %s carry no time, so --since cannot be followed",
-				  safe_text(place.name, safe, sizeof safe));
+				  place.name);
 	}
 	return show(ctl, &place);
 }

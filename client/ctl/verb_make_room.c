@@ -32,7 +32,8 @@
 /* The room, and who watches it. */
 struct room {
 	struct ctl *ctl;
-	const char *device;
+	const char *device; /* as it was said */
+	char name[64];      /* its own */
 	uint64_t bytes;
 	uint64_t until_ms; /* on the monotonic clock; 0: no time was said */
 	uint64_t client;   /* number of the connection that has it, and the daemon's epoch */
@@ -214,7 +215,6 @@ static int run_program(struct ctl *ctl, char *const *words, const sigset_t *want
 		       const sigset_t *before)
 {
 	posix_spawnattr_t attributes;
-	char safe[512];
 	pid_t pid = 0;
 	int sys;
 
@@ -224,14 +224,28 @@ static int run_program(struct ctl *ctl, char *const *words, const sigset_t *want
 	sys = posix_spawnp(&pid, words[0], NULL, &attributes, words, environ);
 	(void)posix_spawnattr_destroy(&attributes);
 	if (sys != 0) {
-		(void)ctl_refuse(ctl, EXIT_FAILED, "not-found", NULL, "cannot run %s: %s",
-				 safe_text(words[0], safe, sizeof safe), strerror(sys));
+		(void)ctl_refuse(ctl, EXIT_FAILED, "not-found", NULL, "cannot run %s: %s", words[0],
+				 strerror(sys));
 		return sys == ENOENT ? EXIT_NO_COMMAND : EXIT_CANNOT_RUN;
 	}
 	return wait_for(pid, wanted);
 }
 
 /* ---- together ---- */
+
+/* What was said may be "host", or a UUID. */
+static void find_name(struct room *room)
+{
+	struct distorch_devices *devices = NULL;
+	const struct distorch_device *device = NULL;
+
+	if (distorch_devices(room->ctl->c, &devices) == 0) {
+		device = device_find(devices, room->device);
+	}
+	(void)snprintf(room->name, sizeof room->name, "%s",
+		       device == NULL ? room->device : device->name);
+	distorch_devices_free(devices);
+}
 
 /* How long the room is kept. */
 static void print_until(const struct ctl *ctl, FILE *out, bool has_program)
@@ -255,28 +269,26 @@ static void tell(struct room *room, const struct distorch_reservation *reservati
 	char safe[128];
 	char size[24];
 
-	if (is_json(ctl) && !has_program) {
+	if (is_json(ctl)) {
 		cJSON *object = json_new();
 		cJSON *evicted = json_add_array(object, "evicted");
 
-		json_add_text(object, "device", room->device);
+		json_add_text(object, "device", room->name);
 		json_add_number(object, "bytes", room->bytes);
 		for (size_t i = 0; i < reservation->n_evicted; i++) {
 			(void)json_of_outcome(json_add_item(evicted), reservation->evicted[i]);
 		}
-		(void)json_print(ctl, object);
-		(void)fflush(stdout);
+		(void)(has_program ? json_print_line(out, object) : json_print(ctl, object));
 		return;
 	}
 	if (ctl->arguments.is_quiet) {
 		return;
 	}
 	(void)fprintf(out, "%s on %s: nothing is put there ", size_text(ctl, room->bytes, size),
-		      safe_text(room->device, safe, sizeof safe));
+		      safe_text(device_text(room->name), safe, sizeof safe));
 	print_until(ctl, out, has_program);
 	print_evicted(ctl, out, reservation->evicted, reservation->n_evicted);
 	(void)fputc('\n', out);
-	(void)fflush(out);
 }
 
 /* Have the room watched; without a thread it lasts as long as the daemon does. */
@@ -300,6 +312,7 @@ static int hold(struct room *room, char *const *words)
 	if (status != EXIT_DONE) {
 		return status;
 	}
+	find_name(room); /* before it: once there is room, nothing is waited for */
 	if (reserve(room, &reservation) < 0) {
 		return ctl_fail(room->ctl);
 	}
@@ -307,14 +320,15 @@ static int hold(struct room *room, char *const *words)
 	take_signals(&wanted, &before); /* who reads what is told may send one at once */
 	tell(room, reservation, words[0] != NULL);
 	distorch_reservation_free(reservation);
-	start_keeper(room);
 	if (words[0] != NULL) {
+		start_keeper(room);
 		status = run_program(room->ctl, words, &wanted, &before);
-	} else {
+	} else if (ctl_flush()) { /* else who waits for the word of it would do so for ever */
+		start_keeper(room);
 		(void)sigdelset(&wanted, SIGCHLD);
 		(void)next_signal(&wanted, room->until_ms, &info);
 	}
-	(void)fflush(stdout);
+	status = ctl_end_output(status);
 	_exit(status); /* the keeper may be in a call; the end of the connection ends the room */
 }
 
@@ -372,7 +386,8 @@ const struct verb verb_make_room = {
 		"  distorchctl make-room 6GiB --device cuda:0 --recall 5s -- ./train.sh\n"
 		"  distorchctl make-room 16G --device ram --for 10m\n\n"
 		"The room ends with this process, however that ends; the command goes on then. After "
-		"a restart of the daemon it is taken again.\n"
+		"a restart of the daemon it is taken again. With a COMMAND what is told of the room goes "
+		"to standard error; with --json that is one line of JSON.\n"
 		"Exit status: the command's, 128 and the number of a signal that ended it, 126 or "
 		"127 where it cannot be run; 1 and 6 where the room is not to be had, and the command "
 		"is not run then.",

@@ -32,7 +32,7 @@ static int print_moved(struct ctl *ctl, const struct distorch_moved *moved)
 	(void)printf("%s (id %.6s) lies in %s now",
 		     safe_text(model->name != NULL ? model->name : model->id, name, sizeof name),
 		     model->id,
-		     safe_text(where_text(model, where, sizeof where), safe, sizeof safe));
+		     safe_text(where_text(ctl, model, where, sizeof where), safe, sizeof safe));
 	if (moved->moved_bytes != DISTORCH_ABSENT) {
 		(void)printf(": %s copied", size_text(ctl, moved->moved_bytes, size));
 	}

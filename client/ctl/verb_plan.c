@@ -23,6 +23,7 @@
 
 #define CARD_GRANULARITY (2ULL << 20) /* of today's cards */
 #define HOST_GRANULARITY 4096
+#define SHOWN(piece)     (int)((piece).size < 64 ? (piece).size : 64), (piece).text /* for "%.*s" */
 
 _Static_assert(PLACEMENT_MAX_DONORS == PLAN_MAX_DONORS, "what is read is planned");
 
@@ -75,7 +76,6 @@ static int add_device(struct wanted *wanted, struct plan_text piece, struct err 
 	struct plan_device *device;
 	const char *equals = memchr(piece.text, '=', piece.size);
 	struct plan_text name;
-	char safe[64];
 	char size[40];
 	uint64_t bytes = 0;
 
@@ -83,18 +83,17 @@ static int add_device(struct wanted *wanted, struct plan_text piece, struct err 
 		return err_set(err, WIRE_BAD_ARGUMENT, "--devices: more than %d", PLAN_MAX_DEVICES);
 	}
 	device = &wanted->devices[index];
-	(void)text_print(piece, safe, sizeof safe);
 	if (equals == NULL || equals == piece.text ||
 	    piece.size - (size_t)(equals - piece.text) > sizeof size) {
-		return err_set(err, WIRE_BAD_ARGUMENT, "--devices: \"%s\" is not like cuda:0=24GiB",
-			       safe);
+		return err_set(err, WIRE_BAD_ARGUMENT,
+			       "--devices: \"%.*s\" is not like cuda:0=24GiB", SHOWN(piece));
 	}
 	memcpy(size, equals + 1, piece.size - (size_t)(equals - piece.text) - 1);
 	size[piece.size - (size_t)(equals - piece.text) - 1] = '\0';
 	name = text_trim((struct plan_text){piece.text, (uint32_t)(equals - piece.text)});
 	if (name.size == 0 || name.size >= sizeof wanted->names[0]) {
 		return err_set(err, WIRE_BAD_ARGUMENT,
-			       "--devices: \"%s\": a name has 1 to %zu letters", safe,
+			       "--devices: \"%.*s\": a name has 1 to %zu letters", SHOWN(piece),
 			       sizeof wanted->names[0] - 1);
 	}
 	if (units_parse_size(size, &bytes, err) < 0) {
@@ -314,11 +313,9 @@ static int print_plan(struct ctl *ctl, const struct wanted *wanted,
 		      const struct plan_summary *summary, const uint8_t *devices,
 		      struct plan_report_block *blocks)
 {
-	const char *path = ctl->arguments.words[0];
-	const char *slash = strrchr(path, '/');
 	static struct plan_report report; /* large, and made once */
 
-	report.model = slash == NULL ? path : slash + 1;
+	report.model = ctl->arguments.words[0];
 	report.bytes = summary->bytes;
 	report.blocks = blocks;
 	report.n_blocks = wanted->file.n_blocks;

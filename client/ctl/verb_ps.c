@@ -38,7 +38,7 @@ static void add_row(const struct ctl *ctl, struct sheet *sheet, const struct dis
 
 	(void)snprintf(id, sizeof id, "%.*s", ctl->arguments.output == OUTPUT_CSV ? 32 : 6,
 		       model->id);
-	(void)where_now_text(model, where, sizeof where);
+	(void)where_now_text(ctl, model, where, sizeof where);
 	(void)snprintf(uid, sizeof uid, "%u", model->uid);
 	(void)snprintf(tensors, sizeof tensors, "%llu", (unsigned long long)model->tensors);
 	cells[0] = model->name != NULL ? model->name : "(another user's)";
@@ -133,8 +133,8 @@ static int print_once(struct ctl *ctl)
 	return status;
 }
 
-/* Redraw until Ctrl-C; when the daemon goes away, say so and try again. Does not return. */
-static _Noreturn void watch(struct ctl *ctl)
+/* Redraw until Ctrl-C or nobody can read it; when the daemon goes away, say so and try again. */
+static int watch(struct ctl *ctl)
 {
 	ctl_on_interrupt = INTERRUPT_ENDS;
 	for (;;) {
@@ -146,7 +146,9 @@ static _Noreturn void watch(struct ctl *ctl)
 		} else if (print_once(ctl) == EXIT_NOT_RUNNING) {
 			ctl->c = distorch_close(ctl->c);
 		}
-		(void)fflush(stdout);
+		if (!ctl_flush()) {
+			return EXIT_FAILED;
+		}
 		(void)usleep((useconds_t)(ctl->arguments.watch_ms < 100 ? 100
 					  : ctl->arguments.watch_ms > 60000
 						  ? 60000
@@ -180,10 +182,7 @@ static int run(struct ctl *ctl)
 	if (status != EXIT_DONE) {
 		return status;
 	}
-	if (ctl->arguments.watch) {
-		watch(ctl);
-	}
-	return print_once(ctl);
+	return ctl->arguments.watch ? watch(ctl) : print_once(ctl);
 }
 
 static const struct argp_option options[] = {

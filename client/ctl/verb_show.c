@@ -202,7 +202,7 @@ static int print_text(struct ctl *ctl, const struct distorch_detail *detail,
 	}
 	(void)printf("state      %s, generation %llu, last used %s\n", model->state,
 		     (unsigned long long)model->generation, ago_text(model->last_used_ms, last));
-	(void)printf("where      %s\n", where_text(model, text, sizeof text));
+	(void)printf("where      %s\n", where_text(ctl, model, text, sizeof text));
 	if (model->n_older > 0) {
 		char older[512];
 

@@ -144,6 +144,11 @@ const char *device_text(const char *device)
 	return device != NULL && strcmp(device, "cpu") == 0 ? "ram" : device;
 }
 
+const char *device_cell(const struct ctl *ctl, const char *device)
+{
+	return ctl->arguments.output == OUTPUT_CSV ? device : device_text(device);
+}
+
 /* "0000:01:00.0" as people say it: the bus and the slot, and the domain where it is not the first. */
 static void append_pci(const char *pci, char *buffer, size_t buffer_size, size_t *used)
 {
@@ -199,7 +204,8 @@ static bool is_told(const struct distorch_model *model, const struct distorch_pl
 }
 
 /* Cards first, then the host, and of one that is partial what only its file has. */
-const char *where_text(const struct distorch_model *model, char *buffer, size_t buffer_size)
+const char *where_text(const struct ctl *ctl, const struct distorch_model *model, char *buffer,
+		       size_t buffer_size)
 {
 	const bool is_partial = strcmp(model->state, "partial") == 0;
 	uint64_t total = 0;
@@ -227,7 +233,7 @@ const char *where_text(const struct distorch_model *model, char *buffer, size_t 
 		}
 		text_append(buffer, buffer_size, &used, "%s%s", n_words++ == 0 ? "" : " + ",
 			    strcmp(place->backing, "file") == 0 ? "cache"
-								: device_text(place->device));
+								: device_cell(ctl, place->device));
 		if (n_told > 1 || is_partial) {
 			append_share(place->bytes, total, buffer, buffer_size, &used);
 		}
@@ -269,7 +275,8 @@ const char *older_text(const struct ctl *ctl, const struct distorch_model *model
 	return buffer;
 }
 
-const char *where_now_text(const struct distorch_model *model, char *buffer, size_t buffer_size)
+const char *where_now_text(const struct ctl *ctl, const struct distorch_model *model, char *buffer,
+			   size_t buffer_size)
 {
 	if (strcmp(model->state, "loading") == 0) {
 		(void)snprintf(buffer, buffer_size, "loading %u%%",
@@ -280,7 +287,7 @@ const char *where_now_text(const struct distorch_model *model, char *buffer, siz
 	} else if (model->n_where == 0 && strcmp(model->state, "partial") != 0) {
 		(void)snprintf(buffer, buffer_size, "%.32s", model->state);
 	} else {
-		(void)where_text(model, buffer, buffer_size);
+		(void)where_text(ctl, model, buffer, buffer_size);
 	}
 	return buffer;
 }

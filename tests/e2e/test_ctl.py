@@ -478,6 +478,57 @@ def test_csv_has_plain_numbers(daemon, make_model):
     assert dict(zip(head, row))["HOLDS"] == "0"
 
 
+def test_csv_names_devices_as_json_does(start_daemon, make_model):
+    daemon = start_daemon("memory.ram=64M", "sim.count=1", "sim.memory=64M")
+    paths = [make_model(f"{i}.safetensors", seed=i, size=1 << 20) for i in range(2)]
+    assert ctl(daemon, "load", paths[0]).returncode == 0
+    assert ctl(daemon, "load", "--to", "sim:0", paths[1]).returncode == 0
+    head, *rows = (line.split(",") for line in ctl(daemon, "ps", "-o", "csv").stdout.splitlines())
+    named = {row[0]: dict(zip(head, row))["WHERE"] for row in rows}
+    assert named == {"0.safetensors": "cpu", "1.safetensors": "sim:0"}
+    assert " ram " in ctl(daemon, "ps").stdout, "people's word"
+
+
+def test_json_is_utf8_whatever_was_typed(daemon, tmp_path):
+    path = os.fsencode(tmp_path) + b"/n\xff\xc3\xa9\xed\xa0\x80\xc3.safetensors"
+    with open(path, "wb") as file:
+        file.write(b"x" * 100)
+    env = {**os.environ, "DISTORCH_SOCKET": str(daemon.socket)}
+
+    def said(*words):
+        return json.loads(subprocess.run([CTL, *words, "--json"], capture_output=True, env=env,
+                                         timeout=60).stdout.decode())
+
+    failed = said("load", path)["errors"][0]
+    assert failed["path"] == f"{tmp_path}/n?é????.safetensors"
+    assert "n?é????.safetensors" in failed["message"], "the daemon writes it alike"
+    assert said(b"l\xffd")["error"]["message"] == 'there is no verb "l?d"'
+    assert '"?é"' in said("devices", b"\xff\xc3\xa9")["error"]["message"]
+
+
+@pytest.mark.parametrize("words", [
+    ["load", "--help"], ["--help"], ["--version"], ["help", "load"], ["ps"], ["ps", "-w"],
+    ["version", "--json"], ["make-room", "1M", "--device", "ram"], ["lod", "--json"],
+    ["load", "--priority", "999", "--json", "x"]], ids=" ".join)
+def test_what_cannot_be_written_is_told(daemon, words):
+    env = {**os.environ, "DISTORCH_SOCKET": str(daemon.socket)}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([CTL, *words], stdout=full, stderr=subprocess.PIPE, text=True,
+                              env=env, timeout=60)
+    assert done.returncode == (2 if words[-1] == "x" or words[0] == "lod" else 1)
+    assert done.stderr == "error: cannot write the output: No space left on device\n"
+
+
+def test_events_end_where_they_cannot_be_written(daemon, make_model):
+    ctl(daemon, "load", make_model("m.safetensors"))
+    with open("/dev/full", "w") as full:
+        follow = subprocess.Popen([CTL, "events"], stdout=full, stderr=subprocess.DEVNULL,
+                                  env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket)})
+    wait_until(lambda: [ctl(daemon, verb, "m") for verb in ("pin", "unpin")] and
+               follow.poll() is not None, 20 * slowness())
+    assert follow.returncode == 1
+
+
 def test_narrow_terminals_show_less_and_cut_names(daemon, make_model):
     ctl(daemon, "load", make_model("a-rather-long-name-of-a-model.safetensors"))
     narrow = on_terminal(daemon, ["ps"], 50).splitlines()

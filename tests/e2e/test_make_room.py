@@ -43,13 +43,13 @@ def test_the_room_is_there_while_the_program_runs(daemon):
 
 @pytest.mark.parametrize("command, status", [
     (["sh", "-c", "exit 41"], 41), (["sh", "-c", "kill -KILL $$"], 137), (["false"], 1),
-    (["/nonexistent/program"], 127), (["/etc/passwd"], 126), (["sh", "-c", "exit 0", "--", "-x"], 0),
+    (["/nonexistent/pro\033gram"], 127), (["/etc/passwd"], 126), (["sh", "-c", "exit 0", "--", "-x"], 0),
 ])
 def test_the_exit_status_is_the_programs(daemon, command, status):
     done = make_room(daemon, "1M", "--device", "ram", "--", *command)
     _out, err = done.communicate(timeout=60)
     assert done.returncode == status, err
-    assert ("cannot run" in err) == (status in (126, 127))
+    assert ("cannot run" in err) == (status in (126, 127)) and "\\x5c" not in err
     wait_until(lambda: reserved(daemon) == 0, 20)
 
 
@@ -148,7 +148,42 @@ def test_without_a_program_it_lasts_until_ctrl_c_or_its_time(daemon):
     wait_until(lambda: reserved(daemon) == 0, 20)
     room = make_room(daemon, "6M", "--device", "ram", "--json", "--for", "1ms")
     out, _err = room.communicate(timeout=20)
-    assert json.loads(out)["bytes"] == 6 * MIB and json.loads(out)["device"] == "ram"
+    assert json.loads(out)["bytes"] == 6 * MIB and json.loads(out)["device"] == "cpu"
+
+
+@pytest.mark.parametrize("index, name, text", [(0, "cpu", "ram"), (1, "sim:0", "sim:0")])
+def test_a_device_is_named_as_everywhere_however_it_was_said(start_daemon, index, name, text):
+    daemon = start_daemon("memory.ram=64M", "sim.count=1")
+    uuid = ctl_json(daemon, "devices")["devices"][1]["uuid"]
+    for word in ("ram", "CPU", "host") if index == 0 else (uuid, "SIM:0"):
+        words = ("make-room", "6M", "--for", "1ms", "--device", word)
+        assert ctl(daemon, *words).stdout.startswith(f"6.0M on {text}: "), word
+        room = ctl_json(daemon, *words)
+        assert (room["device"], room["bytes"], room["evicted"]) == (name, 6 * MIB, []), word
+
+
+def test_json_of_a_room_for_a_program_is_a_line_on_standard_error(daemon):
+    done = make_room(daemon, "6M", "--device", "ram", "--json", "--", "sh", "-c",
+                     "echo out; echo err >&2; exit 3")
+    out, err = done.communicate(timeout=60)
+    assert (done.returncode, out) == (3, "out\n"), "what goes out is the program's"
+    line, rest = err.split("\n", 1)
+    room = json.loads(line)
+    assert rest == "err\n" and (room["schema"], room["device"]) == (1, "cpu")
+    assert room["bytes"] == 6 * MIB and room["evicted"] == []
+    refused = make_room(daemon, "1T", "--device", "ram", "--json", "--", "echo", "out")
+    out, err = refused.communicate(timeout=60)
+    assert refused.returncode == 6 and not err
+    assert json.loads(out)["error"]["code"] == "no-memory", "no program has the output"
+
+
+def test_a_room_of_which_nobody_can_be_told_is_not_kept(daemon):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([CTL, "make-room", "6M", "--device", "ram", "--json"], stdout=full,
+                              stderr=subprocess.PIPE, text=True, env=environment_of(daemon),
+                              timeout=60)
+    assert done.returncode == 1 and "cannot write the output" in done.stderr
+    wait_until(lambda: reserved(daemon) == 0, 20)
 
 
 @pytest.mark.parametrize("index, device", [(0, "ram"), (1, "sim:0")])
@@ -194,7 +229,7 @@ class Between:
                     packet = one.recv(1 << 20)
                     if not packet:
                         return
-                    is_asked = is_asked or self.method in packet
+                    is_asked = is_asked or (one is client and self.method in packet)
                     (server if one is client else client).send(packet)
                     if is_asked and one is server and self.n_broken == 0:
                         self.n_broken += 1

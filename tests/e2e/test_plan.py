@@ -10,6 +10,7 @@ import subprocess
 import pytest
 from conftest import BUILD
 from sharded import Sharded
+from test_ctl import ctl
 
 CTL = str(BUILD / "bin" / "distorchctl")
 MIB = 1 << 20
@@ -140,6 +141,17 @@ def test_a_table_for_people_has_bars_runs_and_warnings(twelve):
     assert float(rows[0]["MODEL"]) == 0.25 and int(rows[0]["SIZE"]) == 3000 * MIB
 
 
+@pytest.mark.daemon("sim.count=1", "sim.memory=64M")
+def test_the_title_is_the_same_with_and_without_a_daemon(daemon, make_model):
+    path = make_model("m.safetensors", size=MIB)
+    title = plan(path, "sim:0", "--devices", "sim:0=64M,cpu=1G").stdout.splitlines()[0]
+    assert title.startswith("m.safetensors: ") and title.endswith(" computes on sim:0")
+    said = [ctl(daemon, "plan", path, "sim:0").stdout.splitlines()[0]]
+    assert ctl(daemon, "load", path).returncode == 0
+    said.append(ctl(daemon, "plan", path, "sim:0").stdout.splitlines()[0])
+    assert said == [f"{title} (Simulated device)"] * 2, "planned here, and by the daemon"
+
+
 def test_cards_stand_before_ram_however_they_were_typed(twelve):
     answer = plan_json(twelve, "cuda:0,25%;cpu,75%", "--devices", "cuda:1=9G,ram=64G,cuda:0=12G")
     assert [(device["name"], device["blocks"]) for device in answer["devices"]] == [
@@ -189,6 +201,7 @@ def test_the_least_virtual_vram_that_it_names_is_enough(twelve):
     (("auto", "--devices", ",".join(f"x:{i}=1g" for i in range(17))), 2, "bad-argument",
      "more than 16"),
     (("auto", "--devices", "x" * 40 + "=1g"), 2, "bad-argument", "a name has"),
+    (("auto", "--devices", "\033" * 80), 2, "bad-argument", '"' + "\033" * 64 + '" is not like'),
 ])
 def test_what_cannot_be_is_refused_in_words(twelve, words, status, code, text):
     cards = () if "--devices" in words else ("--devices", CARDS)
