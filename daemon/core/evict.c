@@ -375,6 +375,12 @@ static bool has_current(const struct model *model)
 	return false;
 }
 
+bool evict_is_overdue(const struct core *core, const struct model *model)
+{
+	return model_is_idle(model) && !model_is_pinned(core, model) &&
+	       core->now_ns - model->last_used_ns >= model_ttl_ns(core, model);
+}
+
 /* When the model's time without use runs out; NEVER: it does not, or something keeps it. */
 uint64_t evict_expiry(const struct core *core, const struct model *model)
 {

@@ -546,7 +546,9 @@ static void publish(struct core *core, struct job *job)
 	model->backing = job->backing;
 	model->wanted = job->joined_wanted != CORE_BACKING_AUTO ? job->joined_wanted : job->wanted;
 	model->load_ns = job->fill_ns;
-	model->last_used_ns = core->now_ns;
+	if (job->is_asked) { /* what moves by itself is as idle as it was */
+		model->last_used_ns = core->now_ns;
+	}
 	model->is_doomed = false;
 	action = core_act(core, ACT_PUBLISH);
 	action->job = idtab_id(&core->job_table, job);

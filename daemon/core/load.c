@@ -73,6 +73,7 @@ void load_answer_begun(struct core *core, const struct client *client, uint32_t 
 
 	job->no_wait = true;
 	job->is_demotion = false;
+	job->is_asked = true;
 	if (placement != CORE_PLACEMENT_ANY) { /* the last who said one counts */
 		job->next_placement = placement == job->placement ? CORE_PLACEMENT_ANY : placement;
 		job->next_uid = client->uid;

@@ -309,6 +309,7 @@ static struct job *begin_next(struct core *core, struct model *model, const stru
 
 	if (job != NULL) {
 		job->with_host = stays;
+		job->is_asked = true;
 		job->no_wait = list_is_empty(&ended->waiters);
 		job->next_placement = job->no_wait ? CORE_PLACEMENT_ANY : ended->next_placement;
 		job->next_uid = ended->next_uid;
@@ -358,9 +359,16 @@ static void come_back(struct core *core, struct model *model)
 	/* Images that are there are worth keeping besides, once all of it is in them. */
 	bool has_images = model->placement == CORE_PLACEMENT_HOST && model_is_resident(model);
 	bool needs_host = has_images || place_needs_host(model, model->torn_uid);
-	struct job *job =
-		place_begin(core, model, model->torn_placement, model->torn_uid, model->owner_uid);
+	struct job *job;
 
+	if (evict_is_overdue(core, model)) {
+		model->is_torn = false;
+		model->placement = model->generation == 0 ? CORE_PLACEMENT_ANY : model->placement;
+		model_touch(core, model);
+		model_settle(core, model);
+		return;
+	}
+	job = place_begin(core, model, model->torn_placement, model->torn_uid, model->owner_uid);
 	if (job != NULL) {
 		job->with_host = needs_host;
 		job->is_reload = job->no_wait = true;

@@ -269,6 +269,7 @@ struct job {
 	uint8_t n_restarts;
 	bool is_running; /* keeps a reader busy or holds room: counted in its user */
 	bool no_wait;
+	bool is_asked;         /* by somebody, be he gone: that is use */
 	bool is_reload;        /* after a bad checksum: nobody asked */
 	bool is_return;        /* after a reservation that it had to go for */
 	bool is_move;          /* of a model that serves meanwhile to another backing: likewise */
@@ -468,6 +469,8 @@ bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const s
 /* Have one idle model leave, of this user or (NULL) of any: another needs its place. */
 bool evict_model(struct core *core, const struct user *owner, bool may_be_kept);
 uint64_t evict_expiry(const struct core *core, const struct model *model); /* NEVER: none */
+/* Has that time run out, be nothing of the model there? Then it need not come back. */
+bool evict_is_overdue(const struct core *core, const struct model *model);
 void evict_expired(struct core *core);
 
 /* admit.c */

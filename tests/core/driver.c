@@ -772,6 +772,7 @@ static void find_devices(struct driver *driver, uint32_t luck)
 	struct core_event event = {.type = EV_DEVICES_FOUND};
 	struct core_model_view view;
 	bool is_due = false;
+	bool is_over = false; /* its time without use has run out: it need not come back */
 
 	event.devices_found.model = recall(driver, driver->models, driver->n_models);
 	event.devices_found.placement = luck < 150 ? CORE_PLACEMENT_HOST : pick_placement(luck);
@@ -786,10 +787,11 @@ static void find_devices(struct driver *driver, uint32_t luck)
 	}
 	(void)step(driver, &event);
 	if (is_due && core_model_get(driver->core, event.devices_found.model, &view)) {
+		is_over = view.ttl_left_ns == 0 && view.n_leases == 0 && !view.is_pinned;
 		driver->n_returns += view.job != 0 ? 1 : 0;
 		check(driver,
 		      view.job != 0 ? view.job_placement == event.devices_found.placement
-				    : view.is_torn,
+				    : view.is_torn != is_over,
 		      "what was torn comes back as it lay, or waits");
 	}
 }

@@ -1031,3 +1031,17 @@ def test_allocations_that_are_of_no_use_any_more_are_forgotten(cards, raw, tmp_p
     assert lease.result["source"] == "ram"
     lease.close()
     unload_all(raw)
+
+
+def test_what_moves_by_itself_was_not_used_by_that(start_daemon, tmp_path):
+    """Its ttl runs from the last use, wherever it has gone meanwhile."""
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "gpu.budget=100%", "memory.ram=256M",
+                          "memory.reserve=0", "gpu.linger=1s")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 2)
+    with daemon.raw(timeout=60.0) as raw:
+        load(raw, path, "sim:0", policy={"ttl_ms": 600000}).close()
+        wait_until(lambda: [one["device"] for one in raw.call("list")["models"][0]["where"]]
+                   == ["cpu"], 20 * slowness(), "it lies in RAM")
+        assert raw.call("list")["models"][0]["last_used_ms"] >= 1000
+        unload_all(raw)

@@ -396,6 +396,7 @@ static void unused_blocks_go_to_the_host(void **state)
 	struct scene *scene = scene_new(&config);
 	uint64_t client = scene_open(scene, 1000);
 	uint64_t lease = placed_loaded(scene, client, 1, "1120", attached);
+	uint64_t used_ns = scene->now_ns;
 
 	(void)state;
 	assert_int_equal(scene->next_deadline_ns, UINT64_MAX); /* in use */
@@ -406,6 +407,7 @@ static void unused_blocks_go_to_the_host(void **state)
 	assert_int_equal(scene_note(scene, CORE_NOTE_PLACED)->note.why, CORE_WHY_IDLE);
 	scene_drop_all(scene);
 	placed_assert(scene, 1, HOST_LAYOUT);
+	assert_int_equal(scene_view(scene, 1).last_used_ns, used_ns); /* nobody asked for it */
 	assert_int_equal(placed_resident(scene, 1) + placed_resident(scene, 2), 0);
 	scene_free(scene);
 }

@@ -333,6 +333,58 @@ static void what_is_lost_with_its_device_still_comes_back(void **state)
 	scene_free(scene);
 }
 
+/* As idle as it was: its time goes on. */
+static void what_comes_back_was_not_used_by_that(void **state)
+{
+	const struct scene_load short_lived = {
+		.policy = {.said = CORE_SAID_TTL, .ttl_ns = 2 * ONE_SECOND}};
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint64_t used_ns;
+
+	(void)state;
+	used_ns = scene->now_ns;
+	(void)placed_loaded(scene, client, 1, "1122", short_lived);
+	placed_lose(scene, 1);
+	placed_back(scene, 1);
+	placed_finish(scene, 1, false);
+	placed_assert(scene, 1, "1122");
+	assert_int_equal(scene_view(scene, 1).last_used_ns, used_ns);
+	assert_int_equal(scene->next_deadline_ns, used_ns + 2 * ONE_SECOND);
+	placed_lose(scene, 1);
+	placed_lose(scene, 2);
+	scene->now_ns = used_ns + 2 * ONE_SECOND;
+	placed_back(scene, 1);
+	placed_back(scene, 2);
+	assert_int_equal(scene_view(scene, 1).job, 0); /* it would go at once */
+	assert_int_equal(scene_view(scene, 1).file, 0);
+	assert_int_equal(scene_count(scene, ACT_RECORD_PLACED), 1);
+	scene_free(scene);
+}
+
+/* Also by one who does not wait for it. */
+static void a_move_that_somebody_asked_for_is_use(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+
+	(void)state;
+	(void)placed_loaded(scene, client, 1, "1122", plain);
+	(void)placed_place(scene, client, 1, "2211");
+	placed_finish(scene, 1, false);
+	assert_int_equal(scene_view(scene, 1).last_used_ns, scene->now_ns);
+	scene_drop_all(scene);
+	scene->now_ns += ONE_SECOND;
+	placed_lose(scene, 1);
+	placed_back(scene, 1);
+	(void)scene_load(scene, client, 1, (struct scene_load){.no_wait = true});
+	placed_finish(scene, 1, false);
+	assert_int_equal(scene_view(scene, 1).last_used_ns, scene->now_ns);
+	scene_free(scene);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -348,6 +400,8 @@ int main(void)
 		cmocka_unit_test(a_fill_that_fails_leaves_it_to_the_next_time),
 		cmocka_unit_test(what_does_not_come_back_is_told),
 		cmocka_unit_test(what_is_lost_with_its_device_still_comes_back),
+		cmocka_unit_test(what_comes_back_was_not_used_by_that),
+		cmocka_unit_test(a_move_that_somebody_asked_for_is_use),
 	};
 
 	return cmocka_run_group_tests_name("daemon/core/return", tests, NULL, NULL);
