@@ -96,21 +96,37 @@ static void give_back(struct core *core, uint32_t device, uint64_t bytes, enum c
 	}
 }
 
+static void keep_budget(struct core *core, uint32_t device)
+{
+	const struct account *account = &core->accounts[device];
+	uint64_t charged = account_charged(account);
+
+	if (account->has_budget && charged > account->budget) {
+		give_back(core, device,
+			  account_left(charged,
+				       account_add(account->budget,
+						   account_sum(core, device, SUM_DROPPING))),
+			  CORE_WHY_BUDGET);
+	}
+}
+
+void account_keep_budgets(struct core *core)
+{
+	for (uint32_t i = 0; core->now_ns >= core->quiet_until_ns && i < core->config.n_devices;
+	     i++) {
+		keep_budget(core, i);
+	}
+}
+
 void account_on_budget(struct core *core, const struct core_event *event)
 {
 	uint32_t device = event->budget.device;
-	struct account *account;
 
-	if (device >= core->config.n_devices) {
-		return;
+	if (device < core->config.n_devices) {
+		core->accounts[device].budget = event->budget.bytes;
+		core->accounts[device].has_budget = true;
+		keep_budget(core, device);
 	}
-	account = &core->accounts[device];
-	account->budget = event->budget.bytes;
-	give_back(core, device,
-		  account_left(account_charged(account),
-			       account_add(account->budget,
-					   account_sum(core, device, SUM_DROPPING))),
-		  CORE_WHY_BUDGET);
 }
 
 void account_on_pressure(struct core *core, const struct core_event *event)

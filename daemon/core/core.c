@@ -426,6 +426,7 @@ void core_step(struct core *core, const struct core_event *event, struct core_up
 		reserve_expired(core);
 		admit_run(core);
 		job_run(core);
+		account_keep_budgets(core);
 		account_settle(core);
 		place_settle(core);
 	}

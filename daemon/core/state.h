@@ -292,6 +292,7 @@ struct account {
 	uint64_t reserved;           /* by reservations that were granted */
 	uint64_t available;          /* fresh bound by the outside, as last told */
 	uint64_t drained_age;        /* jobs that are younger may take nothing; NEVER: all may */
+	bool has_budget; /* one was said: before that an earlier life's copies are adopted */
 	bool is_lost;
 };
 
@@ -450,6 +451,8 @@ uint64_t account_sum(struct core *core, uint32_t device, enum segment_sum sum);
 /* Count again what was touched: sums of the accounts, expiries of the models. */
 void account_settle(struct core *core);
 void account_set_available(struct core *core, const uint64_t *available);
+/* What was in use or pinned when a budget was lowered goes once it is not. */
+void account_keep_budgets(struct core *core);
 void account_on_budget(struct core *core, const struct core_event *event);
 void account_on_pressure(struct core *core, const struct core_event *event);
 void account_on_drain(struct core *core, const struct core_event *event);

@@ -361,6 +361,15 @@ static void look_at_shares(struct reference *r, bool is_begin)
 	}
 }
 
+/* Nobody uses or pins it, or has something begun with its model. */
+static bool may_go(struct reference *r, const struct reference_copy *copy)
+{
+	return copy->segment != 0 && copy->state == SEGMENT_READY && copy->bytes > 0 &&
+	       !is_wished(r, copy->model, true) && !has_job(r, copy->model) &&
+	       count_leases(r, copy->model, true) == 0 &&
+	       (copy->backing != CORE_BACKING_IMAGE || count_leases_of(r, copy, false, true) == 0);
+}
+
 /* Something of a uid above its share that could go: before anything of one that is not. */
 static bool is_somebody_above(struct reference *r, uint32_t uid, uint32_t device, uint64_t spare)
 {
@@ -368,14 +377,9 @@ static bool is_somebody_above(struct reference *r, uint32_t uid, uint32_t device
 	{
 		const struct reference_model *model = find_model(r, copy->model);
 
-		if (copy->segment != 0 && copy->device == device && copy->bytes > 0 &&
-		    copy->state == SEGMENT_READY && copy->generation <= model->generation &&
-		    copy->model != spare && model->owner != uid &&
-		    !is_wished(r, copy->model, true) && !has_job(r, copy->model) &&
-		    count_leases(r, copy->model, true) == 0 &&
-		    (copy->backing != CORE_BACKING_IMAGE ||
-		     count_leases_of(r, copy, false, true) == 0) &&
-		    taken(r, model->owner, device) > share_of(r, device)) {
+		if (may_go(r, copy) && copy->device == device &&
+		    copy->generation <= model->generation && copy->model != spare &&
+		    model->owner != uid && taken(r, model->owner, device) > share_of(r, device)) {
 			return true;
 		}
 	}
@@ -774,6 +778,7 @@ static void take_device(struct reference *r, const struct core_event *event)
 {
 	if (event->type == EV_BUDGET) {
 		r->budget[event->budget.device] = event->budget.bytes;
+		r->has_budget[event->budget.device] = true;
 		return;
 	}
 	r->is_lost[event->device.device] = event->type == EV_DEVICE_LOST;
@@ -1904,6 +1909,32 @@ static const char *compare_accounts(const struct reference *r)
 	return NULL;
 }
 
+/* Also what was in use or pinned when the budget was lowered. */
+static const char *compare_budgets(struct reference *r)
+{
+	if (r->now_ns < r->quiet_until_ns) {
+		return NULL;
+	}
+	EACH(r->copies, copy)
+	{
+		uint64_t stays = copy->segment == 0 ? 0 : charged(r, copy->device);
+
+		EACH(r->copies, other)
+		{
+			stays -= copy->segment != 0 && other->segment != 0 &&
+						 other->device == copy->device &&
+						 other->state == SEGMENT_DROPPING
+					 ? other->bytes
+					 : 0;
+		}
+		if (may_go(r, copy) && r->has_budget[copy->device] &&
+		    stays > r->budget[copy->device]) {
+			return "what nobody uses goes where more is charged than the budget";
+		}
+	}
+	return NULL;
+}
+
 /* Jobs that have ended go; one that was let in leaves the older ones what they wait for. */
 static const char *compare_jobs(struct reference *r)
 {
@@ -1988,5 +2019,6 @@ const char *reference_after(struct reference *r, const struct core_event *event)
 	broken = broken != NULL ? broken : compare_clients(r);
 	broken = broken != NULL ? broken : compare_models(r);
 	broken = broken != NULL ? broken : compare_accounts(r);
+	broken = broken != NULL ? broken : compare_budgets(r);
 	return broken != NULL ? broken : compare_jobs(r);
 }

@@ -101,6 +101,7 @@ struct reference {
 	struct core_config config;
 	uint64_t now_ns;
 	uint64_t budget[CORE_MAX_DEVICES];
+	bool has_budget[CORE_MAX_DEVICES]; /* one was said */
 	bool is_lost[CORE_MAX_DEVICES];
 	uint64_t drained_after[CORE_MAX_DEVICES]; /* jobs seen when it began; UINT64_MAX: not */
 	uint64_t n_jobs_seen;

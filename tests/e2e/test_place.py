@@ -1045,3 +1045,17 @@ def test_what_moves_by_itself_was_not_used_by_that(start_daemon, tmp_path):
                    == ["cpu"], 20 * slowness(), "it lies in RAM")
         assert raw.call("list")["models"][0]["last_used_ms"] >= 1000
         unload_all(raw)
+
+
+def test_what_a_lowered_budget_left_goes_once_nobody_uses_it(cards, raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 4)
+    lease = load(raw, path, "sim:0", policy={"pin": True})
+    raw.call("budget", {"device": "sim:0", "bytes": 3 * MIB})
+    assert used(raw)["sim:0"] > 3 * MIB, "it is in use and pinned"
+    lease.close()
+    assert used(raw)["sim:0"] > 3 * MIB, "it is pinned"
+    raw.call("set", {"model": str(path), "policy": {"pin": False}})
+    wait_until(lambda: used(raw)["sim:0"] <= 3 * MIB, 10 * slowness(), "what fits is left")
+    assert used(raw)["sim:0"] > 0
+    unload_all(raw)

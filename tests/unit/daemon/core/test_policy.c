@@ -390,6 +390,34 @@ static void at_the_end_loads_are_refused_and_those_that_run_end(void **state)
 	scene_free(scene);
 }
 
+/* Not before, and no more than is above it. */
+static void what_a_lowered_budget_left_goes_once_nobody_uses_it(void **state)
+{
+	const struct core_config config = scene_usual();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	const struct scene_load pinned = {.policy = {.said = CORE_SAID_PIN, .pin = true}};
+	uint64_t lease = scene_loaded(scene, client, 1, 10 * MIB, attached);
+
+	(void)state;
+	(void)scene_loaded(scene, client, 2, 20 * MIB, pinned);
+	(void)scene_loaded(scene, client, 3, 20 * MIB, attached);
+	(void)scene_load(scene, client, 4, plain);
+	scene_header(scene, 4, 40 * MIB, 0);
+	scene_budget(scene, 0, 30 * MIB);
+	assert_int_equal(scene_count(scene, ACT_DROP), 0);
+	scene_fill(scene, 4, 0); /* those who wanted it are answered */
+	assert_int_equal(scene_find(scene, ACT_DROP, 0)->model, scene_model(scene, 4));
+	assert_int_equal(scene_note(scene, CORE_NOTE_EVICTED)->note.why, CORE_WHY_BUDGET);
+	(void)scene_set(scene, client, 2, (struct core_policy){.said = CORE_SAID_PIN});
+	assert_int_equal(scene_find(scene, ACT_DROP, 0)->model, scene_model(scene, 2));
+	scene_drop_all(scene);
+	scene_lease_event(scene, EV_DETACH, client, lease);
+	assert_int_equal(scene_count(scene, ACT_DROP), 0); /* 30 MiB fit */
+	assert_true(scene_is_resident(scene, 1));
+	scene_free(scene);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -407,6 +435,7 @@ int main(void)
 		cmocka_unit_test(a_bad_copy_is_told_to_its_holders_and_loaded_again),
 		cmocka_unit_test(a_reused_inode_inherits_no_rights),
 		cmocka_unit_test(at_the_end_loads_are_refused_and_those_that_run_end),
+		cmocka_unit_test(what_a_lowered_budget_left_goes_once_nobody_uses_it),
 	};
 
 	return cmocka_run_group_tests_name("daemon/core/policy", tests, NULL, NULL);
