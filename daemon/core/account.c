@@ -150,9 +150,10 @@ void account_on_drain(struct core *core, const struct core_event *event)
 		if (event->drain.device != i && event->drain.device != CORE_ALL_DEVICES) {
 			continue;
 		}
-		if (!event->drain.is_on) {
+		if (!event->drain.is_on && account->drained_age != NEVER) {
 			account->drained_age = NEVER;
-		} else if (account->drained_age == NEVER) {
+			reserve_bring_back(core, i); /* one that ended meanwhile could not */
+		} else if (event->drain.is_on && account->drained_age == NEVER) {
 			account->drained_age = core->n_jobs_begun;
 		}
 	}

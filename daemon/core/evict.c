@@ -264,7 +264,7 @@ static void note_eviction(struct core *core, const struct segment *victim, const
 	action = &core->actions[core->n_actions - 1];
 	action->device = victim->device;
 	action->client = core->displacing_client;
-	victim->model->displaced_by = core->displacing;
+	victim->model->is_displaced = victim->model->is_displaced || core->displacing_client != 0;
 	model_touch(core, victim->model);
 	if (job != NULL) {
 		action->job = idtab_id(&core->job_table, job);
@@ -402,7 +402,7 @@ void evict_expired(struct core *core)
 		timer_set(&core->expiries, &model->expiry, NEVER);
 		core->counters.evictions++;
 		model->is_torn = false; /* it need not come back */
-		model->displaced_by = 0;
+		model->is_displaced = false;
 		model_touch(core, model);
 		(void)model_drop(core, model, CORE_NOTE_EVICTED, CORE_WHY_IDLE);
 	}

@@ -542,7 +542,7 @@ static void publish(struct core *core, struct job *job)
 	model->has_host = job->with_host;
 	model->devices = job->devices;
 	model->is_torn = false;
-	model->displaced_by = 0;
+	model->is_displaced = false;
 	model->backing = job->backing;
 	model->wanted = job->joined_wanted != CORE_BACKING_AUTO ? job->joined_wanted : job->wanted;
 	model->load_ns = job->fill_ns;

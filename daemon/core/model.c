@@ -212,7 +212,7 @@ void model_settle(struct core *core, struct model *model)
 			model->placement = model->torn_placement;
 			model->placed_uid = model->torn_uid;
 			model->devices = model->torn_devices;
-		} else if (model->displaced_by == 0) {
+		} else if (!model->is_displaced) {
 			model->placement = CORE_PLACEMENT_ANY;
 		}
 		model_touch(core, model);
@@ -220,7 +220,7 @@ void model_settle(struct core *core, struct model *model)
 	}
 	if (list_is_empty(&model->segments) && list_is_empty(&model->leases) &&
 	    model->job == NULL &&
-	    ((!model->is_torn && model->displaced_by == 0) || model->is_leaving)) {
+	    ((!model->is_torn && !model->is_displaced) || model->is_leaving)) {
 		core_close_file(core, model->file);
 		model->file = 0;
 		model->is_doomed = false;

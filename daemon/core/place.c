@@ -354,6 +354,14 @@ void place_tear(struct model *model)
 	model->torn_devices = model->devices;
 }
 
+void place_give_up(struct core *core, struct model *model)
+{
+	model->is_torn = model->is_displaced = false;
+	model->placement = model->generation == 0 ? CORE_PLACEMENT_ANY : model->placement;
+	model_touch(core, model);
+	model_settle(core, model);
+}
+
 static void come_back(struct core *core, struct model *model)
 {
 	/* Images that are there are worth keeping besides, once all of it is in them. */
@@ -362,10 +370,7 @@ static void come_back(struct core *core, struct model *model)
 	struct job *job;
 
 	if (evict_is_overdue(core, model)) {
-		model->is_torn = false;
-		model->placement = model->generation == 0 ? CORE_PLACEMENT_ANY : model->placement;
-		model_touch(core, model);
-		model_settle(core, model);
+		place_give_up(core, model);
 		return;
 	}
 	job = place_begin(core, model, model->torn_placement, model->torn_uid, model->owner_uid);
@@ -391,6 +396,7 @@ void place_on_device_back(struct core *core, const struct core_event *event)
 			come_back(core, model);
 		}
 	}
+	reserve_bring_back(core, device);
 }
 
 void place_on_devices_found(struct core *core, const struct core_event *event)
@@ -427,7 +433,7 @@ bool place_comes_back(const struct model *model)
 
 		n_ready += segment_is_current(segment) && segment->state == SEGMENT_READY ? 1 : 0;
 	}
-	return model->displaced_by != 0 || (model->job != NULL && model->job->is_reload) ||
+	return model->is_displaced || (model->job != NULL && model->job->is_reload) ||
 	       (model->generation != 0 && n_ready == model->n_copies);
 }
 

@@ -3,7 +3,7 @@
  * Room on a device for what is not ours: a sampler's activations, a stranger's program. It takes
  * its turn among the loads by age, evicts what nobody uses, and where it is told to asks those
  * who use something there to let it go. It ends with the connection, its time or a release;
- * then what it had displaced comes back.
+ * then what had to go for one comes back, as soon as none is in its way any more.
  */
 #include "base/require.h"
 
@@ -19,35 +19,42 @@ static struct client *owner_of(const struct reservation *reservation)
 	return reservation->client;
 }
 
-/* What it displaced and nobody has loaded since comes back. */
-static void bring_back(struct core *core, uint64_t id)
+static void bring_back(struct core *core, struct model *model)
+{
+	struct job *job;
+
+	if (model_is_resident(model)) {
+		model->is_displaced = false; /* only what nobody needs any more had to go */
+		return;
+	}
+	if (evict_is_overdue(core, model)) {
+		place_give_up(core, model);
+		return;
+	}
+	/* It is displaced until that is published: another reservation may still be in the way. */
+	job = place_begin(core, model, model->placement, model->placed_uid, model->owner_uid);
+	if (job != NULL) {
+		job->with_host = model->has_host;
+		job->is_reload = job->is_return = job->no_wait = true;
+	}
+}
+
+void reserve_bring_back(struct core *core, uint32_t device)
 {
 	struct model *model;
 	uint32_t cursor = 0;
 
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
-		struct job *job;
-
-		if (model->displaced_by != id) {
-			continue;
-		}
-		model->displaced_by = 0;
-		model_touch(core, model);
-		job = model_is_resident(model) ? NULL
-					       : place_begin(core, model, model->placement,
-							     model->placed_uid, model->owner_uid);
-		if (job != NULL) {
-			job->with_host = model->has_host;
-			job->is_reload = job->is_return = job->no_wait = true;
-		} else {
-			model_settle(core, model);
+		if (model->is_displaced && (model->devices >> device & 1) != 0) {
+			bring_back(core, model);
 		}
 	}
 }
 
 static void end(struct core *core, struct reservation *reservation)
 {
-	uint64_t id = idtab_id(&core->reservations, reservation);
+	const uint32_t device = reservation->device;
+	const bool was_in_the_way = reservation->is_granted || reservation->has_displaced;
 
 	if (reservation->is_granted) {
 		account_of(core, reservation)->reserved -= reservation->bytes;
@@ -57,7 +64,9 @@ static void end(struct core *core, struct reservation *reservation)
 	list_remove(&reservation->by_age);
 	owner_of(reservation)->user->n_reservations--;
 	idtab_remove(&core->reservations, reservation);
-	bring_back(core, id);
+	if (was_in_the_way) {
+		reserve_bring_back(core, device);
+	}
 }
 
 static void refuse(struct core *core, struct reservation *reservation, int code)
@@ -175,10 +184,9 @@ bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t 
 		uint64_t lacking = account_lacking(account, dropping, wanted);
 
 		if (lacking > 0 && core->now_ns >= core->quiet_until_ns) {
-			core->displacing = idtab_id(&core->reservations, reservation);
 			core->displacing_client = idtab_id(&core->clients, reservation->client);
 			(void)evict_make_room(core, device, lacking, NULL, CORE_WHY_RESERVED);
-			core->displacing = core->displacing_client = 0;
+			core->displacing_client = 0;
 		}
 	} else if (reservation->recall_ns > 0 && reservation->bytes <= account->budget) {
 		if (!reservation->has_recalled) {

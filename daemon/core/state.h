@@ -72,7 +72,7 @@ struct model {
 	uint32_t placed_uid;      /* whose processes may have its blocks on other devices */
 	uint32_t devices;         /* bits: it has copies there */
 	bool has_host;            /* it has all in images, what lies on other devices too */
-	uint64_t displaced_by;    /* a reservation: comes back when that ends; 0: none */
+	bool is_displaced;        /* something went for a reservation: it comes back */
 	bool is_torn; /* a device that had some of it was lost, or a restart: it comes back */
 	uint64_t torn_placement; /* then: like this, */
 	uint32_t torn_uid;       /* for his processes, */
@@ -211,7 +211,7 @@ struct reservation {
 	uint64_t age;     /* among those of jobs */
 	struct timer end; /* core::reservation_ends: of its time, or of the wait for recalls */
 	uint32_t device, request;
-	bool is_granted, has_recalled;
+	bool is_granted, has_recalled, has_displaced;
 };
 
 enum job_kind { JOB_LOAD, JOB_RECHECK };
@@ -302,8 +302,7 @@ struct core {
 	struct idtab models, segments, leases, holders, wishes, clients, waiters, job_table, users;
 	struct idtab reservations;
 	struct list reserving;      /* reservation::by_age, oldest first */
-	uint64_t displacing;        /* the reservation that victims are chosen for; 0: none */
-	uint64_t displacing_client; /* and whose it is */
+	uint64_t displacing_client; /* victims are chosen for its reservation; 0: for none */
 	bool has_recalled;          /* in this step, for a reservation: one does */
 	bool has_to_recall;         /* another one does in the next */
 	struct list jobs;           /* job::by_age */
@@ -586,6 +585,8 @@ void place_on_device_back(struct core *core, const struct core_event *event);
 void place_on_devices_found(struct core *core, const struct core_event *event);
 /* It is to come back as it lies now. */
 void place_tear(struct model *model);
+/* It is not to come back. */
+void place_give_up(struct core *core, struct model *model);
 /* After a restart too? */
 bool place_comes_back(const struct model *model);
 void place_settle(struct core *core); /* tell of those that do not any more */
@@ -593,6 +594,8 @@ void place_settle(struct core *core); /* tell of those that do not any more */
 /* reserve.c */
 void reserve_on_reserve(struct core *core, const struct core_event *event);
 void reserve_on_release(struct core *core, const struct core_event *event);
+/* What had to go for reservations, and lay on the device too, is loaded again if it has room now. */
+void reserve_bring_back(struct core *core, uint32_t device);
 /* Let it in, or make room for it, or put it among the older ones. True: it waits. */
 bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t *older,
 		   bool is_first);

@@ -289,7 +289,7 @@ static void unload_one(struct core *core, const struct core_event *event, struct
 		return;
 	}
 	model->is_torn = false; /* it need not come back */
-	model->displaced_by = 0;
+	model->is_displaced = false;
 	model_touch(core, model);
 	if (model->job != NULL) {
 		if (ends_job(event, client, model->job)) {

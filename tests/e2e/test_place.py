@@ -1059,3 +1059,22 @@ def test_what_a_lowered_budget_left_goes_once_nobody_uses_it(cards, raw, tmp_pat
     wait_until(lambda: used(raw)["sim:0"] <= 3 * MIB, 10 * slowness(), "what fits is left")
     assert used(raw)["sim:0"] > 0
     unload_all(raw)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_two_reservations_displaced_comes_back_with_the_last_of_them(cards, raw, tmp_path,
+                                                                         order):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [2 * MIB] * 4)
+    load(raw, path, "sim:0,4M;sim:1,*").close()
+    before = used(raw)
+    tokens = [raw.call("reserve", {"device": name, "bytes": 62 * MIB})["token"]
+              for name in ("sim:0", "sim:1")]
+    raw.call("release", {"token": tokens[order[0]]})
+    wait_until(lambda: raw.call("list")["models"][0]["state"] != "loading", 10 * slowness(),
+               "there is no room for it yet")
+    raw.call("release", {"token": tokens[order[1]]})
+    wait_until(lambda: raw.call("list")["models"][0]["state"] == "resident", 10 * slowness(),
+               "it is back")
+    assert used(raw) == before, "and lies as it lay"
+    unload_all(raw)

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Room on a device for what is not ours. */
-#include "tests/unit/daemon/core/scene.h"
+#include "tests/unit/daemon/core/placed.h"
 
 static const struct scene_load plain;
 static const struct scene_load mapped = {.attach = true, .map = true};
 
 struct asked {
 	uint64_t bytes, ttl_ns, recall_ns;
+	uint32_t device;
 };
 
 static uint32_t reserve(struct scene *scene, uint64_t client, struct asked asked)
@@ -14,7 +15,8 @@ static uint32_t reserve(struct scene *scene, uint64_t client, struct asked asked
 	(void)scene_step(scene, (struct core_event){.type = EV_RESERVE,
 						    .client = client,
 						    .request = ++scene->last_request,
-						    .reserve = {.bytes = asked.bytes,
+						    .reserve = {.device = asked.device,
+								.bytes = asked.bytes,
 								.ttl_ns = asked.ttl_ns,
 								.recall_ns = asked.recall_ns}});
 	return scene->last_request;
@@ -257,6 +259,128 @@ static void many_that_ask_do_so_one_after_the_other(void **state)
 	scene_free(scene);
 }
 
+/* The token of one that took all of the device, from those who do not use it. */
+static uint64_t take_all(struct scene *scene, uint64_t client, uint32_t device)
+{
+	uint32_t request =
+		reserve(scene, client, (struct asked){.bytes = 98 * MIB, .device = device});
+
+	scene_drop_all(scene);
+	scene_expect(scene, client, request, 0);
+	return scene_reply(scene, client, request)->reply.lease;
+}
+
+/* In whatever order they end: with the last that is in the way. */
+static void what_several_displaced_comes_back(void **state)
+{
+	const struct core_config config = placed_config();
+
+	(void)state;
+	for (int order = 0; order < 2; order++) {
+		struct scene *scene = scene_new(&config);
+		uint64_t client = scene_open(scene, 1000);
+		uint64_t tokens[2];
+
+		(void)placed_loaded(scene, client, 1, "1122", plain);
+		tokens[0] = take_all(scene, client, 1);
+		tokens[1] = take_all(scene, client, 2);
+		assert_int_equal(scene_view(scene, 1).state, CORE_MODEL_REGISTERED);
+		release(scene, client, tokens[order]);
+		placed_header(scene, 1, false); /* there is no room yet */
+		assert_int_equal(scene_view(scene, 1).job, 0);
+		assert_true(scene_view(scene, 1).file != 0);
+		release(scene, client, tokens[1 - order]);
+		placed_finish(scene, 1, false);
+		placed_assert(scene, 1, "1122");
+		release(scene, client, tokens[0]);
+		scene_free(scene);
+	}
+}
+
+static void what_another_device_needs_does_not_bring_it_back(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint64_t other;
+
+	(void)state;
+	(void)placed_loaded(scene, client, 1, "1111", plain);
+	(void)take_all(scene, client, 1);
+	other = take_all(scene, client, 2);
+	release(scene, client, other); /* it never lay there */
+	assert_int_equal(scene_view(scene, 1).job, 0);
+	scene_expect(scene, client,
+		     reserve(scene, client, (struct asked){.bytes = 98 * MIB, .device = 1}),
+		     WIRE_NO_MEMORY); /* it was never in the way */
+	assert_int_equal(scene_view(scene, 1).job, 0);
+	scene_free(scene);
+}
+
+static void drain(struct scene *scene, bool is_on)
+{
+	(void)scene_step(scene, (struct core_event){.type = EV_DRAIN,
+						    .drain = {.device = 1, .is_on = is_on}});
+}
+
+static void what_may_not_be_put_back_waits_for_its_device(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint64_t token;
+
+	(void)state;
+	(void)placed_loaded(scene, client, 1, "1122", plain);
+	token = take_all(scene, client, 1);
+	drain(scene, true);
+	release(scene, client, token);
+	placed_header(scene, 1, false);
+	assert_int_equal(scene_note(scene, CORE_NOTE_LOAD_FAILED)->code, WIRE_BUSY);
+	drain(scene, false);
+	placed_finish(scene, 1, false);
+	placed_assert(scene, 1, "1122");
+	token = take_all(scene, client, 1);
+	placed_lose(scene, 1); /* it has nothing there */
+	release(scene, client, token);
+	placed_header(scene, 1, false);
+	assert_int_equal(scene_view(scene, 1).job, 0);
+	placed_back(scene, 1);
+	placed_finish(scene, 1, false);
+	placed_assert(scene, 1, "1122");
+	scene_free(scene);
+}
+
+static void unloaded_meanwhile_or_overdue_it_stays_away(void **state)
+{
+	const struct scene_load short_lived = {
+		.policy = {.said = CORE_SAID_TTL, .ttl_ns = 2 * ONE_SECOND}};
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint64_t token;
+	uint64_t model;
+
+	(void)state;
+	(void)placed_loaded(scene, client, 1, "1111", plain);
+	(void)placed_loaded(scene, client, 2, "1111", short_lived);
+	model = scene_model(scene, 1);
+	token = take_all(scene, client, 1);
+	(void)scene_step(scene, (struct core_event){.type = EV_UNLOAD,
+						    .client = client,
+						    .request = ++scene->last_request,
+						    .unload = {.models = &model,
+							       .n_models = 1,
+							       .by_name = true}});
+	scene->now_ns += 2 * ONE_SECOND;
+	release(scene, client, token);
+	for (uint32_t inode = 1; inode <= 2; inode++) {
+		assert_int_equal(scene_view(scene, inode).job, 0);
+		assert_int_equal(scene_view(scene, inode).file, 0);
+	}
+	scene_free(scene);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -270,6 +394,10 @@ int main(void)
 		cmocka_unit_test(there_are_not_more_than_there_may_be),
 		cmocka_unit_test(one_user_has_only_so_many),
 		cmocka_unit_test(many_that_ask_do_so_one_after_the_other),
+		cmocka_unit_test(what_several_displaced_comes_back),
+		cmocka_unit_test(what_another_device_needs_does_not_bring_it_back),
+		cmocka_unit_test(what_may_not_be_put_back_waits_for_its_device),
+		cmocka_unit_test(unloaded_meanwhile_or_overdue_it_stays_away),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
