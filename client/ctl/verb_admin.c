@@ -6,6 +6,8 @@
 #include "print.h"
 
 #include <stdio.h>
+#include <string.h>
+#include <strings.h>
 
 static const struct argp_option no_options[] = {OPTIONS_END};
 
@@ -182,19 +184,28 @@ const struct verb verb_clients = {
 static int print_budgets(struct ctl *ctl, const struct distorch_devices *devices)
 {
 	char used[24];
+	const char *set = ctl->arguments.n_words > 0 ? ctl->arguments.words[0] : "cpu";
+	char key[80] = "memory.ram";
 	char budget[24];
 	char safe[512];
 
 	for (size_t i = 0; i < devices->n_devices; i++) {
-		(void)printf("%-8s budget %s, used %s\n", device_text(devices->devices[i]->name),
-			     size_text(ctl, devices->devices[i]->budget, budget),
-			     size_text(ctl, devices->devices[i]->used, used));
+		const struct distorch_device *device = devices->devices[i];
+
+		(void)printf("%-8s budget %s, used %s\n", device_text(device->name),
+			     size_text(ctl, device->budget, budget),
+			     size_text(ctl, device->used, used));
+		if (strcmp(device->name, "cpu") != 0 &&
+		    (strcasecmp(device->name, set) == 0 || strcasecmp(device->uuid, set) == 0)) {
+			(void)snprintf(key, sizeof key, "gpu.budget.%.64s", device->uuid);
+		}
 	}
 	if (devices->notice != NULL) {
 		(void)printf("note: %s\n", safe_text(devices->notice, safe, sizeof safe));
 	} else if (ctl->arguments.save && !ctl->arguments.is_quiet) {
-		(void)printf("Saved: it outlives restarts and boots. distorchctl config unset "
-			     "memory.ram takes it back.\n");
+		(void)printf("Saved: it outlives restarts and boots. distorchctl config unset %s "
+			     "takes it back.\n",
+			     key);
 	}
 	return EXIT_DONE;
 }

@@ -137,7 +137,9 @@ static void check_status(struct report *report)
 				       device_text(device->name), device->state,
 				       device->text == NULL ? "nothing more is known"
 							    : device->text);
-			tell(report, false, text, "look into the log: distorchctl logs");
+			tell(report, false, text,
+			     device->draining ? "end the drain: distorchctl drain --off"
+					      : "look into the log: distorchctl logs");
 			continue;
 		}
 		(void)snprintf(text, sizeof text, "%.32s budget %s of %s",

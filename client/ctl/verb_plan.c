@@ -230,6 +230,7 @@ static void take_devices(const struct distorch_devices *devices,
 		const struct distorch_device *from = devices->devices[i];
 		bool is_host = strcmp(from->name, "cpu") == 0;
 		uint64_t evictable = evictable_on(models, from->name);
+		bool is_well = strcmp(from->state, "ok") == 0;
 
 		wanted->devices[i] = (struct plan_device){
 			.name = from->name,
@@ -237,7 +238,8 @@ static void take_devices(const struct distorch_devices *devices,
 			.product = from->product,
 			.pci = from->pci,
 			.total = is_host ? from->budget : from->total,
-			.free = from->free,
+			/* What drains is refused for that, be it let go of or not. */
+			.free = !is_well && from->draining ? from->budget : from->free,
 			.evictable = evictable,
 			.held = stays_on(from, evictable),
 			.reserved = from->reserved,
@@ -245,7 +247,7 @@ static void take_devices(const struct distorch_devices *devices,
 			.spare = is_host ? 0 : spare_of(from),
 			.granularity = is_host ? HOST_GRANULARITY : CARD_GRANULARITY,
 			.is_host = is_host,
-			.is_lost = strcmp(from->state, "ok") != 0,
+			.is_lost = !is_well && !from->draining,
 			.is_draining = from->draining,
 			.peers = UINT32_MAX,
 		};
@@ -266,6 +268,7 @@ static int refuse(struct ctl *ctl, int code, const struct err *err,
 		{WIRE_BAD_ARGUMENT,
 		 "docs/allocation-strings.md has the grammar, plan --help the five usual ones"},
 		{WIRE_NO_MEMORY, "less there, or let the host take the rest: cpu,*"},
+		{WIRE_BUSY, "an administrator ends it: distorchctl drain --off"},
 	};
 	const char *hint = NULL;
 
@@ -333,6 +336,19 @@ static int print_plan(struct ctl *ctl, const struct wanted *wanted,
 	return plan_report_print(ctl, &report);
 }
 
+/* It is no load yet, so nothing of it is there. */
+static int check_draining(const struct wanted *wanted, const struct plan_summary *summary,
+			  struct err *err)
+{
+	for (uint32_t i = 0; i < wanted->request.n_devices; i++) {
+		if (wanted->devices[i].is_draining && summary->shares[i].n_blocks > 0) {
+			return err_set(err, WIRE_BUSY, "%s is draining and takes no new loads",
+				       device_text(wanted->devices[i].name));
+		}
+	}
+	return 0;
+}
+
 static int plan_file(struct ctl *ctl, struct wanted *wanted)
 {
 	size_t count = (size_t)wanted->file.n_blocks + 1;
@@ -350,6 +366,9 @@ static int plan_file(struct ctl *ctl, struct wanted *wanted)
 			       wanted->file.n_blocks);
 	} else {
 		code = plan_make(&wanted->request, devices, &summary, &err);
+	}
+	if (code == 0) {
+		code = check_draining(wanted, &summary, &err);
 	}
 	status = code < 0 ? refuse(ctl, code, &err, &summary.shortage)
 			  : print_plan(ctl, wanted, &summary, devices, blocks);

@@ -231,7 +231,9 @@ def test_fifteen_devices_are_the_most_and_are_all_there(start_daemon):
 def test_a_budget_is_of_the_device_and_is_kept_over_a_start(start_daemon):
     settings = "memory.ram=64M", "memory.reserve=0", "sim.count=2", "sim.memory=64M"
     daemon = start_daemon(*settings)
-    assert ctl(daemon, "budget", "sim:1", "48M", "--save").returncode == 0
+    saved = ctl(daemon, "budget", "sim:1", "48M", "--save")
+    uuid = devices(daemon)["sim:1"]["uuid"]
+    assert saved.returncode == 0 and f"config unset gpu.budget.{uuid} takes" in saved.stdout
     refused = ctl(daemon, "budget", "sim:1", "65M")
     assert refused.returncode == 2 and "65.0M is more than sim:1 has (64.0M)" in refused.stderr
     assert devices(daemon)["sim:1"]["budget"] == 48 << 20

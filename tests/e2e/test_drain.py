@@ -234,7 +234,11 @@ def test_a_plan_is_refused_as_what_is_planned_would_be(start_daemon, tmp_path):
             assert refused.returncode == 1 and "drain --off --device sim:1" in refused.stderr
             assert "sim:1 is draining and takes no new loads" in refused.stderr, refused.stderr
         raw.call("unload", {"select": {"all": True}})
+        refused = ctl(daemon, "plan", path, "sim:1")  # of a file
+        assert refused.returncode == 1 and "sim:1 is draining and takes no" in refused.stderr
+        assert "drain --off" in refused.stderr
         wait_until(lambda: daemon.status()["devices"][2]["state"] == "unavailable", SLOW)
+        assert "fix: end the drain" in ctl(daemon, "doctor").stdout
         refused = ctl(daemon, "make-room", "1M", "--device", "sim:1", "--", "true")
         assert "sim:1, which was to have the reservation, is drained and let go of" in refused.stderr
         assert "drain --off" in refused.stderr

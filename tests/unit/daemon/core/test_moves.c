@@ -594,9 +594,33 @@ static void a_thousand_crossing_moves_end(void **state)
 	scene_free(scene);
 }
 
+static void a_lease_keeps_the_blocks_it_was_given(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	struct core_lease_view lease;
+	uint64_t id;
+	uint32_t request;
+
+	(void)state;
+	(void)placed_loaded(scene, client, 1, "1120", attached);
+	request = scene_load(scene, client, 1, attached);
+	id = scene_reply(scene, client, request)->reply.lease;
+	request = placed_place(scene, client, 1, HOST_LAYOUT);
+	placed_header(scene, 1, true);
+	scene_fill(scene, 1, 0);
+	placed_tabled(scene, 1, 0);
+	scene_expect(scene, client, request, 0);
+	assert_int_equal(scene_view(scene, 1).placement, CORE_PLACEMENT_HOST);
+	assert_true(core_lease_get(scene->core, id, &lease) && lease.has_blocks);
+	scene_free(scene);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_lease_keeps_the_blocks_it_was_given),
 		cmocka_unit_test(a_move_that_fails_leaves_all_as_it_was),
 		cmocka_unit_test(what_a_device_refuses_is_tried_once_more_with_what_others_leave),
 		cmocka_unit_test(what_a_device_refuses_waits_for_what_goes_for_a_while),

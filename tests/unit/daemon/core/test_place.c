@@ -29,29 +29,6 @@ static bool has_blocks(const struct scene *scene, uint64_t client, uint32_t requ
 	return lease.has_blocks;
 }
 
-static void a_lease_keeps_the_blocks_it_was_given(void **state)
-{
-	const struct core_config config = placed_config();
-	struct scene *scene = scene_new(&config);
-	uint64_t client = scene_open(scene, 1000);
-	struct core_lease_view lease;
-	uint64_t id;
-	uint32_t request;
-
-	(void)state;
-	(void)placed_loaded(scene, client, 1, "1120", attached);
-	request = scene_load(scene, client, 1, attached);
-	id = scene_reply(scene, client, request)->reply.lease;
-	request = placed_place(scene, client, 1, HOST_LAYOUT);
-	placed_header(scene, 1, true);
-	scene_fill(scene, 1, 0);
-	placed_tabled(scene, 1, 0);
-	scene_expect(scene, client, request, 0);
-	assert_int_equal(scene_view(scene, 1).placement, CORE_PLACEMENT_HOST);
-	assert_true(core_lease_get(scene->core, id, &lease) && lease.has_blocks);
-	scene_free(scene);
-}
-
 static void who_wants_it_as_it_lies_is_answered_at_once(void **state)
 {
 	const struct core_config config = placed_config();
@@ -684,7 +661,6 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_load_lies_where_it_was_asked_for),
-		cmocka_unit_test(a_lease_keeps_the_blocks_it_was_given),
 		cmocka_unit_test(who_wants_it_as_it_lies_is_answered_at_once),
 		cmocka_unit_test(equal_placements_join),
 		cmocka_unit_test(another_placement_moves_what_does_not_stay),
