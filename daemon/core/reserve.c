@@ -159,6 +159,76 @@ static void recall(struct core *core, struct reservation *reservation)
 		  account_add(core->now_ns, reservation->recall_ns));
 }
 
+/* Does this holder keep the copy there, and would not let it go if those who can be were asked? */
+static bool is_obstacle(const struct reservation *reservation, const struct segment *segment,
+			const struct holder *holder)
+{
+	bool is_of = segment_is_of(segment, holder->generation);
+
+	if (holder->n_live == 0) { /* once all were asked it may be one who ends for that */
+		return is_of && holder->n_mapped > 0 && segment->backing == CORE_BACKING_IMAGE &&
+		       !reservation->has_recalled;
+	}
+	/* What is published goes when nobody leases anything of the model. */
+	return (is_of || segment_is_current(segment)) &&
+	       (holder->client == reservation->client ||
+		!segment_lies_on(segment->model, holder->generation, reservation->device));
+}
+
+static bool may_be_recalled(const struct reservation *reservation, const struct segment *segment)
+{
+	bool is_held = segment->state == SEGMENT_DROPPING || segment->state == SEGMENT_HELD;
+
+	if (segment->device != reservation->device || segment->sum != SUM_NONE ||
+	    segment->job != 0 ||
+	    (segment->state != SEGMENT_READY && !(is_held && reservation->has_recalled))) {
+		return false;
+	}
+	LIST_FOR_EACH (link, &segment->model->holders) {
+		if (is_obstacle(reservation, segment, OF(link, struct holder, by_model))) {
+			return false;
+		}
+	}
+	return true;
+}
+
+/* Bytes that may go when all who can be asked have let go of what they lease; 0: nobody is. */
+static uint64_t recallable(const struct core *core, const struct reservation *reservation)
+{
+	const struct model *model;
+	uint32_t cursor = 0;
+	uint64_t bytes = 0;
+
+	while (reservation->recall_ns > 0 && (model = idtab_next(&core->models, &cursor)) != NULL) {
+		if (list_is_empty(&model->holders) || model_is_pinned(core, model)) {
+			continue;
+		}
+		LIST_FOR_EACH (link, &model->segments) {
+			const struct segment *segment = OF(link, struct segment, by_model);
+
+			bytes += may_be_recalled(reservation, segment) ? segment->bytes : 0;
+		}
+	}
+	return bytes;
+}
+
+/* It has no room by what may go: is it to wait for loads under way, and for those who are asked
+ * to let go? */
+static bool may_wait(struct core *core, struct reservation *reservation, uint64_t coming)
+{
+	uint64_t asked = recallable(core, reservation);
+
+	coming = account_add(coming, evict_later(core, reservation->device, NULL));
+	if (reservation->bytes >
+	    account_room(account_of(core, reservation), account_add(coming, asked))) {
+		return false;
+	}
+	if (asked > 0 && !reservation->has_recalled) {
+		recall(core, reservation);
+	}
+	return true;
+}
+
 bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t *older,
 		   bool is_first)
 {
@@ -188,12 +258,7 @@ bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t 
 			(void)evict_make_room(core, device, lacking, NULL, CORE_WHY_RESERVED);
 			core->displacing_client = 0;
 		}
-	} else if (reservation->recall_ns > 0 && reservation->bytes <= account->budget) {
-		if (!reservation->has_recalled) {
-			recall(core, reservation);
-		}
-	} else if (reservation->bytes >
-		   account_room(account, account_add(coming, evict_later(core, device, NULL)))) {
+	} else if (!may_wait(core, reservation, coming)) {
 		refuse(core, reservation, WIRE_NO_MEMORY);
 		return false;
 	}

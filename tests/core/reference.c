@@ -1585,6 +1585,20 @@ static const char *act_note(struct reference *r, const struct core_action *actio
 	return NULL;
 }
 
+static const char *act_recall(struct reference *r, const struct core_action *action)
+{
+	const struct reference_lease *lease = find_lease(r, action->recall.lease);
+
+	if (action->device != CORE_ALL_DEVICES &&
+	    (action->recall.for_client == action->client || is_wished(r, action->model, true))) {
+		return "for room others are asked, and nothing that is pinned";
+	}
+	return lease != NULL && !lease->is_ghost && lease->client == action->client &&
+			       action->recall.within_ns > 0
+		       ? NULL
+		       : "who holds a living lease is asked to let go";
+}
+
 const char *reference_action(struct reference *r, const struct core_action *action)
 {
 	struct reference_copy *copy = find_copy(r, action->segment);
@@ -1642,11 +1656,7 @@ const char *reference_action(struct reference *r, const struct core_action *acti
 		copy->is_verifying = true;
 		return NULL;
 	case ACT_RECALL:
-		lease = find_lease(r, action->recall.lease);
-		return lease != NULL && !lease->is_ghost && lease->client == action->client &&
-				       action->recall.within_ns > 0
-			       ? NULL
-			       : "who holds a living lease is asked to let go";
+		return act_recall(r, action);
 	case ACT_LOST:
 		return lease != NULL && !lease->is_ghost && lease->client == action->client
 			       ? NULL

@@ -1078,3 +1078,18 @@ def test_what_two_reservations_displaced_comes_back_with_the_last_of_them(cards,
                "it is back")
     assert used(raw) == before, "and lies as it lay"
     unload_all(raw)
+
+
+def test_a_recall_that_could_not_make_the_room_is_not_waited_for(cards, raw, tmp_path):
+    path, other = tmp_path / "m.safetensors", tmp_path / "n.safetensors"
+    make_blocks(path, [2 * MIB] * 4)
+    make_blocks(other, [2 * MIB])
+    load(raw, path, "sim:0", policy={"pin": True}).close()
+    with cards.raw(timeout=20.0) as asking:
+        with pytest.raises(RawError) as refused:
+            asking.call("reserve", {"device": "sim:0", "bytes": 62 * MIB, "recall_ms": 60000})
+        assert refused.value.code == "no-memory"
+    load(raw, other, "sim:0").close()  # nobody waits before it
+    raw.call("unload", {"select": {"models": [str(other)]}})
+    raw.call("set", {"model": str(path), "policy": {"pin": False}})
+    unload_all(raw)

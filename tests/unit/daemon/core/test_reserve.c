@@ -381,6 +381,67 @@ static void unloaded_meanwhile_or_overdue_it_stays_away(void **state)
 	scene_free(scene);
 }
 
+/* Nobody is asked where that could not make the room: by pins, own leases, those who are gone. */
+static void what_no_recall_can_make_is_refused_at_once(void **state)
+{
+	const struct asked asked = {.bytes = 50 * MIB, .recall_ns = 5000000000};
+	const struct core_policy unpin = {.said = CORE_SAID_PIN};
+	uint64_t client;
+	struct scene *scene = given(&client);
+	uint64_t other = scene_open(scene, 1000);
+	uint32_t request;
+
+	(void)state;
+	(void)scene_loaded(scene, client, 1, 60 * MIB, mapped);
+	(void)scene_loaded(scene, client, 2, 20 * MIB, mapped);
+	(void)scene_set(scene, client, 1, (struct core_policy){.said = CORE_SAID_PIN, .pin = true});
+	request = reserve(scene, other, asked);
+	scene_expect(scene, other, request, WIRE_NO_MEMORY);
+	assert_int_equal(scene_count(scene, ACT_RECALL), 0);
+	(void)scene_set(scene, client, 1, unpin);
+	request = reserve(scene, client, asked);
+	scene_expect(scene, client, request, WIRE_NO_MEMORY); /* it leases all of it itself */
+	scene_client_event(scene, EV_CLIENT_CLOSED, client);
+	request = reserve(scene, other, asked);
+	scene_expect(scene, other, request, WIRE_NO_MEMORY); /* who is gone is not asked */
+	assert_int_equal(scene_count(scene, ACT_RECALL), 0);
+	scene_free(scene);
+}
+
+static void who_was_asked_may_end(void **state)
+{
+	uint64_t client;
+	struct scene *scene = given(&client);
+	uint64_t other = scene_open(scene, 1000);
+	uint32_t request;
+
+	(void)state;
+	(void)scene_loaded(scene, client, 1, 80 * MIB, mapped);
+	request = reserve(scene, other, (struct asked){.bytes = 50 * MIB, .recall_ns = 5000000000});
+	assert_int_equal(scene_count(scene, ACT_RECALL), 1);
+	scene_client_event(scene, EV_CLIENT_CLOSED, client);
+	assert_null(scene_reply(scene, other, request)); /* its process maps it still */
+	scene_client_event(scene, EV_PROCESS_GONE, client);
+	scene_drop_all(scene);
+	scene_expect(scene, other, request, 0);
+	scene_free(scene);
+}
+
+static void pinned_after_it_was_asked_for_it_is_waited_for_no_longer(void **state)
+{
+	uint64_t client;
+	struct scene *scene = given(&client);
+	uint64_t other = scene_open(scene, 1000);
+	uint32_t request;
+
+	(void)state;
+	(void)scene_loaded(scene, client, 1, 80 * MIB, mapped);
+	request = reserve(scene, other, (struct asked){.bytes = 50 * MIB, .recall_ns = 5000000000});
+	(void)scene_set(scene, client, 1, (struct core_policy){.said = CORE_SAID_PIN, .pin = true});
+	scene_expect(scene, other, request, WIRE_NO_MEMORY);
+	scene_free(scene);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -398,6 +459,9 @@ int main(void)
 		cmocka_unit_test(what_another_device_needs_does_not_bring_it_back),
 		cmocka_unit_test(what_may_not_be_put_back_waits_for_its_device),
 		cmocka_unit_test(unloaded_meanwhile_or_overdue_it_stays_away),
+		cmocka_unit_test(what_no_recall_can_make_is_refused_at_once),
+		cmocka_unit_test(who_was_asked_may_end),
+		cmocka_unit_test(pinned_after_it_was_asked_for_it_is_waited_for_no_longer),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
