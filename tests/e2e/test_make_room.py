@@ -91,7 +91,9 @@ def test_what_made_room_is_told(start_daemon, make_model, distorch):
     done = make_room(daemon, "48M", "--device", "ram", "--", "true")
     _out, err = done.communicate(timeout=60)
     assert done.returncode == 0 and "Evicted: idle.safetensors (40.0M)." in err, err
-    wait_until(lambda: "idle.safetensors" in ctl(daemon, "ps").stdout, 20, "what was displaced")
+    wait_until(lambda: ["idle.safetensors", "resident"] in
+               [[model["name"], model["state"]] for model in daemon.models()],
+               20, "what was displaced")
     with distorch.connect(str(daemon.socket)) as d:
         with d.reserve("ram", 4 * MIB) as room:
             assert not room.evicted, "there was room"
