@@ -1756,6 +1756,23 @@ static const char *compare_clients(struct reference *r)
 	return NULL;
 }
 
+/* Did it begin with the bytes there: to lie elsewhere? What nobody leases or pins any more and goes
+ * back to its file for that may be gone by now, to make room in the same step. */
+static bool begins_as_move(struct reference *r, const struct reference_job *job,
+			   const struct reference_model *model)
+{
+	const enum core_event_type type = r->event.type;
+	const bool is_end_of_use = type == EV_DETACH || type == EV_UNMAPPED || type == EV_SET ||
+				   type == EV_TICK || type == EV_CLIENT_CLOSED ||
+				   type == EV_PROCESS_GONE;
+
+	return model != NULL && type != EV_ATTACH &&
+	       (is_resident(r, model) || model->is_published ||
+		(is_end_of_use && job->wanted != CORE_BACKING_IMAGE)) &&
+	       (type != EV_LOAD ||
+		(is_same_content(&r->key, &model->key) && r->key.ctime_ns == model->key.ctime_ns));
+}
+
 static const char *compare_wishes(struct reference *r, uint64_t model)
 {
 	struct core_wish_view view;
@@ -1794,25 +1811,20 @@ static void know_model(struct reference *r, const struct core_model_view *view)
 		}
 	}
 	if (view->job != 0 && find_job(r, view->job) == NULL && r->n_jobs < REFERENCE_JOBS) {
-		const struct reference_model *model = find_model(r, view->id);
+		struct reference_job *job = &r->jobs[r->n_jobs++];
 
-		r->jobs[r->n_jobs] = (struct reference_job){.id = view->job,
-							    .model = view->id,
-							    .number = ++r->n_jobs_seen};
+		*job = (struct reference_job){.id = view->job,
+					      .model = view->id,
+					      .number = ++r->n_jobs_seen};
 		for (uint32_t i = 0; i < r->n_begun; i++) {
 			if (r->begun[i].id == view->job) {
-				r->jobs[r->n_jobs].wanted = r->begun[i].wanted;
-				r->jobs[r->n_jobs].placement = r->begun[i].placement;
-				r->jobs[r->n_jobs].with_host = r->begun[i].with_host;
-				r->jobs[r->n_jobs].is_doubtful = r->begun[i].is_doubtful;
+				job->wanted = r->begun[i].wanted;
+				job->placement = r->begun[i].placement;
+				job->with_host = r->begun[i].with_host;
+				job->is_doubtful = r->begun[i].is_doubtful;
 			}
 		}
-		/* One that began with the bytes there: to lie elsewhere. */
-		r->jobs[r->n_jobs++].is_move =
-			model != NULL && (is_resident(r, model) || model->is_published) &&
-			r->event.type != EV_ATTACH &&
-			(r->event.type != EV_LOAD || (is_same_content(&r->key, &model->key) &&
-						      r->key.ctime_ns == model->key.ctime_ns));
+		job->is_move = begins_as_move(r, job, find_model(r, view->id));
 	}
 }
 
