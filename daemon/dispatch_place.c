@@ -235,7 +235,7 @@ static bool has_lost(const struct daemon *daemon, const struct core_lease_view *
 static void gather_blocks(struct daemon *daemon, const struct core_lease_view *lease,
 			  uint64_t first, uint64_t count, struct exporting *exporting)
 {
-	const uint32_t n_blocks = PLACEMENT_MAX_BLOCKS;
+	const uint32_t n_blocks = PLAN_MAX_BLOCKS;
 	AUTO_FREE uint64_t *found = sys_calloc((size_t)n_blocks + 1, sizeof *found);
 	struct core_segment_view segment;
 	uint32_t cursor = 0;

@@ -28,7 +28,7 @@
 #include "daemon/load/image_set.h"
 #include "daemon/placed_record.h"
 
-_Static_assert(PLACEMENT_MAX_BLOCKS + MODEL_MAX_FILES <= CORE_MAX_NEEDS,
+_Static_assert(PLAN_MAX_BLOCKS + MODEL_MAX_FILES <= CORE_MAX_NEEDS,
 	       "a generation has a copy of each file and of each block");
 
 #define MIN_PLACEMENTS 1024U /* so many may be of no use before they are looked at */
@@ -456,10 +456,6 @@ static int plan_map(const struct daemon *daemon, const struct placement *placeme
 	struct plan_summary summary;
 	int code;
 
-	if (map->n_blocks > PLACEMENT_MAX_BLOCKS) {
-		return err_set(err, WIRE_TOO_MANY, "it has %u blocks; over devices go at most %u",
-			       map->n_blocks, PLACEMENT_MAX_BLOCKS);
-	}
 	blocks = describe_blocks(map);
 	if (blocks == NULL || room == NULL) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory to plan");

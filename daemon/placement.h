@@ -22,8 +22,6 @@ struct job_info;
 struct placed_record;
 struct tensor_map;
 
-#define PLACEMENT_MAX_BLOCKS 32768U /* of a model that is placed: each has a letter in a packet */
-
 /* As a request says it; absent texts are empty. */
 struct placement_words {
 	struct wire_str allocation, compute, strategy, granularity;

@@ -166,6 +166,13 @@ static int check_numbers(const struct plan_request *request, uint32_t *ret_compo
 		return err_set(err, WIRE_BAD_ARGUMENT, "1 to %d devices, not %u", PLAN_MAX_DEVICES,
 			       request->n_devices);
 	}
+	if (request->n_blocks > PLAN_MAX_BLOCKS) {
+		return err_set(
+			err, WIRE_TOO_LARGE,
+			"%u blocks, and at most %u can be placed: let a block be more than a "
+			"tensor (no --granularity tensor)",
+			request->n_blocks, PLAN_MAX_BLOCKS);
+	}
 	for (uint32_t i = 0; i < request->n_devices; i++) {
 		int code = check_device(&request->devices[i], i, err);
 

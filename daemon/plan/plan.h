@@ -14,6 +14,7 @@
 struct err;
 
 #define PLAN_MAX_DEVICES  16
+#define PLAN_MAX_BLOCKS   32768U /* each has a letter in a packet */
 #define PLAN_MAX_WARNINGS 16
 #define PLAN_MAX_DONORS   16U
 #define PLAN_MAX_TEXT     1024U /* bytes of an allocation */

@@ -156,6 +156,19 @@ def test_a_string_that_is_wrong_is_told_and_changes_nothing(raw, tmp_path, alloc
     assert raw.call("list")["models"] == []
 
 
+def test_more_blocks_than_can_be_placed_are_refused_for_good(cards, raw, tmp_path):
+    path = tmp_path / "many.safetensors"
+    make_safetensors(path, {f"t{i}": ("U8", [1]) for i in range(32769)})
+    with opened(path) as fd, pytest.raises(RawError) as refused:
+        raw.call("load", {"allocation": "sim:0", "granularity": "tensor"}, [fd])
+    assert refused.value.code == "too-large" and not refused.value.error["retryable"]
+    assert "32769 blocks, and at most 32768" in refused.value.error["message"]
+    planned = ctl(cards, "plan", path, "sim:0", "--granularity", "tensor")
+    assert planned.returncode == 1 and "at most 32768 can be placed" in planned.stderr
+    load(raw, path, "sim:0").close()  # by blocks
+    unload_all(raw)
+
+
 def test_what_does_not_fit_is_refused_with_numbers(raw, tmp_path):
     path = tmp_path / "m.safetensors"
     make_blocks(path, [8 * MIB] * 9)
