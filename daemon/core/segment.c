@@ -177,6 +177,9 @@ enum segment_sum segment_sum_of(const struct core *core, const struct segment *s
 	if (segment->state == SEGMENT_DROPPING) {
 		return segment_is_held(segment) ? SUM_NONE : SUM_DROPPING;
 	}
+	if (segment->state == SEGMENT_FILLING && job != NULL && job->state == JOB_ENDING) {
+		return SUM_DROPPING; /* once the loader has let go of it */
+	}
 	if (segment->state > SEGMENT_READY || model_is_pinned(core, model)) {
 		return SUM_NONE;
 	}

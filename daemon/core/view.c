@@ -387,7 +387,7 @@ void core_account_get(const struct core *core, uint32_t device, struct core_acco
 		.held = account->bucket[SEGMENT_HELD],
 		.reserved = account->reserved,
 		.free = account->budget > charged ? account->budget - charged : 0,
-		.room = account_room(account, account->bucket[SEGMENT_DROPPING]),
+		.room = account_room(account, account->sums[SUM_DROPPING]),
 		.evictable = account->sums[SUM_EVICTABLE],
 		.later = account->sums[SUM_LATER],
 		.is_lost = account->is_lost,

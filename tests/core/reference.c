@@ -1768,7 +1768,8 @@ static bool begins_as_move(struct reference *r, const struct reference_job *job,
 
 	return model != NULL && type != EV_ATTACH &&
 	       (is_resident(r, model) || model->is_published ||
-		(is_end_of_use && job->wanted != CORE_BACKING_IMAGE)) &&
+		(is_end_of_use && model->backing != CORE_BACKING_IMAGE &&
+		 job->wanted != CORE_BACKING_IMAGE)) &&
 	       (type != EV_LOAD ||
 		(is_same_content(&r->key, &model->key) && r->key.ctime_ns == model->key.ctime_ns));
 }
@@ -1815,7 +1816,8 @@ static void know_model(struct reference *r, const struct core_model_view *view)
 
 		*job = (struct reference_job){.id = view->job,
 					      .model = view->id,
-					      .number = ++r->n_jobs_seen};
+					      .number = ++r->n_jobs_seen,
+					      .step = r->n_steps};
 		for (uint32_t i = 0; i < r->n_begun; i++) {
 			if (r->begun[i].id == view->job) {
 				job->wanted = r->begun[i].wanted;
@@ -1931,6 +1933,16 @@ static const char *compare_accounts(const struct reference *r)
 	return NULL;
 }
 
+/* It is being dropped, or the load that fills it has ended. */
+static bool goes_by_itself(const struct reference *r, const struct reference_copy *copy)
+{
+	struct core_model_view view;
+
+	return copy->state == SEGMENT_DROPPING ||
+	       (copy->state == SEGMENT_FILLING &&
+		(!core_model_get(r->core, copy->model, &view) || view.job != copy->job));
+}
+
 /* Also what was in use or pinned when the budget was lowered. */
 static const char *compare_budgets(struct reference *r)
 {
@@ -1945,7 +1957,7 @@ static const char *compare_budgets(struct reference *r)
 		{
 			stays -= copy->segment != 0 && other->segment != 0 &&
 						 other->device == copy->device &&
-						 other->state == SEGMENT_DROPPING
+						 goes_by_itself(r, other)
 					 ? other->bytes
 					 : 0;
 		}
@@ -1973,8 +1985,9 @@ static const char *compare_jobs(struct reference *r)
 			bool may_pass = is_other && job->was_over;
 			bool goes_first = is_other && job->is_within && !exceeds_share(r, job) &&
 					  other->is_over;
-			bool is_admitted = other->is_admitted &&
-					   ((k > i && !may_pass) || goes_first);
+			bool is_admitted =
+				other->is_admitted &&
+				((k > i && job->step != other->step && !may_pass) || goes_first);
 
 			for (uint32_t d = 0; is_admitted && d < r->config.n_devices; d++) {
 				if (need_on(r, other, d) > 0 && need_on(r, job, d) > 0 &&
@@ -2025,6 +2038,7 @@ const char *reference_after(struct reference *r, const struct core_event *event)
 	uint32_t cursor = 0;
 	const char *broken;
 
+	r->n_steps++;
 	if (r->replaced != 0 && core_model_find(r->core, &r->key) == r->replaced) {
 		return "a reused inode inherits nobody's rights";
 	}

@@ -72,6 +72,7 @@ struct reference_job {
 	bool is_of_file;  /* the file itself is to serve */
 	bool is_free;     /* likewise, and nothing is charged */
 	uint64_t number;  /* of all that were seen */
+	uint64_t step;    /* in which it was: of those of the same one none is known as the older */
 	enum core_backing wanted;
 	bool was_over;  /* in this step: it, or an older one of its user, would exceed the share */
 	bool is_over;   /* when the step began, and when it was admitted */
@@ -104,7 +105,7 @@ struct reference {
 	bool has_budget[CORE_MAX_DEVICES]; /* one was said */
 	bool is_lost[CORE_MAX_DEVICES];
 	uint64_t drained_after[CORE_MAX_DEVICES]; /* jobs seen when it began; UINT64_MAX: not */
-	uint64_t n_jobs_seen;
+	uint64_t n_jobs_seen, n_steps;
 	struct reference_copy copies[REFERENCE_COPIES];
 	uint64_t lost[REFERENCE_COPIES]; /* READY ones, in this step */
 	uint32_t n_lost;

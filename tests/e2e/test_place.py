@@ -463,6 +463,23 @@ def test_a_load_waits_for_one_under_way_that_may_go_then(start_daemon, tmp_path)
         unload_all(other)
 
 
+def test_a_load_waits_for_what_a_cancelled_one_lets_go_of(start_daemon, tmp_path):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "sim.link=40M", "gpu.budget=100%",
+                          "memory.ram=64M", "memory.reserve=0")
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB] * 12)
+    with daemon.raw(timeout=60.0 * slowness()) as raw, daemon.raw() as other:
+        with opened(path) as fd:
+            number = raw.request("load", {"allocation": "sim:0"}, [fd])
+        wait_until(lambda: account(other, "sim:0").get("used", 0) > 0, 10 * slowness(), "its begin")
+        raw.call("cancel", {"id": number})
+        lease = load(other, path, "sim:0")  # there is no room beside what is let go of
+        assert lease.tensors() == expected
+        assert raw.wait(number)[0]["code"] == "cancelled"
+        lease.close()
+        unload_all(other)
+
+
 def test_blocks_are_evicted_one_by_one_and_only_they_are_read_again(raw, tmp_path):
     path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
     expected = make_blocks(path, [8 * MIB] * 6)
