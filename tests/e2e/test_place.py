@@ -446,13 +446,18 @@ def test_a_move_that_does_not_fit_leaves_it_as_it_was(raw, tmp_path):
 # ---- eviction --------------------------------------------------------------------------------
 
 
-def test_a_load_waits_for_one_under_way_that_may_go_then(start_daemon, tmp_path):
-    daemon = start_daemon("sim.count=1", "sim.memory=64M", "sim.link=40M", "gpu.budget=100%",
-                          "memory.ram=64M", "memory.reserve=0")
+@pytest.fixture
+def slow_card(start_daemon):
+    """24 MiB take a second and a half."""
+    return start_daemon("sim.count=1", "sim.memory=64M", "sim.link=16M", "gpu.budget=100%",
+                        "memory.ram=64M", "memory.reserve=0")
+
+
+def test_a_load_waits_for_one_under_way_that_may_go_then(slow_card, tmp_path):
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     make_blocks(first, [2 * MIB] * 12)
     expected = make_blocks(second, [2 * MIB] * 12, seed=50)
-    with daemon.raw(timeout=60.0 * slowness()) as raw, daemon.raw() as other:
+    with slow_card.raw(timeout=60.0 * slowness()) as raw, slow_card.raw() as other:
         with opened(first) as fd:
             number = raw.request("load", {"allocation": "sim:0"}, [fd])
         wait_until(lambda: account(other, "sim:0").get("used", 0) > 0, 10 * slowness(), "its begin")
@@ -463,12 +468,10 @@ def test_a_load_waits_for_one_under_way_that_may_go_then(start_daemon, tmp_path)
         unload_all(other)
 
 
-def test_a_load_waits_for_what_a_cancelled_one_lets_go_of(start_daemon, tmp_path):
-    daemon = start_daemon("sim.count=1", "sim.memory=64M", "sim.link=40M", "gpu.budget=100%",
-                          "memory.ram=64M", "memory.reserve=0")
+def test_a_load_waits_for_what_a_cancelled_one_lets_go_of(slow_card, tmp_path):
     path = tmp_path / "m.safetensors"
     expected = make_blocks(path, [2 * MIB] * 12)
-    with daemon.raw(timeout=60.0 * slowness()) as raw, daemon.raw() as other:
+    with slow_card.raw(timeout=60.0 * slowness()) as raw, slow_card.raw() as other:
         with opened(path) as fd:
             number = raw.request("load", {"allocation": "sim:0"}, [fd])
         wait_until(lambda: account(other, "sim:0").get("used", 0) > 0, 10 * slowness(), "its begin")
