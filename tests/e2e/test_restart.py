@@ -278,7 +278,9 @@ def bend(daemon, how):
     mine = parts(daemon, 0)
     other = parts(daemon, 1)
     kept = daemon.kept
-    table = os.pread(mine["hdr"][1], 1 << 20, 0)
+
+    def table():  # what was bent before may be there still, where a kill came early
+        return os.pread(mine["hdr"][1], 1 << 20, 0)
 
     def put(kind, fd):
         kept[kept.index(mine[kind])] = (mine[kind][0], fd)
@@ -308,9 +310,9 @@ def bend(daemon, how):
     elif how == "short image":
         put("img", memfd(b"short"))
     elif how == "flipped table":
-        put("hdr", memfd(table[:200] + bytes([table[200] ^ 1]) + table[201:]))
+        put("hdr", memfd(table()[:200] + bytes([table()[200] ^ 1]) + table()[201:]))
     elif how == "future table":
-        put("hdr", memfd(table[:8] + b"\xff\x00\x00\x00" + table[12:]))
+        put("hdr", memfd(table()[:8] + b"\xff\x00\x00\x00" + table()[12:]))
     elif how == "empty table":
         put("hdr", memfd(b""))
     elif how == "another source":
