@@ -187,6 +187,8 @@ static void cards_are_found_by_uuid_and_by_their_own_name(void **state)
 	expect_runs(&scene, "4080 SUPER,9gb;RTX 4080,*", "cuda:1 9, cuda:0 1");
 	expect_refusal(&scene, "GeForce", WIRE_BAD_ARGUMENT, "2 devices are a \"GeForce\"");
 	expect_refusal(&scene, "RTX 408", WIRE_BAD_ARGUMENT, "there is no device");
+	expect_refusal(&scene, "NVIDIA GeForce RTX 4080 SUPER of some other make",
+		       WIRE_BAD_ARGUMENT, "there is no device");
 	assert_string_equal(name_label(&scene.devices[1], label, sizeof label),
 			    "cuda:0 (RTX 4080, PCI 01:00)");
 	assert_string_equal(name_label(&scene.devices[2], label, sizeof label),
