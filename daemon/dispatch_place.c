@@ -213,22 +213,31 @@ static void add_block(struct daemon *daemon, struct exporting *exporting,
 	};
 }
 
-/* What is leased goes by a loss only, and where it lay is known of the published generation. Of an
- * older one it has to do that nothing of it is there. */
-static bool has_lost(const struct daemon *daemon, const struct core_lease_view *lease,
-		     uint64_t block, bool has_found)
+/* Where the lease's blocks lay: what is leased goes by a loss only. */
+struct leased_places {
+	const uint8_t *places; /* of the published generation; NULL: on the host, or an older one */
+	uint32_t n_blocks;
+	bool is_older; /* of that no more is known than that it had some, be nothing of it there */
+};
+
+static struct leased_places find_places(const struct daemon *daemon,
+					const struct core_lease_view *lease)
 {
 	const struct model_info *info = store_find_model(daemon->store, lease->model);
+	struct leased_places ret = {.places = NULL};
 	struct core_model_view view;
 
-	if (info == NULL || !core_model_get(daemon->core, lease->model, &view)) {
-		return false;
+	if (info != NULL && core_model_get(daemon->core, lease->model, &view)) {
+		ret.is_older = view.generation != lease->generation;
+		ret.places = ret.is_older ? NULL : info->current.places;
+		ret.n_blocks = info->current.n_blocks;
 	}
-	if (view.generation != lease->generation) {
-		return !has_found;
-	}
-	return info->current.places != NULL && block < info->current.n_blocks &&
-	       info->current.places[block] != 0;
+	return ret;
+}
+
+static bool was_there(const struct leased_places *leased, uint64_t block)
+{
+	return leased->places != NULL && block < leased->n_blocks && leased->places[block] != 0;
 }
 
 /* The blocks of the range, in order, as many as one packet takes. */
@@ -240,6 +249,7 @@ static void gather_blocks(struct daemon *daemon, const struct core_lease_view *l
 	struct core_segment_view segment;
 	uint32_t cursor = 0;
 	uint64_t end = count > UINT64_MAX - first ? UINT64_MAX : first + count;
+	const struct leased_places leased = find_places(daemon, lease);
 	bool has_found = false;
 
 	if (found == NULL) {
@@ -257,7 +267,7 @@ static void gather_blocks(struct daemon *daemon, const struct core_lease_view *l
 		const struct extent *extent = store_find_extent(daemon->store, found[i]);
 
 		if (extent == NULL || !core_segment_get(daemon->core, found[i], &segment)) {
-			if (has_lost(daemon, lease, i, has_found)) {
+			if (was_there(&leased, i) || (leased.is_older && !has_found)) {
 				(void)err_set(&exporting->err, WIRE_DEVICE_LOST,
 					      "block %llu went with its device; load it again",
 					      (unsigned long long)i);

@@ -280,26 +280,42 @@ static void answer_plan(const struct call *call, const struct planning *planning
 
 /* ---- what a move would be refused for ---- */
 
-static bool stays(const struct daemon *daemon, const struct planning *planning, uint32_t block)
+/* What comes to each device; what lies there already stays. */
+struct arrivals {
+	uint64_t bytes[CORE_MAX_DEVICES]; /* as they are charged */
+	bool is_any[CORE_MAX_DEVICES];
+};
+
+static struct arrivals find_arrivals(const struct daemon *daemon, const struct planning *planning)
 {
 	const struct model_info *info = store_find_model(daemon->store, planning->model);
-
-	return info != NULL && info->current.n_blocks == planning->n_blocks &&
-	       planning->places[block] ==
-		       (info->current.places == NULL ? 0 : info->current.places[block]);
-}
-
-/* The draining devices that would have to take something, as bits: what lies there stays. */
-static uint32_t find_draining(const struct daemon *daemon, const struct planning *planning)
-{
-	uint32_t devices = 0;
+	const bool is_known = info != NULL && info->current.n_blocks == planning->n_blocks;
+	const uint8_t *places = is_known ? info->current.places : NULL;
+	struct arrivals ret = {.bytes = {0}, .is_any = {false}};
 
 	for (uint32_t i = 0; i < planning->n_blocks; i++) {
 		const uint8_t place = planning->places[i];
 
-		if (planning->room.devices[place].is_draining && !stays(daemon, planning, i)) {
-			devices |= 1U << place;
+		if (is_known && place == (places == NULL ? 0 : places[i])) {
+			continue;
 		}
+		ret.is_any[place] = true;
+		if (daemon->devices[place].device != NULL) {
+			ret.bytes[place] += device_charge(daemon->devices[place].device,
+							  planning->described[i].packed);
+		}
+	}
+	return ret;
+}
+
+/* The draining devices that would have to take something, as bits. */
+static uint32_t find_draining(const struct planning *planning, const struct arrivals *arrivals)
+{
+	uint32_t devices = 0;
+
+	for (uint32_t i = 0; i < planning->room.n_devices; i++) {
+		devices |= planning->room.devices[i].is_draining && arrivals->is_any[i] ? 1U << i
+											: 0;
 	}
 	return devices;
 }
@@ -307,30 +323,22 @@ static uint32_t find_draining(const struct daemon *daemon, const struct planning
 /* Until a move is done what goes from a device is there beside what comes, and the plan is of
  * afterwards. Fills how the core would refuse. False: there is room for both. */
 static bool is_crowded(const struct daemon *daemon, const struct planning *planning,
-		       struct core_action *ret)
+		       const struct arrivals *arrivals, struct core_action *ret)
 {
-	uint64_t comes[CORE_MAX_DEVICES] = {0};
 	struct core_account_view account;
 
-	for (uint32_t i = 0; planning->model != 0 && i < planning->n_blocks; i++) {
-		const uint8_t place = planning->places[i];
-
-		if (!stays(daemon, planning, i) && daemon->devices[place].device != NULL) {
-			comes[place] += device_charge(daemon->devices[place].device,
-						      planning->described[i].packed);
-		}
-	}
-	for (uint32_t i = 1; i < daemon->n_devices; i++) { /* of the host it is in images too */
+	/* Of the host it is in images too. */
+	for (uint32_t i = 1; planning->model != 0 && i < planning->room.n_devices; i++) {
 		const struct plan_device *device = &planning->room.devices[i];
 
 		core_account_get(daemon->core, i, &account);
-		if (comes[i] > account.room + device->evictable + device->later) {
+		if (arrivals->bytes[i] > account.room + device->evictable + device->later) {
 			*ret = (struct core_action){.type = ACT_REPLY,
 						    .client = planning->client,
 						    .model = planning->model,
 						    .device = i,
 						    .code = WIRE_NO_MEMORY,
-						    .shortage = {.need = comes[i],
+						    .shortage = {.need = arrivals->bytes[i],
 								 .budget = account.budget,
 								 .free = account.room,
 								 .evictable = device->evictable,
@@ -344,27 +352,43 @@ static bool is_crowded(const struct daemon *daemon, const struct planning *plann
 
 /* ---- the answer ---- */
 
+/* False: refused, as the move would be. */
+static bool is_possible(struct daemon *daemon, const struct client *viewer,
+			const struct planning *planning, struct failure *failure)
+{
+	struct arrivals arrivals;
+	struct core_action refusal;
+	uint32_t devices;
+
+	if (planning->err.code != 0) {
+		failure_from_plan(failure, daemon, viewer, "", &planning->err,
+				  &planning->summary.shortage);
+		return false;
+	}
+	arrivals = find_arrivals(daemon, planning);
+	devices = find_draining(planning, &arrivals);
+	if (devices != 0) {
+		failure_set_draining(failure, daemon, devices);
+		return false;
+	}
+	if (is_crowded(daemon, planning, &arrivals, &refusal)) {
+		failure_from_reply(failure, daemon, &refusal);
+		return false;
+	}
+	return true;
+}
+
 static void on_planned(struct daemon *daemon, struct errand *errand)
 {
 	struct planning *planning = container_of(errand, struct planning, errand);
-	struct core_action refusal;
 	struct failure failure;
 	struct call call;
-	uint32_t devices;
 
 	if (change_find_request(daemon, planning->client, planning->request, &call)) {
-		if (planning->err.code != 0) {
-			failure_from_plan(&failure, daemon, call.client, "", &planning->err,
-					  &planning->summary.shortage);
-			call_fail(&call, &failure);
-		} else if ((devices = find_draining(daemon, planning)) != 0) {
-			failure_set_draining(&failure, daemon, devices);
-			call_fail(&call, &failure);
-		} else if (is_crowded(daemon, planning, &refusal)) {
-			failure_from_reply(&failure, daemon, &refusal);
-			call_fail(&call, &failure);
-		} else {
+		if (is_possible(daemon, call.client, planning, &failure)) {
 			answer_plan(&call, planning);
+		} else {
+			call_fail(&call, &failure);
 		}
 		server_flush(daemon->server);
 	}

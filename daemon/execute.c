@@ -18,7 +18,6 @@
 
 #include "daemon/answer.h"
 #include "daemon/daemon.h"
-#include "daemon/describe.h"
 #include "daemon/failure.h"
 #include "daemon/fill.h"
 #include "daemon/format/format.h"
@@ -270,54 +269,6 @@ void execute(struct daemon *daemon, const struct core_action *action)
 	}
 }
 
-/* "; in use by ComfyUI/812 and 2 more": of who has a copy on a card, one may have written there. */
-static void add_users(struct sentence *sentence, const struct daemon *daemon,
-		      const struct core_segment_view *copy)
-{
-	const uint32_t n_named = 3;
-	struct core_holder_view user;
-	uint32_t cursor = 0;
-	uint32_t n_users = 0;
-
-	while (core_holder_next(daemon->core, copy->model, &cursor, &user)) {
-		const struct client *client = daemon_find_client(daemon, user.client);
-
-		if (client == NULL || !core_segment_is_of(copy, user.generation)) {
-			continue;
-		}
-		if (n_users < n_named) { /* by the kernel's word: this is for others too */
-			sentence_add(sentence, "%s%s/%u", n_users == 0 ? "; in use by " : ", ",
-				     client->comm, client->pid);
-		}
-		n_users++;
-	}
-	if (n_users > n_named) {
-		sentence_add(sentence, " and %u more", n_users - n_named);
-	}
-}
-
-static void describe_difference(const struct daemon *daemon, struct model_info *model,
-				const struct core_segment_view *copy, uint32_t shard)
-{
-	struct sentence sentence = {.text = model->bad_text, .capacity = sizeof model->bad_text};
-	const struct generation_info *info = &model->current;
-	char device[16];
-	char name[81];
-
-	model->bad_text[0] = '\0';
-	if (shard < info->n_shards && info->shards[shard].name != NULL) {
-		sentence_add(&sentence, "file %s: ",
-			     wire_str_copy(wire_str(info->shards[shard].name), name, sizeof name));
-	}
-	if (copy->is_block) {
-		sentence_add(&sentence, "its bytes on %s no longer match their checksum",
-			     describe_device_name(daemon, copy->device, device));
-		add_users(&sentence, daemon, copy);
-	} else { /* sealed: nobody else can have written there */
-		sentence_add(&sentence, "%s", history_why_words(CORE_WHY_BAD_SUM));
-	}
-}
-
 /* Keep a failure's words for those who wait and for `why`. */
 static void remember_verified(struct daemon *daemon, const struct load_result *result)
 {
@@ -328,8 +279,9 @@ static void remember_verified(struct daemon *daemon, const struct load_result *r
 
 	if (result->err.code == 0 && !result->is_equal && model != NULL) {
 		model->bad_at = result->differs_at;
-		describe_difference(daemon, model, &view,
-				    view.is_block ? result->differs_in : view.index);
+		failure_difference_text(daemon, &model->current, &view,
+					view.is_block ? result->differs_in : view.index,
+					model->bad_text, sizeof model->bad_text);
 	}
 	if (result->notice[0] != '\0' && model != NULL) {
 		(void)snprintf(model->current.notice, sizeof model->current.notice, "%s",

@@ -621,3 +621,53 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 	}
 	hint_for_code(failure, code);
 }
+
+/* ---- bytes that changed ---- */
+
+/* "; in use by ComfyUI/812 and 2 more": of who has a copy on a card, one may have written there. */
+static void add_users(struct sentence *sentence, const struct daemon *daemon,
+		      const struct core_segment_view *copy)
+{
+	const uint32_t n_named = 3;
+	struct core_holder_view user;
+	uint32_t cursor = 0;
+	uint32_t n_users = 0;
+
+	while (core_holder_next(daemon->core, copy->model, &cursor, &user)) {
+		const struct client *client = daemon_find_client(daemon, user.client);
+
+		if (client == NULL || !core_segment_is_of(copy, user.generation)) {
+			continue;
+		}
+		if (n_users < n_named) { /* by the kernel's word: this is for others too */
+			sentence_add(sentence, "%s%s/%u", n_users == 0 ? "; in use by " : ", ",
+				     client->comm, client->pid);
+		}
+		n_users++;
+	}
+	if (n_users > n_named) {
+		sentence_add(sentence, " and %u more", n_users - n_named);
+	}
+}
+
+void failure_difference_text(const struct daemon *daemon, const struct generation_info *info,
+			     const struct core_segment_view *copy, uint32_t shard, char *buffer,
+			     size_t buffer_size)
+{
+	struct sentence sentence = {.text = buffer, .capacity = buffer_size};
+	char device[DEVICE_NAME_SIZE];
+	char name[81];
+
+	buffer[0] = '\0';
+	if (shard < info->n_shards && info->shards[shard].name != NULL) {
+		sentence_add(&sentence, "file %s: ",
+			     wire_str_copy(wire_str(info->shards[shard].name), name, sizeof name));
+	}
+	if (copy->is_block) {
+		sentence_add(&sentence, "its bytes on %s no longer match their checksum",
+			     describe_device_name(daemon, copy->device, device));
+		add_users(&sentence, daemon, copy);
+	} else { /* sealed: nobody else can have written there */
+		sentence_add(&sentence, "%s", history_why_words(CORE_WHY_BAD_SUM));
+	}
+}

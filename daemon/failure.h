@@ -75,6 +75,11 @@ void failure_set_draining(struct failure *failure, const struct daemon *daemon, 
 const char *failure_draining_text(const struct daemon *daemon, const struct job_info *job,
 				  char *buffer, uint32_t buffer_size);
 
+/* A verification found the copy's bytes to differ, in that file: where, and who has them. */
+void failure_difference_text(const struct daemon *daemon, const struct generation_info *info,
+			     const struct core_segment_view *copy, uint32_t shard, char *buffer,
+			     size_t buffer_size);
+
 /* What the core decided: 'action' is an ACT_REPLY with a code. */
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 			const struct core_action *action);

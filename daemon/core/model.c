@@ -32,6 +32,7 @@ uint32_t model_capacity(const struct core_config *config)
 
 void model_touch(struct core *core, struct model *model)
 {
+	core->n_touches++;
 	if (list_is_empty(&model->touched)) {
 		list_append(&core->touched, &model->touched);
 	}

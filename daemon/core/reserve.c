@@ -155,6 +155,7 @@ static void recall(struct core *core, struct reservation *reservation)
 		}
 	}
 	core->has_recalled = reservation->has_recalled = true;
+	reservation->counted_at = 0; /* who ends for that is no obstacle any more */
 	timer_set(&core->reservation_ends, &reservation->end,
 		  account_add(core->now_ns, reservation->recall_ns));
 }
@@ -193,7 +194,7 @@ static bool may_be_recalled(const struct reservation *reservation, const struct 
 }
 
 /* Bytes that may go when all who can be asked have let go of what they lease; 0: nobody is. */
-static uint64_t recallable(const struct core *core, const struct reservation *reservation)
+static uint64_t count_recallable(const struct core *core, const struct reservation *reservation)
 {
 	const struct model *model;
 	uint32_t cursor = 0;
@@ -210,6 +211,16 @@ static uint64_t recallable(const struct core *core, const struct reservation *re
 		}
 	}
 	return bytes;
+}
+
+/* Likewise; where nothing has changed since, the walk over all models is spared. */
+static uint64_t recallable(const struct core *core, struct reservation *reservation)
+{
+	if (reservation->counted_at != core->n_touches + 1) {
+		reservation->recallable = count_recallable(core, reservation);
+		reservation->counted_at = core->n_touches + 1;
+	}
+	return reservation->recallable;
 }
 
 /* It has no room by what may go: is it to wait for loads under way, and for those who are asked

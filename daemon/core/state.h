@@ -208,8 +208,10 @@ struct reservation {
 	struct list by_age; /* core::reserving, while it waits */
 	struct client *client;
 	uint64_t bytes, ttl_ns, recall_ns;
-	uint64_t age;     /* among those of jobs */
-	struct timer end; /* core::reservation_ends: of its time, or of the wait for recalls */
+	uint64_t age;        /* among those of jobs */
+	struct timer end;    /* core::reservation_ends: of its time, or of the wait for recalls */
+	uint64_t recallable; /* bytes that recalls may bring, as last counted: */
+	uint64_t counted_at; /* after so many touches, and one; 0: never */
 	uint32_t device, request;
 	bool is_granted, has_recalled, has_displaced;
 };
@@ -309,7 +311,8 @@ struct core {
 	struct list rooms;          /* job::by_room */
 	struct list startable;      /* user::startable */
 	struct list touched;        /* model::touched */
-	struct list changed;        /* model::changed */
+	uint64_t n_touches;
+	struct list changed; /* model::changed */
 	struct timers expiries, lapses, lingers, reservation_ends;
 	struct segment **victims;     /* room for all segments, while victims are chosen */
 	uint32_t *hash;               /* heads of chains: index + 1 of a model */
