@@ -7,7 +7,6 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <strings.h>
 
 static const struct argp_option no_options[] = {OPTIONS_END};
 
@@ -183,29 +182,24 @@ const struct verb verb_clients = {
 
 static int print_budgets(struct ctl *ctl, const struct distorch_devices *devices)
 {
+	const struct distorch_device *set =
+		device_find(devices, ctl->arguments.n_words > 0 ? ctl->arguments.words[0] : "cpu");
+	bool is_host = set == NULL || set->uuid == NULL || strcmp(set->name, "cpu") == 0;
 	char used[24];
-	const char *set = ctl->arguments.n_words > 0 ? ctl->arguments.words[0] : "cpu";
-	char key[80] = "memory.ram";
 	char budget[24];
 	char safe[512];
 
 	for (size_t i = 0; i < devices->n_devices; i++) {
-		const struct distorch_device *device = devices->devices[i];
-
-		(void)printf("%-8s budget %s, used %s\n", device_text(device->name),
-			     size_text(ctl, device->budget, budget),
-			     size_text(ctl, device->used, used));
-		if (strcmp(device->name, "cpu") != 0 &&
-		    (strcasecmp(device->name, set) == 0 || strcasecmp(device->uuid, set) == 0)) {
-			(void)snprintf(key, sizeof key, "gpu.budget.%.64s", device->uuid);
-		}
+		(void)printf("%-8s budget %s, used %s\n", device_text(devices->devices[i]->name),
+			     size_text(ctl, devices->devices[i]->budget, budget),
+			     size_text(ctl, devices->devices[i]->used, used));
 	}
 	if (devices->notice != NULL) {
 		(void)printf("note: %s\n", safe_text(devices->notice, safe, sizeof safe));
 	} else if (ctl->arguments.save && !ctl->arguments.is_quiet) {
-		(void)printf("Saved: it outlives restarts and boots. distorchctl config unset %s "
+		(void)printf("Saved: it outlives restarts and boots. distorchctl config unset %s%s "
 			     "takes it back.\n",
-			     key);
+			     is_host ? "memory.ram" : "gpu.budget.", is_host ? "" : set->uuid);
 	}
 	return EXIT_DONE;
 }
