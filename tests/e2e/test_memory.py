@@ -259,15 +259,18 @@ def test_many_cycles_of_load_and_eviction_cost_no_memory_and_no_descriptor(start
                 raw.events.clear()
 
         cycle(2000 // slowness())  # the history's records are all touched once
-        before, n_fds = own_kib(daemon), daemon.status()["open_fds"]
-        n_evictions = daemon.status()["evictions"]
+        n_fds = daemon.status()["open_fds"]
         n_cycles = 6000 // slowness()
-        cycle(n_cycles)
-        assert daemon.status()["evictions"] - n_evictions >= n_cycles - 1
-        wait_until(lambda: daemon.status()["open_fds"] <= n_fds, what="the descriptors' return")
-        if slowness() == 1:  # a sanitizer keeps what was freed for a while
+        for _ in range(3):  # a leak grows each time; a thread's first use of an arena does not
+            before, n_evictions = own_kib(daemon), daemon.status()["evictions"]
+            cycle(n_cycles)
+            assert daemon.status()["evictions"] - n_evictions >= n_cycles - 1
             growth = own_kib(daemon) - before
-            assert growth < 96, f"{growth} KiB more after {n_cycles} cycles"
+            if growth < 96 or slowness() > 1:  # a sanitizer keeps what was freed for a while
+                break
+        else:
+            pytest.fail(f"{growth} KiB more after {n_cycles} cycles, and as often as that is tried")
+        wait_until(lambda: daemon.status()["open_fds"] <= n_fds, what="the descriptors' return")
 
 
 @pytest.mark.fault("F31")
