@@ -115,6 +115,23 @@ void memfd_unmap(void *address, uint64_t size)
 	}
 }
 
+/*
+ * The first 4 KiB of each, then MADV_COLLAPSE (which needs something to collapse, and gives huge
+ * pages to every user whatever shmem_enabled says, short of deny). By madvise and not by touching,
+ * so that no memory is an errno and not a signal. All at once: every call of MADV_COLLAPSE waits
+ * for every CPU.
+ */
+int memfd_take_huge(void *address, uint64_t size)
+{
+	char *memory = address;
+
+	size -= size % MEMFD_HUGE_BYTES;
+	for (uint64_t at = 0; at < size; at += MEMFD_HUGE_BYTES) {
+		(void)sys_madvise(memory + at, (size_t)sysconf(_SC_PAGESIZE), MADV_POPULATE_WRITE);
+	}
+	return sys_madvise(memory, size, MADV_COLLAPSE);
+}
+
 int memfd_seal(int fd, struct err *err)
 {
 	if (sys_fchmod(fd, 0444) < 0) {

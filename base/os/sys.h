@@ -10,9 +10,21 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+
+/* Since Linux 5.14, 5.14 and 6.1; the headers of a C library may be older. */
+#ifndef MADV_POPULATE_READ
+#	define MADV_POPULATE_READ 22
+#endif
+#ifndef MADV_POPULATE_WRITE
+#	define MADV_POPULATE_WRITE 23
+#endif
+#ifndef MADV_COLLAPSE
+#	define MADV_COLLAPSE 25
+#endif
 
 /* clang-format off */
 #define SYS_CALLS(X) \

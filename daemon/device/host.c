@@ -25,16 +25,6 @@
 #include "daemon/device/device.h"
 #include "proto/gen/wire_code.h"
 
-#ifndef MADV_POPULATE_READ
-#	define MADV_POPULATE_READ 22
-#endif
-#ifndef MADV_POPULATE_WRITE
-#	define MADV_POPULATE_WRITE 23
-#endif
-#ifndef MADV_COLLAPSE
-#	define MADV_COLLAPSE 25
-#endif
-
 struct host_device {
 	struct device base;
 };
@@ -167,12 +157,6 @@ static void take_page_alone(struct host_extent *extent, uint8_t *at)
 	(void)sys_madvise(at, MEMFD_HUGE_BYTES, MADV_POPULATE_WRITE); /* the read would do it too */
 }
 
-/*
- * Whole 2 MiB pages: the first 4 KiB of each, then MADV_COLLAPSE (which needs something to
- * collapse, and gives huge pages to every user whatever shmem_enabled says, short of deny).
- * By madvise and not by touching, so that no memory is an errno and not a signal. All at once:
- * every call of MADV_COLLAPSE waits for every CPU.
- */
 static void take_huge_pages(struct host_extent *extent, uint64_t offset, uint64_t end)
 {
 	uint8_t *memory = extent->memory;
@@ -183,10 +167,7 @@ static void take_huge_pages(struct host_extent *extent, uint64_t offset, uint64_
 	if (extent->is_sparse) { /* these are filled whole */
 		(void)sys_madvise(memory + offset, end - offset, MADV_HUGEPAGE);
 	}
-	for (uint64_t at = offset; at < end; at += MEMFD_HUGE_BYTES) {
-		(void)sys_madvise(memory + at, (size_t)sysconf(_SC_PAGESIZE), MADV_POPULATE_WRITE);
-	}
-	if (sys_madvise(memory + offset, end - offset, MADV_COLLAPSE) == 0) {
+	if (memfd_take_huge(memory + offset, end - offset) == 0) {
 		return;
 	}
 	for (uint64_t at = offset; at < end; at += MEMFD_HUGE_BYTES) {

@@ -476,6 +476,7 @@ int worker_link_borrow(struct worker_link *link, struct staging **ret, struct er
 		free_staging(staging);
 		return code;
 	}
+	(void)memfd_take_huge(memory, STAGING_BYTES); /* else in small pages, as they are used */
 	*ret = staging;
 	return 0;
 }

@@ -77,6 +77,7 @@ static int new_buffer(struct window_buffer **ret, struct err *err)
 		buffer->memory = memory;
 	}
 	if (code == 0) {
+		(void)memfd_take_huge(memory, WINDOW_BUFFER_BYTES); /* else in small pages */
 		code = memfd_seal(buffer->fd, err);
 	}
 	if (code < 0) {

@@ -35,7 +35,7 @@ static int be_exporter(int socket)
 	int code = device_alloc(device, &request, &extent, &err);
 
 	if (code == 0) {
-		code = fill_all(extent, make_source(SIZE), &err);
+		code = fill_all(extent, make_source(SIZE, false), &err);
 	}
 	if (code == 0) {
 		code = device_export(extent, &fd, &err);
@@ -558,7 +558,7 @@ static int ask_bandwidth(int none)
 	const uint64_t size = is_stand_in ? 64 * MIB : 1024 * MIB;
 	const struct device_alloc request = {.name = "gpu-check", .bytes = size};
 	const struct device_alloc little = {.name = "kept", .bytes = 1};
-	const int fd = make_source(size);
+	const int fd = make_source(size, true);
 	struct extent *kept = NULL; /* with it the card's context and its buffers stay */
 	struct err err = {0};
 	double plain;
@@ -647,6 +647,7 @@ static const struct role {
 	{"writing", ask_writing},
 	{"registering", ask_registering},
 	{"registering-huge", ask_registering_huge},
+	{"pinning", ask_pinning},
 	{"latency", ask_latency},
 	{"bandwidth", ask_bandwidth},
 };
@@ -667,7 +668,8 @@ static void ask(const char *word)
 int main(int argc, char **argv)
 {
 	static const char *const questions[] = {"context",          "writing", "registering",
-						"registering-huge", "latency", "bandwidth"};
+						"registering-huge", "pinning", "latency",
+						"bandwidth"};
 	int status;
 
 	(void)setvbuf(stdout, NULL, _IOLBF, 0);

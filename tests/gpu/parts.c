@@ -3,6 +3,7 @@
 #include "tests/gpu/parts.h"
 
 #include "base/err.h"
+#include "base/os/memfd.h"
 
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -78,23 +79,25 @@ static uint8_t pattern(uint64_t i)
 	return (uint8_t)((i * 2654435761U) >> 13 ^ (i >> 12) * 7);
 }
 
-int make_source(uint64_t bytes)
+int make_source(uint64_t bytes, bool is_huge)
 {
-	const int fd = memfd_create("gpu-check", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	void *mapping = NULL;
 	uint8_t *memory;
+	int fd = -1;
 
-	if (fd < 0 || ftruncate(fd, (off_t)bytes) != 0) {
+	if (memfd_create_sized("gpu-check", bytes, &fd, NULL) < 0 ||
+	    memfd_map(fd, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, &mapping, NULL) < 0) {
 		return -1;
 	}
-	memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (memory == MAP_FAILED) {
-		return -1;
+	if (is_huge) {
+		(void)memfd_take_huge(mapping, bytes);
 	}
+	memory = mapping;
 	for (uint64_t i = 0; i < bytes; i++) {
 		memory[i] = pattern(i);
 	}
-	(void)munmap(memory, bytes);
-	return fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW) == 0 ? fd : -1;
+	memfd_unmap(mapping, bytes);
+	return memfd_seal(fd, NULL) == 0 ? fd : -1;
 }
 
 int fill_all(struct extent *extent, int fd, struct err *err)

@@ -25,8 +25,9 @@ void refused_by_us(const char *question, const struct err *err);
 void open_driver(void);
 struct device *open_card(const char *question);
 
-/* A sealed memfd of known bytes, an extent of them, and whether it still has them. */
-int make_source(uint64_t bytes);
+/* A sealed memfd of known bytes, in pages of 2 MiB where that is wanted and the kernel gives them,
+ * an extent of them, and whether it still has them. */
+int make_source(uint64_t bytes, bool is_huge);
 int fill_all(struct extent *extent, int fd, struct err *err);
 bool is_pattern(const struct extent *extent, struct err *err);
 
@@ -41,5 +42,6 @@ int end(pid_t child, int signal_number); /* 0: when it wants to; returns its sta
 /* registering.c: in pages of 4 KiB, and of 2 MiB. */
 int ask_registering(int none);
 int ask_registering_huge(int none);
+int ask_pinning(int none);
 
 #endif

@@ -1,39 +1,47 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Question 4: registering memory where it is. See docs/gpu-notes.md. */
+/* Question 4: registering memory where it is, and what pinning costs. See docs/gpu-notes.md. */
 #include "base/os/clock.h"
+#include "base/os/memfd.h"
+#include "base/os/sys.h"
 #include "tests/gpu/parts.h"
 
 #include <dlfcn.h>
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
-#ifndef MADV_COLLAPSE
-#	define MADV_COLLAPSE 25
-#endif
-#define HUGE_PAGE (2 * MIB)
+#define BUFFER    ((size_t)MEMFD_HUGE_BYTES) /* as those of the backend */
+#define N_BUFFERS 32
 
-/* Where pages of 2 MiB can be; NULL: errno says why not. */
-static void *map_aligned(int fd, uint64_t bytes)
+typedef CUresult register_call(void *memory, size_t bytes, unsigned flags);
+
+/* The backend does not need it. NULL: the driver has none. */
+static register_call *find_register(void)
 {
-	char *memory = mmap(NULL, bytes + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *symbol = dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuMemHostRegister_v2");
+	register_call *call = NULL;
 
-	if (memory == MAP_FAILED) {
-		return NULL;
-	}
-	memory += (HUGE_PAGE - (uintptr_t)memory % HUGE_PAGE) % HUGE_PAGE;
-	memory = mmap(memory, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
-	return memory == MAP_FAILED ? NULL : memory;
+	memcpy(&call, &symbol, sizeof call);
+	return call;
 }
 
-/* How many of the memory's bytes lie in 2 MiB pages now. */
-static uint64_t collapse(char *memory, uint64_t bytes)
+static CUresult enter_context(void)
+{
+	CUcontext context;
+	CUresult result = cuda->cuDevicePrimaryCtxRetain(&context, 0);
+
+	return result == CUDA_SUCCESS ? cuda->cuCtxSetCurrent(context) : result;
+}
+
+/* How many of the memory's bytes lie in 2 MiB pages. */
+static uint64_t count_huge(char *memory, uint64_t bytes)
 {
 	uint64_t n_bytes = 0;
 
-	for (uint64_t at = 0; at < bytes; at += HUGE_PAGE) {
-		n_bytes += madvise(memory + at, HUGE_PAGE, MADV_COLLAPSE) == 0 ? HUGE_PAGE : 0;
+	for (uint64_t at = 0; at < bytes; at += MEMFD_HUGE_BYTES) {
+		n_bytes += madvise(memory + at, MEMFD_HUGE_BYTES, MADV_COLLAPSE) == 0
+				   ? MEMFD_HUGE_BYTES
+				   : 0;
 	}
 	return n_bytes;
 }
@@ -42,32 +50,26 @@ static int register_memory(bool is_huge)
 {
 	const char *question = is_huge ? "4 the same, in pages of 2 MiB"
 				       : "4 registering a read-only mapping of a sealed memfd";
-	CUresult (*add)(void *, size_t, unsigned) = NULL;
+	register_call *add;
 	char pages[64] = "";
-	void *symbol;
-	char *memory;
-	CUcontext context;
+	void *memory = NULL;
 	uint64_t begun_ns;
 	uint64_t bytes;
 	CUresult result;
 
 	open_driver();
 	bytes = is_stand_in ? SIZE : 1024 * MIB;
-	symbol = dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuMemHostRegister_v2");
-	memory = map_aligned(make_source(bytes), bytes);
-	if (symbol == NULL || memory == NULL) {
-		say(question, "not tried (%s)", symbol == NULL ? "no such call" : strerror(errno));
+	add = find_register();
+	if (add == NULL || memfd_map(make_source(bytes, is_huge), bytes, PROT_READ, MAP_SHARED,
+				     &memory, NULL) < 0) {
+		say(question, "not tried (no such %s)", add == NULL ? "call" : "memory");
 		return 0;
 	}
 	if (is_huge) {
 		(void)snprintf(pages, sizeof pages, " (%llu %% of it in such)",
-			       (unsigned long long)(collapse(memory, bytes) * 100 / bytes));
+			       (unsigned long long)(count_huge(memory, bytes) * 100 / bytes));
 	}
-	memcpy(&add, &symbol, sizeof add);
-	result = cuda->cuDevicePrimaryCtxRetain(&context, 0);
-	if (result == CUDA_SUCCESS) {
-		result = cuda->cuCtxSetCurrent(context);
-	}
+	result = enter_context();
 	begun_ns = clock_mono_ns();
 	if (result == CUDA_SUCCESS) {
 		result = add(memory, bytes,
@@ -93,4 +95,56 @@ int ask_registering_huge(int none)
 {
 	(void)none;
 	return register_memory(true);
+}
+
+static double milliseconds_since(uint64_t *begun_ns)
+{
+	const uint64_t now_ns = clock_mono_ns();
+	const double ms = (double)(now_ns - *begun_ns) / 1e6;
+
+	*begun_ns = now_ns;
+	return ms;
+}
+
+/* What the first fill of an empty card waits for, and whether memory that is there is had sooner. */
+int ask_pinning(int none)
+{
+	static const char question[] = "4 ms to pin 64 MiB: by the driver; page them in, register";
+	register_call *add;
+	double ms[3];
+	uint64_t begun_ns;
+	char *memory;
+	CUresult result;
+
+	(void)none;
+	open_driver();
+	add = find_register();
+	result = enter_context();
+	begun_ns = clock_mono_ns();
+	for (int i = 0; result == CUDA_SUCCESS && i < N_BUFFERS; i++) {
+		void *buffer;
+
+		result = cuda->cuMemHostAlloc(&buffer, BUFFER, 0);
+	}
+	ms[0] = milliseconds_since(&begun_ns);
+	memory = mmap(NULL, (N_BUFFERS + 1) * BUFFER, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (add == NULL || memory == MAP_FAILED) {
+		say(question, "not tried (no such %s)", add == NULL ? "call" : "memory");
+		return 0;
+	}
+	memory += (BUFFER - (uintptr_t)memory % BUFFER) % BUFFER;
+	(void)madvise(memory, N_BUFFERS * BUFFER, MADV_HUGEPAGE);
+	(void)madvise(memory, N_BUFFERS * BUFFER, MADV_POPULATE_WRITE);
+	ms[1] = milliseconds_since(&begun_ns);
+	for (int i = 0; result == CUDA_SUCCESS && i < N_BUFFERS; i++) {
+		result = add(memory + (size_t)i * BUFFER, BUFFER, 0);
+	}
+	ms[2] = milliseconds_since(&begun_ns);
+	if (result != CUDA_SUCCESS) {
+		refused(question, result, "pin");
+		return 0;
+	}
+	say(question, "%.1f; %.1f %.1f", ms[0], ms[1], ms[2]);
+	return 0;
 }

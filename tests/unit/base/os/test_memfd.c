@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -207,6 +208,62 @@ static void a_mapping_is_left_out_of_core_dumps_and_gives_its_room_back(void **s
 	assert_int_equal(errno, ENOMEM);
 	memfd_unmap(address, SIZE);
 	assert_int_equal(msync(address, 4096, MS_ASYNC), -1);
+	(void)close(fd);
+}
+
+/* Two pages of 2 MiB and a tail. */
+static void *map_for_huge_pages(int *ret_fd, uint64_t size)
+{
+	void *address = NULL;
+
+	assert_int_equal(memfd_create_sized("buffer", size, ret_fd, NULL), 0);
+	assert_int_equal(memfd_map(*ret_fd, size, PROT_READ | PROT_WRITE, MAP_SHARED, &address,
+				   NULL),
+			 0);
+	return address;
+}
+
+static void whole_pages_of_2_mib_are_taken_and_the_tail_is_not(void **state)
+{
+	const uint64_t size = 2 * (uint64_t)MEMFD_HUGE_BYTES + 5000;
+	struct stat status;
+	bool is_mapped;
+	int fd = -1;
+	void *address = map_for_huge_pages(&fd, size);
+
+	(void)state;
+	if (memfd_take_huge(address, size) < 0) {
+		memfd_unmap(address, size);
+		(void)close(fd);
+		skip(); /* this kernel gives none */
+	}
+	assert_int_equal(fstat(fd, &status), 0);
+	assert_int_equal(status.st_blocks * 512, 2 * MEMFD_HUGE_BYTES);
+	((volatile char *)address)[0] = 1;
+	((volatile char *)address)[MEMFD_HUGE_BYTES] = 1;
+	assert_true(smaps_has(address, "ShmemPmdMapped:", " 4096 kB", &is_mapped));
+	assert_true(is_mapped);
+	memfd_unmap(address, size);
+	(void)close(fd);
+}
+
+static void where_no_page_of_2_mib_is_given_the_memory_is_as_before(void **state)
+{
+	const uint64_t size = 2 * (uint64_t)MEMFD_HUGE_BYTES;
+	int fd = -1;
+	uint8_t *address = map_for_huge_pages(&fd, size);
+
+	(void)state;
+	assert_true(
+		sys_fault_set("madvise",
+			      (struct sys_fault){.nth = 1, .error = ENOMEM, .is_forever = true}));
+	assert_int_equal(memfd_take_huge(address, size), -1);
+	assert_int_equal(errno, ENOMEM);
+	for (uint64_t at = 0; at < size; at += 4096) {
+		assert_int_equal(address[at], 0);
+		address[at] = 7;
+	}
+	memfd_unmap(address, size);
 	(void)close(fd);
 }
 
@@ -448,6 +505,8 @@ int main(void)
 		IMAGE_TEST(a_mapping_lies_on_a_2_mib_boundary),
 		IMAGE_TEST(a_mapping_takes_no_more_room_than_its_pages),
 		IMAGE_TEST(a_mapping_is_left_out_of_core_dumps_and_gives_its_room_back),
+		IMAGE_TEST(whole_pages_of_2_mib_are_taken_and_the_tail_is_not),
+		IMAGE_TEST(where_no_page_of_2_mib_is_given_the_memory_is_as_before),
 		IMAGE_TEST(what_cannot_be_mapped_is_refused),
 		IMAGE_TEST(d13_nobody_can_change_a_sealed_image),
 		IMAGE_TEST(a_reopened_descriptor_is_a_read_only_one_of_its_own),
