@@ -73,7 +73,7 @@ install(FILES ${completion_dir}/fish RENAME distorchctl.fish
 # ---- distorchd: the corridor as a library, so that tests can link it, and its main ----
 room(corridor DEPENDS base base/os proto daemon/core daemon/plan daemon/format daemon/device daemon/load
 		daemon/ipc
-	SOURCES daemon/daemon.c daemon/alarm.c daemon/dispatch.c daemon/dispatch_model.c daemon/dispatch_place.c daemon/dispatch_plan.c daemon/dispatch_view.c
+	SOURCES daemon/daemon.c daemon/alarm.c daemon/dispatch.c daemon/dispatch_device.c daemon/dispatch_model.c daemon/dispatch_place.c daemon/dispatch_plan.c daemon/dispatch_view.c
 		daemon/dispatch_store.c daemon/metrics.c daemon/metrics_socket.c
 		daemon/execute.c daemon/fill.c daemon/verify.c daemon/answer.c daemon/news.c daemon/failure.c daemon/failure_drain.c daemon/describe.c daemon/where.c
 		daemon/persist.c daemon/persist_placed.c daemon/placed_record.c daemon/placement.c daemon/placement_room.c daemon/recall.c daemon/pressure.c daemon/watch.c daemon/dispatch_select.c daemon/reload.c daemon/adoption.c daemon/adoption_ledger.c

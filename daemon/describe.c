@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 #include "daemon/daemon.h"
 #include "daemon/device/device.h"
@@ -67,28 +66,6 @@ const char *describe_device_name(const struct daemon *daemon, uint32_t device, c
 {
 	(void)snprintf(buffer, 16, "%.15s", daemon->devices[device % CORE_MAX_DEVICES].name);
 	return buffer;
-}
-
-bool describe_find_device(const struct daemon *daemon, struct wire_str name, uint32_t *ret)
-{
-	static const char *const host_names[] = {"cpu", "ram", "host"};
-	char text[64];
-
-	(void)wire_str_copy(name, text, sizeof text);
-	for (size_t i = 0; i < sizeof host_names / sizeof host_names[0]; i++) {
-		if (strcasecmp(text, host_names[i]) == 0) {
-			*ret = 0;
-			return true;
-		}
-	}
-	for (uint32_t i = 1; i < daemon->n_devices; i++) {
-		if (strcasecmp(text, daemon->devices[i].name) == 0 ||
-		    strcasecmp(text, daemon->devices[i].info.uuid) == 0) {
-			*ret = i;
-			return true;
-		}
-	}
-	return false;
 }
 
 static const char *state_name(enum core_model_state state)

@@ -140,7 +140,5 @@ int describe_images(const struct daemon *daemon, const struct image_range *range
 
 const char *describe_id(const uint8_t *uuid, char buffer[33]);
 const char *describe_device_name(const struct daemon *daemon, uint32_t device, char buffer[16]);
-/* Index of a device by any of its names; false when there is none. */
-bool describe_find_device(const struct daemon *daemon, struct wire_str name, uint32_t *ret);
 
 #endif

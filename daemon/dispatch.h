@@ -54,8 +54,14 @@ uint64_t dispatch_ns_of(uint64_t ms);
 int dispatch_find_model(const struct call *call, struct wire_str text, uint64_t *ret_model,
 			struct failure *failure);
 
-/* False: there is no such device, and that has been answered. */
-bool dispatch_find_device(const struct call *call, struct wire_str name, uint32_t *ret_device);
+/*
+ * Which device a request means (dispatch_device.c): by the client's own numbers, a UUID or its
+ * beginning, or a card's name. Returns 0 or a negative code with 'failure' filled.
+ */
+int dispatch_find_device(const struct call *call, struct wire_str name, const char *field,
+			 uint32_t *ret_device, struct failure *failure);
+/* The field 'device' of a request. False: there is no such device, and that has been answered. */
+bool dispatch_take_device(const struct call *call, struct wire_str name, uint32_t *ret_device);
 
 /* A load's event, with its file presented (dispatch_model.c); 'name' may be empty. */
 void dispatch_step_with_file(struct daemon *daemon, struct core_event *event, struct wire_str name);

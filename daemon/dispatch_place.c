@@ -76,7 +76,7 @@ void dispatch_reserve(const struct call *call, const struct wire_reserve_request
 
 	struct pending *pending;
 
-	if (!dispatch_find_device(call, request->device, &event.reserve.device)) {
+	if (!dispatch_take_device(call, request->device, &event.reserve.device)) {
 		return;
 	}
 	if (request->bytes == 0) {

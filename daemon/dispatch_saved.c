@@ -194,7 +194,7 @@ void dispatch_budget(const struct call *call, const struct wire_budget_request *
 	uint32_t device = 0;
 	bool is_saved = request->has_save && request->save;
 
-	if (request->has_device && !dispatch_find_device(call, request->device, &device)) {
+	if (request->has_device && !dispatch_take_device(call, request->device, &device)) {
 		return;
 	}
 	core_account_get(call->daemon->core, device, &account);

@@ -134,10 +134,12 @@ static int read_selection(const struct call *call, const struct wire_select *sel
 	event->unload.idle_ns = select->has_idle_ms ? dispatch_ns_of(select->idle_ms) : 0;
 	event->unload.has_device = select->has_device;
 	event->unload.by_name = is_named;
-	if (select->has_device &&
-	    !describe_find_device(call->daemon, select->device, &event->unload.device)) {
-		failure_set_no_device(failure, call->daemon, select->device, "select.device");
-		return -WIRE_NOT_FOUND;
+	if (select->has_device) {
+		code = dispatch_find_device(call, select->device, "select.device",
+					    &event->unload.device, failure);
+	}
+	if (code < 0) {
+		return code;
 	}
 	if (!is_named && !is_matched && !is_idle && !select->has_device &&
 	    !event->unload.not_kept && !event->unload.mine && !flag(select->has_all, select->all)) {

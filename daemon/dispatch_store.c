@@ -256,34 +256,17 @@ static void change_drain(const struct call *call, uint32_t device, bool is_on)
 	workers_apply_drain(call->daemon);
 }
 
-/* Apart: a failure is large. False: that has been answered. */
-__attribute__((noinline)) static bool find_drained(const struct call *call,
-						   const struct wire_drain_request *request,
-						   uint32_t *ret_device)
-{
-	struct failure failure;
-
-	*ret_device = CORE_ALL_DEVICES;
-	if (request->has_device &&
-	    !describe_find_device(call->daemon, request->device, ret_device)) {
-		failure_set_no_device(&failure, call->daemon, request->device, "device");
-		call_fail(call, &failure);
-		return false;
-	}
-	return true;
-}
-
 void dispatch_drain(const struct call *call, const struct wire_drain_request *request)
 {
 	AUTO_FREE struct work_description *work = sys_calloc(1, sizeof *work);
 	struct wire_drain_response response;
-	uint32_t device;
+	uint32_t device = CORE_ALL_DEVICES;
 
 	if (work == NULL) {
 		conn_respond_no_memory(call->conn, call->request);
 		return;
 	}
-	if (!find_drained(call, request, &device)) {
+	if (request->has_device && !dispatch_take_device(call, request->device, &device)) {
 		return;
 	}
 	if (request->has_on) {

@@ -16,7 +16,6 @@
 #include "daemon/load/memory.h"
 #include "daemon/metrics.h"
 #include "daemon/persist.h"
-#include "daemon/placement.h"
 #include "daemon/reload.h"
 #include "daemon/saved.h"
 
@@ -33,28 +32,6 @@ APART bool find_model(const struct call *call, struct wire_str text, uint64_t *r
 	struct failure failure;
 
 	if (dispatch_find_model(call, text, ret_model, &failure) < 0) {
-		call_fail(call, &failure);
-		return false;
-	}
-	return true;
-}
-
-__attribute__((noinline)) bool dispatch_find_device(const struct call *call, struct wire_str name,
-						    uint32_t *ret_device)
-{
-	char names[CORE_MAX_DEVICES][DEVICE_NAME_SIZE];
-	struct failure failure;
-
-	for (uint32_t i = 1;
-	     placement_names(call->daemon, call->client, names) && i < call->daemon->n_devices;
-	     i++) {
-		if (names[i][0] != '\0' && wire_str_is(name, names[i])) {
-			*ret_device = i;
-			return true;
-		}
-	}
-	if (!describe_find_device(call->daemon, name, ret_device)) {
-		failure_set_no_device(&failure, call->daemon, name, "device");
 		call_fail(call, &failure);
 		return false;
 	}
@@ -79,10 +56,8 @@ static bool is_listed(const struct call *call, const struct wire_list_request *r
 	if (device != NULL) {
 		describe_model(call->daemon, call->client, view, &model);
 		for (uint32_t i = 0; i < model.wire.where.count; i++) {
-			uint32_t place = 0;
-
-			if (describe_find_device(call->daemon, model.places[i].device, &place) &&
-			    place == *device) {
+			if (wire_str_is(model.places[i].device,
+					call->daemon->devices[*device].name)) {
 				return true;
 			}
 		}
@@ -107,7 +82,7 @@ void dispatch_list(const struct call *call, const struct wire_list_request *requ
 	uint32_t n_models = 0;
 	uint32_t device = 0;
 
-	if (request->has_device && !dispatch_find_device(call, request->device, &device)) {
+	if (request->has_device && !dispatch_take_device(call, request->device, &device)) {
 		return;
 	}
 	while ((info = store_next_model(call->daemon->store, info)) != NULL) {

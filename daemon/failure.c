@@ -90,25 +90,6 @@ void failure_set_not_resident(struct failure *failure, const char *name)
 	hint_for_code(failure, WIRE_NOT_RESIDENT);
 }
 
-void failure_set_no_device(struct failure *failure, const struct daemon *daemon,
-			   struct wire_str name, const char *field)
-{
-	char wanted[65];
-	char there[256] = "";
-	char device[16];
-	struct sentence sentence = {.text = there, .capacity = sizeof there};
-
-	for (uint32_t i = 0; i < daemon->n_devices; i++) {
-		sentence_add(&sentence, "%s%s", i == 0 ? "" : ", ",
-			     i == 0 ? "ram" : describe_device_name(daemon, i, device));
-	}
-	failure_set(failure, WIRE_NOT_FOUND, "there is no device \"%s\"; there %s %s",
-		    wire_str_copy(name, wanted, sizeof wanted),
-		    daemon->n_devices == 1 ? "is" : "are", there);
-	failure_set_hint(failure, "see what there is: distorchctl status");
-	failure_set_field(failure, field);
-}
-
 void failure_from_err(struct failure *failure, const char *name, const struct err *err)
 {
 	enum wire_code code = err->code == 0 ? WIRE_INTERNAL : (enum wire_code)err->code;

@@ -53,10 +53,6 @@ void failure_set_field(struct failure *failure, const char *field);
 /* What load, show and verify say of a model that has no bytes. */
 void failure_set_not_resident(struct failure *failure, const char *name);
 
-/* There is no device of that name, and which there are. */
-void failure_set_no_device(struct failure *failure, const struct daemon *daemon,
-			   struct wire_str name, const char *field);
-
 /* What a room reported. 'name' of the model is put before the text where it is not empty. */
 void failure_from_err(struct failure *failure, const char *name, const struct err *err);
 

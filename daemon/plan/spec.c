@@ -40,9 +40,10 @@ static int find_device(struct spec_parser *parser, struct plan_text text, const 
 
 	(void)text_print(text, name, sizeof name);
 	if (n_found > 1) {
-		return value_refuse(parser, WIRE_BAD_ARGUMENT,
-				    "%s%u devices are a \"%s\": say which by cuda:N or UUID", role,
-				    n_found, name);
+		return value_refuse(
+			parser, WIRE_BAD_ARGUMENT,
+			"%s%u devices are a \"%s\": say which by number (cuda:0) or UUID", role,
+			n_found, name);
 	}
 	if (n_found == 0) {
 		return value_refuse(parser, WIRE_BAD_ARGUMENT,

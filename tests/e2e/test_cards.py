@@ -11,6 +11,7 @@ import time
 
 import pytest
 from conftest import BUILD, need_hooks, slowness, wait_until
+from placed import make_blocks
 from test_ctl import ctl
 from test_devices import devices, environment, is_running, lone, wait_ok
 
@@ -67,7 +68,7 @@ def wait_for(daemon, *names):
     return devices(daemon)
 
 
-def test_cards_are_told_by_name_uuid_and_address(cards, start_daemon):
+def test_cards_are_told_and_meant_by_name_uuid_and_address(cards, start_daemon, tmp_path):
     daemon = start(start_daemon, cards)
     told = wait_for(daemon, "cuda:0", "cuda:1")
     for number, size in (0, 96 << 20), (1, 64 << 20):
@@ -79,6 +80,13 @@ def test_cards_are_told_by_name_uuid_and_address(cards, start_daemon):
         assert "libcuda" in pathlib.Path(f"/proc/{card['pid']}/maps").read_text()
     assert "libcuda" not in pathlib.Path(f"/proc/{daemon.pid}/maps").read_text()
     assert "cuda:1 (Stand-in 1, PCI 02:00)" in ctl(daemon, "devices").stdout
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [1 << 20] * 2)
+    for name in "cuda:1", "Stand-in 1", "STAND-IN 1", UUID(1), UUID(1).lower():
+        assert ctl(daemon, "load", path, "--to", name).returncode == 0, name
+        assert path.name in ctl(daemon, "ps", "--device", name).stdout, name
+        assert path.name not in ctl(daemon, "ps", "--device", "Stand-in 0").stdout
+        assert path.name in ctl(daemon, "unload", "--device", name).stdout, name
 
 
 @pytest.mark.fault("G01")

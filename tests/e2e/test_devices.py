@@ -185,6 +185,14 @@ def test_a_device_is_meant_by_its_name_and_by_its_uuid(daemon, raw, tmp_path):
     assert caught.value.error["message"] == 'there is no device "sim:2"; there are ram, sim:0, sim:1'
     path = tmp_path / "m.safetensors"
     make_blocks(path, [1 << 20])
+    for name in "Simulated device", "SIM-00000000":
+        for method, params in (("budget", {"device": name, "bytes": 1}), ("drain", {"device": name}),
+                               ("unload", {"select": {"device": name}}), ("list", {"device": name}),
+                               ("reserve", {"device": name, "bytes": 1})):
+            with pytest.raises(RawError) as caught:
+                raw.call(method, params)
+            assert caught.value.code == "bad-argument", method
+            assert caught.value.error["message"] == f'2 devices are a "{name}"'
     for status, words in ((4, ("devices", "sim:2")), (4, ("budget", "sim:2", "1M")),
                           (4, ("unload", "--device", "sim:2")), (4, ("drain", "--device", "sim:2")),
                           (4, ("ps", "--device", "sim:2")),

@@ -983,6 +983,17 @@ def test_a_client_counts_devices_in_its_own_order(cards, raw, tmp_path):
     assert lease.tensors() == expected
     mine = load(raw, path, "sim:0,2M;cpu,*")  # the same words, another card
     assert set(mine.bytes_on()) == {"sim:0", "cpu"}
+    other = tmp_path / "other.safetensors"
+    make_blocks(other, [MIB] * 4)
+    load(raw, other, "sim:1").close()
+    for asked, name in (client, "sim:0"), (raw, "sim:1"), (client, uuids[0].lower()):
+        found = asked.call("list", {"device": name})["models"]
+        assert {one["name"] for one in found} >= {other.name}, name
+    client.call("drain", {"device": "sim:0", "on": True})
+    assert [account(raw, name).get("draining") for name in ("sim:0", "sim:1")] == [None, True]
+    client.call("drain", {"device": "sim:0", "on": False})
+    done = client.call("unload", {"select": {"device": "sim:0"}})
+    assert [one["name"] for one in done["unloaded"]] == [other.name], "of the card that it means"
     client.call("reserve", {"device": "sim:0", "bytes": MIB})
     assert account(raw, "sim:1")["reserved"] == MIB
     lease.close()
