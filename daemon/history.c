@@ -122,7 +122,7 @@ const char *history_why_words(enum core_why why)
 		[CORE_WHY_KEPT] = "kept",
 		[CORE_WHY_WANTED] = "another user wants it",
 		[CORE_WHY_MAPPED] = "a process still maps it",
-		[CORE_WHY_LOADING] = "being loaded",
+		[CORE_WHY_LOADING] = "being loaded or moved",
 		[CORE_WHY_CHANGED] = "the file has a newer content",
 		[CORE_WHY_BAD_SUM] = "its bytes no longer match their checksum",
 		[CORE_WHY_FAILED] = "failed",

@@ -79,32 +79,33 @@ static void set_state(struct worker *worker, enum device_state state, const char
 
 /* ---- the core's view ---- */
 
-/* Of the card as a whole; what others have taken is not there. */
-static uint64_t choose_budget(const struct daemon *daemon, uint32_t index)
+/* Of the card as a whole. */
+static uint64_t configured_budget(const struct daemon *daemon, const struct known_device *device)
 {
-	const struct known_device *device = &daemon->devices[index];
 	const uint64_t total = device->info.total_bytes;
-	const uint64_t others = device->info.foreign_bytes < total ? device->info.foreign_bytes
-								   : total;
 	struct config_size size = daemon->config->gpu_budget;
-	uint64_t wanted = total; /* a simulated card is for models alone */
 
 	if (config_find_override(daemon->config, "gpu.budget", device->info.uuid, &size) ||
 	    config_find_override(daemon->config, "gpu.budget", device->name, &size) ||
 	    strncmp(device->name, "sim:", 4) != 0) {
-		wanted = config_size_of(&size, total);
+		return config_size_of(&size, total);
 	}
-	wanted = device->has_wanted ? device->wanted_bytes : wanted;
-	return wanted < total - others ? wanted : total - others;
+	return total; /* a simulated card is for models alone */
 }
 
-/* Tell the core what may be taken of the device now. */
+/* Tell the core what may be taken of the device now: what others have taken is not there. */
 static void tell_budget(struct daemon *daemon, uint32_t index)
 {
 	struct core_event event = {.type = EV_BUDGET, .budget = {.device = index}};
+	struct known_device *device = &daemon->devices[index];
 	struct core_account_view account;
+	uint64_t wanted;
+	uint64_t room = device->info.total_bytes;
 
-	event.budget.bytes = choose_budget(daemon, index);
+	room -= device->info.foreign_bytes < room ? device->info.foreign_bytes : room;
+	device->configured_bytes = configured_budget(daemon, device);
+	wanted = device->has_wanted ? device->wanted_bytes : device->configured_bytes;
+	event.budget.bytes = wanted < room ? wanted : room;
 	core_account_get(daemon->core, index, &account);
 	if (account.budget != event.budget.bytes) {
 		(void)daemon_step(daemon, &event);
@@ -121,7 +122,11 @@ void workers_set_budget(struct daemon *daemon, uint32_t device, uint64_t bytes)
 void workers_apply_config(struct daemon *daemon)
 {
 	for (uint32_t i = 1; i < daemon->n_devices; i++) {
-		daemon->devices[i].has_wanted = false;
+		struct known_device *device = &daemon->devices[i];
+
+		/* What was said of one stays until its own setting is another one. */
+		device->has_wanted = device->has_wanted &&
+				     configured_budget(daemon, device) == device->configured_bytes;
 		tell_budget(daemon, i);
 	}
 }

@@ -31,10 +31,11 @@ struct known_device {
 	struct device *device;       /* owner: daemon; of the host daemon::host */
 	struct device_info info;     /* as last told; before that all 0 */
 	enum device_state state;
-	char reason[160]; /* why it is not ok; "" */
-	uint32_t pid;     /* of its worker; 0: none */
-	uint64_t n_lost;  /* how often its worker ended while it was ok */
-	bool has_wanted;  /* an administrator said its budget, instead of the configuration */
+	char reason[160];          /* why it is not ok; "" */
+	uint32_t pid;              /* of its worker; 0: none */
+	uint64_t n_lost;           /* how often its worker ended while it was ok */
+	uint64_t configured_bytes; /* its budget by the configuration */
+	bool has_wanted; /* an administrator said its budget, instead of the configuration */
 	uint64_t wanted_bytes;
 };
 

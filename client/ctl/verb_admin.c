@@ -45,7 +45,7 @@ static int print_checks(struct ctl *ctl, const struct distorch_checks *checks)
 	if (object != NULL) {
 		(void)json_print(ctl, object);
 	} else if (checks->n_checks == 0) {
-		(void)printf("Nothing is held, so there is nothing to verify.\n");
+		(void)printf("No model is held whole, so there is nothing to verify.\n");
 	}
 	return has_findings ? EXIT_FINDINGS : EXIT_DONE;
 }

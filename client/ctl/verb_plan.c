@@ -420,11 +420,12 @@ static int plan_for_daemon(struct ctl *ctl, const struct distorch_placement *pla
 	return status;
 }
 
-static bool is_file(const char *path)
+/* A file, or a path of which it is then said why there is none. */
+static bool names_file(const char *word)
 {
 	struct stat status;
 
-	return stat(path, &status) == 0 && S_ISREG(status.st_mode);
+	return strchr(word, '/') != NULL || (stat(word, &status) == 0 && S_ISREG(status.st_mode));
 }
 
 static int plan_there(struct ctl *ctl, const struct distorch_placement *placement)
@@ -443,8 +444,8 @@ static int plan_there(struct ctl *ctl, const struct distorch_placement *placemen
 				  code == -DISTORCH_E_NOT_RESIDENT ||
 				  code == -DISTORCH_E_UNSUPPORTED;
 
-		return is_unknown && is_file(model) ? plan_for_daemon(ctl, placement)
-						    : ctl_fail(ctl);
+		return is_unknown && names_file(model) ? plan_for_daemon(ctl, placement)
+						       : ctl_fail(ctl);
 	}
 	status = plan_report_answer(ctl, plan);
 	distorch_plan_free(plan);

@@ -593,6 +593,23 @@ def test_a_budget_set_while_the_device_is_away_is_told_at_once_and_kept(start_da
     assert devices(daemon)["sim:0"]["budget"] == 12 << 20
 
 
+def test_a_budget_of_one_device_leaves_that_of_another(start_daemon):
+    """Where it is not saved either: the settings of another one say nothing of it."""
+    daemon = start_daemon("sim.count=2", "sim.memory=64M")
+
+    def budgets():
+        return [devices(daemon)[name]["budget"] >> 20 for name in ("sim:0", "sim:1")]
+
+    assert ctl(daemon, "budget", "sim:1", "20M").returncode == 0
+    assert ctl(daemon, "budget", "sim:0", "10M", "--save").returncode == 0
+    assert budgets() == [10, 20]
+    key = "gpu.budget." + devices(daemon)["sim:0"]["uuid"]
+    assert ctl(daemon, "config", "unset", key).returncode == 0
+    assert budgets() == [64, 20]
+    assert ctl(daemon, "budget", "sim:1", "64M", "--save").returncode == 0, "as it is without"
+    assert budgets() == [64, 64]
+
+
 def test_a_draining_device_is_let_go_of_when_the_last_room_there_is_given_back(start_daemon):
     daemon = start_daemon("memory.ram=64M", "memory.reserve=0", "sim.count=1", "sim.memory=64M",
                           environment=environment(look=600_000))

@@ -228,6 +228,14 @@ def test_bad_files_are_refused_as_load_refuses_them(tmp_path):
     assert plan_json(whole, *cards, status=7)["error"]["code"] == "bad-file"
 
 
+def test_a_path_is_no_name_of_a_model(daemon, tmp_path):
+    for path, status, text in ((tmp_path / "none", 4, f"there is no file {tmp_path}/none"),
+                               (tmp_path, 7, "is no regular file"),
+                               ("none", 4, "no model is called none")):
+        done = ctl(daemon, "plan", str(path), "cpu")
+        assert done.returncode == status and text in done.stderr, done.stderr
+
+
 def test_only_the_header_is_read(tmp_path):
     """What this process and the children it waited for have read, as the kernel counts it."""
     def read_so_far():
