@@ -27,7 +27,7 @@ function(on_fakecuda target)
 	target_link_libraries(${target} PRIVATE ${CMAKE_DL_LIBS})
 endfunction()
 
-add_executable(gpu_check ${on_request} tests/gpu/gpu_check.c tests/gpu/parts.c tests/gpu/registering.c)
+add_executable(gpu_check ${on_request} tests/gpu/gpu_check.c tests/gpu/parts.c tests/gpu/memory.c)
 house_flags(gpu_check)
 cuda_headers(gpu_check)
 target_link_libraries(gpu_check PRIVATE room_daemon_device)

@@ -47,6 +47,7 @@ struct cuda_device {
 	struct staging staging[CUDA_N_STAGING];
 	uint64_t n_copies;
 	uint64_t held_bytes; /* of the card, by extents */
+	uint32_t n_exports;  /* descriptors that extents keep */
 };
 
 struct cuda_extent {
@@ -57,7 +58,8 @@ struct cuda_extent {
 	uint64_t size;       /* whole granules */
 	uint64_t held_bytes; /* of them, what its device counts: not those of another card */
 	CUdevice home;       /* whose memory it is */
-	int fd;              /* owned; what it was imported from, -1: it was not */
+	int fd;              /* owned; of its memory, to be handed on; -1: each is made anew */
+	bool is_imported;    /* 'fd' is what it was imported from */
 	bool is_sealed;
 	bool is_writable; /* mapped so */
 };

@@ -16,6 +16,8 @@
 #include "daemon/device/cuda_device.h"
 #include "proto/gen/wire_code.h"
 
+#define MAX_KEPT_EXPORTS 256 /* of a device: well below what any process may have open */
+
 CUmemAllocationProp cuda_properties(CUdevice ordinal)
 {
 	CUmemAllocationProp properties = {
@@ -69,7 +71,7 @@ int cuda_map(struct cuda_extent *extent, CUmemAccess_flags access, struct err *e
 	result = calls->cuMemMap(address, extent->size, 0, extent->handle, 0);
 	if (result != CUDA_SUCCESS) {
 		code = cuda_device_fail(device, err, result, "mapping memory");
-		if (extent->fd >= 0 && result == CUDA_ERROR_NOT_SUPPORTED) {
+		if (extent->is_imported && result == CUDA_ERROR_NOT_SUPPORTED) {
 			code = bad_import(err);
 		}
 		(void)calls->cuMemAddressFree(address, extent->size); /* addresses, no memory */
@@ -137,13 +139,26 @@ static int make_extent(struct cuda_device *device, uint64_t bytes, uint64_t limi
 	return 0;
 }
 
+/* A descriptor keeps the memory as a handle does. */
+static void drop_fd(struct cuda_extent *extent)
+{
+	struct cuda_device *device = extent->device;
+
+	if (extent->fd < 0) {
+		return;
+	}
+	(void)close(extent->fd); /* memory: there is nothing to write back */
+	extent->fd = -1;
+	(void)pthread_mutex_lock(&device->lock);
+	device->n_exports -= extent->is_imported ? 0 : 1;
+	(void)pthread_mutex_unlock(&device->lock);
+}
+
 static void free_extent(struct cuda_extent *extent)
 {
 	struct cuda_device *device = extent->device;
 
-	if (extent->fd >= 0) {
-		(void)close(extent->fd); /* memory: there is nothing to write back */
-	}
+	drop_fd(extent);
 	free(extent);
 	cuda_unuse(device);
 	cuda_unref(device);
@@ -214,6 +229,51 @@ int cuda_alloc(struct device *base, const struct device_alloc *request, struct e
 	return 0;
 }
 
+/* The context is current. */
+static int export_anew(const struct cuda_extent *extent, int *ret_fd, struct err *err)
+{
+	struct cuda_device *device = extent->device;
+	CUresult result =
+		device->calls
+			->cuMemExportToShareableHandle(ret_fd, extent->handle,
+						       CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
+
+	return result == CUDA_SUCCESS ? 0
+				      : cuda_device_fail(device, err, result, "exporting memory");
+}
+
+/*
+ * Before anybody asks: a card takes ten times as long for an export as for all else that a client
+ * waits for (docs/gpu-notes.md). One that is refused, or too many, is made when it is asked for.
+ */
+static int keep_export(struct cuda_extent *extent, struct err *err)
+{
+	struct cuda_device *device = extent->device;
+	struct err own = {0};
+	bool is_kept;
+	int code;
+
+	(void)pthread_mutex_lock(&device->lock);
+	is_kept = device->n_exports < MAX_KEPT_EXPORTS;
+	device->n_exports += is_kept ? 1 : 0;
+	(void)pthread_mutex_unlock(&device->lock);
+	if (!is_kept) {
+		return 0;
+	}
+	code = export_anew(extent, &extent->fd, &own);
+	if (code == 0) {
+		return 0;
+	}
+	extent->fd = -1;
+	(void)pthread_mutex_lock(&device->lock);
+	device->n_exports--;
+	(void)pthread_mutex_unlock(&device->lock);
+	if (code == -WIRE_DEVICE_LOST && err != NULL) {
+		*err = own;
+	}
+	return code == -WIRE_DEVICE_LOST ? code : 0;
+}
+
 int cuda_seal(struct extent *base, struct err *err)
 {
 	struct cuda_extent *extent = cuda_extent_of(base);
@@ -233,7 +293,8 @@ int cuda_seal(struct extent *base, struct err *err)
 	if (result != CUDA_SUCCESS) {
 		return cuda_device_fail(device, err, result, "waiting for copies to the card");
 	}
-	return cuda_unmap(extent, err); /* from here on it is mapped for reading only */
+	code = cuda_unmap(extent, err); /* from here on it is mapped for reading only */
+	return code < 0 ? code : keep_export(extent, err);
 }
 
 int cuda_release(struct extent *base, struct err *err)
@@ -253,6 +314,7 @@ int cuda_release(struct extent *base, struct err *err)
 	if (code == 0) {
 		code = cuda_unmap(extent, err);
 	}
+	drop_fd(extent);
 	if (code == 0) {
 		result = device->calls->cuMemRelease(extent->handle);
 		if (result != CUDA_SUCCESS) {
@@ -265,9 +327,6 @@ int cuda_release(struct extent *base, struct err *err)
 		return 0;
 	}
 	/* The bytes are not free, so the context stays, and the device counts them as held. */
-	if (extent->fd >= 0) {
-		(void)close(extent->fd); /* as above */
-	}
 	free(extent);
 	cuda_unref(device);
 	return code;
@@ -276,8 +335,6 @@ int cuda_release(struct extent *base, struct err *err)
 int cuda_export(const struct extent *base, int *ret_fd, struct err *err)
 {
 	const struct cuda_extent *extent = cuda_extent_of(base);
-	struct cuda_device *device = extent->device;
-	CUresult result;
 	int exported = extent->fd;
 	int code;
 	int fd;
@@ -285,21 +342,17 @@ int cuda_export(const struct extent *base, int *ret_fd, struct err *err)
 	if (!extent->is_sealed) {
 		return err_set(err, WIRE_NOT_ALLOWED, "the extent is not sealed yet");
 	}
-	if (extent->fd < 0) { /* anew: a descriptor that is kept would keep the memory */
-		code = cuda_enter(device, err);
-		if (code < 0) {
-			return code;
-		}
-		result = device->calls->cuMemExportToShareableHandle(
-			&exported, extent->handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
-		if (result != CUDA_SUCCESS) {
-			return cuda_device_fail(device, err, result, "exporting memory");
-		}
+	code = cuda_enter(extent->device, err); /* of a lost card nothing is handed on */
+	if (code == 0 && extent->fd < 0) {
+		code = export_anew(extent, &exported, err);
+	}
+	if (code < 0) {
+		return code;
 	}
 	fd = sys_fcntl_dup(exported); /* close-on-exec, which the driver's need not be */
 	if (fd < 0) {
 		(void)err_set_sys(err, WIRE_TOO_MANY, errno, "exporting memory of %s: %s",
-				  device->base.name, strerror(errno));
+				  extent->device->base.name, strerror(errno));
 	} else {
 		*ret_fd = fd;
 	}
@@ -356,6 +409,7 @@ int cuda_import(struct device *base, int fd, uint64_t bytes, struct extent **ret
 		return code;
 	}
 	extent->is_sealed = true;
+	extent->is_imported = true;
 	extent->fd = sys_fcntl_dup(fd); /* its own export */
 	code = extent->fd >= 0 ? take_import(extent, extent->fd, err)
 			       : err_set_sys(err, WIRE_TOO_MANY, errno, "importing memory: %s",

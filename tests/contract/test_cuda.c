@@ -436,7 +436,7 @@ static void a_card_for_one_process_is_refused_and_the_mode_named(void **state)
 
 static void refuse_sharing(void)
 {
-	static const char *const faults[] = {"cuMemExportToShareableHandle:1:801",
+	static const char *const faults[] = {"cuMemExportToShareableHandle:1:801:ever",
 					     "cuMemImportFromShareableHandle:1:1"};
 
 	for (size_t i = 0; i < 2; i++) {
@@ -495,6 +495,67 @@ static void fill_in_small_parts(void)
 	MUST(device_release(extent, NULL) == 0);
 	(void)device_close(device);
 	MUST(fakecuda.n_objects() == 0 && fakecuda.used(0) == 0);
+}
+
+#define N_MANY 300 /* more than keep their export */
+
+static void export_again_and_again(void)
+{
+	struct device *device = open_card("cuda:0");
+	struct extent *extent = NULL;
+	int fds[3];
+
+	for (int i = 0; i < 2; i++) { /* one that is kept, and one that was refused at the seal */
+		MUST(alloc(device, SIZE, &extent, NULL) == 0);
+		fakecuda.fault(i == 0 ? "" : "cuMemExportToShareableHandle:1:801");
+		MUST(device_seal(extent, NULL) == 0);
+		fakecuda.fault(i == 0 ? "cuMemExportToShareableHandle:1:801:ever" : "");
+		for (size_t j = 0; j < 3; j++) {
+			MUST(device_export(extent, &fds[j], NULL) == 0);
+			MUST(fcntl(fds[j], F_GETFD) == FD_CLOEXEC);
+			MUST(close(fds[j]) == 0);
+		}
+		MUST(device_release(extent, NULL) == 0);
+		MUST(fakecuda.n_objects() == 0 && fakecuda.used(0) == 0);
+	}
+	fakecuda.fault("");
+	(void)device_close(device);
+}
+
+static void the_driver_exports_before_anybody_asks(void **state)
+{
+	(void)state;
+	fakecuda_in_process(export_again_and_again);
+}
+
+static void export_of_many(void)
+{
+	struct extent *extents[N_MANY];
+	struct device *device;
+	int fd;
+
+	(void)setenv("FAKECUDA_CARDS", "1G", 1);
+	device = open_card("cuda:0");
+	for (size_t i = 0; i < N_MANY; i++) {
+		MUST(alloc(device, 1, &extents[i], NULL) == 0);
+		MUST(device_seal(extents[i], NULL) == 0);
+	}
+	fd = dup(0);
+	MUST(fd >= 0 && fd < 2 * N_MANY); /* the stand-in has one for each, we have not */
+	(void)close(fd);
+	for (size_t i = 0; i < N_MANY; i++) {
+		MUST(device_export(extents[i], &fd, NULL) == 0);
+		(void)close(fd);
+		MUST(device_release(extents[i], NULL) == 0);
+	}
+	(void)device_close(device);
+	MUST(fakecuda.n_objects() == 0 && fakecuda.used(0) == 0);
+}
+
+static void no_more_exports_are_kept_than_a_process_can_have_open(void **state)
+{
+	(void)state;
+	fakecuda_in_process(export_of_many);
 }
 
 static void no_buffer_is_read_into_while_it_is_copied(void **state)
@@ -824,6 +885,8 @@ int main(void)
 		cmocka_unit_test(a_card_for_one_process_is_refused_and_the_mode_named),
 		cmocka_unit_test(a_card_that_says_it_shares_and_does_not_is_refused),
 		cmocka_unit_test(a_card_that_is_full_is_a_card),
+		cmocka_unit_test(the_driver_exports_before_anybody_asks),
+		cmocka_unit_test(no_more_exports_are_kept_than_a_process_can_have_open),
 		cmocka_unit_test(no_buffer_is_read_into_while_it_is_copied),
 		cmocka_unit_test(a_host_without_memory_to_pin_is_no_full_card),
 		cmocka_unit_test(threads_without_memory_to_pin_do_not_wait_for_each_other),

@@ -648,6 +648,7 @@ static const struct role {
 	{"registering", ask_registering},
 	{"registering-huge", ask_registering_huge},
 	{"pinning", ask_pinning},
+	{"reading", ask_reading},
 	{"latency", ask_latency},
 	{"bandwidth", ask_bandwidth},
 };
@@ -667,9 +668,9 @@ static void ask(const char *word)
 
 int main(int argc, char **argv)
 {
-	static const char *const questions[] = {"context",          "writing", "registering",
-						"registering-huge", "pinning", "latency",
-						"bandwidth"};
+	static const char *const questions[] = {"context",          "writing",  "registering",
+						"registering-huge", "pinning",  "latency",
+						"reading",          "bandwidth"};
 	int status;
 
 	(void)setvbuf(stdout, NULL, _IOLBF, 0);
