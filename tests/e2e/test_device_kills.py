@@ -101,7 +101,11 @@ class World:
 
     def load(self, allocation=ON_BOTH):
         lease = load(self.raw, self.path, allocation)
-        assert lease.tensors() == self.expected
+        try:
+            assert lease.tensors() == self.expected
+        except RawError:  # its device was lost on the way: what is leased stays
+            lease.close()
+            raise
         return lease
 
     def model(self):
@@ -125,6 +129,7 @@ class World:
             wait_until(lambda: (self.model() or {}).get("state") != "partial", SLOW,
                        "the model without being asked for")
         wait_until(self.is_loaded, SLOW, "the model")
+
     def is_loaded(self):
         """False: what was to hang did so only now."""
         try:
