@@ -11,6 +11,12 @@
 
 static const char goes_on[] = "it goes on draining; end that: distorchctl drain --off";
 
+/* Text that grows. */
+struct line {
+	char *text;
+	size_t size, used;
+};
+
 static uint64_t now_ms(void)
 {
 	struct timespec now = {0};
@@ -19,51 +25,75 @@ static uint64_t now_ms(void)
 	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
-/* "2 loads (flux1-dev.safetensors, t5xxl.safetensors) and 1 lease (ComfyUI/812 11.1G)" */
-static const char *rest_text(const struct ctl *ctl, const struct distorch_drain *drain,
-			     char *buffer, size_t buffer_size)
+/* Who has room on a device keeps it from being let go of; a shutdown is no matter to him. */
+static size_t n_rooms(const struct ctl *ctl, const struct distorch_drain *drain)
 {
-	size_t used = 0;
+	return ctl->arguments.device == NULL ? 0 : drain->n_rooms;
+}
+
+static bool is_idle(const struct ctl *ctl, const struct distorch_drain *drain)
+{
+	return drain->loads + drain->leases + n_rooms(ctl, drain) == 0;
+}
+
+/* " (ComfyUI/812 11.1G, blender/911 2.0G)" */
+static void add_holders(const struct ctl *ctl, const struct distorch_holder *const *holders,
+			size_t count, struct line *line)
+{
 	char safe[256];
 	char size[24];
 
+	for (size_t i = 0; i < count; i++) {
+		text_append(line->text, line->size, &line->used, "%s%s/%u %s", i == 0 ? " (" : ", ",
+			    safe_text(holders[i]->comm, safe, sizeof safe), holders[i]->pid,
+			    size_text(ctl, holders[i]->held_bytes, size));
+	}
+	text_append(line->text, line->size, &line->used, "%s", count > 0 ? ")" : "");
+}
+
+/* "2 loads (flux1-dev.safetensors, t5xxl.safetensors) and 1 lease (ComfyUI/812 11.1G) and room
+ * reserved (blender/911 2.0G)" */
+static const char *rest_text(const struct ctl *ctl, const struct distorch_drain *drain,
+			     char *buffer, size_t buffer_size)
+{
+	struct line line = {.text = buffer, .size = buffer_size};
+	char safe[256];
+
 	buffer[0] = '\0';
 	if (drain->loads > 0) {
-		text_append(buffer, buffer_size, &used, "%llu load%s",
+		text_append(buffer, buffer_size, &line.used, "%llu load%s",
 			    (unsigned long long)drain->loads, drain->loads == 1 ? "" : "s");
 	}
 	for (size_t i = 0; i < drain->n_loading; i++) {
-		text_append(buffer, buffer_size, &used, "%s%s", i == 0 ? " (" : ", ",
+		text_append(buffer, buffer_size, &line.used, "%s%s", i == 0 ? " (" : ", ",
 			    safe_text(drain->loading[i], safe, sizeof safe));
 	}
-	text_append(buffer, buffer_size, &used, "%s%s", drain->n_loading > 0 ? ")" : "",
-		    drain->loads > 0 && drain->leases > 0 ? " and " : "");
+	text_append(buffer, buffer_size, &line.used, "%s", drain->n_loading > 0 ? ")" : "");
 	if (drain->leases > 0) {
-		text_append(buffer, buffer_size, &used, "%llu lease%s",
-			    (unsigned long long)drain->leases, drain->leases == 1 ? "" : "s");
+		text_append(buffer, buffer_size, &line.used, "%s%llu lease%s",
+			    line.used > 0 ? " and " : "", (unsigned long long)drain->leases,
+			    drain->leases == 1 ? "" : "s");
 	}
-	for (size_t i = 0; i < drain->n_holders; i++) {
-		const struct distorch_holder *holder = drain->holders[i];
-
-		text_append(buffer, buffer_size, &used, "%s%s/%u %s", i == 0 ? " (" : ", ",
-			    safe_text(holder->comm, safe, sizeof safe), holder->pid,
-			    size_text(ctl, holder->held_bytes, size));
+	add_holders(ctl, drain->holders, drain->n_holders, &line);
+	if (n_rooms(ctl, drain) > 0) {
+		text_append(buffer, buffer_size, &line.used, "%sroom reserved",
+			    line.used > 0 ? " and " : "");
 	}
-	text_append(buffer, buffer_size, &used, "%s", drain->n_holders > 0 ? ")" : "");
+	add_holders(ctl, drain->rooms, n_rooms(ctl, drain), &line);
 	return buffer;
 }
 
 static int print_drain(struct ctl *ctl, const struct distorch_drain *drain, const char *words)
 {
 	char rest[2048];
-	bool is_idle = drain->loads + drain->leases == 0;
 	cJSON *object;
 	cJSON *array;
 
 	if (!is_json(ctl)) {
 		if (!ctl->arguments.is_quiet) {
-			(void)printf("%s%s%s.\n", words, is_idle ? "" : " Under way: ",
-				     is_idle ? " Nothing is under way"
+			(void)printf("%s%s%s.\n", words, is_idle(ctl, drain) ? "" : " Under way: ",
+				     is_idle(ctl, drain)
+					     ? " Nothing is under way"
 					     : rest_text(ctl, drain, rest, sizeof rest));
 		}
 		return EXIT_DONE;
@@ -79,6 +109,10 @@ static int print_drain(struct ctl *ctl, const struct distorch_drain *drain, cons
 	array = json_add_array(object, "holders");
 	for (size_t i = 0; i < drain->n_holders; i++) {
 		(void)json_of_holder(json_add_item(array), drain->holders[i]);
+	}
+	array = json_add_array(object, "rooms");
+	for (size_t i = 0; i < drain->n_rooms; i++) {
+		(void)json_of_holder(json_add_item(array), drain->rooms[i]);
 	}
 	return json_print(ctl, object);
 }
@@ -115,7 +149,7 @@ static int wait_for_end(struct ctl *ctl, struct distorch_drain *drain)
 	char told[2048] = "";
 	int status;
 
-	while (drain->loads + drain->leases > 0) {
+	while (!is_idle(ctl, drain)) {
 		tell_rest(ctl, rest_text(ctl, drain, rest, sizeof rest), told, sizeof told);
 		if (limit_ms != 0 && now_ms() - begun_ms >= limit_ms) {
 			distorch_drain_free(drain);
@@ -185,7 +219,9 @@ const struct verb verb_drain = {
 	.name = "drain",
 	.group = VERB_OPERATOR,
 	.usage = "",
-	.summary = "Have new loads refused, and wait until loads and leases have ended.",
+	.summary =
+		"Have new loads refused, and wait until loads and leases have ended; on one device "
+		"also until nobody has room reserved there.",
 	.text = "Examples:\n"
 		"  distorchctl drain                  before a shutdown that disturbs nobody\n"
 		"  distorchctl drain --timeout 10m    wait no longer than that\n"

@@ -887,6 +887,9 @@ struct distorch_drain {
 	uint64_t leases;            /* those of closed connections included that still map */
 	size_t n_holders;
 	const struct distorch_holder *const *holders; /* whose they are, the largest first */
+	size_t n_rooms;
+	const struct distorch_holder *const *rooms; /* who has room reserved there, likewise: a
+						       device is let go of when they are gone */
 };
 
 /*

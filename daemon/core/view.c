@@ -374,6 +374,23 @@ bool core_holder_next(const struct core *core, uint64_t model_id, uint32_t *curs
 	return holder != NULL;
 }
 
+bool core_room_next(const struct core *core, uint32_t *cursor, struct core_room_view *ret)
+{
+	const struct reservation *reservation;
+
+	do {
+		reservation = idtab_next(&core->reservations, cursor);
+	} while (reservation != NULL && !reservation->is_granted);
+	if (reservation != NULL) {
+		*ret = (struct core_room_view){
+			.client = idtab_id(&core->clients, reservation->client),
+			.bytes = reservation->bytes,
+			.device = reservation->device,
+		};
+	}
+	return reservation != NULL;
+}
+
 void core_account_get(const struct core *core, uint32_t device, struct core_account_view *ret)
 {
 	const struct account *account = &core->accounts[device];

@@ -14,6 +14,7 @@ import stat
 import threading
 import time
 
+import distorch
 import metrics
 import pytest
 from conftest import (BUILD, Daemon, HeldDaemon, RawClient, RawError, need_hooks, slowness,
@@ -608,6 +609,30 @@ def test_a_budget_of_one_device_leaves_that_of_another(start_daemon):
     assert budgets() == [64, 20]
     assert ctl(daemon, "budget", "sim:1", "64M", "--save").returncode == 0, "as it is without"
     assert budgets() == [64, 64]
+
+
+def test_a_drain_of_a_device_waits_for_room_that_is_reserved_there(start_daemon):
+    daemon = start_daemon("memory.ram=64M", "memory.reserve=0", "sim.count=2", "sim.memory=64M")
+    with daemon.raw() as raw:
+        tokens = [raw.call("reserve", {"device": "sim:0", "bytes": size << 20})["token"]
+                  for size in (1, 3)]
+        raw.call("reserve", {"device": "sim:1", "bytes": 5 << 20})
+        late = ctl(daemon, "drain", "--device", "sim:0", "--timeout", "300ms")
+        assert late.returncode == 8
+        assert f"still under way: room reserved (python/{os.getpid()} 4.0M)" in late.stderr
+        told = raw.call("drain", {"device": "sim:0"})
+        assert [(one["pid"], one["held_bytes"]) for one in told["rooms"]] == [(os.getpid(), 4 << 20)]
+        with distorch.connect(daemon.socket) as d:
+            assert [one.held_bytes for one in d.drain(device="sim:0").rooms] == [4 << 20]
+            assert [one.held_bytes for one in d.drain().rooms] == [9 << 20]
+        done = ctl(daemon, "drain")  # a shutdown takes nothing from them
+        assert done.returncode == 0 and "Nothing is under way" in done.stdout
+        assert ctl(daemon, "drain", "--off").returncode == 0
+        for token in tokens:
+            raw.call("release", {"token": token})
+        done = ctl(daemon, "drain", "--device", "sim:0")
+        assert done.returncode == 0 and "Nothing is under way" in done.stdout
+        assert raw.call("drain", {"device": "sim:0"})["rooms"] == []
 
 
 def test_a_draining_device_is_let_go_of_when_the_last_room_there_is_given_back(start_daemon):

@@ -170,7 +170,8 @@ CHECK = structure("check", [
     ("id", TEXT), ("name", TEXT), ("ok", BOOL), ("bytes", U64), ("offset", U64), ("text", TEXT)])
 RELOADED = structure("reloaded", [("applied", TEXTS), ("later", TEXTS), ("notice", TEXT)])
 DRAIN = structure("drain", [
-    ("draining", BOOL), ("loads", U64), ("loading", TEXTS), ("leases", U64), ("holders", HOLDERS)])
+    ("draining", BOOL), ("loads", U64), ("loading", TEXTS), ("leases", U64), ("holders", HOLDERS),
+    ("rooms", HOLDERS)])
 CHECKS = structure("checks", [("checks", _list_of(CHECK, results.Check))])
 METRICS = structure("metrics", [("text", TEXT)])
 PARKED = structure("parked", [

@@ -320,13 +320,14 @@ class Reloaded:
 @dataclass(frozen=True)
 class Drain:
     """What is still under way; `loading` names the first of the loads, `holders` whose the
-    leases are."""
+    leases are, `rooms` who has room reserved."""
 
     draining: bool
     loads: int
     loading: List[str]
     leases: int
     holders: List[Holder]
+    rooms: List[Holder]
 
 
 @dataclass(frozen=True)
