@@ -30,17 +30,34 @@ class Page:
                              "Upgrade: websocket\r\nConnection: Upgrade\r\n"
                              f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
                              .encode())
-        self._file = self._socket.makefile("rb")
-        assert b" 101 " in self._file.readline()
-        while self._file.readline() not in (b"\r\n", b""):
-            pass
+        self._come = b""
+        while b"\r\n\r\n" not in self._come:
+            self._receive()
+        head, self._come = self._come.split(b"\r\n\r\n", 1)
+        assert b" 101 " in head.split(b"\r\n")[0]
+
+    def _receive(self):
+        come = self._socket.recv(1 << 16)
+        assert come, "the server closed it"
+        self._come += come
+
+    def _first(self):
+        """From where to where the first packet's text is; None: not all of it has come."""
+        if len(self._come) < 2:
+            return None
+        length = self._come[1] & 127
+        start = {126: 4, 127: 10}.get(length, 2)
+        if start > 2:
+            length = int.from_bytes(self._come[2:start], "big")
+        return (start, start + length) if len(self._come) >= start + length else None
 
     def _packet(self):
-        head = self._file.read(2)
-        length = head[1] & 127
-        if length > 125:
-            length = int.from_bytes(self._file.read(2 if length == 126 else 8), "big")
-        return head[0] & 15, self._file.read(length)
+        """What has come stays where the time runs out."""
+        while (place := self._first()) is None:
+            self._receive()
+        kind, text = self._come[0] & 15, self._come[slice(*place)]
+        self._come = self._come[place[1]:]
+        return kind, text
 
     def wait(self, event, model, word, seconds=30):
         """What the next event of this type says that has the model under this word."""
