@@ -99,7 +99,8 @@ int distorch_drain(struct distorch *c, const char *device, enum distorch_drain_o
 	if (result == NULL ||
 	    !convert_texts(result, response.loading, &result->loading, &result->n_loading) ||
 	    !convert_holders(result, response.holders, &result->holders, &result->n_holders) ||
-	    !convert_holders(result, response.rooms, &result->rooms, &result->n_rooms)) {
+	    !convert_holders(result, response.reservers, &result->reservers,
+			     &result->n_reservers)) {
 		result_free(result);
 		return failure_memory();
 	}

@@ -602,28 +602,30 @@ void describe_use(const struct daemon *daemon, const struct client *viewer, uint
 	qsort(ret->pins, ret->n_pins, sizeof ret->pins[0], compare_pins);
 }
 
-static void add_rooms(const struct daemon *daemon, uint32_t device, struct work_description *ret)
+/* Not of the host, which nobody lets go of. */
+static void add_reservers(const struct daemon *daemon, uint32_t device,
+			  struct work_description *ret)
 {
-	struct core_room_view room;
+	struct core_reservation_view room;
 	uint32_t cursor = 0;
 
-	while (core_room_next(daemon->core, &cursor, &room)) {
+	while (core_reservation_next(daemon->core, &cursor, &room)) {
 		uint32_t i = 0;
 
-		if (device != CORE_ALL_DEVICES && room.device != device) {
+		if (room.device == 0 || (device != CORE_ALL_DEVICES && room.device != device)) {
 			continue;
 		}
-		while (i < ret->n_rooms && ret->rooms[i].client != room.client) {
+		while (i < ret->n_reservers && ret->reservers[i].client != room.client) {
 			i++;
 		}
-		if (i < ret->n_rooms) {
-			ret->rooms[i].held_bytes += room.bytes;
+		if (i < ret->n_reservers) {
+			ret->reservers[i].held_bytes += room.bytes;
 		} else if (i < DESCRIBE_MAX_IN_USE) {
-			describe_holder(daemon, room.client, room.bytes, &ret->rooms[i]);
-			ret->n_rooms++;
+			describe_holder(daemon, room.client, room.bytes, &ret->reservers[i]);
+			ret->n_reservers++;
 		}
 	}
-	qsort(ret->rooms, ret->n_rooms, sizeof ret->rooms[0], compare_holders);
+	qsort(ret->reservers, ret->n_reservers, sizeof ret->reservers[0], compare_holders);
 }
 
 void describe_work(const struct daemon *daemon, const struct client *viewer, uint32_t device,
@@ -652,7 +654,7 @@ void describe_work(const struct daemon *daemon, const struct client *viewer, uin
 	}
 	find_holders(daemon, viewer, device, &ret->use);
 	qsort(ret->use.holders, ret->use.n_holders, sizeof ret->use.holders[0], compare_holders);
-	add_rooms(daemon, device, ret);
+	add_reservers(daemon, device, ret);
 }
 
 void describe_client(const struct daemon *daemon, const struct core_client_view *view,

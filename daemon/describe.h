@@ -74,8 +74,8 @@ void describe_record(const struct daemon *daemon, const struct record *record, u
 struct work_description {
 	struct device_use use; /* its holders alone count */
 	uint64_t n_loads, n_leases;
-	uint32_t n_rooms;
-	struct wire_holder rooms[DESCRIBE_MAX_IN_USE]; /* who has room reserved there */
+	uint32_t n_reservers;
+	struct wire_holder reservers[DESCRIBE_MAX_IN_USE]; /* who has room reserved there */
 	uint32_t n_names;
 	struct wire_str names[DESCRIBE_MAX_IN_USE]; /* of what is being loaded */
 	char texts[DESCRIBE_MAX_IN_USE][512];

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Which device a request means: by the client's own numbers, a UUID, or a card's name. */
+#include <string.h>
+
 #include "daemon/describe.h"
 #include "daemon/dispatch.h"
 #include "daemon/placement.h"
@@ -20,55 +22,53 @@ static void name_devices(const struct call *call, struct named_devices *ret)
 	ret->n_devices = daemon->n_devices;
 	for (uint32_t i = 0; i < daemon->n_devices; i++) {
 		const struct known_device *known = &daemon->devices[i];
-		const char *own = ret->names[i];
 
-		/* One that a client does not see has no number for him. */
-		own = own[0] != '\0' ? own : known->info.uuid;
-		ret->devices[i] = (struct plan_device){.name = has_order ? own : known->name,
-						       .uuid = known->info.uuid,
-						       .product = known->info.product,
-						       .is_host = i == 0};
+		/* One that a client does not see has no name for him: as in an allocation. */
+		ret->devices[i] =
+			(struct plan_device){.name = has_order ? ret->names[i] : known->name,
+					     .uuid = known->info.uuid,
+					     .product = known->info.product,
+					     .is_host = i == 0};
 	}
 }
 
-/* Those that 'name' may mean, or, where it means none, all that have a number. */
-static int refuse(struct failure *failure, struct named_devices *named, struct wire_str name,
-		  uint32_t n_found, const char *field)
+/* The name means several, or none. */
+static int refuse(struct failure *failure, const struct named_devices *named, struct wire_str name,
+		  uint32_t found, const char *field)
 {
+	const uint32_t n_found = name_count(found);
 	char wanted[65];
-	char there[256];
+	char list[256];
 
 	(void)wire_str_copy(name, wanted, sizeof wanted);
+	(void)name_list(named->devices, named->n_devices, n_found > 1 ? found : NAME_ALL, list,
+			sizeof list);
 	if (n_found > 1) {
-		failure_set(failure, WIRE_BAD_ARGUMENT, "%u devices are a \"%s\"", n_found, wanted);
-		failure_set_hint(failure, "say which by number (cuda:0) or UUID: distorchctl "
-					  "devices");
-		failure_set_field(failure, field);
-		return -WIRE_BAD_ARGUMENT;
+		failure_set(failure, WIRE_BAD_ARGUMENT, "%u devices are a \"%s\": %s", n_found,
+			    wanted, list);
+		failure_set_hint(failure, "say which by its number or UUID: distorchctl devices");
+	} else {
+		failure_set(failure, WIRE_NOT_FOUND, "there is no device \"%s\"; there %s %s",
+			    wanted, strchr(list, ',') == NULL ? "is" : "are", list);
+		failure_set_hint(failure, "see what there is: distorchctl devices");
 	}
-	for (uint32_t i = 0; i < named->n_devices; i++) {
-		if (named->devices[i].name == named->devices[i].uuid) {
-			named->devices[i].name = "";
-		}
-	}
-	failure_set(failure, WIRE_NOT_FOUND, "there is no device \"%s\"; there %s %s", wanted,
-		    named->n_devices == 1 ? "is" : "are",
-		    name_list(named->devices, named->n_devices, there, sizeof there));
-	failure_set_hint(failure, "see what there is: distorchctl devices");
 	failure_set_field(failure, field);
-	return -WIRE_NOT_FOUND;
+	return n_found > 1 ? -WIRE_BAD_ARGUMENT : -WIRE_NOT_FOUND;
 }
 
 int dispatch_find_device(const struct call *call, struct wire_str name, const char *field,
 			 uint32_t *ret_device, struct failure *failure)
 {
 	struct named_devices named;
-	const struct plan_text text = {name.text, name.size};
-	uint32_t n_found;
+	uint32_t found;
 
 	name_devices(call, &named);
-	n_found = name_find(named.devices, named.n_devices, text, ret_device);
-	return n_found == 1 ? 0 : refuse(failure, &named, name, n_found, field);
+	found = name_find(named.devices, named.n_devices, (struct plan_text){name.text, name.size});
+	if (name_count(found) != 1) {
+		return refuse(failure, &named, name, found, field);
+	}
+	*ret_device = name_first(found);
+	return 0;
 }
 
 bool dispatch_take_device(const struct call *call, struct wire_str name, uint32_t *ret_device)

@@ -62,6 +62,21 @@ void dispatch_place(const struct call *call, const struct wire_place_request *re
 
 /* ---- room for others ---- */
 
+/* A card that is to be let go of is not kept by more. False: that has been answered. */
+__attribute__((noinline)) static bool takes_rooms(const struct call *call, uint32_t device)
+{
+	struct core_account_view account;
+	struct failure failure;
+
+	core_account_get(call->daemon->core, device, &account);
+	if (device == 0 || !account.is_draining || account.is_lost) {
+		return true; /* of one that is gone the core says more */
+	}
+	failure_set_draining(&failure, call->daemon, 1U << device);
+	call_fail(call, &failure);
+	return false;
+}
+
 void dispatch_reserve(const struct call *call, const struct wire_reserve_request *request)
 {
 	struct core_event event = {
@@ -81,6 +96,9 @@ void dispatch_reserve(const struct call *call, const struct wire_reserve_request
 	}
 	if (request->bytes == 0) {
 		call_refuse(call, WIRE_BAD_ARGUMENT, "bytes", "reserve more than 0 bytes");
+		return;
+	}
+	if (!takes_rooms(call, event.reserve.device)) {
 		return;
 	}
 	pending = call_expect(call);

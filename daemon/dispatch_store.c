@@ -279,8 +279,8 @@ void dispatch_drain(const struct call *call, const struct wire_drain_request *re
 		.loading = {.items = work->names, .count = work->n_names},
 		.leases = work->n_leases,
 		.holders = {.items = work->use.holders, .count = work->use.n_holders},
-		.has_rooms = true,
-		.rooms = {.items = work->rooms, .count = work->n_rooms},
+		.has_reservers = true,
+		.reservers = {.items = work->reservers, .count = work->n_reservers},
 	};
 	call_answer(call, &response);
 }

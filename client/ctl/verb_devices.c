@@ -6,10 +6,10 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <strings.h>
 
-#define BAR_WIDTH  18
-#define LEAST_UUID 8 /* letters of one, as in allocations */
+#include "daemon/plan/name.h"
+
+#define BAR_WIDTH 18
 
 static void print_device(struct ctl *ctl, const struct distorch_device *device, uint64_t pinned)
 {
@@ -173,77 +173,56 @@ static void print_one(const struct ctl *ctl, const struct distorch_device *devic
 	}
 }
 
-/* How well a word names a device, the best last. */
-enum match { MATCH_NONE, MATCH_PRODUCT, MATCH_UUID, MATCH_NAME };
+/* As the planner and the daemon take names. */
+struct named {
+	struct plan_device devices[PLAN_MAX_DEVICES];
+	uint32_t n_devices;
+	uint32_t found; /* those that the word may mean: bit i for device i */
+};
 
-/* "ram" and "host" are cpu; a UUID or its beginning; a card's own name. */
-static enum match match_of(const struct distorch_device *device, const char *word)
+static void find_named(const struct distorch_devices *devices, const char *word, struct named *ret)
 {
-	const size_t size = strlen(word);
+	*ret = (struct named){0};
+	for (size_t i = 0; i < devices->n_devices && i < PLAN_MAX_DEVICES; i++) {
+		const struct distorch_device *device = devices->devices[i];
 
-	if (strcasecmp(word, "ram") == 0 || strcasecmp(word, "host") == 0) {
-		word = "cpu";
+		ret->devices[ret->n_devices++] =
+			(struct plan_device){.name = device->name,
+					     .uuid = device->uuid,
+					     .product = device->product,
+					     .is_host = strcmp(device->name, "cpu") == 0};
 	}
-	if (strcasecmp(device->name, word) == 0) {
-		return MATCH_NAME;
-	}
-	if (device->uuid != NULL && size >= LEAST_UUID &&
-	    strncasecmp(device->uuid, word, size) == 0) {
-		return MATCH_UUID;
-	}
-	return device->product != NULL && strcasecmp(device->product, word) == 0 ? MATCH_PRODUCT
-										 : MATCH_NONE;
-}
-
-static enum match best_match(const struct distorch_devices *devices, const char *word)
-{
-	enum match best = MATCH_NONE;
-
-	for (size_t i = 0; i < devices->n_devices; i++) {
-		enum match match = match_of(devices->devices[i], word);
-
-		best = match > best ? match : best;
-	}
-	return best;
+	ret->found = name_find(ret->devices, ret->n_devices,
+			       (struct plan_text){word, (uint32_t)strlen(word)});
 }
 
 const struct distorch_device *device_find(const struct distorch_devices *devices, const char *word)
 {
-	const enum match best = best_match(devices, word);
-	const struct distorch_device *found = NULL;
-	size_t n_found = 0;
+	struct named named;
 
-	for (size_t i = 0; best != MATCH_NONE && i < devices->n_devices; i++) {
-		if (match_of(devices->devices[i], word) == best) {
-			found = devices->devices[i];
-			n_found++;
-		}
-	}
-	return n_found == 1 ? found : NULL;
+	find_named(devices, word, &named);
+	return name_count(named.found) == 1 ? devices->devices[name_first(named.found)] : NULL;
 }
 
 /* With those that it may be, or all there are. */
 static int refuse_device(struct ctl *ctl, const struct distorch_devices *devices, const char *word)
 {
-	const enum match best = best_match(devices, word);
-	char there[512] = "";
-	size_t n_there = 0;
-	size_t used = 0;
+	struct named named;
+	char there[256];
 
-	for (size_t i = 0; i < devices->n_devices; i++) {
-		if (match_of(devices->devices[i], word) == best) {
-			text_append(there, sizeof there, &used, "%s%s", n_there++ == 0 ? "" : ", ",
-				    device_text(devices->devices[i]->name));
-		}
-	}
-	if (best != MATCH_NONE) {
-		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", "say which by its name or UUID",
-				  "%zu devices are a \"%s\": %s", n_there, word, there);
+	find_named(devices, word, &named);
+	(void)name_list(named.devices, named.n_devices, named.found == 0 ? NAME_ALL : named.found,
+			there, sizeof there);
+	if (named.found != 0) {
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument",
+				  "say which by its number or UUID: distorchctl devices",
+				  "%u devices are a \"%s\": %s", name_count(named.found), word,
+				  there);
 	}
 	return ctl_refuse(ctl, EXIT_NO_SUCH_MODEL, "not-found",
 			  "see what there is: distorchctl devices",
 			  "there is no device \"%s\"; there %s %s", word,
-			  n_there == 1 ? "is" : "are", there);
+			  named.n_devices == 1 ? "is" : "are", there);
 }
 
 static int print_found(struct ctl *ctl, const struct distorch_devices *devices)

@@ -11,12 +11,6 @@
 
 static const char goes_on[] = "it goes on draining; end that: distorchctl drain --off";
 
-/* Text that grows. */
-struct line {
-	char *text;
-	size_t size, used;
-};
-
 static uint64_t now_ms(void)
 {
 	struct timespec now = {0};
@@ -26,29 +20,29 @@ static uint64_t now_ms(void)
 }
 
 /* Who has room on a device keeps it from being let go of; a shutdown is no matter to him. */
-static size_t n_rooms(const struct ctl *ctl, const struct distorch_drain *drain)
+static size_t n_waited_for(const struct ctl *ctl, const struct distorch_drain *drain)
 {
-	return ctl->arguments.device == NULL ? 0 : drain->n_rooms;
+	return ctl->arguments.device == NULL ? 0 : drain->n_reservers;
 }
 
 static bool is_idle(const struct ctl *ctl, const struct distorch_drain *drain)
 {
-	return drain->loads + drain->leases + n_rooms(ctl, drain) == 0;
+	return drain->loads + drain->leases + n_waited_for(ctl, drain) == 0;
 }
 
 /* " (ComfyUI/812 11.1G, blender/911 2.0G)" */
 static void add_holders(const struct ctl *ctl, const struct distorch_holder *const *holders,
-			size_t count, struct line *line)
+			size_t count, char *buffer, size_t buffer_size, size_t *used)
 {
 	char safe[256];
 	char size[24];
 
 	for (size_t i = 0; i < count; i++) {
-		text_append(line->text, line->size, &line->used, "%s%s/%u %s", i == 0 ? " (" : ", ",
+		text_append(buffer, buffer_size, used, "%s%s/%u %s", i == 0 ? " (" : ", ",
 			    safe_text(holders[i]->comm, safe, sizeof safe), holders[i]->pid,
 			    size_text(ctl, holders[i]->held_bytes, size));
 	}
-	text_append(line->text, line->size, &line->used, "%s", count > 0 ? ")" : "");
+	text_append(buffer, buffer_size, used, "%s", count > 0 ? ")" : "");
 }
 
 /* "2 loads (flux1-dev.safetensors, t5xxl.safetensors) and 1 lease (ComfyUI/812 11.1G) and room
@@ -56,30 +50,29 @@ static void add_holders(const struct ctl *ctl, const struct distorch_holder *con
 static const char *rest_text(const struct ctl *ctl, const struct distorch_drain *drain,
 			     char *buffer, size_t buffer_size)
 {
-	struct line line = {.text = buffer, .size = buffer_size};
+	const size_t n_reservers = n_waited_for(ctl, drain);
+	size_t used = 0;
 	char safe[256];
 
 	buffer[0] = '\0';
 	if (drain->loads > 0) {
-		text_append(buffer, buffer_size, &line.used, "%llu load%s",
+		text_append(buffer, buffer_size, &used, "%llu load%s",
 			    (unsigned long long)drain->loads, drain->loads == 1 ? "" : "s");
 	}
 	for (size_t i = 0; i < drain->n_loading; i++) {
-		text_append(buffer, buffer_size, &line.used, "%s%s", i == 0 ? " (" : ", ",
+		text_append(buffer, buffer_size, &used, "%s%s", i == 0 ? " (" : ", ",
 			    safe_text(drain->loading[i], safe, sizeof safe));
 	}
-	text_append(buffer, buffer_size, &line.used, "%s", drain->n_loading > 0 ? ")" : "");
+	text_append(buffer, buffer_size, &used, "%s", drain->n_loading > 0 ? ")" : "");
 	if (drain->leases > 0) {
-		text_append(buffer, buffer_size, &line.used, "%s%llu lease%s",
-			    line.used > 0 ? " and " : "", (unsigned long long)drain->leases,
-			    drain->leases == 1 ? "" : "s");
+		text_append(buffer, buffer_size, &used, "%s%llu lease%s", used > 0 ? " and " : "",
+			    (unsigned long long)drain->leases, drain->leases == 1 ? "" : "s");
 	}
-	add_holders(ctl, drain->holders, drain->n_holders, &line);
-	if (n_rooms(ctl, drain) > 0) {
-		text_append(buffer, buffer_size, &line.used, "%sroom reserved",
-			    line.used > 0 ? " and " : "");
+	add_holders(ctl, drain->holders, drain->n_holders, buffer, buffer_size, &used);
+	if (n_reservers > 0) {
+		text_append(buffer, buffer_size, &used, "%sroom reserved", used > 0 ? " and " : "");
 	}
-	add_holders(ctl, drain->rooms, n_rooms(ctl, drain), &line);
+	add_holders(ctl, drain->reservers, n_reservers, buffer, buffer_size, &used);
 	return buffer;
 }
 
@@ -110,9 +103,9 @@ static int print_drain(struct ctl *ctl, const struct distorch_drain *drain, cons
 	for (size_t i = 0; i < drain->n_holders; i++) {
 		(void)json_of_holder(json_add_item(array), drain->holders[i]);
 	}
-	array = json_add_array(object, "rooms");
-	for (size_t i = 0; i < drain->n_rooms; i++) {
-		(void)json_of_holder(json_add_item(array), drain->rooms[i]);
+	array = json_add_array(object, "reservers");
+	for (size_t i = 0; i < drain->n_reservers; i++) {
+		(void)json_of_holder(json_add_item(array), drain->reservers[i]);
 	}
 	return json_print(ctl, object);
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * distorchctl plan: what a string would do, before anything does it. With --devices the planner
- * runs here, on the file's header: no daemon, no card. The only verb that knows the pure rooms
- * daemon/plan and daemon/format.
+ * runs here, on the file's header: no daemon, no card. The only verb that knows more of the
+ * pure rooms daemon/plan and daemon/format than how devices are named.
  */
 #include "base/err.h"
 #include "base/units.h"

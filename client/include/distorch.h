@@ -146,7 +146,10 @@ struct distorch_options {
 	/* UUIDs of the devices that this process sees, in the order in which it counts them, at most
 	 * 64: then cuda:0 in what it asks for is the first card of these, and others of its sort
 	 * (cards, simulated ones) cannot be meant. None: as the daemon counts, which is by bus.
-	 * Answers name devices as the daemon does; struct distorch_device has the UUID of each. */
+	 * Answers name devices as the daemon does; struct distorch_device has the UUID of each.
+	 * Whatever asks for a device takes its number, "cpu", its UUID or the first 8 letters or
+	 * more, or a card's own name ("RTX 4090"): -DISTORCH_E_NOT_FOUND where none has it,
+	 * -DISTORCH_E_BAD_ARGUMENT where several have. */
 	const char *const *device_uuids;
 	size_t n_device_uuids;
 };
@@ -887,9 +890,9 @@ struct distorch_drain {
 	uint64_t leases;            /* those of closed connections included that still map */
 	size_t n_holders;
 	const struct distorch_holder *const *holders; /* whose they are, the largest first */
-	size_t n_rooms;
-	const struct distorch_holder *const *rooms; /* who has room reserved there, likewise: a
-						       device is let go of when they are gone */
+	size_t n_reservers;
+	/* Likewise who has room reserved there: a device is let go of when they are gone. */
+	const struct distorch_holder *const *reservers;
 };
 
 /*

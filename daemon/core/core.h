@@ -162,8 +162,8 @@ struct core_holder_view {
 	bool is_mapped; /* one of them is */
 };
 
-/* Room that is reserved for what is not ours. */
-struct core_room_view {
+/* Room that was granted for what is not ours. */
+struct core_reservation_view {
 	uint64_t client, bytes;
 	uint32_t device;
 };
@@ -231,7 +231,9 @@ bool core_wish_next(const struct core *core, uint64_t model, uint32_t *cursor,
 /* Holders of one model, or of all when model is 0. */
 bool core_holder_next(const struct core *core, uint64_t model, uint32_t *cursor,
 		      struct core_holder_view *ret);
-bool core_room_next(const struct core *core, uint32_t *cursor, struct core_room_view *ret);
+/* Of those that were granted. */
+bool core_reservation_next(const struct core *core, uint32_t *cursor,
+			   struct core_reservation_view *ret);
 /* What a uid may have of the device while others wait; UINT64_MAX: as much as there is. */
 uint64_t core_share(const struct core *core, uint32_t device);
 /* Who has most of the device, of those above the share; false: nobody is above it. */

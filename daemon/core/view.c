@@ -374,7 +374,8 @@ bool core_holder_next(const struct core *core, uint64_t model_id, uint32_t *curs
 	return holder != NULL;
 }
 
-bool core_room_next(const struct core *core, uint32_t *cursor, struct core_room_view *ret)
+bool core_reservation_next(const struct core *core, uint32_t *cursor,
+			   struct core_reservation_view *ret)
 {
 	const struct reservation *reservation;
 
@@ -382,7 +383,7 @@ bool core_room_next(const struct core *core, uint32_t *cursor, struct core_room_
 		reservation = idtab_next(&core->reservations, cursor);
 	} while (reservation != NULL && !reservation->is_granted);
 	if (reservation != NULL) {
-		*ret = (struct core_room_view){
+		*ret = (struct core_reservation_view){
 			.client = idtab_id(&core->clients, reservation->client),
 			.bytes = reservation->bytes,
 			.device = reservation->device,

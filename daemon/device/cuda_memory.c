@@ -16,7 +16,12 @@
 #include "daemon/device/cuda_device.h"
 #include "proto/gen/wire_code.h"
 
-#define MAX_KEPT_EXPORTS 256 /* of a device: well below what any process may have open */
+/* Descriptors of a device that are kept: well below what any process may have open. */
+#ifdef DISTORCH_TESTING
+#	define MAX_KEPT_EXPORTS 16
+#else
+#	define MAX_KEPT_EXPORTS 256
+#endif
 
 CUmemAllocationProp cuda_properties(CUdevice ordinal)
 {

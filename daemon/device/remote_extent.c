@@ -169,7 +169,7 @@ static int fill_from_file(const struct remote_extent *extent, uint64_t offset,
 			  const struct device_source *source, uint64_t *ret_bytes, struct err *err)
 {
 	struct staging *staging = NULL;
-	int code = worker_link_borrow(extent->link, &staging, err);
+	int code = worker_link_borrow(extent->link, source->bytes, &staging, err);
 	ssize_t n_read;
 
 	if (code < 0) {
@@ -230,7 +230,7 @@ int remote_read(const struct extent *base, uint64_t offset, void *bytes, uint64_
 	const struct remote_extent *extent = extent_of(base);
 	uint8_t *to = bytes;
 	struct staging *staging = NULL;
-	int code = worker_link_borrow(extent->link, &staging, err);
+	int code = worker_link_borrow(extent->link, n_bytes, &staging, err);
 
 	if (code < 0) {
 		return code;
@@ -384,7 +384,7 @@ static int copy_staged(const struct remote_extent *to, const struct remote_exten
 		       struct err *err)
 {
 	struct staging *staging = NULL;
-	int code = worker_link_borrow(to->link, &staging, err);
+	int code = worker_link_borrow(to->link, to->base.bytes, &staging, err);
 
 	for (uint64_t at = 0; code == 0 && at < to->base.bytes; at += STAGING_BYTES) {
 		const uint64_t left = to->base.bytes - at;

@@ -444,7 +444,18 @@ int worker_link_call(struct worker_link *link, const struct worker_call *call, i
 
 /* ---- staging ---- */
 
-int worker_link_borrow(struct worker_link *link, struct staging **ret, struct err *err)
+/* For a copy of a few KiB it is not worth its memory, which stays. */
+static struct staging *have_pages(struct staging *staging, uint64_t bytes)
+{
+	if (!staging->is_huge && bytes >= STAGING_BYTES) {
+		(void)memfd_take_huge(staging->memory, STAGING_BYTES); /* else in small pages */
+		staging->is_huge = true;
+	}
+	return staging;
+}
+
+int worker_link_borrow(struct worker_link *link, uint64_t bytes, struct staging **ret,
+		       struct err *err)
 {
 	struct staging *staging;
 	void *memory = NULL;
@@ -458,7 +469,7 @@ int worker_link_borrow(struct worker_link *link, struct staging **ret, struct er
 	}
 	unlock_link(link);
 	if (staging != NULL) {
-		*ret = staging;
+		*ret = have_pages(staging, bytes);
 		return 0;
 	}
 	staging = sys_calloc(1, sizeof *staging);
@@ -476,8 +487,7 @@ int worker_link_borrow(struct worker_link *link, struct staging **ret, struct er
 		free_staging(staging);
 		return code;
 	}
-	(void)memfd_take_huge(memory, STAGING_BYTES); /* else in small pages, as they are used */
-	*ret = staging;
+	*ret = have_pages(staging, bytes);
 	return 0;
 }
 

@@ -54,8 +54,11 @@ struct staging {
 	struct staging *next;
 	int fd;
 	uint8_t *memory; /* STAGING_BYTES */
+	bool is_huge;    /* pages of 2 MiB were asked for */
 };
-int worker_link_borrow(struct worker_link *link, struct staging **ret, struct err *err);
+/* 'bytes' are all that are to go through it, one buffer after the other. */
+int worker_link_borrow(struct worker_link *link, uint64_t bytes, struct staging **ret,
+		       struct err *err);
 void worker_link_return(struct worker_link *link, struct staging *staging);
 
 #endif

@@ -107,38 +107,36 @@ static bool has_uuid(const struct plan_device *device, struct plan_text text)
 	       strlen(device->uuid) >= text.size && is_same(device->uuid, text.text, text.size);
 }
 
-uint32_t name_find(const struct plan_device *devices, uint32_t n_devices, struct plan_text text,
-		   uint32_t *ret)
+uint32_t name_find(const struct plan_device *devices, uint32_t n_devices, struct plan_text text)
 {
-	uint32_t n_found = 0;
 	uint32_t found = 0;
 
 	for (uint32_t i = 0; i < n_devices; i++) {
 		if (is_named(&devices[i], text)) {
-			*ret = i;
-			return 1;
+			return 1U << i;
 		}
-	}
-	for (uint32_t i = 0; i < n_devices; i++) {
-		if (has_uuid(&devices[i], text)) {
-			found = i;
-			n_found++;
-		}
+		found |= has_uuid(&devices[i], text) ? 1U << i : 0;
 	}
 	/* "RTX 4080" is the end of one name and stands within "RTX 4080 SUPER". */
-	for (unsigned match = 0; match < MATCH_N_KINDS && n_found == 0; match++) {
+	for (unsigned match = 0; match < MATCH_N_KINDS && found == 0; match++) {
 		for (uint32_t i = 0; i < n_devices; i++) {
 			if (is_known(devices[i].name) && is_known(devices[i].product) &&
 			    is_product(devices[i].product, text, (enum match)match)) {
-				found = i;
-				n_found++;
+				found |= 1U << i;
 			}
 		}
 	}
-	if (n_found == 1) {
-		*ret = found;
-	}
-	return n_found;
+	return found;
+}
+
+uint32_t name_count(uint32_t found)
+{
+	return (uint32_t)__builtin_popcount(found);
+}
+
+uint32_t name_first(uint32_t found)
+{
+	return (uint32_t)__builtin_ctz(found);
 }
 
 /* "NVIDIA GeForce RTX 4090" without the words that say nothing. */
@@ -197,24 +195,25 @@ const char *name_label(const struct plan_device *device, char *buffer, size_t bu
 	return buffer;
 }
 
-const char *name_list(const struct plan_device *devices, uint32_t n_devices, char *buffer,
-		      size_t buffer_size)
+const char *name_list(const struct plan_device *devices, uint32_t n_devices, uint32_t set,
+		      char *buffer, size_t buffer_size)
 {
 	size_t used = 0;
 
 	buffer[0] = '\0';
 	for (uint32_t i = 0; i < n_devices; i++) {
 		const char *name = devices[i].is_host ? "ram" : devices[i].name;
-		size_t size = strlen(name) + (i == 0 ? 0 : 2);
+		size_t size = strlen(name) + (used == 0 ? 0 : 2);
 
-		if (!is_known(name)) {
+		if (!is_known(name) || (set >> i & 1) == 0) {
 			continue;
 		}
 		if (size + 5 >= buffer_size - used) {
 			(void)snprintf(buffer + used, buffer_size - used, ", ...");
 			break;
 		}
-		(void)snprintf(buffer + used, buffer_size - used, "%s%s", i == 0 ? "" : ", ", name);
+		(void)snprintf(buffer + used, buffer_size - used, "%s%s", used == 0 ? "" : ", ",
+			       name);
 		used += size;
 	}
 	return buffer;

@@ -35,23 +35,24 @@ static int find_device(struct spec_parser *parser, struct plan_text text, const 
 	char name[48];
 	char known[104];
 	char label[PLAN_LABEL_SIZE];
-	uint32_t device = 0;
-	uint32_t n_found = name_find(request->devices, request->n_devices, text, &device);
+	const uint32_t found = name_find(request->devices, request->n_devices, text);
+	uint32_t device;
 
 	(void)text_print(text, name, sizeof name);
-	if (n_found > 1) {
-		return value_refuse(
-			parser, WIRE_BAD_ARGUMENT,
-			"%s%u devices are a \"%s\": say which by number (cuda:0) or UUID", role,
-			n_found, name);
+	if (name_count(found) > 1) {
+		return value_refuse(parser, WIRE_BAD_ARGUMENT, "%s%u devices are a \"%s\": %s",
+				    role, name_count(found), name,
+				    name_list(request->devices, request->n_devices, found, known,
+					      sizeof known));
 	}
-	if (n_found == 0) {
+	if (found == 0) {
 		return value_refuse(parser, WIRE_BAD_ARGUMENT,
 				    "%sthere is no device \"%s\"; there %s %s", role, name,
 				    request->n_devices == 1 ? "is" : "are",
-				    name_list(request->devices, request->n_devices, known,
+				    name_list(request->devices, request->n_devices, NAME_ALL, known,
 					      sizeof known));
 	}
+	device = name_first(found);
 	if (request->devices[device].is_lost) {
 		return value_refuse(parser, WIRE_DEVICE_LOST,
 				    "%s%s cannot be used now: distorchctl devices %s says why",

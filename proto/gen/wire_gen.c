@@ -961,7 +961,7 @@ static const struct wire_field drain_response_fields[] = {
 	{ .name = "loading", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_drain_response, loading), .is_list = true, .max = 16u, .item_max = 512u },
 	{ .name = "leases", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_drain_response, leases), .max = 9223372036854775807u },
 	{ .name = "holders", .name_size = 7, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_drain_response, holders), .is_list = true, .max = 16u, .type = &wire_type_holder },
-	{ .name = "rooms", .name_size = 5, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_drain_response, rooms), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_drain_response, has_rooms), .max = 16u, .type = &wire_type_holder },
+	{ .name = "reservers", .name_size = 9, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_drain_response, reservers), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_drain_response, has_reservers), .max = 16u, .type = &wire_type_holder },
 };
 const struct wire_type wire_type_drain_response = {
 	.name = "drain_response", .size = sizeof(struct wire_drain_response),

@@ -1012,17 +1012,17 @@ struct wire_drain_request {
 #define WIRE_DRAIN_REQUEST_DEVICE_MAX 64
 
 struct wire_drain_response {
-	bool has_rooms;
+	bool has_reservers;
 	bool draining;
 	uint64_t loads;
 	struct wire_list loading; /* list:str */
 	uint64_t leases;
 	struct wire_list holders; /* list:holder */
-	struct wire_list rooms; /* list:holder */
+	struct wire_list reservers; /* list:holder */
 };
 #define WIRE_DRAIN_RESPONSE_LOADING_MAX 16
 #define WIRE_DRAIN_RESPONSE_HOLDERS_MAX 16
-#define WIRE_DRAIN_RESPONSE_ROOMS_MAX 16
+#define WIRE_DRAIN_RESPONSE_RESERVERS_MAX 16
 
 struct wire_reload_request {
 	uint8_t unused; /* nothing to say */

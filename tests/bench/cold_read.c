@@ -11,6 +11,7 @@
  * measured on. Not a test: nothing here can fail a build.
  */
 #include "base/os/mailbox.h"
+#include "base/os/sys.h"
 #include "base/require.h"
 
 #include <errno.h>
@@ -33,10 +34,6 @@
 #include "daemon/device/device.h"
 #include "daemon/load/image_set.h"
 #include "daemon/load/loader.h"
-
-#ifndef MADV_POPULATE_WRITE
-#	define MADV_POPULATE_WRITE 23
-#endif
 
 #define MIB         (1ULL << 20)
 #define N_FILES     4U

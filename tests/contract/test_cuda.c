@@ -497,8 +497,6 @@ static void fill_in_small_parts(void)
 	MUST(fakecuda.n_objects() == 0 && fakecuda.used(0) == 0);
 }
 
-#define N_MANY 300 /* more than keep their export */
-
 static void export_again_and_again(void)
 {
 	struct device *device = open_card("cuda:0");
@@ -528,25 +526,46 @@ static void the_driver_exports_before_anybody_asks(void **state)
 	fakecuda_in_process(export_again_and_again);
 }
 
+#define N_KEPT 16 /* in testing builds */
+#define N_MANY 40
+
+/* How many of them are handed on without the driver. */
+static size_t count_kept(struct extent *const *extents)
+{
+	size_t count = 0;
+
+	fakecuda.fault("cuMemExportToShareableHandle:1:801:ever");
+	for (size_t i = 0; i < N_MANY; i++) {
+		int fd = -1;
+
+		if (device_export(extents[i], &fd, NULL) == 0) {
+			count++;
+			(void)close(fd);
+		}
+	}
+	fakecuda.fault("");
+	return count;
+}
+
 static void export_of_many(void)
 {
+	struct device *device = open_card("cuda:0");
 	struct extent *extents[N_MANY];
-	struct device *device;
 	int fd;
 
-	(void)setenv("FAKECUDA_CARDS", "1G", 1);
-	device = open_card("cuda:0");
-	for (size_t i = 0; i < N_MANY; i++) {
-		MUST(alloc(device, 1, &extents[i], NULL) == 0);
-		MUST(device_seal(extents[i], NULL) == 0);
-	}
-	fd = dup(0);
-	MUST(fd >= 0 && fd < 2 * N_MANY); /* the stand-in has one for each, we have not */
-	(void)close(fd);
-	for (size_t i = 0; i < N_MANY; i++) {
-		MUST(device_export(extents[i], &fd, NULL) == 0);
-		(void)close(fd);
-		MUST(device_release(extents[i], NULL) == 0);
+	for (size_t round = 0; round < 3; round++) {
+		for (size_t i = 0; i < N_MANY; i++) {
+			MUST(alloc(device, 1, &extents[i], NULL) == 0);
+			/* Those that were refused are not counted as kept. */
+			fakecuda.fault(i < N_KEPT ? "cuMemExportToShareableHandle:1:801" : "");
+			MUST(device_seal(extents[i], NULL) == 0);
+		}
+		MUST(count_kept(extents) == N_KEPT);
+		for (size_t i = 0; i < N_MANY; i++) {
+			MUST(device_export(extents[i], &fd, NULL) == 0);
+			(void)close(fd);
+			MUST(device_release(extents[i], NULL) == 0);
+		}
 	}
 	(void)device_close(device);
 	MUST(fakecuda.n_objects() == 0 && fakecuda.used(0) == 0);
@@ -556,6 +575,24 @@ static void no_more_exports_are_kept_than_a_process_can_have_open(void **state)
 {
 	(void)state;
 	fakecuda_in_process(export_of_many);
+}
+
+static void lose_at_the_export(void)
+{
+	struct device *device = open_card("cuda:0");
+	struct extent *extent = NULL;
+	struct err err = {0};
+
+	MUST(alloc(device, SIZE, &extent, NULL) == 0);
+	fakecuda.fault("cuMemExportToShareableHandle:1:700");
+	MUST(device_seal(extent, &err) == -WIRE_DEVICE_LOST);
+	must_say(&err, "exporting memory");
+}
+
+static void a_card_that_is_lost_at_the_export_is_lost_at_the_seal(void **state)
+{
+	(void)state;
+	fakecuda_in_process(lose_at_the_export);
 }
 
 static void no_buffer_is_read_into_while_it_is_copied(void **state)
@@ -887,6 +924,7 @@ int main(void)
 		cmocka_unit_test(a_card_that_is_full_is_a_card),
 		cmocka_unit_test(the_driver_exports_before_anybody_asks),
 		cmocka_unit_test(no_more_exports_are_kept_than_a_process_can_have_open),
+		cmocka_unit_test(a_card_that_is_lost_at_the_export_is_lost_at_the_seal),
 		cmocka_unit_test(no_buffer_is_read_into_while_it_is_copied),
 		cmocka_unit_test(a_host_without_memory_to_pin_is_no_full_card),
 		cmocka_unit_test(threads_without_memory_to_pin_do_not_wait_for_each_other),

@@ -82,11 +82,16 @@ def test_cards_are_told_and_meant_by_name_uuid_and_address(cards, start_daemon, 
     assert "cuda:1 (Stand-in 1, PCI 02:00)" in ctl(daemon, "devices").stdout
     path = tmp_path / "m.safetensors"
     make_blocks(path, [1 << 20] * 2)
-    for name in "cuda:1", "Stand-in 1", "STAND-IN 1", UUID(1), UUID(1).lower():
+    for name in "cuda:1", "Stand-in 1", "STAND-IN 1", "1", UUID(1), UUID(1).lower():
         assert ctl(daemon, "load", path, "--to", name).returncode == 0, name
         assert path.name in ctl(daemon, "ps", "--device", name).stdout, name
         assert path.name not in ctl(daemon, "ps", "--device", "Stand-in 0").stdout
         assert path.name in ctl(daemon, "unload", "--device", name).stdout, name
+        assert "cuda:1 (Stand-in 1" in ctl(daemon, "devices", name).stdout, name
+        room = ctl(daemon, "make-room", "1M", "--device", name, "--", "true")
+        assert "1.0M on cuda:1: " in room.stdout + room.stderr, name
+        saved = ctl(daemon, "budget", name, "48M", "--save").stdout
+        assert f"config unset gpu.budget.{UUID(1)} takes" in saved, name
 
 
 @pytest.mark.fault("G01")

@@ -193,7 +193,7 @@ def test_a_device_is_meant_by_its_name_and_by_its_uuid(daemon, raw, tmp_path):
             with pytest.raises(RawError) as caught:
                 raw.call(method, params)
             assert caught.value.code == "bad-argument", method
-            assert caught.value.error["message"] == f'2 devices are a "{name}"'
+            assert caught.value.error["message"] == f'2 devices are a "{name}": sim:0, sim:1'
     for status, words in ((4, ("devices", "sim:2")), (4, ("budget", "sim:2", "1M")),
                           (4, ("unload", "--device", "sim:2")), (4, ("drain", "--device", "sim:2")),
                           (4, ("ps", "--device", "sim:2")),
@@ -619,12 +619,18 @@ def test_a_drain_of_a_device_waits_for_room_that_is_reserved_there(start_daemon)
         raw.call("reserve", {"device": "sim:1", "bytes": 5 << 20})
         late = ctl(daemon, "drain", "--device", "sim:0", "--timeout", "300ms")
         assert late.returncode == 8
-        assert f"still under way: room reserved (python/{os.getpid()} 4.0M)" in late.stderr
-        told = raw.call("drain", {"device": "sim:0"})
-        assert [(one["pid"], one["held_bytes"]) for one in told["rooms"]] == [(os.getpid(), 4 << 20)]
+        assert "still under way: room reserved (" in late.stderr
+        assert f"/{os.getpid()} 4.0M)" in late.stderr
+        with pytest.raises(RawError) as more:
+            raw.call("reserve", {"device": "sim:0", "bytes": 1 << 20})
+        assert more.value.code == "busy" and "sim:0 is draining" in str(more.value)
+        told = raw.call("drain", {"device": "sim:0"})["reservers"]
+        assert [(one["pid"], one["held_bytes"]) for one in told] == [(os.getpid(), 4 << 20)]
         with distorch.connect(daemon.socket) as d:
-            assert [one.held_bytes for one in d.drain(device="sim:0").rooms] == [4 << 20]
-            assert [one.held_bytes for one in d.drain().rooms] == [9 << 20]
+            assert [one.held_bytes for one in d.drain(device="sim:0").reservers] == [4 << 20]
+            assert [one.held_bytes for one in d.drain().reservers] == [9 << 20]
+        raw.call("reserve", {"device": "ram", "bytes": 1 << 20})  # which nobody lets go of
+        assert ctl(daemon, "drain", "--device", "ram").returncode == 0
         done = ctl(daemon, "drain")  # a shutdown takes nothing from them
         assert done.returncode == 0 and "Nothing is under way" in done.stdout
         assert ctl(daemon, "drain", "--off").returncode == 0
@@ -632,7 +638,7 @@ def test_a_drain_of_a_device_waits_for_room_that_is_reserved_there(start_daemon)
             raw.call("release", {"token": token})
         done = ctl(daemon, "drain", "--device", "sim:0")
         assert done.returncode == 0 and "Nothing is under way" in done.stdout
-        assert raw.call("drain", {"device": "sim:0"})["rooms"] == []
+        assert raw.call("drain", {"device": "sim:0"})["reservers"] == []
 
 
 def test_a_draining_device_is_let_go_of_when_the_last_room_there_is_given_back(start_daemon):

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The host's memory: registering it where it is, pinning it, and how fast it is read. See docs/gpu-notes.md. */
+/* The host's memory: registering it where it is, pinning it, reading it. See docs/gpu-notes.md. */
 #include "base/os/clock.h"
 #include "base/os/memfd.h"
 #include "base/os/sys.h"

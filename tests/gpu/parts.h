@@ -39,7 +39,7 @@ int receive_fd(int socket);
 pid_t begin(const char *word, int fd, int *ret_socket);
 int end(pid_t child, int signal_number); /* 0: when it wants to; returns its status */
 
-/* memory.c: in pages of 4 KiB, and of 2 MiB. */
+/* memory.c */
 int ask_registering(int none);
 int ask_registering_huge(int none);
 int ask_pinning(int none);

@@ -171,7 +171,7 @@ CHECK = structure("check", [
 RELOADED = structure("reloaded", [("applied", TEXTS), ("later", TEXTS), ("notice", TEXT)])
 DRAIN = structure("drain", [
     ("draining", BOOL), ("loads", U64), ("loading", TEXTS), ("leases", U64), ("holders", HOLDERS),
-    ("rooms", HOLDERS)])
+    ("reservers", HOLDERS)])
 CHECKS = structure("checks", [("checks", _list_of(CHECK, results.Check))])
 METRICS = structure("metrics", [("text", TEXT)])
 PARKED = structure("parked", [

@@ -320,14 +320,14 @@ class Reloaded:
 @dataclass(frozen=True)
 class Drain:
     """What is still under way; `loading` names the first of the loads, `holders` whose the
-    leases are, `rooms` who has room reserved."""
+    leases are, `reservers` who has room reserved there."""
 
     draining: bool
     loads: int
     loading: List[str]
     leases: int
     holders: List[Holder]
-    rooms: List[Holder]
+    reservers: List[Holder]
 
 
 @dataclass(frozen=True)
