@@ -467,57 +467,67 @@ uint32_t describe_holders(const struct daemon *daemon, uint64_t model, struct wi
 	return n_holders;
 }
 
+/* What it has there: as it is charged, or the tensors, also of what is in the page cache. */
 static uint64_t bytes_on(const struct daemon *daemon, const struct core_holder_view *held,
-			 uint32_t device)
+			 uint32_t device, bool is_charged)
 {
 	struct core_segment_view segment;
 	uint64_t bytes = 0;
 	uint32_t cursor = 0;
 
 	while (core_segment_next(daemon->core, held->model, &cursor, &segment)) {
-		bool is_there = device == CORE_ALL_DEVICES || segment.device == device;
-
-		bytes += is_there && core_segment_is_of(&segment, held->generation) ? segment.bytes
-										    : 0;
+		if ((device == CORE_ALL_DEVICES || segment.device == device) &&
+		    core_segment_is_of(&segment, held->generation)) {
+			bytes += is_charged ? segment.bytes : segment.is_bare ? 0 : segment.size;
+		}
 	}
 	return bytes;
 }
 
-/* What somebody else says of his program is not for everybody; the kernel's word is. */
-static void add_holder(const struct daemon *daemon, const struct client *viewer,
-		       struct device_use *use, uint64_t id)
+/* The client's place among the largest, also a new one; NULL: he has less than those. */
+static struct wire_holder *find_place(const struct daemon *daemon, uint64_t client, uint64_t bytes,
+				      struct wire_holder *holders, uint32_t *n_holders)
 {
-	const struct client *client = daemon_find_client(daemon, id);
-	struct wire_holder *holder = &use->holders[use->n_holders++];
+	uint32_t least = 0;
 
-	describe_holder(daemon, id, 0, holder);
-	if (client != NULL &&
-	    (viewer == NULL || (!viewer->is_admin && viewer->uid != client->uid))) {
-		holder->comm = wire_str(client->comm);
+	for (uint32_t i = 0; i < *n_holders; i++) {
+		if (holders[i].client == client) {
+			return &holders[i];
+		}
+		least = holders[i].held_bytes < holders[least].held_bytes ? i : least;
 	}
+	if (*n_holders < DESCRIBE_MAX_IN_USE) {
+		least = (*n_holders)++;
+	} else if (holders[least].held_bytes >= bytes) {
+		return NULL;
+	}
+	describe_holder(daemon, client, 0, &holders[least]);
+	return &holders[least];
 }
 
 /* Each client once, and each model once a client, however many leases there are. */
 static void find_holders(const struct daemon *daemon, const struct client *viewer, uint32_t device,
-			 struct device_use *use)
+			 bool is_charged, struct device_use *use)
 {
 	struct core_holder_view held;
 	uint32_t cursor = 0;
 
 	while (core_holder_next(daemon->core, 0, &cursor, &held)) {
-		uint64_t bytes = bytes_on(daemon, &held, device);
-		uint32_t holder = 0;
+		const uint64_t bytes = bytes_on(daemon, &held, device, is_charged);
+		struct wire_holder *holder = bytes == 0 ? NULL
+							: find_place(daemon, held.client, bytes,
+								     use->holders, &use->n_holders);
+		const struct client *client = daemon_find_client(daemon, held.client);
 
-		while (holder < use->n_holders && use->holders[holder].client != held.client) {
-			holder++;
-		}
-		if (bytes == 0 || holder == DESCRIBE_MAX_IN_USE) {
+		if (holder == NULL) {
 			continue;
 		}
-		if (holder == use->n_holders) {
-			add_holder(daemon, viewer, use, held.client);
+		holder->held_bytes += bytes;
+		/* What somebody else says of his program is not for everybody; the kernel's word is. */
+		if (client != NULL &&
+		    (viewer == NULL || (!viewer->is_admin && viewer->uid != client->uid))) {
+			holder->comm = wire_str(client->comm);
 		}
-		use->holders[holder].held_bytes += bytes;
 	}
 }
 
@@ -597,7 +607,7 @@ void describe_use(const struct daemon *daemon, const struct client *viewer, uint
 			ret->evictable += segment.bytes;
 		}
 	}
-	find_holders(daemon, viewer, device, ret);
+	find_holders(daemon, viewer, device, true, ret);
 	qsort(ret->holders, ret->n_holders, sizeof ret->holders[0], compare_holders);
 	qsort(ret->pins, ret->n_pins, sizeof ret->pins[0], compare_pins);
 }
@@ -610,19 +620,15 @@ static void add_reservers(const struct daemon *daemon, uint32_t device,
 	uint32_t cursor = 0;
 
 	while (core_reservation_next(daemon->core, &cursor, &room)) {
-		uint32_t i = 0;
+		const bool is_there = device == CORE_ALL_DEVICES || room.device == device;
+		struct wire_holder *holder = room.device == 0 || !is_there
+						     ? NULL
+						     : find_place(daemon, room.client, room.bytes,
+								  ret->reservers,
+								  &ret->n_reservers);
 
-		if (room.device == 0 || (device != CORE_ALL_DEVICES && room.device != device)) {
-			continue;
-		}
-		while (i < ret->n_reservers && ret->reservers[i].client != room.client) {
-			i++;
-		}
-		if (i < ret->n_reservers) {
-			ret->reservers[i].held_bytes += room.bytes;
-		} else if (i < DESCRIBE_MAX_IN_USE) {
-			describe_holder(daemon, room.client, room.bytes, &ret->reservers[i]);
-			ret->n_reservers++;
+		if (holder != NULL) {
+			holder->held_bytes += room.bytes;
 		}
 	}
 	qsort(ret->reservers, ret->n_reservers, sizeof ret->reservers[0], compare_holders);
@@ -650,9 +656,9 @@ void describe_work(const struct daemon *daemon, const struct client *viewer, uin
 	}
 	cursor = 0;
 	while (core_holder_next(daemon->core, 0, &cursor, &held)) {
-		ret->n_leases += bytes_on(daemon, &held, device) > 0 ? held.n_leases : 0;
+		ret->n_leases += bytes_on(daemon, &held, device, false) > 0 ? held.n_leases : 0;
 	}
-	find_holders(daemon, viewer, device, &ret->use);
+	find_holders(daemon, viewer, device, false, &ret->use);
 	qsort(ret->use.holders, ret->use.n_holders, sizeof ret->use.holders[0], compare_holders);
 	add_reservers(daemon, device, ret);
 }

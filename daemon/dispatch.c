@@ -168,7 +168,8 @@ int dispatch_find_model(const struct call *call, struct wire_str text, uint64_t 
 		add_candidate(failure, n_candidates++, model);
 	}
 	if (best == FIT_NONE) {
-		failure_set(failure, WIRE_NOT_FOUND, "no model is called %s", wanted);
+		failure_set(failure, WIRE_NOT_FOUND, "no model is called %s",
+			    wanted[0] == '\0' ? "\"\"" : wanted);
 		failure_set_hint(failure, "see what there is: distorchctl ps");
 		return -WIRE_NOT_FOUND;
 	}

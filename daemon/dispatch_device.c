@@ -37,10 +37,10 @@ static int refuse(struct failure *failure, const struct named_devices *named, st
 		  uint32_t found, const char *field)
 {
 	const uint32_t n_found = name_count(found);
-	char wanted[65];
+	char wanted[260]; /* four for a byte that harms */
 	char list[256];
 
-	(void)wire_str_copy(name, wanted, sizeof wanted);
+	(void)text_print((struct plan_text){name.text, name.size}, wanted, sizeof wanted);
 	(void)name_list(named->devices, named->n_devices, n_found > 1 ? found : NAME_ALL, list,
 			sizeof list);
 	if (n_found > 1) {

@@ -286,17 +286,32 @@ struct arrivals {
 	bool is_any[CORE_MAX_DEVICES];
 };
 
+/* Devices that cannot have anything of it: they are lost, or all of it there is gone. */
+static uint32_t find_bare(const struct daemon *daemon, uint64_t model)
+{
+	struct core_segment_view segment;
+	uint32_t devices = 0;
+	uint32_t cursor = 0;
+
+	while (core_segment_next(daemon->core, model, &cursor, &segment)) {
+		devices |= segment.state == SEGMENT_READY ? 1U << segment.device : 0;
+	}
+	return ~devices;
+}
+
 static struct arrivals find_arrivals(const struct daemon *daemon, const struct planning *planning)
 {
 	const struct model_info *info = store_find_model(daemon->store, planning->model);
 	const bool is_known = info != NULL && info->current.n_blocks == planning->n_blocks;
 	const uint8_t *places = is_known ? info->current.places : NULL;
+	const uint32_t bare = find_bare(daemon, planning->model);
 	struct arrivals ret = {.bytes = {0}, .is_any = {false}};
 
 	for (uint32_t i = 0; i < planning->n_blocks; i++) {
 		const uint8_t place = planning->places[i];
 
-		if (is_known && place == (places == NULL ? 0 : places[i])) {
+		if (is_known && place == (places == NULL ? 0 : places[i]) &&
+		    (bare >> place & 1) == 0) {
 			continue;
 		}
 		ret.is_any[place] = true;
@@ -434,6 +449,15 @@ __attribute__((noinline)) static bool find_model(const struct call *call, struct
 	return false;
 }
 
+__attribute__((noinline)) static void refuse_not_resident(const struct call *call, uint64_t model)
+{
+	struct failure failure;
+	char name[512];
+
+	failure_set_not_resident(&failure, describe_name(call->daemon, model, name));
+	call_fail(call, &failure);
+}
+
 /* NULL: refused. */
 static struct planning *planning_of_model(const struct call *call, struct wire_str text,
 					  uint64_t placement)
@@ -448,7 +472,7 @@ static struct planning *planning_of_model(const struct call *call, struct wire_s
 	}
 	info = store_find_model(call->daemon->store, model);
 	if (info == NULL || info->current.table_fd < 0) {
-		call_refuse(call, WIRE_NOT_RESIDENT, "model", "it is known but not in memory");
+		refuse_not_resident(call, model);
 		return NULL;
 	}
 	if (said != NULL && said->by_tensor != info->current.by_tensor) {

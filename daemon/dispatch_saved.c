@@ -78,16 +78,16 @@ static bool check_budget(const struct call *call, uint32_t device, uint64_t byte
 			    "user, or access.control)");
 		return false;
 	}
+	if (device != 0 && known->info.uuid[0] == '\0') {
+		call_refuse(call, WIRE_DEVICE_LOST, "device", "%s has not said yet what it is: %s",
+			    known->name, known->reason);
+		return false;
+	}
 	if (bytes > most) {
 		call_refuse(call, WIRE_BAD_ARGUMENT, "bytes", "%s is more than %s has (%s)",
 			    units_format_size(bytes, size, sizeof size),
 			    device == 0 ? "this machine" : known->name,
 			    units_format_size(most, total, sizeof total));
-		return false;
-	}
-	if (device != 0 && known->info.uuid[0] == '\0') {
-		call_refuse(call, WIRE_DEVICE_LOST, "device", "%s has not said yet what it is: %s",
-			    known->name, known->reason);
 		return false;
 	}
 	return true;

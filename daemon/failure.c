@@ -179,6 +179,8 @@ static void add_shortage(struct sentence *sentence, const struct daemon *daemon,
 	char budget[16];
 	char free_[16];
 	char evictable[16];
+	char reserved[16];
+	struct core_account_view account;
 
 	sentence_add(sentence, "needs %s, budget %s, free %s",
 		     units_format_size(shortage->need, need, sizeof need),
@@ -187,6 +189,11 @@ static void add_shortage(struct sentence *sentence, const struct daemon *daemon,
 	if (shortage->evictable > 0) {
 		sentence_add(sentence, " (+%s idle models could be evicted)",
 			     units_format_size(shortage->evictable, evictable, sizeof evictable));
+	}
+	core_account_get(daemon->core, device, &account);
+	if (account.reserved > 0) {
+		sentence_add(sentence, ", %s reserved",
+			     units_format_size(account.reserved, reserved, sizeof reserved));
 	}
 	if (shortage->need <= shortage->budget) {
 		add_use(sentence, daemon, viewer, use);
@@ -509,23 +516,27 @@ static void failure_too_many(struct failure *failure, const struct core_action *
 	}
 }
 
-/* Of the devices that are lost now one was to have it; 'device' had, where that is not 0. */
+/* Of the lost devices that the load needs one was to have it; 'device' had, where that is not 0. */
 static void failure_lost(struct failure *failure, const struct daemon *daemon, const char *what,
-			 uint32_t device)
+			 const struct job_info *job, uint32_t device)
 {
 	char devices[512] = "";
 	struct sentence names = {.text = devices, .capacity = sizeof devices};
-	bool is_let_go = false;
+	bool is_let_go = true; /* all of them are */
 	struct core_account_view account;
 
-	for (uint32_t i = 0; i < daemon->n_devices; i++) {
+	for (uint32_t i = 1; i < daemon->n_devices; i++) {
+		const bool is_meant = device != 0 ? device == i
+						  : job == NULL || failure_may_need(job, i);
+
 		core_account_get(daemon->core, i, &account);
-		if (account.is_lost && (device == 0 || device == i)) {
+		if (account.is_lost && is_meant) {
 			sentence_add(&names, "%s%s", names.size == 0 ? "" : " or ",
 				     daemon->devices[i].name);
-			is_let_go = is_let_go || account.is_draining;
+			is_let_go = is_let_go && account.is_draining;
 		}
 	}
+	is_let_go = is_let_go && names.size > 0;
 	failure_set(failure, WIRE_DEVICE_LOST, "%s, which was to have %s, is %s",
 		    names.size == 0 ? "a device" : devices, what,
 		    is_let_go ? "drained and let go of" : "gone");
@@ -585,7 +596,7 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 		failure_set_hint(failure, "load it without an allocation to have it from RAM");
 		return;
 	case WIRE_DEVICE_LOST:
-		failure_lost(failure, daemon, action->model == 0 ? "the reservation" : name,
+		failure_lost(failure, daemon, action->model == 0 ? "the reservation" : name, job,
 			     action->model == 0 ? action->device : 0);
 		return;
 	case WIRE_TOO_MANY:

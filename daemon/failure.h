@@ -64,6 +64,9 @@ void failure_from_plan(struct failure *failure, const struct daemon *daemon,
 void failure_from_job(struct failure *failure, const struct daemon *daemon,
 		      const struct client *viewer, const char *name, const struct job_info *job);
 
+/* Does the load need the device? Where that is not known, it may. */
+bool failure_may_need(const struct job_info *job, uint32_t device);
+
 /* The draining ones of the devices that the load needs, as bits; of no load: 'job' NULL. */
 uint32_t failure_find_drained(const struct daemon *daemon, const struct job_info *job);
 void failure_set_draining(struct failure *failure, const struct daemon *daemon, uint32_t devices);

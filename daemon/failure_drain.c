@@ -17,8 +17,7 @@ static bool is_drained(const struct daemon *daemon, uint32_t device)
 	return account.is_draining;
 }
 
-/* Does the load need the device? Where that is not known, it may. */
-static bool may_need(const struct job_info *job, uint32_t device)
+bool failure_may_need(const struct job_info *job, uint32_t device)
 {
 	return device == 0 || job->places == NULL || job->map == NULL ||
 	       memchr(job->places, (int)device, job->map->n_blocks) != NULL;
@@ -33,7 +32,7 @@ uint32_t failure_find_drained(const struct daemon *daemon, const struct job_info
 	for (uint32_t i = 0; i < daemon->n_devices; i++) {
 		if (is_drained(daemon, i)) {
 			devices |= 1U << i;
-			needed |= job != NULL && may_need(job, i) ? 1U << i : 0;
+			needed |= job != NULL && failure_may_need(job, i) ? 1U << i : 0;
 		}
 	}
 	return needed == 0 || devices == (1U << daemon->n_devices) - 1 ? devices : needed;

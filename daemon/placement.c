@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "daemon/daemon.h"
 #include "daemon/device/device.h"
@@ -255,14 +256,14 @@ bool placement_names(const struct daemon *daemon, const struct client *client,
 		for (uint32_t j = 0; j < client->n_device_uuids; j++) {
 			const char *uuid = client->device_uuids[j];
 			/* UUIDs begin with their kind: GPU-, MIG-, SIM-. */
-			bool is_kind = strncmp(uuid, known->info.uuid, 4) == 0;
+			bool is_kind = strncasecmp(uuid, known->info.uuid, 4) == 0;
 
-			if (strcmp(uuid, known->info.uuid) == 0) {
+			if (strcasecmp(uuid, known->info.uuid) == 0) {
 				(void)snprintf(ret[i], sizeof ret[0], "%s:%u",
 					       is_simulated ? "sim" : "cuda", ordinal);
 			}
 			ordinal += is_kind ? 1 : 0;
-			is_told |= (strncmp(uuid, "SIM-", 4) == 0) == is_simulated;
+			is_told |= (strncasecmp(uuid, "SIM-", 4) == 0) == is_simulated;
 		}
 		if (!is_told) {
 			(void)snprintf(ret[i], sizeof ret[0], "%s", known->name);

@@ -9,14 +9,25 @@
 
 #define LOOK_MS 200 /* between two looks */
 
-static const char goes_on[] = "it goes on draining; end that: distorchctl drain --off";
-
 static uint64_t now_ms(void)
 {
 	struct timespec now = {0};
 
 	(void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail */
 	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static const char *goes_on(const struct ctl *ctl)
+{
+	static char text[160];
+	const char *device = ctl->arguments.device;
+	char safe[64];
+
+	(void)snprintf(text, sizeof text,
+		       "it goes on draining; end that: distorchctl drain --off%s%s",
+		       device == NULL ? "" : " --device ",
+		       device == NULL ? "" : safe_text(device, safe, sizeof safe));
+	return text;
 }
 
 /* Who has room on a device keeps it from being let go of; a shutdown is no matter to him. */
@@ -146,13 +157,13 @@ static int wait_for_end(struct ctl *ctl, struct distorch_drain *drain)
 		tell_rest(ctl, rest_text(ctl, drain, rest, sizeof rest), told, sizeof told);
 		if (limit_ms != 0 && now_ms() - begun_ms >= limit_ms) {
 			distorch_drain_free(drain);
-			return ctl_refuse(ctl, EXIT_TIMED_OUT, "timeout", goes_on,
+			return ctl_refuse(ctl, EXIT_TIMED_OUT, "timeout", goes_on(ctl),
 					  "still under way: %.900s", rest);
 		}
 		(void)nanosleep(&pause, NULL); /* Ctrl-C cuts it short */
 		distorch_drain_free(drain);
 		if (ctl_interrupted) {
-			return ctl_refuse(ctl, EXIT_INTERRUPTED, "cancelled", goes_on,
+			return ctl_refuse(ctl, EXIT_INTERRUPTED, "cancelled", goes_on(ctl),
 					  "no longer waiting for %.900s", rest);
 		}
 		if (distorch_drain(ctl->c, ctl->arguments.device, DISTORCH_DRAIN_LOOK, &drain) <

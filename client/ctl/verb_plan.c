@@ -177,8 +177,13 @@ static uint64_t evictable_on(const struct distorch_models *models, const char *d
 
 		for (size_t j = 0; j < model->n_where && model->leases == 0 && !model->pinned;
 		     j++) {
-			sum += strcmp(model->where[j]->device, device) == 0 ? model->where[j]->bytes
-									    : 0;
+			const struct distorch_place *place = model->where[j];
+
+			/* What lies in the page cache takes no room of ours. */
+			sum += strcmp(place->device, device) == 0 &&
+					       strcmp(place->backing, "file") != 0
+				       ? place->bytes
+				       : 0;
 		}
 	}
 	return sum;

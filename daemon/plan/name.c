@@ -131,7 +131,12 @@ uint32_t name_find(const struct plan_device *devices, uint32_t n_devices, struct
 
 uint32_t name_count(uint32_t found)
 {
-	return (uint32_t)__builtin_popcount(found);
+	uint32_t count = 0;
+
+	for (; found != 0; found &= found - 1) {
+		count++;
+	}
+	return count;
 }
 
 uint32_t name_first(uint32_t found)

@@ -659,6 +659,9 @@ def test_flags_and_numbers_are_judged(connect, make_model):
             ("timeout", lambda: connect(timeout=5e6)), ("bytes", lambda: d.budget("cpu", -1))):
         with pytest.raises(ValueError, match=f"^{name} must be"):
             call()
+    for said in {"device": "cpu"}, {"bytes": 1}:
+        with pytest.raises(ValueError, match="belong together"):
+            d.budget(**said)
     assert d.list() == []
 
 

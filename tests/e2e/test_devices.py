@@ -621,6 +621,11 @@ def test_a_drain_of_a_device_waits_for_room_that_is_reserved_there(start_daemon)
         assert late.returncode == 8
         assert "still under way: room reserved (" in late.stderr
         assert f"/{os.getpid()} 4.0M)" in late.stderr
+        assert "end that: distorchctl drain --off --device sim:0\n" in late.stderr
+        full = ctl(daemon, "make-room", "61M", "--device", "sim:0", "--", "true")
+        assert "sim:0 is draining" in full.stderr
+        full = ctl(daemon, "make-room", "61M", "--device", "sim:1", "--", "true")
+        assert "needs 61.0M, budget 64.0M, free 59.0M, 5.0M reserved" in full.stderr, full.stderr
         with pytest.raises(RawError) as more:
             raw.call("reserve", {"device": "sim:0", "bytes": 1 << 20})
         assert more.value.code == "busy" and "sim:0 is draining" in str(more.value)

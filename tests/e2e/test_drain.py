@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 
+import distorch
 import metrics
 import pytest
 from conftest import HeldDaemon, RawError, close_all, opened, slowness, wait_until
@@ -121,6 +122,26 @@ def test_it_waits_for_loads_and_leases_and_says_for_which(daemon, make_model):
         out, err = drain.communicate(timeout=SLOW)
     assert (drain.returncode, err) == (0, "") and out.startswith("Drained")
     assert ctl(daemon, "drain", "--off").returncode == 0
+
+
+def test_what_is_used_counts_where_its_tensors_are(start_daemon, tmp_path):
+    """In the page cache, which is charged to nobody, and not by the header that RAM always has."""
+    daemon = start_daemon("memory.backing=auto", "sim.count=1", "sim.memory=64M", "memory.ram=64M",
+                          "memory.reserve=0")
+    cached, placed = tmp_path / "cached.safetensors", tmp_path / "placed.safetensors"
+    make_blocks(cached, [MIB] * 4)
+    make_blocks(placed, [MIB] * 4)
+    with distorch.connect(daemon.socket) as d:
+        d.load(cached)
+        with d.open(cached):
+            told = d.drain()
+            assert told.leases == 1 and told.holders[0].held_bytes >= 4 * MIB
+            assert d.drain(device="ram").leases == 1 and d.drain(device="sim:0").leases == 0
+        d.load(placed, to="sim:0")
+        with d.open(placed):
+            assert d.drain(device="sim:0").leases == 1 and d.drain(device="ram").leases == 0
+    late = ctl(daemon, "drain", "--device", "ram", "--timeout", "300ms")
+    assert late.returncode == 0 and "Nothing is under way" in late.stdout
 
 
 def test_the_waiting_ends_with_its_time_or_ctrl_c_and_the_draining_goes_on(daemon, make_model):

@@ -319,3 +319,15 @@ def test_without_devices_it_says_what_to_do(twelve):
     done = plan(twelve, "auto")
     assert done.returncode in (1, 3), "the daemon is not there, or cannot"
     assert "error: " in done.stderr and "hint: " in done.stderr
+
+
+def test_what_the_page_cache_has_is_no_room_that_could_be_had(start_daemon, make_model, tmp_path):
+    daemon = start_daemon("memory.backing=auto", "memory.ram=4M", "memory.reserve=0")
+    cached = make_model()
+    assert ctl(daemon, "load", str(cached)).returncode == 0
+    big = write_header(tmp_path / "big.safetensors", {f"blocks.{i}.w": MIB for i in range(8)})
+    done = ctl(daemon, "plan", str(big), "cpu")
+    assert done.returncode == 6 and "evictable" not in done.stdout, done.stdout
+    assert ctl(daemon, "unload", "--all").returncode == 0
+    done = ctl(daemon, "plan", cached.name, "cpu")
+    assert f"{cached.name} is known but not in memory" in done.stderr and "load it first" in done.stderr

@@ -27,9 +27,11 @@ ROOMS = {
     "client": {"base", "base/os", "proto"},
     "client/ctl": {"base"},
 }
-# files that may include more than their room: `distorchctl plan` plans without a daemon
+# files that may include more than their room: `distorchctl plan` plans without a daemon, and devices
+# are named as it names them
 MORE = {
     "client/ctl/verb_plan.c": {"daemon/plan"},
+    "client/ctl/verb_devices.c": {"daemon/plan"},
     "client/ctl/plan_file.h": {"daemon/plan"},
     "client/ctl/plan_file.c": {"daemon/plan", "daemon/format", "base/os"},
 }

@@ -503,10 +503,13 @@ class Connection:
     def devices(self):
         return self._ask_list("devices", lib.DEVICES, "devices")
 
-    def budget(self, device=None, bytes=0, *, save=False):
-        """The devices with their budgets; with a device, set its budget first (admin). `save`
-        keeps it over restarts and boots (without a device: the budget of now); what ranks above
+    def budget(self, device=None, bytes=None, *, save=False):
+        """The devices with their budgets; with a device and bytes, set its budget first (admin).
+        `save` keeps it over restarts and boots (without a device: RAM's of now); what ranks above
         that is a warning."""
+        if (device is None) != (bytes is None):
+            raise ValueError("budget: device and bytes belong together")
+        bytes = bytes or 0
         name = "budget_save" if given.flag("save", save) else "budget"
         found = self._ask(name, lib.DEVICES, lib.values, given.optional_text("device", device),
                           given.size("bytes", bytes))
