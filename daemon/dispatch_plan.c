@@ -517,10 +517,11 @@ static struct planning *planning_of_blocks(const struct call *call,
 
 void dispatch_plan(const struct call *call, const struct wire_plan_request *request)
 {
-	const struct placement_words words = PLACEMENT_WORDS(request);
+	struct placement_words words = PLACEMENT_WORDS(request);
 	uint64_t placement;
 	struct planning *planning;
 
+	words.is_plan = true;
 	if (request->has_model == request->has_blocks) {
 		call_refuse(call, WIRE_BAD_ARGUMENT, "model",
 			    "name a model or say its blocks, one of the two");

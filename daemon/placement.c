@@ -294,7 +294,8 @@ int placement_take(struct daemon *daemon, const struct client *client,
 		*ret_id = CORE_PLACEMENT_ANY;
 		return 0;
 	}
-	if (is_host(text, size) && said.virtual_vram == 0) {
+	if (is_host(text, size) && said.virtual_vram == 0 &&
+	    !(words->is_plan && (said.compute[0] != '\0' || said.n_donors > 0))) {
 		*ret_id = CORE_PLACEMENT_HOST;
 		return 0;
 	}

@@ -27,6 +27,7 @@ struct placement_words {
 	struct wire_str allocation, compute, strategy, granularity;
 	struct wire_list donors;
 	uint64_t virtual_vram;
+	bool is_plan; /* asks only: who computes says what each pass copies, also of RAM */
 };
 
 #define PLACEMENT_WORDS(request)                                                        \

@@ -86,6 +86,20 @@ def test_blocks_are_planned_as_a_file_of_them_is(raw, tmp_path):
         assert mine == wanted
 
 
+def test_who_computes_says_what_a_pass_copies_from_ram(raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 2)
+    load(raw, path).close()
+    said = [{"name": "layers.0", "bytes": MIB}]
+    for allocation in "cpu", "ram,*":
+        for what in {"blocks": said}, {"model": path.name}:
+            plan = ask(raw, allocation=allocation, compute="sim:0", **what)
+            assert plan["compute"] == "sim:0" and plan["moved_per_pass"] >= MIB, plan
+            assert ask(raw, allocation=allocation, **what)["moved_per_pass"] == 0
+            refused = ask(raw, allocation=allocation, compute="sim:9", **what)
+            assert 'compute: there is no device "sim:9"' in refused["error"]["message"], refused
+
+
 def test_the_blocks_that_a_plan_names_can_be_planned_again(raw, tmp_path):
     path = tmp_path / "m.safetensors"
     make_blocks(path, [MIB + 1, 2 * MIB, 3 * MIB - 7, MIB])
