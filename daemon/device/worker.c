@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "daemon/device/device.h"
@@ -29,9 +30,10 @@
 #include "proto/gen/wire_gen.h"
 #include "proto/wire.h"
 
-#define MAX_EXTENTS 65536
-#define MAX_THREADS 128
-#define HANGUP_MS   1000
+#define MAX_EXTENTS       65536
+#define SPARE_DESCRIPTORS 32 /* for requests under way */
+#define MAX_THREADS       128
+#define HANGUP_MS         1000
 
 struct slot {
 	struct idtab_slot head;
@@ -244,6 +246,25 @@ static int do_probe(struct request *request, struct err *err)
 	return code;
 }
 
+/* An extent keeps descriptors; a request whose own finds no place among them would be the end. */
+static int check_descriptors(struct err *err)
+{
+	struct rlimit files;
+	const int lowest = sys_fcntl_dup(worker.socket);
+
+	if (lowest >= 0) {
+		(void)close(lowest); /* of the socket, which stays */
+	}
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0 &&
+	    (lowest < 0 || (rlim_t)lowest + SPARE_DESCRIPTORS > files.rlim_cur)) {
+		return err_set(err, WIRE_TOO_MANY,
+			       "its worker has as many descriptors as it may (%llu): have "
+			       "LimitNOFILE or ulimit -n of the daemon raised",
+			       (unsigned long long)files.rlim_cur);
+	}
+	return 0;
+}
+
 static int do_alloc(struct request *request, struct err *err)
 {
 	const struct wire_worker_alloc_request *wire = &request->body->worker_alloc_request;
@@ -254,8 +275,9 @@ static int do_alloc(struct request *request, struct err *err)
 	struct extent *extent = NULL;
 	struct slot *slot = NULL;
 	uint64_t id = 0;
-	int code = new_slot(&id, &slot, err);
+	int code = check_descriptors(err);
 
+	code = code < 0 ? code : new_slot(&id, &slot, err);
 	if (code < 0) {
 		return code;
 	}

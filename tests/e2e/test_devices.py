@@ -8,6 +8,7 @@ import os
 import pathlib
 import random
 import re
+import resource
 import shutil
 import signal
 import stat
@@ -592,6 +593,27 @@ def test_a_budget_set_while_the_device_is_away_is_told_at_once_and_kept(start_da
     assert set_to("12.0M")["state"] == "lost"
     wait_ok(daemon)
     assert devices(daemon)["sim:0"]["budget"] == 12 << 20
+
+
+def test_a_worker_without_descriptors_refuses_and_keeps_what_it_has(start_daemon, tmp_path):
+    daemon = start_daemon("memory.ram=64M", "memory.reserve=0", "sim.count=1", "sim.memory=256M")
+    kept, many = tmp_path / "kept.safetensors", tmp_path / "many.safetensors"
+    expected = make_blocks(kept, [1 << 20] * 2)
+    make_blocks(many, [1 << 10] * 100)
+    worker = devices(daemon)["sim:0"]["pid"]
+    _soft, hard = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    with daemon.raw(timeout=60.0) as raw:
+        lease = placed(raw, kept, "sim:0")
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (80, hard))
+        with pytest.raises(RawError) as refused:
+            placed(raw, many, "sim:0")
+        assert refused.value.code == "too-many"
+        assert "as many descriptors as it may (80)" in str(refused.value)
+        assert devices(daemon)["sim:0"]["pid"] == worker and lease.tensors() == expected
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (hard, hard))
+        placed(raw, many, "sim:0").close()
+        lease.close()
+        raw.call("unload", {"select": {"all": True}})
 
 
 def test_a_budget_of_one_device_leaves_that_of_another(start_daemon):
