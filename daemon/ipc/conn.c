@@ -221,7 +221,7 @@ static void handle_request(struct conn *conn, const struct wire_packet *packet, 
 	const struct wire_message *message = permitted(conn, packet);
 	struct wire_fault fault;
 	union wire_body body;
-	char text[160];
+	char text[272]; /* a field and what is wrong with it */
 
 	if (message == NULL) {
 		return;
@@ -244,7 +244,9 @@ static void handle_request(struct conn *conn, const struct wire_packet *packet, 
 	}
 	if (wire_decode_body(message->request, packet->body, packet->body_size, true, &body,
 			     &fault) < 0) {
-		refuse(conn, packet->id, fault.code, fault.field, fault.text);
+		(void)snprintf(text, sizeof text, "%s%s%s", fault.field,
+			       fault.field[0] == '\0' ? "" : ": ", fault.text);
+		refuse(conn, packet->id, fault.code, fault.field, text);
 		return;
 	}
 	conn->server->handlers.request(conn->server->handlers.context, conn, packet, &body, fds,
