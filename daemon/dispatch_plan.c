@@ -304,7 +304,7 @@ static struct arrivals find_arrivals(const struct daemon *daemon, const struct p
 	const struct model_info *info = store_find_model(daemon->store, planning->model);
 	const bool is_known = info != NULL && info->current.n_blocks == planning->n_blocks;
 	const uint8_t *places = is_known ? info->current.places : NULL;
-	const uint32_t bare = find_bare(daemon, planning->model);
+	const uint32_t bare = is_known ? find_bare(daemon, planning->model) : 0;
 	struct arrivals ret = {.bytes = {0}, .is_any = {false}};
 
 	for (uint32_t i = 0; i < planning->n_blocks; i++) {

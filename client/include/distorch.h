@@ -887,7 +887,8 @@ struct distorch_drain {
 	uint64_t loads;
 	size_t n_loading;
 	const char *const *loading; /* names of the first of them */
-	uint64_t leases;            /* those of closed connections included that still map */
+	uint64_t leases; /* of what has tensors there; those of closed connections included that
+			    still map */
 	size_t n_holders;
 	const struct distorch_holder *const *holders; /* whose they are, the largest first */
 	size_t n_reservers;
