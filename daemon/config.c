@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 #include "daemon/config_file.h"
@@ -662,7 +663,7 @@ bool config_find_override(const struct config *config, const char *key, const ch
 		size_t size = strlen(key);
 
 		if (setting->device != NULL && strncmp(setting->key, key, size) == 0 &&
-		    setting->key[size] == '.' && strcmp(&setting->key[size + 1], device) == 0) {
+		    setting->key[size] == '.' && strcasecmp(&setting->key[size + 1], device) == 0) {
 			*ret = setting->size;
 			return true;
 		}

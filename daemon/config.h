@@ -118,8 +118,8 @@ struct config_item {
 bool config_next(const struct config *config, uint32_t *cursor, struct config_item *ret);
 
 /*
- * The value for one device of "gpu.budget" or "sim.memory" (`budget.GPU-1234 = 20G`); false
- * when it has none of its own.
+ * The value for one device of "gpu.budget" or "sim.memory" (`budget.GPU-1234 = 20G`, in any case);
+ * false when it has none of its own.
  */
 bool config_find_override(const struct config *config, const char *key, const char *device,
 			  struct config_size *ret);

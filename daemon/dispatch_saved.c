@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "daemon/answer.h"
 #include "daemon/change.h"
@@ -238,6 +239,26 @@ static void on_unset(struct daemon *daemon, const struct change *change)
 	}
 }
 
+/* A budget of a card that is not there may be for one that comes, or a slip. */
+static void tell_unknown_device(const struct daemon *daemon, const char *key,
+				char notice[CHANGE_NOTICE_SIZE])
+{
+	static const char budget[] = "gpu.budget.";
+	const char *name = &key[strncmp(key, budget, sizeof budget - 1) == 0 ? sizeof budget - 1
+									     : strlen(key)];
+
+	for (uint32_t i = 1; i < daemon->n_devices; i++) {
+		if (strcasecmp(name, daemon->devices[i].name) == 0 ||
+		    strcasecmp(name, daemon->devices[i].info.uuid) == 0) {
+			return;
+		}
+	}
+	if (name[0] != '\0') {
+		(void)snprintf(notice, CHANGE_NOTICE_SIZE,
+			       "saved, but no device has the name or UUID %.64s now", name);
+	}
+}
+
 static void on_setting_saved(struct daemon *daemon, struct saved_change *saved,
 			     const struct err *err)
 {
@@ -252,6 +273,7 @@ static void on_setting_saved(struct daemon *daemon, struct saved_change *saved,
 	} else {
 		change_take(daemon, change);
 		change_tell_what_wins(daemon->config, change->text, notice);
+		tell_unknown_device(daemon, change->text, notice);
 		if (change_find_call(daemon, change, &call)) {
 			answer_set(&call, change, notice);
 		}

@@ -631,6 +631,10 @@ def test_a_budget_of_one_device_leaves_that_of_another(start_daemon):
     assert budgets() == [64, 20]
     assert ctl(daemon, "budget", "sim:1", "64M", "--save").returncode == 0, "as it is without"
     assert budgets() == [64, 64]
+    slip = ctl(daemon, "config", "set", "gpu.budget.GPU-none", "1M")
+    assert slip.returncode == 0 and "no device has the name or UUID GPU-none now" in slip.stdout
+    done = ctl(daemon, "config", "set", "gpu.budget.SIM:0", "7M")
+    assert done.returncode == 0 and "no device" not in done.stdout and budgets() == [7, 64]
 
 
 def test_a_drain_of_a_device_waits_for_room_that_is_reserved_there(start_daemon):
