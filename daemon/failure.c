@@ -522,7 +522,10 @@ static void failure_lost(struct failure *failure, const struct daemon *daemon, c
 {
 	char devices[512] = "";
 	struct sentence names = {.text = devices, .capacity = sizeof devices};
+	const struct known_device *lost = NULL; /* the last of them */
+	uint32_t n_lost = 0;
 	bool is_let_go = true; /* all of them are */
+	const char *state;
 	struct core_account_view account;
 
 	for (uint32_t i = 1; i < daemon->n_devices; i++) {
@@ -531,17 +534,23 @@ static void failure_lost(struct failure *failure, const struct daemon *daemon, c
 
 		core_account_get(daemon->core, i, &account);
 		if (account.is_lost && is_meant) {
-			sentence_add(&names, "%s%s", names.size == 0 ? "" : " or ",
-				     daemon->devices[i].name);
+			lost = &daemon->devices[i];
+			sentence_add(&names, "%s%s", n_lost++ == 0 ? "" : " or ", lost->name);
 			is_let_go = is_let_go && account.is_draining;
 		}
 	}
-	is_let_go = is_let_go && names.size > 0;
+	state = n_lost == 1 && lost->state != DEVICE_STATE_OK ? device_state_name(lost->state)
+							      : "gone";
+	is_let_go = is_let_go && n_lost > 0;
 	failure_set(failure, WIRE_DEVICE_LOST, "%s, which was to have %s, is %s",
-		    names.size == 0 ? "a device" : devices, what,
-		    is_let_go ? "drained and let go of" : "gone");
-	failure_set_hint(failure, is_let_go ? "an administrator ends it: distorchctl drain --off"
-					    : "see: distorchctl devices");
+		    n_lost == 0 ? "a device" : devices, what,
+		    is_let_go ? "drained and let go of" : state);
+	if (is_let_go) {
+		failure_set_hint(failure, "an administrator ends it: distorchctl drain --off");
+	} else {
+		failure_set_hint(failure, "see: distorchctl devices%s%s", n_lost == 1 ? " " : "",
+				 n_lost == 1 ? lost->name : "");
+	}
 }
 
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,

@@ -154,6 +154,11 @@ def test_a_card_for_one_process_alone_is_unavailable_and_the_mode_named(cards, s
     said = ctl(daemon, "doctor").stdout
     assert "is in compute mode Exclusive_Process" in said
     assert f"nvidia-smi -i {UUID(0)} -c DEFAULT" in said
+    room = ctl(daemon, "make-room", "1M", "--device", "cuda:0", "--", "true")
+    assert "cuda:0, which was to have the reservation, is unavailable" in room.stderr, room.stderr
+    assert "see: distorchctl devices cuda:0" in room.stderr
+    budget = ctl(daemon, "budget", "cuda:0", "1M")
+    assert "cuda:0 has not said yet what it is: " in budget.stderr, budget.stderr
 
 
 @pytest.mark.fault("G03 G06")
