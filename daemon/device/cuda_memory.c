@@ -18,7 +18,7 @@
 
 /* Descriptors of a device that are kept: well below what any process may have open. */
 #ifdef DISTORCH_TESTING
-#	define MAX_KEPT_EXPORTS 16
+#	define MAX_KEPT_EXPORTS 32
 #else
 #	define MAX_KEPT_EXPORTS 256
 #endif

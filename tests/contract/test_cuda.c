@@ -526,8 +526,8 @@ static void the_driver_exports_before_anybody_asks(void **state)
 	fakecuda_in_process(export_again_and_again);
 }
 
-#define N_KEPT 16 /* in testing builds */
-#define N_MANY 40
+#define N_KEPT 32 /* in testing builds */
+#define N_MANY 50
 
 /* How many of them are handed on without the driver. */
 static size_t count_kept(struct extent *const *extents)
