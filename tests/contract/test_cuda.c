@@ -526,8 +526,9 @@ static void the_driver_exports_before_anybody_asks(void **state)
 	fakecuda_in_process(export_again_and_again);
 }
 
-#define N_KEPT 32 /* in testing builds */
-#define N_MANY 50
+#define N_KEPT    32 /* in testing builds */
+#define N_MANY    50
+#define N_REFUSED 8
 
 /* How many of them are handed on without the driver. */
 static size_t count_kept(struct extent *const *extents)
@@ -557,7 +558,7 @@ static void export_of_many(void)
 		for (size_t i = 0; i < N_MANY; i++) {
 			MUST(alloc(device, 1, &extents[i], NULL) == 0);
 			/* Those that were refused are not counted as kept. */
-			fakecuda.fault(i < N_KEPT ? "cuMemExportToShareableHandle:1:801" : "");
+			fakecuda.fault(i < N_REFUSED ? "cuMemExportToShareableHandle:1:801" : "");
 			MUST(device_seal(extents[i], NULL) == 0);
 		}
 		MUST(count_kept(extents) == N_KEPT);
