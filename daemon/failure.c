@@ -516,40 +516,55 @@ static void failure_too_many(struct failure *failure, const struct core_action *
 	}
 }
 
-/* Of the lost devices that the load needs one was to have it; 'device' had, where that is not 0. */
+/* Bits of the devices that are lost: of all of them, or of those that the load needs. */
+static uint32_t find_lost(const struct daemon *daemon, const struct job_info *needs)
+{
+	struct core_account_view account;
+	uint32_t lost = 0;
+
+	for (uint32_t i = 1; i < daemon->n_devices; i++) {
+		core_account_get(daemon->core, i, &account);
+		if (account.is_lost && (needs == NULL || failure_may_need(needs, i))) {
+			lost |= 1U << i;
+		}
+	}
+	return lost;
+}
+
+/* One of them was to have it or, of a move from there, had it; 'device' had, where that is not 0. */
 static void failure_lost(struct failure *failure, const struct daemon *daemon, const char *what,
 			 const struct job_info *job, uint32_t device)
 {
+	const uint32_t needed = device != 0 ? 1U << device : find_lost(daemon, job);
+	const uint32_t lost = needed != 0 ? needed : find_lost(daemon, NULL);
+	const struct known_device *last = NULL;
 	char devices[512] = "";
 	struct sentence names = {.text = devices, .capacity = sizeof devices};
-	const struct known_device *lost = NULL; /* the last of them */
-	uint32_t n_lost = 0;
-	bool is_let_go = true; /* all of them are */
-	const char *state;
+	bool is_let_go = lost != 0; /* all of them are */
+	bool is_one;
 	struct core_account_view account;
+	const char *state;
 
 	for (uint32_t i = 1; i < daemon->n_devices; i++) {
-		const bool is_meant = device != 0 ? device == i
-						  : job == NULL || failure_may_need(job, i);
-
-		core_account_get(daemon->core, i, &account);
-		if (account.is_lost && is_meant) {
-			lost = &daemon->devices[i];
-			sentence_add(&names, "%s%s", n_lost++ == 0 ? "" : " or ", lost->name);
+		if ((lost >> i & 1) != 0) {
+			core_account_get(daemon->core, i, &account);
 			is_let_go = is_let_go && account.is_draining;
+			sentence_add(&names, "%s%s", last == NULL ? "" : " or ",
+				     daemon->devices[i].name);
+			last = &daemon->devices[i];
 		}
 	}
-	state = n_lost == 1 && lost->state != DEVICE_STATE_OK ? device_state_name(lost->state)
-							      : "gone";
-	is_let_go = is_let_go && n_lost > 0;
-	failure_set(failure, WIRE_DEVICE_LOST, "%s, which was to have %s, is %s",
-		    n_lost == 0 ? "a device" : devices, what,
+	is_one = last != NULL && (lost & (lost - 1)) == 0;
+	state = is_one && last->state != DEVICE_STATE_OK ? device_state_name(last->state) : "gone";
+	failure_set(failure, WIRE_DEVICE_LOST, "%s, which %s %s, is %s",
+		    lost == 0 ? "a device" : devices,
+		    needed != 0 || lost == 0 ? "was to have" : "had", what,
 		    is_let_go ? "drained and let go of" : state);
 	if (is_let_go) {
 		failure_set_hint(failure, "an administrator ends it: distorchctl drain --off");
 	} else {
-		failure_set_hint(failure, "see: distorchctl devices%s%s", n_lost == 1 ? " " : "",
-				 n_lost == 1 ? lost->name : "");
+		failure_set_hint(failure, "see: distorchctl devices%s%s", is_one ? " " : "",
+				 is_one ? last->name : "");
 	}
 }
 

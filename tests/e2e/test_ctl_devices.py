@@ -45,7 +45,7 @@ def test_a_word_for_several_devices_is_refused_with_their_names(start_daemon):
         done = ctl(daemon, "devices", word)
         assert done.returncode == 2
         assert f'2 devices are a "{word}": sim:0, sim:1' in done.stderr
-        assert "by its name or UUID" in done.stderr
+        assert "by its number or UUID" in done.stderr
         assert ctl_json(daemon, "devices", word, status=2)["error"]["code"] == "bad-argument"
     uuids = [device["uuid"] for device in ctl_json(daemon, "devices")["devices"][1:]]
     assert ctl_json(daemon, "devices", uuids[1])["devices"][0]["name"] == "sim:1"
