@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #define XXH_INLINE_ALL
@@ -300,6 +301,16 @@ int peer_make_table(uint64_t claimed, int seals)
 	_Alignas(8) uint8_t memory[4096];
 
 	return peer_memfd(memory, peer_table_bytes(claimed, memory, sizeof memory), seals);
+}
+
+void peer_wait_fds(int n_fds)
+{
+	const struct timespec moment = {.tv_nsec = 1000000};
+
+	for (int i = 0; i < 5000 && peer_count_fds() > n_fds; i++) {
+		(void)nanosleep(&moment, NULL);
+	}
+	REQUIRE(peer_count_fds() == n_fds);
 }
 
 int peer_count_fds(void)

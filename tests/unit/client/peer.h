@@ -66,5 +66,7 @@ size_t peer_table_bytes(uint64_t claimed, uint8_t *memory, size_t capacity);
 
 /* Open descriptors of this process. */
 int peer_count_fds(void);
+/* So many are open, or will be when threads that end have closed theirs. */
+void peer_wait_fds(int n_fds);
 
 #endif

@@ -90,7 +90,7 @@ static void failed_hellos_say_why_and_leave_nothing(void **state)
 		assert_null(c);
 		assert_non_null(strstr(distorch_error(NULL)->message, cases[i].part));
 		peer_stop(&peer);
-		assert_int_equal(peer_count_fds(), n_fds);
+		peer_wait_fds(n_fds);
 	}
 }
 
@@ -126,7 +126,7 @@ static void answers_to_nobody_are_dropped_and_their_descriptors_closed(void **st
 	assert_int_equal(distorch_ping(c), 0);
 	distorch_close(c);
 	peer_stop(&peer);
-	assert_int_equal(peer_count_fds(), n_fds);
+	peer_wait_fds(n_fds);
 }
 
 static void answer_too_late(struct peer *p)
@@ -158,7 +158,7 @@ static void an_answer_after_the_timeout_is_dropped(void **state)
 	assert_int_equal(distorch_error(c)->code, 0);
 	distorch_close(c);
 	peer_stop(&peer);
-	assert_int_equal(peer_count_fds(), n_fds);
+	peer_wait_fds(n_fds);
 }
 
 static void send_more_descriptors_than_announced(struct peer *p)
@@ -212,7 +212,7 @@ static void broken_framing_ends_the_connection(void **state)
 		assert_int_equal(distorch_ping(c), -DISTORCH_E_BAD_FRAME); /* and stays lost */
 		distorch_close(c);
 		peer_stop(&peer);
-		assert_int_equal(peer_count_fds(), n_fds);
+		peer_wait_fds(n_fds);
 	}
 }
 
@@ -281,7 +281,7 @@ static int list_by_spill(struct spill *spill, size_t *ret_n)
 	distorch_models_free(models);
 	distorch_close(c);
 	peer_stop(&peer);
-	assert_int_equal(peer_count_fds(), n_fds);
+	peer_wait_fds(n_fds);
 	return rc;
 }
 

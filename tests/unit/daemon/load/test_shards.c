@@ -375,7 +375,10 @@ static void a_cancelled_job_answers_for_fills_that_never_began(void **state)
 	struct load_result *results[N_FILES];
 
 	(void)state;
-	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 20000}));
+	/* Each that begins waits, else a second one would end and a third begin. */
+	assert_true(
+		sys_fault_set("pread",
+			      (struct sys_fault){.nth = 1, .delay_ms = 20000, .is_forever = true}));
 	submit_fills(map);
 	loader_cancel(fixture.loader, JOB);
 	sys_fault_clear(); /* the read goes on */
