@@ -505,12 +505,13 @@ static struct wire_holder *find_place(const struct daemon *daemon, uint64_t clie
 	return &holders[least];
 }
 
-/* Each client once, and each model once a client, however many leases there are. */
-static void find_holders(const struct daemon *daemon, const struct client *viewer, uint32_t device,
-			 bool is_charged, struct device_use *use)
+/* Each client once, and each model once a client, however many leases there are: that is returned. */
+static uint64_t find_holders(const struct daemon *daemon, const struct client *viewer,
+			     uint32_t device, bool is_charged, struct device_use *use)
 {
 	struct core_holder_view held;
 	uint32_t cursor = 0;
+	uint64_t n_leases = 0;
 
 	while (core_holder_next(daemon->core, 0, &cursor, &held)) {
 		const uint64_t bytes = bytes_on(daemon, &held, device, is_charged);
@@ -519,6 +520,7 @@ static void find_holders(const struct daemon *daemon, const struct client *viewe
 								     use->holders, &use->n_holders);
 		const struct client *client = daemon_find_client(daemon, held.client);
 
+		n_leases += bytes == 0 ? 0 : held.n_leases;
 		if (holder == NULL) {
 			continue;
 		}
@@ -529,6 +531,7 @@ static void find_holders(const struct daemon *daemon, const struct client *viewe
 			holder->comm = wire_str(client->comm);
 		}
 	}
+	return n_leases;
 }
 
 static void add_pins(const struct daemon *daemon, const struct client *viewer,
@@ -607,7 +610,7 @@ void describe_use(const struct daemon *daemon, const struct client *viewer, uint
 			ret->evictable += segment.bytes;
 		}
 	}
-	find_holders(daemon, viewer, device, true, ret);
+	(void)find_holders(daemon, viewer, device, true, ret);
 	qsort(ret->holders, ret->n_holders, sizeof ret->holders[0], compare_holders);
 	qsort(ret->pins, ret->n_pins, sizeof ret->pins[0], compare_pins);
 }
@@ -638,7 +641,6 @@ void describe_work(const struct daemon *daemon, const struct client *viewer, uin
 		   struct work_description *ret)
 {
 	struct core_model_view model;
-	struct core_holder_view held;
 	uint32_t cursor = 0;
 
 	memset(ret, 0, sizeof *ret);
@@ -654,11 +656,7 @@ void describe_work(const struct daemon *daemon, const struct client *viewer, uin
 				wire_str(describe_name(daemon, model.id, text));
 		}
 	}
-	cursor = 0;
-	while (core_holder_next(daemon->core, 0, &cursor, &held)) {
-		ret->n_leases += bytes_on(daemon, &held, device, false) > 0 ? held.n_leases : 0;
-	}
-	find_holders(daemon, viewer, device, false, &ret->use);
+	ret->n_leases = find_holders(daemon, viewer, device, false, &ret->use);
 	qsort(ret->use.holders, ret->use.n_holders, sizeof ret->use.holders[0], compare_holders);
 	add_reservers(daemon, device, ret);
 }

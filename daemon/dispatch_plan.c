@@ -286,32 +286,52 @@ struct arrivals {
 	bool is_any[CORE_MAX_DEVICES];
 };
 
-/* Devices that cannot have anything of it: they are lost, or all of it there is gone. */
-static uint32_t find_bare(const struct daemon *daemon, uint64_t model)
+/* A bit a block: it lies where 'places' say (NULL: all on the host), and has not gone from there. */
+static void find_present(const struct daemon *daemon, uint64_t model, const uint8_t *places,
+			 uint32_t n_blocks, uint8_t ret[PLAN_MAX_BLOCKS / 8])
 {
 	struct core_segment_view segment;
-	uint32_t devices = 0;
 	uint32_t cursor = 0;
+	bool has_image = false; /* of what is to lie on the host: all of that, or nothing */
 
+	memset(ret, 0, PLAN_MAX_BLOCKS / 8);
 	while (core_segment_next(daemon->core, model, &cursor, &segment)) {
-		devices |= segment.state == SEGMENT_READY ? 1U << segment.device : 0;
+		const uint32_t i = segment.index;
+
+		if (segment.state != SEGMENT_READY) {
+			continue;
+		}
+		has_image = has_image || !segment.is_block;
+		if (segment.is_block && places != NULL && i < n_blocks &&
+		    segment.device == places[i]) {
+			ret[i / 8] |= (uint8_t)(1U << i % 8);
+		}
 	}
-	return ~devices;
+	for (uint32_t i = 0; has_image && i < n_blocks; i++) {
+		if (places == NULL || places[i] == 0) {
+			ret[i / 8] |= (uint8_t)(1U << i % 8);
+		}
+	}
 }
 
-static struct arrivals find_arrivals(const struct daemon *daemon, const struct planning *planning)
+/* Apart: what is present is kept off its callers' stacks. */
+__attribute__((noinline)) static struct arrivals find_arrivals(const struct daemon *daemon,
+							       const struct planning *planning)
 {
 	const struct model_info *info = store_find_model(daemon->store, planning->model);
 	const bool is_known = info != NULL && info->current.n_blocks == planning->n_blocks;
 	const uint8_t *places = is_known ? info->current.places : NULL;
-	const uint32_t bare = is_known ? find_bare(daemon, planning->model) : 0;
 	struct arrivals ret = {.bytes = {0}, .is_any = {false}};
+	uint8_t present[PLAN_MAX_BLOCKS / 8];
 
+	if (is_known) {
+		find_present(daemon, planning->model, places, planning->n_blocks, present);
+	}
 	for (uint32_t i = 0; i < planning->n_blocks; i++) {
 		const uint8_t place = planning->places[i];
 
 		if (is_known && place == (places == NULL ? 0 : places[i]) &&
-		    (bare >> place & 1) == 0) {
+		    (present[i / 8] >> i % 8 & 1) != 0) {
 			continue;
 		}
 		ret.is_any[place] = true;

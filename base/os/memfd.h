@@ -27,8 +27,8 @@ void memfd_unmap(void *address, uint64_t size);
 
 /*
  * Take 2 MiB pages, as many as are whole, for a shared writable mapping of memfd_map's, or a part
- * that begins at a multiple of them. They are made ten times as fast as small ones and read in half
- * the time (docs/gpu-notes.md). Returns 0, or -1 with errno: then some lie in small pages or are
+ * that begins at a multiple of them. They are made and read several times as fast as small ones
+ * (docs/gpu-notes.md). Returns 0, or -1 with errno: then some lie in small pages or are
  * not taken yet, and all goes on as without.
  */
 int memfd_take_huge(void *address, uint64_t size);

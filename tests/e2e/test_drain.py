@@ -124,6 +124,26 @@ def test_it_waits_for_loads_and_leases_and_says_for_which(daemon, make_model):
     assert ctl(daemon, "drain", "--off").returncode == 0
 
 
+@pytest.mark.parametrize("wanted", [20, 60])
+def test_a_plan_takes_nothing_that_has_gone_from_a_device_for_there(start_daemon, tmp_path, wanted):
+    """Some of it, and all of it: what would have to come back is refused, as place refuses it."""
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "memory.ram=64M", "memory.reserve=0")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB] * 8)
+    with daemon.raw(timeout=SLOW) as raw:
+        load(raw, path, "sim:0").close()
+        assert ctl(daemon, "plan", path.name, "sim:0").returncode == 0
+        room = raw.call("reserve", {"device": "sim:0", "bytes": wanted * MIB})
+        raw.call("drain", {"device": "sim:0", "on": True})
+        raw.call("release", {"token": room["token"]})  # what had to go cannot come back yet
+        for verb in "plan", "place":
+            refused = ctl(daemon, verb, path.name, "sim:0")
+            assert refused.returncode == 1, (verb, refused.stdout)
+            assert "sim:0 is draining and takes no new" in refused.stderr, (verb, refused.stderr)
+        raw.call("drain", {"device": "sim:0", "on": False})
+        raw.call("unload", {"select": {"all": True}})
+
+
 def test_what_is_used_counts_where_its_tensors_are(start_daemon, tmp_path):
     """In the page cache, which is charged to nobody, and not by the header that RAM always has."""
     daemon = start_daemon("memory.backing=auto", "sim.count=1", "sim.memory=64M", "memory.ram=64M",
