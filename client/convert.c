@@ -115,6 +115,7 @@ static bool fill_place(void *result, const void *from, void *to)
 	struct distorch_place *place = to;
 
 	place->bytes = wire->bytes;
+	place->tensor_bytes = number_or_absent(wire->has_tensor_bytes, wire->tensor_bytes);
 	return convert_text(result, true, wire->device, &place->device) &&
 	       convert_text(result, true, wire->backing, &place->backing);
 }

@@ -90,6 +90,7 @@ static uint64_t ms_since(uint64_t then_ns)
 /* Bytes of a model by device: of its generation, and of those before it that are in use. */
 struct lying {
 	uint64_t current[CORE_MAX_DEVICES];
+	uint64_t padding[CORE_MAX_DEVICES]; /* of current: no tensor's own */
 	uint64_t older[CORE_MAX_DEVICES];
 	uint64_t cached; /* in the page cache of its file */
 };
@@ -112,6 +113,7 @@ static void find_lying(const struct daemon *daemon, const struct core_model_view
 		if (segment.state == SEGMENT_READY && is_current) {
 			ret->current[segment.device] += is_image ? segment.size : 0;
 			ret->cached += is_image ? 0 : segment.size;
+			ret->padding[segment.device] += is_image ? segment.padding : 0;
 		} else if (is_image && segment.is_older) {
 			ret->older[segment.device] += segment.size;
 		}
@@ -142,7 +144,10 @@ static void describe_places(const struct daemon *daemon, const struct core_model
 		}
 		if (lying.current[device] > 0) {
 			ret->places[where->count] = place;
-			ret->places[where->count++].bytes = lying.current[device];
+			ret->places[where->count].bytes = lying.current[device];
+			ret->places[where->count].has_tensor_bytes = true;
+			ret->places[where->count++].tensor_bytes =
+				lying.current[device] - lying.padding[device];
 		}
 		if (lying.older[device] > 0) {
 			ret->older[older->count] = place;

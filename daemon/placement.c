@@ -501,15 +501,23 @@ static void mark_changed(const struct generation_info *current, const struct job
 	}
 }
 
-/* Which files' images hold bytes of tensors, and not their headers alone. */
-static void mark_filled(const struct job_info *job, bool *ret_filled)
+/* How many bytes of tensors each file's image holds; beside them it has the file's header. */
+static void sum_tensors(const struct job_info *job, uint64_t *ret_bytes)
 {
 	for (uint32_t i = 0; i < job->map->n_tensors; i++) {
 		const struct tensor *tensor = &job->map->tensors[i];
 
-		ret_filled[tensor->shard] = ret_filled[tensor->shard] || job->with_host ||
-					    job->places[tensor->block] == 0;
+		ret_bytes[tensor->shard] +=
+			job->with_host || job->places[tensor->block] == 0 ? tensor->size : 0;
 	}
+}
+
+/* Of what is charged; tensors that lie over each other are read once. */
+static uint32_t padding_of(uint64_t charge, uint64_t tensor_bytes)
+{
+	const uint64_t padding = charge > tensor_bytes ? charge - tensor_bytes : 0;
+
+	return padding < UINT32_MAX ? (uint32_t)padding : UINT32_MAX;
 }
 
 static uint32_t add_blocks(const struct daemon *daemon, const struct generation_info *current,
@@ -520,14 +528,16 @@ static uint32_t add_blocks(const struct daemon *daemon, const struct generation_
 	uint32_t n_needs = 0;
 
 	for (uint32_t i = 0; i < job->map->n_blocks; i++) {
-		uint8_t place = job->places[i];
+		const uint8_t place = job->places[i];
+		uint64_t charge;
 
 		if (place != 0) {
+			charge = device_charge(daemon->devices[place].device, segment_bytes[i]);
 			needs[n_needs++] = (struct core_need){
 				.device = place,
 				.index = i,
-				.bytes = device_charge(daemon->devices[place].device,
-						       segment_bytes[i]),
+				.bytes = charge,
+				.padding = padding_of(charge, job->map->blocks[i].size),
 				.is_block = true,
 				.is_same = may_share && earlier_place(current, i) == place,
 			};
@@ -569,7 +579,7 @@ struct core_need *placement_needs(struct daemon *daemon, struct job_info *job,
 	const struct generation_info *current = info == NULL ? NULL : &info->current;
 	const uint32_t n_files = tensor_map_n_shards(job->map);
 	AUTO_FREE bool *is_changed = sys_calloc(n_files, sizeof *is_changed);
-	AUTO_FREE bool *is_filled = sys_calloc(n_files, sizeof *is_filled);
+	AUTO_FREE uint64_t *tensor_bytes = sys_calloc(n_files, sizeof *tensor_bytes);
 	AUTO_FREE uint64_t *bytes = sys_calloc((size_t)job->map->n_blocks + 1, sizeof *bytes);
 	struct core_need *needs;
 
@@ -581,7 +591,7 @@ struct core_need *placement_needs(struct daemon *daemon, struct job_info *job,
 	*ret_n_needs = n_files;
 	needs = sys_calloc((size_t)n_files + (job->is_tabled ? job->map->n_blocks : 0),
 			   sizeof *needs);
-	if (needs == NULL || bytes == NULL || is_changed == NULL || is_filled == NULL) {
+	if (needs == NULL || bytes == NULL || is_changed == NULL || tensor_bytes == NULL) {
 		free(needs);
 		(void)err_set(err, WIRE_NO_MEMORY, "no memory to plan its copies");
 		return NULL;
@@ -590,7 +600,7 @@ struct core_need *placement_needs(struct daemon *daemon, struct job_info *job,
 		mark_changed(current, job, is_changed);
 	}
 	if (job->is_tabled) {
-		mark_filled(job, is_filled);
+		sum_tensors(job, tensor_bytes);
 	}
 	for (uint32_t i = 0; i < n_files; i++) {
 		needs[i].index = i;
@@ -601,7 +611,10 @@ struct core_need *placement_needs(struct daemon *daemon, struct job_info *job,
 					      : tensor_map_shard_size(job->map, i));
 		needs[i].is_same = job->is_tabled && current != NULL &&
 				   is_comparable(current, job) && !is_changed[i];
-		needs[i].is_bare = job->is_tabled && !is_filled[i];
+		if (job->is_tabled) {
+			needs[i].is_bare = tensor_bytes[i] == 0;
+			needs[i].padding = padding_of(needs[i].bytes, tensor_bytes[i]);
+		}
 	}
 	if (job->is_tabled) {
 		block_segment_bytes_all(job->map, bytes);

@@ -29,8 +29,8 @@ static void find_shares(const struct daemon *daemon, uint64_t model, uint64_t ge
 				(was && segment.state == SEGMENT_DROPPING);
 
 		if (is_there && !segment.is_bare && core_segment_is_of(&segment, generation)) {
-			ret->bytes[segment.device] += segment.size;
-			ret->total += segment.size;
+			ret->bytes[segment.device] += segment.size - segment.padding;
+			ret->total += segment.size - segment.padding;
 			ret->is_cached = segment.backing == CORE_BACKING_FILE;
 		}
 	}

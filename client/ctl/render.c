@@ -351,6 +351,7 @@ static void add_places(cJSON *object, const char *key, const struct distorch_pla
 		json_add_text(place, "device", places[i]->device);
 		json_add_number(place, "bytes", places[i]->bytes);
 		json_add_text(place, "backing", places[i]->backing);
+		json_add_number(place, "tensor_bytes", places[i]->tensor_bytes);
 	}
 }
 

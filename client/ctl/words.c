@@ -196,11 +196,17 @@ static bool is_host(const struct distorch_place *place)
 	return strcmp(place->device, "cpu") == 0;
 }
 
+/* Shares are of what the tensors have, as the plan's are: a device rounds up each block. */
+static uint64_t tensor_bytes(const struct distorch_place *place)
+{
+	return place->tensor_bytes == DISTORCH_ABSENT ? place->bytes : place->tensor_bytes;
+}
+
 /* Headers stay on the host where all the tensors are elsewhere: not worth a word. */
 static bool is_told(const struct distorch_model *model, const struct distorch_place *place,
 		    uint64_t total)
 {
-	return model->n_where == 1 || !is_host(place) || place->bytes > total / 200;
+	return model->n_where == 1 || !is_host(place) || tensor_bytes(place) > total / 200;
 }
 
 /* Cards first, then the host, and of one that is partial what only its file has. */
@@ -215,7 +221,7 @@ const char *where_text(const struct ctl *ctl, const struct distorch_model *model
 	size_t n_words = 0;
 
 	for (size_t i = 0; i < model->n_where; i++) {
-		total += model->where[i]->bytes;
+		total += tensor_bytes(model->where[i]);
 	}
 	there = total;
 	if (is_partial && total < model->bytes) {
@@ -235,13 +241,11 @@ const char *where_text(const struct ctl *ctl, const struct distorch_model *model
 			    strcmp(place->backing, "file") == 0 ? "cache"
 								: device_cell(ctl, place->device));
 		if (n_told > 1 || is_partial) {
-			append_share(place->bytes, total, buffer, buffer_size, &used);
+			append_share(tensor_bytes(place), total, buffer, buffer_size, &used);
 		}
 	}
-	if (is_partial) { /* copies are rounded up: what lacks may be less than that */
+	if (is_partial) {
 		text_append(buffer, buffer_size, &used, "%sfile", n_words == 0 ? "" : " + ");
-	}
-	if (is_partial && there < total) {
 		append_share(total - there, total, buffer, buffer_size, &used);
 	}
 	return buffer;

@@ -210,6 +210,8 @@ struct distorch_place {
 	const char *device; /* "cpu", "cuda:0", "sim:0" */
 	uint64_t bytes;
 	const char *backing; /* "image", "file" (its own page cache) or "device" */
+	/* Of bytes, what is tensors' own and no rounding up; DISTORCH_ABSENT where it is not said. */
+	uint64_t tensor_bytes;
 };
 
 /* One model as listings show it. */

@@ -138,6 +138,7 @@ struct core_segment_view {
 				    * too, and those that are made of it, as UINT64_MAX */
 	uint64_t bytes;            /* charged */
 	uint64_t size;             /* of what is there, charged or not */
+	uint32_t padding;          /* of size: no tensor's own */
 	uint32_t device, index;
 	enum core_backing backing;
 	bool is_block;

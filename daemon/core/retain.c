@@ -109,6 +109,7 @@ static bool let_one_go(struct core *core, struct job *job, struct segment *segme
 	const struct core_need need = {.device = segment->device,
 				       .index = segment->index,
 				       .bytes = segment->size,
+				       .padding = segment->padding,
 				       .is_block = segment->is_block,
 				       .is_same = true,
 				       .is_bare = segment->is_bare};

@@ -16,6 +16,7 @@ struct segment *segment_plan(struct core *core, struct job *job, const struct co
 	segment->generation = job->generation;
 	segment->last = NEVER;
 	segment->size = need->bytes;
+	segment->padding = need->padding;
 	segment->bytes = job->backing == CORE_BACKING_FILE ? 0 : need->bytes;
 	segment->backing = job->backing;
 	segment->device = (uint16_t)need->device;

@@ -117,6 +117,7 @@ struct segment {
 	uint64_t size;       /* of what is there */
 	uint64_t bytes;      /* of it charged */
 	uint64_t job;        /* that brings it or counts on it, until it is published; 0: none */
+	uint32_t padding;    /* of size: no tensor's own */
 	uint16_t device;
 	uint16_t index;
 	uint8_t state;   /* enum segment_state */

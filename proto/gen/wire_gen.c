@@ -35,10 +35,11 @@ static const struct wire_field place_fields[] = {
 	{ .name = "device", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_place, device), .max = 64u },
 	{ .name = "bytes", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_place, bytes), .max = 9223372036854775807u },
 	{ .name = "backing", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_place, backing), .max = 16u },
+	{ .name = "tensor_bytes", .name_size = 12, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_place, tensor_bytes), .is_optional = true, .has_offset = offsetof(struct wire_place, has_tensor_bytes), .max = 9223372036854775807u },
 };
 const struct wire_type wire_type_place = {
 	.name = "place", .size = sizeof(struct wire_place),
-	.fields = place_fields, .n_fields = 3, .required = 0x7u,
+	.fields = place_fields, .n_fields = 4, .required = 0x7u,
 };
 
 static const struct wire_field layout_fields[] = {

@@ -65,9 +65,11 @@ struct wire_select {
 #define WIRE_SELECT_DEVICE_MAX 64
 
 struct wire_place {
+	bool has_tensor_bytes;
 	struct wire_str device;
 	uint64_t bytes;
 	struct wire_str backing;
+	uint64_t tensor_bytes;
 };
 #define WIRE_PLACE_DEVICE_MAX 64
 #define WIRE_PLACE_BACKING_MAX 16

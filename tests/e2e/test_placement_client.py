@@ -201,6 +201,23 @@ def test_each_tensor_is_read_where_it_lies(cards, twelve):
         wait_for_zero(cards)
 
 
+def test_shares_are_of_tensors_and_not_of_what_devices_round_up(cards, layers):
+    """As the plan has them: a block of 16 KiB takes 2 MiB of a card."""
+    share = ctl_json(cards, "plan", layers, "sim:0,50%;cpu,50%")["devices"][0]["share"]
+    assert share == 0.5
+    done = ctl(cards, "load", layers, "--to", "sim:0,50%;cpu,50%")
+    assert done.returncode == 0 and "sim:0 50% + ram 50%" in done.stdout
+    for verb in (("ps",), ("show", "layers"), ("why", "layers")):
+        assert "sim:0 50% + ram 50%" in ctl(cards, *verb).stdout, verb
+    host, card = ctl_json(cards, "show", "layers")["where"]
+    assert card["bytes"] == 4 * 2 * MIB and card["tensor_bytes"] == 4 * 64 * 64 * 4
+    assert host["tensor_bytes"] == card["tensor_bytes"] and host["bytes"] % 4096 == 0
+    assert ctl(cards, "place", "layers", "sim:0,50%;sim:1,25%;cpu,25%").returncode == 0
+    assert "sim:0 50% + sim:1 25% + ram 25%" in ctl(cards, "ps").stdout
+    said = ctl(cards, "why", "layers").stdout
+    assert "sim:0 50% + ram 50%" in said and "sim:0 50% + sim:1 25% + ram 25%" in said
+
+
 def test_a_move_leaves_who_has_the_model_as_he_is(cards, twelve):
     path, expected = twelve
     with to(cards) as d, d.open(path, to="sim:0,50%;cpu,50%") as before:

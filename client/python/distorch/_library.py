@@ -102,7 +102,8 @@ def read_error(pointer):
 HOLDER = structure("holder", [
     ("client", U64), ("pid", U32), ("uid", U32), ("comm", TEXT), ("held_bytes", U64)])
 HOLDERS = _list_of(HOLDER, results.Holder)
-PLACE = structure("place", [("device", TEXT), ("bytes", U64), ("backing", TEXT)])
+PLACE = structure("place", [
+    ("device", TEXT), ("bytes", U64), ("backing", TEXT), ("tensor_bytes", U64)])
 MODEL = structure("model", [
     ("id", TEXT), ("name", TEXT), ("path", TEXT), ("label", TEXT), ("uid", U32), ("bytes", U64),
     ("state", TEXT), ("progress_bytes", U64), ("where", _list_of(PLACE, results.Place)),

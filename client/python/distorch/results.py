@@ -45,6 +45,7 @@ class Place:
     device: str
     bytes: int
     backing: str
+    tensor_bytes: Optional[int] = None  # of bytes, what is tensors' own and no rounding up
 
 
 @dataclass(frozen=True)
