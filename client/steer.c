@@ -128,7 +128,7 @@ static int call_budget(struct distorch *c, struct wire_budget_request *body, con
 	int rc;
 
 	failure_clear(c);
-	body->has_bytes = device != NULL;
+	body->has_bytes = device != NULL && bytes != DISTORCH_ABSENT;
 	body->bytes = bytes;
 	options_text(device, &body->has_device, &body->device);
 	rc = client_call(c, &request, &answer, &response);

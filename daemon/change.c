@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "daemon/config.h"
 #include "daemon/config_saved.h"
@@ -126,7 +127,7 @@ void change_tell_what_wins(const struct config *config, const char *key,
 
 	notice[0] = '\0';
 	while (config_next(config, &cursor, &item)) {
-		if (strcmp(item.key, key) == 0 && (strncmp(item.source, "environment", 11) == 0 ||
+		if (strcasecmp(item.key, key) == 0 && (strncmp(item.source, "environment", 11) == 0 ||
 						   strncmp(item.source, "command line", 12) == 0)) {
 			(void)snprintf(
 				notice, CHANGE_NOTICE_SIZE,

@@ -6,7 +6,6 @@
  */
 #include "daemon/config.h"
 
-#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/err.h"
 #include "base/os/sys.h"
@@ -15,7 +14,6 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <unistd.h>
 
 #include "daemon/config_file.h"
@@ -528,7 +526,13 @@ static bool is_from(const struct config_setting *setting, const char *source)
 			0);
 }
 
-/* Environment or command line have the last word on this key. */
+/* By environment or command line: above what is saved. */
+static bool is_above(const struct config_setting *setting)
+{
+	return is_from(setting, "environment") || is_from(setting, "command line");
+}
+
+/* They have the last word on this key. */
 static bool is_decided(const struct config *config, const char *text)
 {
 	size_t size = strcspn(text, "=");
@@ -538,8 +542,7 @@ static bool is_decided(const struct config *config, const char *text)
 		bool is_cleared = setting->value[0] == '\0';
 
 		if (strncmp(setting->key, text, size) == 0 && setting->key[size] == '\0' &&
-		    (is_from(setting, "environment") || is_from(setting, "command line")) &&
-		    (setting->row->kind != CONFIG_KIND_LIST || is_cleared)) {
+		    is_above(setting) && (setting->row->kind != CONFIG_KIND_LIST || is_cleared)) {
 			return true;
 		}
 	}
@@ -572,7 +575,10 @@ static int restore_lists(struct config *config, struct err *err)
 	return code;
 }
 
-static int copy_settings(struct builder *builder, const struct config *from, const char *source)
+/* Without what was saved of lists and of single devices, which is set anew; with room for the
+ * layers of what is saved now below those that rank above. */
+static int copy_settings(struct builder *builder, const struct config *from,
+			 const struct config_saved *saved)
 {
 	struct config *config = builder->config;
 
@@ -585,15 +591,21 @@ static int copy_settings(struct builder *builder, const struct config *from, con
 	}
 	for (uint32_t i = 0; i < from->n_settings; i++) {
 		const struct config_setting *old = &from->settings[i];
+		struct config_setting *copy = &config->settings[config->n_settings];
 
-		builder->layer = old->layer > builder->layer ? old->layer : builder->layer;
-		if (old->row->kind == CONFIG_KIND_LIST && is_from(old, source)) {
+		if ((old->row->kind == CONFIG_KIND_LIST || old->device != NULL) &&
+		    is_from(old, saved->source)) {
 			continue;
 		}
-		if (!config_setting_copy(old, &config->settings[config->n_settings])) {
+		if (!config_setting_copy(old, copy)) {
 			return -WIRE_NO_MEMORY;
 		}
 		config->n_settings++;
+		if (is_above(old)) {
+			copy->layer += saved->n_texts;
+		} else if (old->layer > builder->layer) {
+			builder->layer = old->layer;
+		}
 	}
 	return 0;
 }
@@ -602,8 +614,7 @@ int config_resave(const struct config *from, const struct config_saved *saved, s
 		  struct err *err)
 {
 	struct builder builder = {.config = sys_calloc(1, sizeof *builder.config)};
-	int code = builder.config == NULL ? -WIRE_NO_MEMORY
-					  : copy_settings(&builder, from, saved->source);
+	int code = builder.config == NULL ? -WIRE_NO_MEMORY : copy_settings(&builder, from, saved);
 
 	if (code < 0) {
 		(void)config_free(builder.config);
@@ -653,32 +664,4 @@ bool config_next(const struct config *config, uint32_t *cursor, struct config_it
 					       strcmp(setting->source, "default") != 0};
 	(*cursor)++;
 	return true;
-}
-
-bool config_find_override(const struct config *config, const char *key, const char *device,
-			  struct config_size *ret)
-{
-	for (uint32_t i = 0; i < config->n_settings; i++) {
-		const struct config_setting *setting = &config->settings[i];
-		size_t size = strlen(key);
-
-		if (setting->device != NULL && strncmp(setting->key, key, size) == 0 &&
-		    setting->key[size] == '.' && strcasecmp(&setting->key[size + 1], device) == 0) {
-			*ret = setting->size;
-			return true;
-		}
-	}
-	return false;
-}
-
-uint64_t config_size_of(const struct config_size *size, uint64_t total)
-{
-	const uint64_t whole = 100000; /* thousandths of a percent */
-	uint64_t product;
-
-	if (size->kind != CONFIG_SIZE_PERCENT) {
-		return size->bytes;
-	}
-	return checked_mul(total, size->milli_pct, &product) ? product / whole
-							     : total / whole * size->milli_pct;
 }

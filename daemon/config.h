@@ -119,10 +119,11 @@ bool config_next(const struct config *config, uint32_t *cursor, struct config_it
 
 /*
  * The value for one device of "gpu.budget" or "sim.memory" (`budget.GPU-1234 = 20G`, in any case);
- * false when it has none of its own.
+ * false when it has none of its own. Where it is set by both names, the layer that ranks higher
+ * counts, of one layer the UUID; that may be NULL.
  */
-bool config_find_override(const struct config *config, const char *key, const char *device,
-			  struct config_size *ret);
+bool config_find_override(const struct config *config, const char *key, const char *uuid,
+			  const char *name, struct config_size *ret);
 
 /* Of 'total', to the byte; PERCENT and BYTES alone. */
 uint64_t config_size_of(const struct config_size *size, uint64_t total);

@@ -2,6 +2,7 @@
 /* Texts become the snapshot's fields, and settings that remember them. See config_value.h. */
 #include "daemon/config_value.h"
 
+#include "base/checked.h"
 #include "base/err.h"
 #include "base/os/sys.h"
 #include "base/units.h"
@@ -10,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "daemon/config.h"
 #include "daemon/config_file.h"
@@ -410,4 +412,44 @@ int config_apply(struct config *config, const struct config_row *row, const char
 		find_setting(config, row, device)->size = size;
 	}
 	return 0;
+}
+
+bool config_find_override(const struct config *config, const char *key, const char *uuid,
+			  const char *name, struct config_size *ret)
+{
+	const size_t size = strlen(key);
+	const struct config_setting *found = NULL;
+
+	for (uint32_t i = 0; i < config->n_settings; i++) {
+		const struct config_setting *setting = &config->settings[i];
+		const char *device = setting->device;
+		bool is_uuid;
+
+		if (device == NULL || strncmp(setting->key, key, size) != 0 ||
+		    setting->key[size] != '.') {
+			continue;
+		}
+		is_uuid = uuid != NULL && strcasecmp(device, uuid) == 0;
+		if ((is_uuid || strcasecmp(device, name) == 0) &&
+		    (found == NULL || setting->layer > found->layer ||
+		     (setting->layer == found->layer && is_uuid))) {
+			found = setting;
+		}
+	}
+	if (found != NULL) {
+		*ret = found->size;
+	}
+	return found != NULL;
+}
+
+uint64_t config_size_of(const struct config_size *size, uint64_t total)
+{
+	const uint64_t whole = 100000; /* thousandths of a percent */
+	uint64_t product;
+
+	if (size->kind != CONFIG_SIZE_PERCENT) {
+		return size->bytes;
+	}
+	return checked_mul(total, size->milli_pct, &product) ? product / whole
+							     : total / whole * size->milli_pct;
 }

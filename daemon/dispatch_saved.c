@@ -27,6 +27,7 @@
 
 #define RAM_KEY         "memory.ram"
 #define BUDGET_KEY_SIZE 96
+#define GPU_KEY         "gpu.budget." /* then a device's name or UUID */
 
 /* ---- budgets ---- */
 
@@ -111,8 +112,57 @@ static void budget_key(const struct daemon *daemon, uint32_t device, char ret[BU
 	if (device == 0) {
 		(void)snprintf(ret, BUDGET_KEY_SIZE, RAM_KEY);
 	} else {
-		(void)snprintf(ret, BUDGET_KEY_SIZE, "gpu.budget.%s",
+		(void)snprintf(ret, BUDGET_KEY_SIZE, GPU_KEY "%s",
 			       daemon->devices[device].info.uuid);
+	}
+}
+
+/* The same by the device's other name, where the key is of a device that is known. */
+static bool other_budget_key(const struct daemon *daemon, const char *key,
+			     char ret[BUDGET_KEY_SIZE])
+{
+	const size_t prefix = sizeof GPU_KEY - 1;
+
+	for (uint32_t i = 1; strncmp(key, GPU_KEY, prefix) == 0 && i < daemon->n_devices; i++) {
+		const struct known_device *device = &daemon->devices[i];
+		bool is_name = strcasecmp(&key[prefix], device->name) == 0;
+
+		if (is_name || strcasecmp(&key[prefix], device->info.uuid) == 0) {
+			(void)snprintf(ret, BUDGET_KEY_SIZE, GPU_KEY "%s",
+				       is_name ? device->info.uuid : device->name);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* One device has one saved budget, whatever it was called. False: none was saved. */
+static bool remove_setting(const struct daemon *daemon, struct state *state, const char *key)
+{
+	char other[BUDGET_KEY_SIZE];
+	bool was_saved = state_remove_setting(state, key);
+
+	if (other_budget_key(daemon, key, other)) {
+		was_saved = state_remove_setting(state, other) || was_saved;
+	}
+	return was_saved;
+}
+
+static bool replace_setting(const struct daemon *daemon, struct state *state, const char *key,
+			    const char *value)
+{
+	(void)remove_setting(daemon, state, key);
+	return state_add_setting(state, key, value);
+}
+
+static void tell_what_wins(const struct daemon *daemon, const char *key,
+			   char notice[CHANGE_NOTICE_SIZE])
+{
+	char other[BUDGET_KEY_SIZE];
+
+	change_tell_what_wins(daemon->config, key, notice);
+	if (notice[0] == '\0' && other_budget_key(daemon, key, other)) {
+		change_tell_what_wins(daemon->config, other, notice);
 	}
 }
 
@@ -134,7 +184,7 @@ static void on_budget_saved(struct daemon *daemon, struct saved_change *saved,
 		   change->bytes); /* also where something above it is configured */
 	change_take(daemon, change);
 	budget_key(daemon, change->device, key);
-	change_tell_what_wins(daemon->config, key, notice);
+	tell_what_wins(daemon, key, notice);
 	if (change_find_call(daemon, change, &call)) {
 		answer_budget(&call, n_records, notice);
 	}
@@ -178,8 +228,7 @@ static void save_budget(const struct call *call, uint32_t device, uint64_t bytes
 	change->bytes = bytes;
 	change->device = device;
 	budget_key(call->daemon, device, key);
-	(void)state_remove_setting(&change->saved.next, key);
-	if (!state_add_setting(&change->saved.next, key, text)) {
+	if (!replace_setting(call->daemon, &change->saved.next, key, text)) {
 		change_free(change);
 		call_refuse(call, WIRE_TOO_MANY, NULL, "%u settings are saved already",
 			    STATE_MAX_SETTINGS);
@@ -188,23 +237,35 @@ static void save_budget(const struct call *call, uint32_t device, uint64_t bytes
 	change_begin(call, change);
 }
 
+/* Of a card also what it cannot have now, since others use it. */
+static uint64_t wanted_budget(const struct daemon *daemon, uint32_t device)
+{
+	const struct known_device *known = &daemon->devices[device];
+	struct core_account_view account;
+
+	core_account_get(daemon->core, device, &account);
+	return device == 0         ? account.budget
+	       : known->has_wanted ? known->wanted_bytes
+				   : known->configured_bytes;
+}
+
 void dispatch_budget(const struct call *call, const struct wire_budget_request *request)
 {
 	uint64_t n_records = call->daemon->history.n_ever;
-	struct core_account_view account;
 	uint32_t device = 0;
 	bool is_saved = request->has_save && request->save;
 
 	if (request->has_device && !dispatch_take_device(call, request->device, &device)) {
 		return;
 	}
-	core_account_get(call->daemon->core, device, &account);
 	if ((request->has_bytes || is_saved) &&
 	    !check_budget(call, device, request->has_bytes ? request->bytes : 0)) {
 		return;
 	}
 	if (is_saved) {
-		save_budget(call, device, request->has_bytes ? request->bytes : account.budget);
+		save_budget(call, device,
+			    request->has_bytes ? request->bytes
+					       : wanted_budget(call->daemon, device));
 		return;
 	}
 	if (request->has_bytes) {
@@ -243,19 +304,13 @@ static void on_unset(struct daemon *daemon, const struct change *change)
 static void tell_unknown_device(const struct daemon *daemon, const char *key,
 				char notice[CHANGE_NOTICE_SIZE])
 {
-	static const char budget[] = "gpu.budget.";
-	const char *name = &key[strncmp(key, budget, sizeof budget - 1) == 0 ? sizeof budget - 1
-									     : strlen(key)];
+	char other[BUDGET_KEY_SIZE];
 
-	for (uint32_t i = 1; i < daemon->n_devices; i++) {
-		if (strcasecmp(name, daemon->devices[i].name) == 0 ||
-		    strcasecmp(name, daemon->devices[i].info.uuid) == 0) {
-			return;
-		}
-	}
-	if (name[0] != '\0') {
+	if (strncmp(key, GPU_KEY, sizeof GPU_KEY - 1) == 0 &&
+	    !other_budget_key(daemon, key, other)) {
 		(void)snprintf(notice, CHANGE_NOTICE_SIZE,
-			       "saved, but no device has the name or UUID %.64s now", name);
+			       "saved, but no device has the name or UUID %.64s now",
+			       &key[sizeof GPU_KEY - 1]);
 	}
 }
 
@@ -272,7 +327,7 @@ static void on_setting_saved(struct daemon *daemon, struct saved_change *saved,
 		on_unset(daemon, change);
 	} else {
 		change_take(daemon, change);
-		change_tell_what_wins(daemon->config, change->text, notice);
+		tell_what_wins(daemon, change->text, notice);
 		tell_unknown_device(daemon, change->text, notice);
 		if (change_find_call(daemon, change, &call)) {
 			answer_set(&call, change, notice);
@@ -312,7 +367,6 @@ void dispatch_config_set(const struct call *call, const struct wire_config_set_r
 	char key[WIRE_CONFIG_SET_REQUEST_KEY_MAX + 1];
 	AUTO_FREE char *value = sys_malloc((size_t)request->value.size + 1);
 	struct change *change;
-	bool was_saved;
 
 	(void)wire_str_copy(request->key, key, sizeof key);
 	if (value == NULL) {
@@ -329,8 +383,7 @@ void dispatch_config_set(const struct call *call, const struct wire_config_set_r
 	}
 	change->is_unset = !request->has_value;
 	change->saved.key = change->text = sys_strdup(key);
-	was_saved = state_remove_setting(&change->saved.next, key);
-	if (change->is_unset && !was_saved) {
+	if (change->is_unset && !remove_setting(call->daemon, &change->saved.next, key)) {
 		change_free(change);
 		call_refuse(call, WIRE_NOT_FOUND, "key", "no %s was saved", key);
 		return;
@@ -340,7 +393,7 @@ void dispatch_config_set(const struct call *call, const struct wire_config_set_r
 		conn_respond_no_memory(call->conn, call->request);
 		return;
 	}
-	if (request->has_value && !state_add_setting(&change->saved.next, key, value)) {
+	if (request->has_value && !replace_setting(call->daemon, &change->saved.next, key, value)) {
 		change_free(change);
 		call_refuse(call, WIRE_TOO_MANY, NULL, "%u settings are saved already",
 			    STATE_MAX_SETTINGS);

@@ -85,8 +85,8 @@ static uint64_t configured_budget(const struct daemon *daemon, const struct know
 	const uint64_t total = device->info.total_bytes;
 	struct config_size size = daemon->config->gpu_budget;
 
-	if (config_find_override(daemon->config, "gpu.budget", device->info.uuid, &size) ||
-	    config_find_override(daemon->config, "gpu.budget", device->name, &size) ||
+	if (config_find_override(daemon->config, "gpu.budget", device->info.uuid, device->name,
+				 &size) ||
 	    strncmp(device->name, "sim:", 4) != 0) {
 		return config_size_of(&size, total);
 	}

@@ -140,7 +140,7 @@ static void describe_sims(const struct config *config, struct sim_config *ret)
 		char number[16];
 
 		(void)snprintf(number, sizeof number, "%u", i);
-		(void)config_find_override(config, "sim.memory", number, &memory);
+		(void)config_find_override(config, "sim.memory", NULL, number, &memory);
 		ret[i] = (struct sim_config){.memory_bytes = memory.bytes,
 					     .granularity = SIM_GRANULARITY,
 					     .bytes_per_s = config->sim_link_bytes,

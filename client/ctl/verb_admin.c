@@ -208,17 +208,16 @@ static int run_budget(struct ctl *ctl)
 {
 	struct distorch_devices *devices = NULL;
 	struct err err = {0};
-	uint64_t bytes = 0;
-	const char *device = NULL;
+	uint64_t bytes = DISTORCH_ABSENT;
+	const char *device = ctl->arguments.n_words > 0 ? ctl->arguments.words[0] : NULL;
 	int status;
 	int code;
 
-	if (ctl->arguments.n_words == 1) {
+	if (ctl->arguments.n_words == 1 && !ctl->arguments.save) {
 		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", "distorchctl budget ram 48G",
-				  "a budget needs a device and a size");
+				  "a budget needs a size, or --save to keep that of now");
 	}
 	if (ctl->arguments.n_words == 2) {
-		device = ctl->arguments.words[0];
 		if (units_parse_size(ctl->arguments.words[1], &bytes, &err) < 0) {
 			return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "%s", err.text);
 		}
@@ -245,13 +244,13 @@ static const struct argp_option budget_options[] = {
 const struct verb verb_budget = {
 	.name = "budget",
 	.group = VERB_OPERATOR,
-	.usage = "[DEVICE SIZE] [--save]",
+	.usage = "[DEVICE [SIZE]] [--save]",
 	.summary = "Show how much memory may be used, or set it (needs an administrator).",
 	.text = "Examples:\n"
 		"  distorchctl budget\n"
 		"  distorchctl budget ram 48G            until the daemon ends\n"
 		"  distorchctl budget ram 48G --save     for good\n"
-		"  distorchctl budget --save             for good what it is now\n"
+		"  distorchctl budget cuda:0 --save      for good what it is now\n"
 		"What is idle goes when it is lowered; what is in use or pinned stays until it is "
 		"not.",
 	.options = budget_options,

@@ -721,8 +721,8 @@ DISTORCH_PUBLIC int distorch_budget(struct distorch *c, const char *device, uint
 				    struct distorch_devices **ret_devices);
 
 /*
- * Set it as distorch_budget does and keep it over restarts and boots; 'device' NULL: keep the
- * budget of now. The notice of '*ret_devices' says what ranks above it, if anything does. When it
+ * Set it as distorch_budget does and keep it over restarts and boots; 'bytes' DISTORCH_ABSENT, or
+ * 'device' NULL (RAM): keep that of now. The notice of '*ret_devices' says what ranks above it, if anything does. When it
  * cannot be saved nothing is done. Codes: NOT_ALLOWED, BAD_ARGUMENT, UNSUPPORTED (the daemon has
  * no folder to save in), IO, BUSY.
  */

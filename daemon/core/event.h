@@ -56,13 +56,13 @@ enum core_backing {
 
 /* One segment of a model: a file's image on the host, a block on another device. */
 struct core_need {
-	uint32_t device; /* index of the device */
-	uint32_t index;  /* of the file or the block; of each device at most one */
-	uint64_t bytes;  /* rounded to what the device really takes */
+	uint32_t device;  /* index of the device */
+	uint32_t index;   /* of the file or the block; of each device at most one */
+	uint64_t bytes;   /* rounded to what the device really takes */
 	uint32_t padding; /* of them: no tensor's own */
-	bool is_block;   /* evicted by itself; else only with the others of its kind there */
-	bool is_same;    /* the copy of the published generation would do: it is the same bytes */
-	bool is_bare;    /* an image of no tensor's bytes: its model does not lie there by it */
+	bool is_block;    /* evicted by itself; else only with the others of its kind there */
+	bool is_same;     /* the copy of the published generation would do: it is the same bytes */
+	bool is_bare;     /* an image of no tensor's bytes: its model does not lie there by it */
 };
 
 enum core_event_type {

@@ -637,6 +637,45 @@ def test_a_budget_of_one_device_leaves_that_of_another(start_daemon):
     assert done.returncode == 0 and "no device" not in done.stdout and budgets() == [7, 64]
 
 
+def saved_budgets(daemon):
+    """[(name of its setting, value)] of what is saved."""
+    return [(item["key"].removeprefix("gpu.budget."), item["value"])
+            for item in ctl_json(daemon, "config", "show")["settings"]
+            if item["key"].startswith("gpu.budget.") and "state.json" in item["source"]]
+
+
+def test_a_device_has_one_saved_budget_by_whatever_name(start_daemon):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M")
+    uuid = devices(daemon)["sim:0"]["uuid"]
+
+    def budget():
+        return devices(daemon)["sim:0"]["budget"] >> 20
+
+    assert ctl(daemon, "budget", "sim:0", "20M", "--save").returncode == 0
+    assert saved_budgets(daemon) == [(uuid, "20M")]
+    assert ctl(daemon, "config", "set", "gpu.budget.sim:0", "30M").returncode == 0
+    assert budget() == 30 and saved_budgets(daemon) == [("sim:0", "30M")]
+    assert ctl(daemon, "budget", "sim:0", "40M").returncode == 0
+    done = ctl(daemon, "budget", "sim:0", "--save")
+    assert done.returncode == 0 and "Saved" in done.stdout
+    assert budget() == 40 and saved_budgets(daemon) == [(uuid, "40M")]
+    with distorch.connect(str(daemon.socket)) as d:
+        assert [one.budget for one in d.budget("sim:0", save=True)][1] == 40 << 20
+        with pytest.raises(ValueError):
+            d.budget(bytes=1, save=True)
+    assert ctl(daemon, "config", "unset", "gpu.budget.sim:0").returncode == 0
+    assert budget() == 64 and saved_budgets(daemon) == []
+    missing = ctl(daemon, "budget", "sim:0")
+    assert missing.returncode == 2 and "needs a size, or --save" in missing.stderr
+
+
+def test_of_a_cards_two_names_the_setting_that_ranks_higher_counts(start_daemon):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "gpu.budget.sim:0=8M")
+    done = ctl(daemon, "config", "set", f"gpu.budget.{devices(daemon)['sim:0']['uuid']}", "20M")
+    assert "the command line says gpu.budget.sim:0 = 8M, which ranks above" in done.stdout
+    assert devices(daemon)["sim:0"]["budget"] == 8 << 20
+
+
 def test_a_drain_of_a_device_waits_for_room_that_is_reserved_there(start_daemon):
     daemon = start_daemon("memory.ram=64M", "memory.reserve=0", "sim.count=2", "sim.memory=64M")
     with daemon.raw() as raw:

@@ -505,14 +505,14 @@ class Connection:
 
     def budget(self, device=None, bytes=None, *, save=False):
         """The devices with their budgets; with a device and bytes, set its budget first (admin).
-        `save` keeps it over restarts and boots (without a device: RAM's of now); what ranks above
-        that is a warning."""
-        if (device is None) != (bytes is None):
+        `save` keeps it over restarts and boots (without bytes that of now, without a device
+        RAM's); what ranks above that is a warning."""
+        save = given.flag("save", save)
+        if (device is None) != (bytes is None) and not (save and bytes is None):
             raise ValueError("budget: device and bytes belong together")
-        bytes = bytes or 0
-        name = "budget_save" if given.flag("save", save) else "budget"
-        found = self._ask(name, lib.DEVICES, lib.values, given.optional_text("device", device),
-                          given.size("bytes", bytes))
+        found = self._ask("budget_save" if save else "budget", lib.DEVICES, lib.values,
+                          given.optional_text("device", device),
+                          lib.ABSENT if bytes is None else given.size("bytes", bytes))
         if found["notice"] is not None:
             warnings.warn(found["notice"], stacklevel=2)
         return found["devices"]

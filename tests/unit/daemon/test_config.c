@@ -386,14 +386,14 @@ static void a_device_may_have_a_value_of_its_own(void **state)
 			"[sim]\nmemory.1 = 128M\n");
 	config = expect_loads(&request);
 	assert_int_equal(config->gpu_budget.milli_pct, 50000);
-	assert_true(config_find_override(config, "gpu.budget", "GPU-1", &size));
+	assert_true(config_find_override(config, "gpu.budget", "GPU-1", "cuda:0", &size));
 	assert_int_equal(size.kind, CONFIG_SIZE_BYTES);
 	assert_int_equal(size.bytes, 20ULL << 30);
-	assert_true(config_find_override(config, "gpu.budget", "GPU-2", &size));
+	assert_true(config_find_override(config, "gpu.budget", "GPU-2", "cuda:0", &size));
 	assert_int_equal(size.milli_pct, 10000);
-	assert_false(config_find_override(config, "gpu.budget", "GPU-3", &size));
-	assert_false(config_find_override(config, "gpu.budge", "t.GPU-1", &size));
-	assert_true(config_find_override(config, "sim.memory", "1", &size));
+	assert_false(config_find_override(config, "gpu.budget", "GPU-3", "cuda:0", &size));
+	assert_false(config_find_override(config, "gpu.budge", NULL, "t.GPU-1", &size));
+	assert_true(config_find_override(config, "sim.memory", NULL, "1", &size));
 	assert_int_equal(size.bytes, 128U << 20);
 	assert_int_equal(config->sim_memory_bytes, 64U << 20);
 	expect_item(config, "gpu.budget.GPU-1", "20G|" ETC ":2");
@@ -697,7 +697,7 @@ static void what_is_saved_anew_replaces_what_was_saved_before(void **state)
 	assert_string_equal(next->warm_models[2], "/c");
 	assert_string_equal(next->warm_models[3], "/d");
 	assert_string_equal(next->access_group, "distorchd");
-	assert_true(config_find_override(next, "gpu.budget", "G", &size));
+	assert_true(config_find_override(next, "gpu.budget", "G", "cuda:0", &size));
 	assert_int_equal(config_resave(next, &none, &again, &err), 0);
 	assert_int_equal(again->n_warm_models, 2);
 	expect_item(again, "memory.ram", "3G|/s/state.json"); /* until the files are read */
@@ -798,7 +798,7 @@ static void a_snapshot_may_be_had_again_from_its_text(void **state)
 	assert_non_null(next);
 	expect_item(next, "memory.ram", "1G|" ETC ":2 (last good)");
 	expect_item(next, "gpu.budget.G", "1G|" ETC ":6 (last good)");
-	assert_true(config_find_override(next, "gpu.budget", "G", &override));
+	assert_true(config_find_override(next, "gpu.budget", "G", "cuda:0", &override));
 	expect_item(next, "memory.reserve", "2G|/s/state.json (last good)");
 	expect_item(next, "log.level", "debug|environment (last good)");
 	expect_item(next, "log.format", "json|command line (last good)");
