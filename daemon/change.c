@@ -127,8 +127,9 @@ void change_tell_what_wins(const struct config *config, const char *key,
 
 	notice[0] = '\0';
 	while (config_next(config, &cursor, &item)) {
-		if (strcasecmp(item.key, key) == 0 && (strncmp(item.source, "environment", 11) == 0 ||
-						   strncmp(item.source, "command line", 12) == 0)) {
+		if (strcasecmp(item.key, key) == 0 &&
+		    (strncmp(item.source, "environment", 11) == 0 ||
+		     strncmp(item.source, "command line", 12) == 0)) {
 			(void)snprintf(
 				notice, CHANGE_NOTICE_SIZE,
 				"saved, but the %.16s says %.64s = %.256s, which ranks above",
