@@ -20,6 +20,7 @@
 
 #include "daemon/daemon.h"
 #include "daemon/describe.h"
+#include "daemon/describe_use.h"
 #include "daemon/device/device.h"
 #include "daemon/failure.h"
 #include "daemon/ipc/conn.h"
@@ -329,7 +330,7 @@ static void answer_unload(struct daemon *daemon, const struct client *client,
 			wire->reason = wire_str(
 				line_reason(daemon, line, texts[i].reason, sizeof texts[i].reason));
 			if (line->holder != 0) {
-				describe_holder(daemon, line->holder, line->bytes,
+				describe_holder(daemon, client, line->holder, line->bytes,
 						&texts[i].holder);
 				wire->has_holders = true;
 				wire->holders.items = &texts[i].holder;

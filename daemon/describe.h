@@ -21,7 +21,6 @@ struct pending;
 struct record;
 
 #define DESCRIBE_MAX_USERS   4
-#define DESCRIBE_MAX_IN_USE  16
 #define DESCRIBE_NOTICE_SIZE 256
 #define DESCRIBE_MAX_IMAGES  30 /* in one answer, beside a table and a result in a memfd */
 
@@ -48,21 +47,6 @@ struct device_description {
 	char name[16];
 };
 
-/* What a device's bytes are there for, and whose they are: the largest first. */
-struct device_use {
-	uint64_t in_use;    /* leased, or mapped by a process; held apart */
-	uint64_t pinned;    /* pinned and not in use */
-	uint64_t evictable; /* neither, and what is being dropped */
-	uint32_t n_holders;
-	struct wire_holder holders[DESCRIBE_MAX_IN_USE];
-	uint32_t n_pins;
-	struct device_pin {
-		uint64_t model; /* 0: of which the viewer may know no more than uid and bytes */
-		uint64_t bytes;
-		uint32_t uid;
-	} pins[DESCRIBE_MAX_IN_USE];
-};
-
 void describe_model(const struct daemon *daemon, const struct client *viewer,
 		    const struct core_model_view *view, struct model_description *ret);
 /* Why it is less than was asked for, or less than one may think; empty: it is not. */
@@ -70,34 +54,9 @@ const char *describe_notice(const struct daemon *daemon, const struct model_info
 			    const struct core_model_view *view, char buffer[DESCRIBE_NOTICE_SIZE]);
 void describe_record(const struct daemon *daemon, const struct record *record, uint64_t now_ns,
 		     struct record_description *ret);
-/* What a drain waits for, on one device or CORE_ALL_DEVICES. */
-struct work_description {
-	struct device_use use; /* its holders alone count */
-	uint64_t n_loads, n_leases;
-	uint32_t n_reservers;
-	struct wire_holder reservers[DESCRIBE_MAX_IN_USE]; /* who has room reserved there */
-	uint32_t n_names;
-	struct wire_str names[DESCRIBE_MAX_IN_USE]; /* of what is being loaded */
-	char texts[DESCRIBE_MAX_IN_USE][512];
-};
-
-void describe_work(const struct daemon *daemon, const struct client *viewer, uint32_t device,
-		   struct work_description *ret);
 void describe_device(const struct daemon *daemon, uint32_t device, struct device_description *ret);
 void describe_client(const struct daemon *daemon, const struct core_client_view *view,
 		     struct wire_client *ret);
-void describe_holder(const struct daemon *daemon, uint64_t id, uint64_t held_bytes,
-		     struct wire_holder *ret);
-
-/* 'spare' is the model that wants room: what it has already is not counted. 'viewer' may be
- * NULL: somebody who may know of no model. 'device' may be CORE_ALL_DEVICES. */
-void describe_use(const struct daemon *daemon, const struct client *viewer, uint32_t device,
-		  uint64_t spare, struct device_use *ret);
-
-/* Those who lease or still map the model; returns how many were written. */
-uint32_t describe_holders(const struct daemon *daemon, uint64_t model, struct wire_holder *holders,
-			  uint32_t capacity);
-
 /* May the viewer see this line of history? */
 bool describe_may_see(const struct daemon *daemon, const struct client *viewer,
 		      const struct record *record);

@@ -16,6 +16,7 @@
 
 #include "daemon/change.h"
 #include "daemon/daemon.h"
+#include "daemon/describe.h"
 #include "daemon/dispatch.h"
 #include "daemon/errand.h"
 #include "daemon/format/blocks.h"

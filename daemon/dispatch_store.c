@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "daemon/describe.h"
+#include "daemon/describe_use.h"
 #include "daemon/device/device.h"
 #include "daemon/dispatch.h"
 #include "daemon/ipc/conn.h"

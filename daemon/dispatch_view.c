@@ -11,6 +11,7 @@
 
 #include "daemon/config.h"
 #include "daemon/describe.h"
+#include "daemon/describe_use.h"
 #include "daemon/dispatch.h"
 #include "daemon/ipc/conn.h"
 #include "daemon/load/memory.h"
@@ -225,7 +226,8 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 	response.has_notice = notice[0] != '\0';
 	response.has_shards = list_shards(info, &shards, &response.shards);
 	response.clients.items = holders;
-	response.clients.count = describe_holders(call->daemon, id, holders, MAX_SHOW_CLIENTS);
+	response.clients.count =
+		describe_holders(call->daemon, call->client, id, holders, MAX_SHOW_CLIENTS);
 	response.wishes.items = wishes;
 	response.wishes.count = describe_wishes(call, id, wishes, MAX_SHOW_WISHES);
 	call_answer_fds(call, &response, &table_fd, table_fd >= 0 ? 1 : 0);

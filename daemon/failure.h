@@ -10,11 +10,12 @@
 #include <stdint.h>
 
 #include "daemon/core/action.h"
-#include "daemon/describe.h"
+#include "daemon/describe_use.h"
 #include "daemon/store.h"
 #include "proto/gen/wire_gen.h"
 
 struct client;
+struct core_segment_view;
 struct daemon;
 struct err;
 struct job_info;

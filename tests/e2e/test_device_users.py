@@ -179,6 +179,24 @@ def test_another_user_has_no_block_of_a_card_but_a_sealed_copy_in_ram(
     assert again["tensors"] == expected and again["on"] == placed["on"], again["on"]
 
 
+def test_what_a_client_says_of_itself_is_for_its_own_user(daemon, person, make):
+    """For another one it has the name that the kernel has."""
+    path, _expected = make("open", [MIB])
+    with daemon.raw(timeout=SLOW, hello=False) as raw:
+        raw.call("hello", {"protocol": [1, 1], "client": "raw/1", "label": "secret project"})
+        lease = load(raw, path)
+        bob, root = person(BOB), person(0)
+        bob.do("load", path)
+        for who, is_told in ((bob, False), (root, True)):
+            listed = who.do("call", "list", {})["models"][0]["users"]
+            shown = who.do("call", "show", {"model": path.name})["clients"]
+            kept = who.do("call", "unload", {"select": {"models": [path.name]}})
+            holders = [one["holders"][0] for one in kept["held"] if "holders" in one]
+            for several in (listed, shown, holders):
+                assert any("secret" in one["comm"] for one in several) == is_told, several
+        lease.close()
+
+
 def test_the_number_of_a_lease_opens_no_door(person, make):
     path, _ = make("m", [2 * MIB] * 2)
     alice, bob, other = person(ALICE), person(BOB), person(ALICE)

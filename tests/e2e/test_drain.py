@@ -164,6 +164,22 @@ def test_what_is_used_counts_where_its_tensors_are(start_daemon, tmp_path):
     assert late.returncode == 0 and "Nothing is under way" in late.stdout
 
 
+def test_a_device_waits_for_what_is_loaded_onto_it_alone(start_daemon, tmp_path):
+    daemon = start_daemon("sim.count=2", "sim.memory=64M", "memory.ram=64M", "memory.reserve=0",
+                          "sim.link=1M")
+    path = tmp_path / "slow.safetensors"
+    make_blocks(path, [MIB] * 16)
+    with daemon.raw(timeout=60.0) as raw:
+        with opened(path) as fd:
+            raw.request("load", {"allocation": "sim:1"}, [fd])
+        wait_until(lambda: daemon.status()["devices"][2]["used"] > 0, SLOW, "its room")
+        idle = ctl(daemon, "drain", "--no-wait", "--device", "sim:0").stdout
+        assert "Nothing is under way" in idle, idle
+        for words in ((), ("--device", "sim:1")):
+            assert "1 load (slow.safetensors)" in ctl(daemon, "drain", "--no-wait", *words).stdout
+        assert ctl(daemon, "unload", path.name).returncode == 0
+    wait_until(lambda: not any(one["used"] for one in daemon.status()["devices"]), SLOW, "its end")
+
 def test_the_waiting_ends_with_its_time_or_ctrl_c_and_the_draining_goes_on(daemon, make_model):
     path = make_model()
     with daemon.raw() as raw:

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Whose the bytes of a device are, and what goes on there. See describe_use.h. */
+#include "daemon/describe_use.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/daemon.h"
+#include "daemon/describe.h"
+
+void describe_holder(const struct daemon *daemon, const struct client *viewer, uint64_t id,
+		     uint64_t held_bytes, struct wire_holder *ret)
+{
+	const struct client *client = daemon_find_client(daemon, id);
+
+	*ret = (struct wire_holder){.client = id, .held_bytes = held_bytes};
+	if (client != NULL) {
+		/* What he says of his program is not for everybody; the kernel's word is. */
+		bool may_know = viewer != NULL && (viewer->is_admin || viewer->uid == client->uid);
+
+		ret->pid = client->pid;
+		ret->uid = client->uid;
+		ret->comm = wire_str(may_know ? client_display(client) : client->comm);
+	}
+}
+
+uint32_t describe_holders(const struct daemon *daemon, const struct client *viewer, uint64_t model,
+			  struct wire_holder *holders, uint32_t capacity)
+{
+	struct core_holder_view holder;
+	uint32_t cursor = 0;
+	uint32_t n_holders = 0;
+
+	while (core_holder_next(daemon->core, model, &cursor, &holder)) {
+		uint32_t i = 0;
+
+		while (i < n_holders && holders[i].client != holder.client) {
+			i++;
+		}
+		if (i < n_holders) {
+			holders[i].held_bytes += holder.bytes;
+		} else if (n_holders < capacity) {
+			describe_holder(daemon, viewer, holder.client, holder.bytes,
+					&holders[n_holders]);
+			n_holders++;
+		}
+	}
+	return n_holders;
+}
+
+/* What it has there: as it is charged, or the tensors, also of what is in the page cache. */
+static uint64_t bytes_on(const struct daemon *daemon, const struct core_holder_view *held,
+			 uint32_t device, bool is_charged)
+{
+	struct core_segment_view segment;
+	uint64_t bytes = 0;
+	uint32_t cursor = 0;
+
+	while (core_segment_next(daemon->core, held->model, &cursor, &segment)) {
+		if ((device == CORE_ALL_DEVICES || segment.device == device) &&
+		    core_segment_is_of(&segment, held->generation)) {
+			bytes += is_charged ? segment.bytes : segment.is_bare ? 0 : segment.size;
+		}
+	}
+	return bytes;
+}
+
+/* The client's place among the largest, also a new one; NULL: he has less than those. */
+static struct wire_holder *find_place(const struct daemon *daemon, const struct client *viewer,
+				      uint64_t client, uint64_t bytes, struct wire_holder *holders,
+				      uint32_t *n_holders)
+{
+	uint32_t least = 0;
+
+	for (uint32_t i = 0; i < *n_holders; i++) {
+		if (holders[i].client == client) {
+			return &holders[i];
+		}
+		least = holders[i].held_bytes < holders[least].held_bytes ? i : least;
+	}
+	if (*n_holders < DESCRIBE_MAX_IN_USE) {
+		least = (*n_holders)++;
+	} else if (holders[least].held_bytes >= bytes) {
+		return NULL;
+	}
+	describe_holder(daemon, viewer, client, 0, &holders[least]);
+	return &holders[least];
+}
+
+/* Each client once, and each model once a client, however many leases there are: that is returned. */
+static uint64_t find_holders(const struct daemon *daemon, const struct client *viewer,
+			     uint32_t device, bool is_charged, struct device_use *use)
+{
+	struct core_holder_view held;
+	uint32_t cursor = 0;
+	uint64_t n_leases = 0;
+
+	while (core_holder_next(daemon->core, 0, &cursor, &held)) {
+		const uint64_t bytes = bytes_on(daemon, &held, device, is_charged);
+		struct wire_holder *holder = bytes == 0 ? NULL
+							: find_place(daemon, viewer, held.client,
+								     bytes, use->holders,
+								     &use->n_holders);
+
+		n_leases += bytes == 0 ? 0 : held.n_leases;
+		if (holder != NULL) {
+			holder->held_bytes += bytes;
+		}
+	}
+	return n_leases;
+}
+
+static void add_pins(const struct daemon *daemon, const struct client *viewer,
+		     const struct core_segment_view *segment, struct device_use *use)
+{
+	bool may_know = viewer != NULL && core_client_may(daemon->core, viewer->id, segment->model);
+	uint64_t model = may_know ? segment->model : 0;
+	struct core_wish_view wish;
+	uint32_t cursor = 0;
+
+	while (core_wish_next(daemon->core, segment->model, &cursor, &wish)) {
+		uint32_t i = 0;
+
+		while (i < use->n_pins &&
+		       (use->pins[i].model != model || use->pins[i].uid != wish.uid)) {
+			i++;
+		}
+		if (!wish.pin || i == DESCRIBE_MAX_IN_USE) {
+			continue;
+		}
+		if (i == use->n_pins) {
+			use->pins[use->n_pins++] =
+				(struct device_pin){.model = model, .uid = wish.uid};
+		}
+		use->pins[i].bytes += segment->bytes;
+	}
+}
+
+static int compare_holders(const void *a, const void *b)
+{
+	uint64_t bytes_a = ((const struct wire_holder *)a)->held_bytes;
+	uint64_t bytes_b = ((const struct wire_holder *)b)->held_bytes;
+
+	return (bytes_a < bytes_b) - (bytes_a > bytes_b);
+}
+
+static int compare_pins(const void *a, const void *b)
+{
+	uint64_t bytes_a = ((const struct device_pin *)a)->bytes;
+	uint64_t bytes_b = ((const struct device_pin *)b)->bytes;
+
+	return (bytes_a < bytes_b) - (bytes_a > bytes_b);
+}
+
+void describe_use(const struct daemon *daemon, const struct client *viewer, uint32_t device,
+		  uint64_t spare, struct device_use *ret)
+{
+	struct core_segment_view segment;
+	struct core_model_view model;
+	uint32_t cursor = 0;
+
+	memset(ret, 0, sizeof *ret);
+	while (core_segment_next(daemon->core, 0, &cursor, &segment)) {
+		bool is_mapped;
+
+		if ((device != CORE_ALL_DEVICES && segment.device != device) ||
+		    segment.state == SEGMENT_PLANNED ||
+		    !core_model_get(daemon->core, segment.model, &model)) {
+			continue;
+		}
+		is_mapped = core_segment_mapper(daemon->core, segment.id) != 0;
+		if (segment.state == SEGMENT_DROPPING && !is_mapped) {
+			ret->evictable += segment.bytes;
+		}
+		if (segment.state != SEGMENT_READY) {
+			continue;
+		}
+		if (model.is_pinned) {
+			add_pins(daemon, viewer, &segment, ret);
+		}
+		if (model.n_leases > 0 || is_mapped) {
+			ret->in_use += segment.bytes;
+		} else if (model.is_pinned) {
+			ret->pinned += segment.bytes;
+		} else if (segment.model != spare) {
+			ret->evictable += segment.bytes;
+		}
+	}
+	(void)find_holders(daemon, viewer, device, true, ret);
+	qsort(ret->holders, ret->n_holders, sizeof ret->holders[0], compare_holders);
+	qsort(ret->pins, ret->n_pins, sizeof ret->pins[0], compare_pins);
+}
+
+/* Not of the host, which nobody lets go of. */
+static void add_reservers(const struct daemon *daemon, const struct client *viewer, uint32_t device,
+			  struct work_description *ret)
+{
+	struct core_reservation_view room;
+	uint32_t cursor = 0;
+
+	while (core_reservation_next(daemon->core, &cursor, &room)) {
+		const bool is_there = device == CORE_ALL_DEVICES || room.device == device;
+		struct wire_holder *holder = room.device == 0 || !is_there
+						     ? NULL
+						     : find_place(daemon, viewer, room.client,
+								  room.bytes, ret->reservers,
+								  &ret->n_reservers);
+
+		if (holder != NULL) {
+			holder->held_bytes += room.bytes;
+		}
+	}
+	qsort(ret->reservers, ret->n_reservers, sizeof ret->reservers[0], compare_holders);
+}
+
+/* Does what is being loaded or moved touch the device? One whose blocks are not planned yet may. */
+static bool may_touch(const struct daemon *daemon, uint64_t model, uint32_t device)
+{
+	struct core_segment_view segment;
+	uint32_t cursor = 0;
+	bool is_planned = false;
+
+	while (core_segment_next(daemon->core, model, &cursor, &segment)) {
+		if (segment.device == device) {
+			return true;
+		}
+		is_planned |= segment.state == SEGMENT_PLANNED ||
+			      segment.state == SEGMENT_RESERVED || segment.state == SEGMENT_FILLING;
+	}
+	return !is_planned;
+}
+
+void describe_work(const struct daemon *daemon, const struct client *viewer, uint32_t device,
+		   struct work_description *ret)
+{
+	struct core_model_view model;
+	uint32_t cursor = 0;
+
+	memset(ret, 0, sizeof *ret);
+	while (core_model_next(daemon->core, &cursor, &model)) {
+		if (model.job == 0 ||
+		    (device != CORE_ALL_DEVICES && !may_touch(daemon, model.id, device))) {
+			continue;
+		}
+		ret->n_loads++;
+		if (ret->n_names < DESCRIBE_MAX_IN_USE) {
+			char *text = ret->texts[ret->n_names];
+
+			ret->names[ret->n_names++] =
+				wire_str(describe_name(daemon, model.id, text));
+		}
+	}
+	ret->n_leases = find_holders(daemon, viewer, device, false, &ret->use);
+	qsort(ret->use.holders, ret->use.n_holders, sizeof ret->use.holders[0], compare_holders);
+	add_reservers(daemon, viewer, device, ret);
+}
