@@ -81,6 +81,12 @@ const char *explain_warning(const struct plan_request *request, const struct pla
 			       "the donors take %s of the %s that were to live off %s", a, b,
 			       label);
 		break;
+	case PLAN_SHORT_BLOCKS:
+		(void)snprintf(buffer, buffer_size,
+			       "only %s of the %s that were to live off %s do: blocks move whole, "
+			       "and what is left is too little for another",
+			       a, b, label);
+		break;
 	case PLAN_NOTHING_OFF:
 		(void)snprintf(buffer, buffer_size,
 			       "%s computes: virtual VRAM means nothing there, all of it stays",

@@ -527,8 +527,8 @@ static void lay_virtual(struct place_work *work, const struct spec_part *part,
 	start = find_start(work, part, wanted, layout);
 	layout->off_limit = asked;
 	if (start > wanted) {
-		place_warn(work, PLAN_SHORT_DONORS, part->compute,
-			   sum_bytes(request, part, start, request->n_blocks), asked);
+		layout->off_limit = sum_bytes(request, part, start, request->n_blocks);
+		place_warn(work, PLAN_SHORT_DONORS, part->compute, layout->off_limit, asked);
 	}
 }
 

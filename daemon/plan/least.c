@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The least virtual VRAM that leaves room to compute: from the smallest that may do on, plans
- * are tried until one does, since spread blocks of unequal sizes come near their bytes and not
- * onto them. See place.h.
+ * The least virtual VRAM that leaves room to compute. From what runs would need on, plans are
+ * tried until one does; then smaller ones, since of unequal blocks others than the last may go.
+ * See place.h.
  */
 #include <string.h>
 
 #include "daemon/plan/place.h"
 
 #define MAX_TRIES 64
+#define MAX_STEPS 20 /* halving */
 
 struct trial {
 	struct plan_request request;
@@ -26,8 +27,9 @@ static uint64_t room_of(const struct plan_device *device)
 	return room > keep ? room - keep : 0;
 }
 
-/* Does this much leave the compute device its tenth? */
-static bool is_enough(struct trial *trial, uint32_t compute, uint64_t virtual_vram)
+/* Does this much leave the compute device its tenth? 'ret_off': what then lies elsewhere. */
+static bool is_enough(struct trial *trial, uint32_t compute, uint64_t virtual_vram,
+		      uint64_t *ret_off)
 {
 	const struct spec_part *part = &trial->spec.parts[0];
 	struct place_work work = {.request = &trial->request};
@@ -45,16 +47,22 @@ static bool is_enough(struct trial *trial, uint32_t compute, uint64_t virtual_vr
 	if (trial->request.strategy != PLAN_CONTIGUOUS) {
 		(void)spread_take(&work, part, &trial->layout, NULL); /* else the runs stay */
 	}
+	*ret_off = 0;
+	for (uint32_t i = 0; i < trial->request.n_devices; i++) {
+		*ret_off += i == compute ? 0 : work.shares[i].bytes;
+	}
 	return work.shares[compute].taken <= room_of(&trial->request.devices[compute]);
 }
 
-/* Blocks from the front that the compute device holds besides the head. */
-static uint32_t count_resident(const struct trial *trial, uint32_t compute)
+/* Bytes of the blocks that the compute device has no room for, where it takes them from the front
+ * on besides the head. '*ret_start': the first of those. */
+static uint64_t count_rest(const struct trial *trial, uint32_t compute, uint32_t *ret_start)
 {
 	const struct plan_request *request = &trial->request;
 	const struct plan_device *device = &request->devices[compute];
 	uint64_t room = room_of(device);
 	uint64_t taken = 0;
+	uint64_t off = 0;
 	uint32_t i = 0;
 
 	for (uint32_t j = 0; j < request->n_blocks; j++) {
@@ -73,28 +81,23 @@ static uint32_t count_resident(const struct trial *trial, uint32_t compute)
 		}
 		taken += charge;
 	}
-	return i;
-}
-
-uint64_t least_virtual_vram(const struct plan_request *request, uint32_t compute)
-{
-	struct trial trial = {.request = *request};
-	uint64_t off = 0;
-	uint32_t start;
-	const char *name = request->devices[compute].name;
-
-	trial.request.allocation = (struct plan_text){0};
-	trial.request.virtual_vram = 1;
-	trial.request.compute = (struct plan_text){name, (uint32_t)strlen(name)};
-	if (spec_parse(&trial.request, UINT32_MAX, &trial.spec, NULL) < 0) {
-		return 0;
-	}
-	start = count_resident(&trial, compute);
-	for (uint32_t i = start; i < request->n_blocks; i++) {
+	*ret_start = i;
+	for (; i < request->n_blocks; i++) {
 		off += place_is_head(&request->blocks[i]) ? 0 : request->blocks[i].bytes;
 	}
+	return off;
+}
+
+/* Some that is enough; 0: none is found. */
+static uint64_t find_enough(struct trial *trial, uint32_t compute)
+{
+	const struct plan_request *request = &trial->request;
+	uint32_t start;
+	uint64_t unused;
+	uint64_t off = count_rest(trial, compute, &start);
+
 	for (uint32_t tries = 0; tries < MAX_TRIES; tries++) {
-		if (is_enough(&trial, compute, off)) {
+		if (is_enough(trial, compute, off, &unused)) {
 			return off;
 		}
 		/* One block more. */
@@ -108,4 +111,36 @@ uint64_t least_virtual_vram(const struct plan_request *request, uint32_t compute
 		off += request->blocks[--start].bytes;
 	}
 	return 0;
+}
+
+uint64_t least_virtual_vram(const struct plan_request *request, uint32_t compute)
+{
+	struct trial trial = {.request = *request};
+	const char *name = request->devices[compute].name;
+	uint64_t enough;
+	uint64_t less = 0; /* is not enough */
+	uint64_t unused;
+	uint64_t off;
+
+	trial.request.allocation = (struct plan_text){0};
+	trial.request.virtual_vram = 1;
+	trial.request.compute = (struct plan_text){name, (uint32_t)strlen(name)};
+	if (spec_parse(&trial.request, UINT32_MAX, &trial.spec, NULL) < 0) {
+		return 0;
+	}
+	enough = find_enough(&trial, compute);
+	for (uint32_t i = 0; i < MAX_STEPS && enough > less + 1; i++) {
+		const uint64_t middle = less + (enough - less) / 2;
+
+		if (!is_enough(&trial, compute, middle, &off)) {
+			less = middle;
+			continue;
+		}
+		enough = middle;
+		/* No more than what moves then, where that is enough too. */
+		if (off < middle && off > less && is_enough(&trial, compute, off, &unused)) {
+			enough = off;
+		}
+	}
+	return enough;
 }

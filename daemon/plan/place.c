@@ -96,6 +96,15 @@ void place_take(struct place_work *work, uint32_t device, const struct plan_bloc
 	share->n_blocks++;
 }
 
+void place_give_back(struct place_work *work, uint32_t device, const struct plan_block *block)
+{
+	struct plan_share *share = &work->shares[device];
+
+	share->bytes -= block->bytes;
+	share->taken -= place_charge(&work->request->devices[device], block);
+	share->n_blocks--;
+}
+
 uint64_t place_room(const struct plan_device *device)
 {
 	uint64_t room = UINT64_MAX;
@@ -429,6 +438,21 @@ static void check_tight(struct place_work *work, uint32_t compute)
 	work->summary->virtual_vram = least_virtual_vram(work->request, compute);
 }
 
+/* Does much less leave the compute device than was asked for? */
+static void check_virtual(struct place_work *work, const struct spec_part *part,
+			  const struct place_layout *layout)
+{
+	const uint64_t asked = layout->off_limit;
+	uint64_t off = 0;
+
+	for (uint32_t i = 0; i < work->request->n_devices; i++) {
+		off += i == part->compute ? 0 : work->shares[i].bytes;
+	}
+	if (asked != PLACE_NO_LIMIT && off < asked - asked / 8 && off < layout->bytes) {
+		place_warn(work, PLAN_SHORT_BLOCKS, part->compute, off, asked);
+	}
+}
+
 static void check_evictions(struct place_work *work)
 {
 	for (uint32_t i = 0; i < work->request->n_devices; i++) {
@@ -440,7 +464,8 @@ static void check_evictions(struct place_work *work)
 	}
 }
 
-static void sum_up(struct place_work *work, const struct spec *spec, const uint8_t *devices)
+static void sum_up(struct place_work *work, const struct spec *spec,
+		   const struct place_layout *layouts, const uint8_t *devices)
 {
 	struct plan_summary *summary = work->summary;
 	bool is_known = true;
@@ -466,6 +491,7 @@ static void sum_up(struct place_work *work, const struct spec *spec, const uint8
 				   0);
 		}
 	}
+	check_virtual(work, &spec->parts[0], &layouts[0]); /* there are no parts beside it */
 	check_evictions(work);
 	for (uint32_t i = 0; i < PLAN_MAX_DEVICES; i++) {
 		summary->shares[i] = work->shares[i];
@@ -496,6 +522,6 @@ int plan_make(const struct plan_request *request, uint8_t *ret_devices,
 		return code;
 	}
 	spread_parts(&work, &spec, layouts, ret_devices);
-	sum_up(&work, &spec, ret_devices);
+	sum_up(&work, &spec, layouts, ret_devices);
 	return 0;
 }

@@ -33,7 +33,7 @@ struct place_layout {
 	uint64_t head_bytes; /* of the head, which is on 'head_device' */
 	uint32_t head_device;
 	uint64_t reserve;   /* auto: of the compute device's room, to stay free */
-	uint64_t off_limit; /* virtual VRAM: of all runs but the compute device's */
+	uint64_t off_limit; /* virtual VRAM: of all runs but the compute device's; else no limit */
 };
 
 struct place_work {
@@ -52,6 +52,7 @@ bool place_is_in(const struct spec_part *part, const struct plan_block *block);
 uint64_t place_charge(const struct plan_device *device, const struct plan_block *block);
 /* Charge it. */
 void place_take(struct place_work *work, uint32_t device, const struct plan_block *block);
+void place_give_back(struct place_work *work, uint32_t device, const struct plan_block *block);
 /* What may be taken of it: free, and what can be evicted. */
 uint64_t place_room(const struct plan_device *device);
 void place_warn(struct place_work *work, enum plan_warning_kind kind, uint32_t device, uint64_t a,

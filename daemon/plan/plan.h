@@ -92,6 +92,7 @@ enum plan_warning_kind {
 	PLAN_CLAMPED,       /* "up to" a fraction (b), and no more than a was free */
 	PLAN_HEAD_OVER,     /* the head (a) is more than the compute device's share (b) */
 	PLAN_SHORT_DONORS,  /* asked off the compute device: b; the donors take a */
+	PLAN_SHORT_BLOCKS,  /* the same; whole blocks come to a */
 	PLAN_NOTHING_OFF,   /* virtual VRAM where the model computes on the host */
 	PLAN_TIGHT,         /* a of the compute device's b are in use then, by models and by
 			       others on the machine: over 90 % */

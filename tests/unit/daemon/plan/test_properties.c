@@ -154,6 +154,10 @@ static void check_spread(const struct random_case *it, const struct outcome *out
 		if (it->is_equal) {
 			HOLDS(it, a == b);
 		}
+		/* Not much below runs; of virtual VRAM the compute device, which has the rest. */
+		HOLDS(it, b >= a - a / 8 ||
+				  (it->mode == RANDOM_VIRTUAL && i == outcome->summary.compute) ||
+				  it->mode == RANDOM_PARTS);
 		/* Never a block or more above; below it may be where limits bind the others. */
 		HOLDS(it, is_tight || b < a + largest || a == b);
 	}

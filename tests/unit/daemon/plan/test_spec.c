@@ -415,6 +415,59 @@ static void blocks_too_unequal_to_be_spread_stay_in_runs(void **state)
 	expect_warning(&scene, 0, "too unequal to be spread");
 }
 
+/* The last block is small and the one before it larger than most of what was asked for. */
+static void given_unequal_blocks(struct scene *scene)
+{
+	given_cards(scene);
+	scene->devices[1].total = scene->devices[1].free = 8 * GIB;
+	scene->request.n_blocks = 5;
+	scene->blocks[0].bytes = scene->blocks[1].bytes = scene->blocks[2].bytes = 700 * MIB;
+	scene->blocks[3].bytes = 3 * GIB;
+	scene->blocks[4].bytes = 100 * MIB;
+}
+
+static void unequal_blocks_are_spread_to_the_bytes_of_runs(void **state)
+{
+	struct scene scene;
+
+	(void)state;
+	given_unequal_blocks(&scene);
+	scene.request.strategy = PLAN_SPREAD;
+	expect_runs(&scene, "cuda:0,2200mb;cpu,*", "cuda:0 3, cpu 2");
+	scene.blocks[1].bytes = 300 * MIB; /* 1700 MiB on the card in runs */
+	expect_runs(&scene, "cuda:0,1700mb;cpu,*", "cuda:0 3, cpu 2");
+	assert_int_equal(scene.summary.shares[1].bytes, 1700 * MIB);
+}
+
+static void virtual_vram_of_unequal_blocks_is_had_of_any_or_told(void **state)
+{
+	struct scene scene;
+
+	(void)state;
+	given_unequal_blocks(&scene);
+	scene.request.virtual_vram = 1500 * MIB;
+	scene.request.strategy = PLAN_CONTIGUOUS;
+	expect_runs(&scene, "", "cuda:0 4, cpu 1");
+	expect_warning(&scene, 0,
+		       "only 100M of the 1.5G that were to live off cuda:0 (RTX 4080, PCI 01:00) "
+		       "do: blocks move whole");
+	scene.request.strategy = PLAN_USUAL;
+	assert_int_equal(plan(&scene, ""), 0);
+	assert_int_equal(scene.summary.shares[0].bytes, 1500 * MIB);
+	assert_int_equal(scene.summary.n_warnings, 0);
+	/* The runs have more than any others within the limit. */
+	scene.request.virtual_vram = 3900 * MIB;
+	expect_runs(&scene, "", "cuda:0 2, cpu 3");
+	assert_int_equal(scene.summary.strategy, PLAN_CONTIGUOUS);
+	expect_warning(&scene, 0, "too unequal to be spread");
+	scene.request.virtual_vram = MIB;
+	expect_runs(&scene, "", "cuda:0 5");
+	expect_warning(&scene, 0, "only 0 of the 1.0M that were to live off");
+	scene.request.virtual_vram = 64 * GIB;
+	expect_runs(&scene, "", "cpu 5");
+	assert_int_equal(scene.summary.n_warnings, 0);
+}
+
 static void virtual_vram_is_filled_in_the_donors_order(void **state)
 {
 	struct scene scene;
@@ -493,6 +546,13 @@ static void the_least_virtual_vram_is_enough_and_the_least(void **state)
 		       "over 90 %; the least virtual VRAM that is enough is 1.00G");
 	scene.devices[1].total = 10 * GIB;
 	scene.devices[1].spare = 0;
+	/* Not of the last blocks alone. */
+	given_unequal_blocks(&scene);
+	scene.devices[1].total = scene.devices[1].free = 5500 * MIB;
+	expect_runs(&scene, "cuda:0", "cuda:0 5");
+	assert_in_range(scene.summary.virtual_vram, 700 * MIB, 800 * MIB);
+	given_cards(&scene);
+	scene.devices[1].total = scene.devices[1].free = 10 * GIB;
 	/* Nobody could take it. */
 	scene.request.virtual_vram = 0;
 	scene.devices[0].free = 0;
@@ -561,6 +621,8 @@ int main(void)
 		cmocka_unit_test(each_part_has_an_allocation),
 		cmocka_unit_test(auto_prefers_the_fastest_link),
 		cmocka_unit_test(blocks_too_unequal_to_be_spread_stay_in_runs),
+		cmocka_unit_test(unequal_blocks_are_spread_to_the_bytes_of_runs),
+		cmocka_unit_test(virtual_vram_of_unequal_blocks_is_had_of_any_or_told),
 		cmocka_unit_test(virtual_vram_is_filled_in_the_donors_order),
 		cmocka_unit_test(donors_that_are_slower_than_the_host_are_told),
 		cmocka_unit_test(the_least_virtual_vram_is_enough_and_the_least),
