@@ -80,7 +80,7 @@ room(corridor DEPENDS base base/os proto daemon/core daemon/plan daemon/format d
 		daemon/gather.c daemon/adopt_generation.c daemon/generation.c daemon/ledger.c
 		daemon/notify.c daemon/notify_parse.c daemon/store.c daemon/model_text.c daemon/clients.c daemon/history.c daemon/config.c
 		daemon/config_file.c daemon/config_table.c daemon/config_value.c daemon/config_text.c daemon/last_good.c daemon/names.c daemon/testing.c
-		daemon/change.c daemon/dispatch_saved.c daemon/dispatch_warm.c daemon/warm.c daemon/warm_open.c daemon/errand.c daemon/workers.c daemon/workers_start.c daemon/saved.c daemon/saved_folder.c daemon/saved_wish.c
+		daemon/change.c daemon/dispatch_saved.c daemon/dispatch_warm.c daemon/warm.c daemon/warm_open.c daemon/errand.c daemon/workers.c daemon/workers_budget.c daemon/workers_start.c daemon/saved.c daemon/saved_folder.c daemon/saved_wish.c
 		daemon/state_file.c daemon/state_text.c daemon/state_list.c
 	LINKS PkgConfig::UV PkgConfig::CJSON)
 file(RELATIVE_PATH WORKER_PLACE "/prefix/${CMAKE_INSTALL_BINDIR}"

@@ -178,7 +178,7 @@ void describe_use(const struct daemon *daemon, const struct client *viewer, uint
 		if (model.is_pinned) {
 			add_pins(daemon, viewer, &segment, ret);
 		}
-		if (model.n_leases > 0 || is_mapped) {
+		if (segment.is_leased || is_mapped) {
 			ret->in_use += segment.bytes;
 		} else if (model.is_pinned) {
 			ret->pinned += segment.bytes;

@@ -24,7 +24,6 @@
 #include <unistd.h>
 
 #include "daemon/answer.h"
-#include "daemon/config.h"
 #include "daemon/daemon.h"
 #include "daemon/device/remote.h"
 #include "daemon/device/xid.h"
@@ -74,60 +73,6 @@ static void set_state(struct worker *worker, enum device_state state, const char
 	(void)snprintf(device->reason, sizeof device->reason, "%s", reason);
 	if (is_new) {
 		answer_device(worker->daemon, worker->device);
-	}
-}
-
-/* ---- the core's view ---- */
-
-/* Of the card as a whole. */
-static uint64_t configured_budget(const struct daemon *daemon, const struct known_device *device)
-{
-	const uint64_t total = device->info.total_bytes;
-	struct config_size size = daemon->config->gpu_budget;
-
-	if (config_find_override(daemon->config, "gpu.budget", device->info.uuid, device->name,
-				 &size) ||
-	    strncmp(device->name, "sim:", 4) != 0) {
-		return config_size_of(&size, total);
-	}
-	return total; /* a simulated card is for models alone */
-}
-
-/* Tell the core what may be taken of the device now: what others have taken is not there. */
-static void tell_budget(struct daemon *daemon, uint32_t index)
-{
-	struct core_event event = {.type = EV_BUDGET, .budget = {.device = index}};
-	struct known_device *device = &daemon->devices[index];
-	struct core_account_view account;
-	uint64_t wanted;
-	uint64_t room = device->info.total_bytes;
-
-	room -= device->info.foreign_bytes < room ? device->info.foreign_bytes : room;
-	device->configured_bytes = configured_budget(daemon, device);
-	wanted = device->has_wanted ? device->wanted_bytes : device->configured_bytes;
-	event.budget.bytes = wanted < room ? wanted : room;
-	core_account_get(daemon->core, index, &account);
-	if (account.budget != event.budget.bytes) {
-		(void)daemon_step(daemon, &event);
-	}
-}
-
-void workers_set_budget(struct daemon *daemon, uint32_t device, uint64_t bytes)
-{
-	daemon->devices[device].has_wanted = true;
-	daemon->devices[device].wanted_bytes = bytes;
-	tell_budget(daemon, device); /* also of one that is away: who looks sees what it will be */
-}
-
-void workers_apply_config(struct daemon *daemon)
-{
-	for (uint32_t i = 1; i < daemon->n_devices; i++) {
-		struct known_device *device = &daemon->devices[i];
-
-		/* What was said of one stays until its own setting is another one. */
-		device->has_wanted = device->has_wanted &&
-				     configured_budget(daemon, device) == device->configured_bytes;
-		tell_budget(daemon, i);
 	}
 }
 
@@ -523,10 +468,11 @@ static void take_xid(struct worker *worker, uint32_t xid)
 static void take_look(struct worker *worker, const struct device_info *info)
 {
 	struct known_device *device = known(worker);
-	const bool is_more = info->foreign_bytes > device->info.foreign_bytes;
 	const bool is_faulty = info->n_xids != device->info.n_xids;
+	bool is_more;
 
 	device->info = *info;
+	is_more = workers_note_foreign(worker->daemon, worker->device);
 	if (is_faulty) {
 		take_xid(worker, info->last_xid);
 	}
@@ -536,7 +482,7 @@ static void take_look(struct worker *worker, const struct device_info *info)
 	if (is_more) {
 		make_way(worker);
 	}
-	tell_budget(worker->daemon, worker->device);
+	workers_tell_budget(worker->daemon, worker->device);
 }
 
 static void on_looked(struct daemon *daemon, struct errand *errand)
@@ -609,7 +555,8 @@ static void be_there(struct worker *worker, const struct device_info *info)
 	set_state(worker, DEVICE_STATE_OK, "");
 	log_device(LOG_LEVEL_INFO, worker, text);
 	look_later(worker); /* or sooner, by what the steps bring */
-	tell_budget(worker->daemon, worker->device);
+	workers_note_foreign(worker->daemon, worker->device);
+	workers_tell_budget(worker->daemon, worker->device);
 	(void)daemon_step(worker->daemon, &event);
 	persist_come_back(worker->daemon);
 }

@@ -37,6 +37,8 @@ struct known_device {
 	uint64_t configured_bytes; /* its budget by the configuration */
 	bool has_wanted; /* an administrator said its budget, instead of the configuration */
 	uint64_t wanted_bytes;
+	uint64_t foreign_before;  /* the least that others had since anything is reserved there */
+	uint64_t strangers_bytes; /* that others have, less what they took of what is reserved */
 };
 
 /* How many devices the core has to have room for, the host with them. */

@@ -106,7 +106,7 @@ static void keep_budget(struct core *core, uint32_t device)
 			  account_left(charged,
 				       account_add(account->budget,
 						   account_sum(core, device, SUM_DROPPING))),
-			  CORE_WHY_BUDGET);
+			  account->is_by_others ? CORE_WHY_PRESSURE : CORE_WHY_BUDGET);
 	}
 }
 
@@ -125,6 +125,7 @@ void account_on_budget(struct core *core, const struct core_event *event)
 	if (device < core->config.n_devices) {
 		core->accounts[device].budget = event->budget.bytes;
 		core->accounts[device].has_budget = true;
+		core->accounts[device].is_by_others = event->budget.by_others;
 		keep_budget(core, device);
 	}
 }

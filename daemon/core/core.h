@@ -145,6 +145,7 @@ struct core_segment_view {
 	bool is_counted; /* a load under way counts on it: it stays until that ends */
 	bool may_go;     /* it is of what core_account_view.evictable counts */
 	bool is_bare;    /* an image of no tensor's bytes */
+	bool is_leased;  /* by somebody who is there */
 	bool is_older;   /* of no generation that is to be had, but somebody leases or maps it */
 	enum segment_state state;
 };

@@ -266,6 +266,7 @@ struct core_event {
 		struct {
 			uint32_t device;
 			uint64_t bytes;
+			bool by_others; /* it is what they leave, not what was said */
 		} budget;
 		struct {
 			uint32_t device; /* or CORE_ALL_DEVICES */

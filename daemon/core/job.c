@@ -277,7 +277,7 @@ void job_fail(struct core *core, struct job *job, int code)
 	model->job = NULL;
 	model_touch(core, model);
 	if (job->is_demotion && code != WIRE_CANCELLED && code != WIRE_SHUTTING_DOWN &&
-	    model_is_idle(model) && !model_is_pinned(core, model)) {
+	    !model_is_leased(model, model->generation) && !model_is_pinned(core, model)) {
 		place_drop_blocks(core, model, job->why);
 	}
 	model_drain(core, model); /* bad ones that it counted on */

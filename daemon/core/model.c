@@ -351,7 +351,7 @@ uint64_t model_drop(struct core *core, struct model *model, enum core_note_type 
 	LIST_FOR_EACH_SAFE (link, &model->segments) {
 		struct segment *segment = OF(link, struct segment, by_model);
 
-		if (segment_is_droppable(segment)) {
+		if (segment_is_droppable(segment) && !segment_is_leased(segment)) {
 			bytes += segment->size;
 			bare += segment->is_bare ? segment->size : 0;
 			noted[segment->device] += segment->is_bare ? 0 : segment->size;

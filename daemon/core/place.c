@@ -151,23 +151,31 @@ static bool has_blocks(const struct model *model)
 		const struct segment *segment = OF(link, struct segment, by_model);
 
 		if (segment->is_block && segment_is_current(segment) &&
-		    segment_is_droppable(segment)) {
+		    segment_is_droppable(segment) && !segment_is_leased(segment)) {
 			return true;
 		}
 	}
 	return false;
 }
 
-uint64_t place_linger(const struct core *core, const struct model *model)
+/* When its blocks have lain on other devices long enough. */
+static uint64_t stays_until(const struct core *core, const struct model *model)
 {
-	uint64_t linger_ns = core->config.linger_ns;
-
-	if (linger_ns == 0 || model->job != NULL || !model_is_idle(model) ||
-	    model->placement <= CORE_PLACEMENT_HOST || model_is_pinned(core, model) ||
-	    !has_blocks(model)) {
+	if (core->config.linger_ns == 0 || model_is_leased(model, model->generation) ||
+	    model->placement <= CORE_PLACEMENT_HOST || model_is_pinned(core, model)) {
 		return NEVER;
 	}
-	return account_add(model->last_used_ns, linger_ns);
+	return account_add(model->last_used_ns, core->config.linger_ns);
+}
+
+uint64_t place_linger(const struct core *core, const struct model *model)
+{
+	return model->job == NULL && has_blocks(model) ? stays_until(core, model) : NEVER;
+}
+
+uint64_t place_to_return(const struct core *core, const struct model *model)
+{
+	return stays_until(core, model) > core->now_ns ? model->placement : CORE_PLACEMENT_HOST;
 }
 
 void place_drop_blocks(struct core *core, struct model *model, enum core_why why)
@@ -178,7 +186,7 @@ void place_drop_blocks(struct core *core, struct model *model, enum core_why why
 		struct segment *segment = OF(link, struct segment, by_model);
 
 		if (segment->is_block && segment_is_current(segment) &&
-		    segment_is_droppable(segment)) {
+		    segment_is_droppable(segment) && !segment_is_leased(segment)) {
 			bytes[segment->device] += segment->bytes;
 			segment_drop(core, segment, why);
 		}
@@ -192,10 +200,9 @@ void place_drop_blocks(struct core *core, struct model *model, enum core_why why
 /* To the host, where there is room; else its file is all that is left. */
 static void demote(struct core *core, struct model *model, enum core_why why)
 {
-	struct job *job = !model_is_resident(model)
-				  ? NULL
-				  : place_begin(core, model, CORE_PLACEMENT_HOST, model->placed_uid,
-						model->owner_uid);
+	struct job *job = model->file == 0 ? NULL
+					   : place_begin(core, model, CORE_PLACEMENT_HOST,
+							 model->placed_uid, model->owner_uid);
 
 	if (job == NULL) {
 		place_drop_blocks(core, model, why);

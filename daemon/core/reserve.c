@@ -32,7 +32,8 @@ static void bring_back(struct core *core, struct model *model)
 		return;
 	}
 	/* It is displaced until that is published: another reservation may still be in the way. */
-	job = place_begin(core, model, model->placement, model->placed_uid, model->owner_uid);
+	job = place_begin(core, model, place_to_return(core, model), model->placed_uid,
+			  model->owner_uid);
 	if (job != NULL) {
 		job->with_host = model->has_host;
 		job->is_reload = job->is_return = job->no_wait = true;

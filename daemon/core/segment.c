@@ -185,7 +185,8 @@ enum segment_sum segment_sum_of(const struct core *core, const struct segment *s
 		return SUM_NONE;
 	}
 	if (segment_is_droppable(segment)) {
-		return model_is_idle(model) && !segment_is_held(segment) ? SUM_EVICTABLE : SUM_NONE;
+		return segment_is_leased(segment) || segment_is_held(segment) ? SUM_NONE
+									      : SUM_EVICTABLE;
 	}
 	return job != NULL && job->n_attaching == 0 ? SUM_LATER : SUM_NONE;
 }

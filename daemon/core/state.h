@@ -295,6 +295,7 @@ struct account {
 	uint64_t reserved;           /* by reservations that were granted */
 	uint64_t available;          /* fresh bound by the outside, as last told */
 	uint64_t drained_age;        /* jobs that are younger may take nothing; NEVER: all may */
+	bool is_by_others;           /* the budget is what they leave of it */
 	bool has_budget; /* one was said: before that an earlier life's copies are adopted */
 	bool is_lost;
 };
@@ -397,7 +398,7 @@ bool model_is_kept(const struct core *core, const struct model *model);
 int16_t model_priority(const struct model *model);
 uint64_t model_ttl_ns(const struct core *core, const struct model *model); /* NEVER: until needed */
 enum core_model_state model_state(const struct model *model);
-/* Drop every READY copy of it. Returns the bytes that will come free. */
+/* Drop every READY copy of it that nobody leases. Returns the bytes that will come free. */
 uint64_t model_drop(struct core *core, struct model *model, enum core_note_type note,
 		    enum core_why why);
 void model_drain(struct core *core, struct model *model); /* old generations without leases */
@@ -576,6 +577,8 @@ bool place_may(const struct model *model, const struct client *client, uint64_t 
 uint32_t place_uid(const struct model *model, const struct client *client);
 void place_on_place(struct core *core, const struct core_event *event);
 uint64_t place_linger(const struct core *core, const struct model *model); /* NEVER: they stay */
+/* Where what had to go comes back to: to RAM, where its time elsewhere is over. */
+uint64_t place_to_return(const struct core *core, const struct model *model);
 void place_expired(struct core *core);
 void place_on_device_short(struct core *core, const struct core_event *event);
 void place_stay(struct core *core, const struct model *model); /* it is used again */

@@ -180,6 +180,25 @@ static void recall(struct core *core, const struct core_event *event, const stru
 	}
 }
 
+/* What they do not lease goes at once: the rest, with its holder, when the last one lets go. */
+static void unload_leased(struct core *core, const struct core_event *event, struct model *model,
+			  const struct lease *lease)
+{
+	const uint64_t all = ready_bytes(model);
+	const uint64_t dropped = model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
+
+	recall(core, event, model);
+	model->is_doomed = true;
+	if (dropped > 0) {
+		report(core, event, model, CORE_OUTCOME_UNLOADED, CORE_WHY_ASKED);
+		last_action(core)->unload.bytes = dropped;
+		last_action(core)->unload.freed = model->backing == CORE_BACKING_FILE ? 0 : dropped;
+	}
+	report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_IN_USE);
+	last_action(core)->unload.bytes = all - dropped;
+	last_action(core)->unload.holder = idtab_id(&core->clients, lease->client);
+}
+
 /* Drop what is there; a process that still maps it holds the bytes. */
 static void unload_copies(struct core *core, const struct core_event *event, struct model *model)
 {
@@ -190,11 +209,7 @@ static void unload_copies(struct core *core, const struct core_event *event, str
 	uint64_t freed = model->backing == CORE_BACKING_FILE ? 0 : bytes;
 
 	if (lease != NULL) {
-		recall(core, event, model);
-		model->is_doomed = true; /* goes when the last lease ends */
-		report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_IN_USE);
-		last_action(core)->unload.bytes = bytes;
-		last_action(core)->unload.holder = idtab_id(&core->clients, lease->client);
+		unload_leased(core, event, model, lease);
 		return;
 	}
 	if (bytes > 0) {

@@ -45,6 +45,31 @@ static void print_tight(const struct plan_summary *summary, const struct plan_wa
 	}
 }
 
+/* What of the virtual VRAM that was asked for is not to be had. */
+static void print_virtual(const struct plan_warning *warning, const char *label, char *buffer,
+			  size_t buffer_size)
+{
+	char has[24];
+	char asked[24];
+
+	(void)units_format_size(warning->a, has, sizeof has);
+	(void)units_format_size(warning->b, asked, sizeof asked);
+	if (warning->kind == PLAN_SHORT_DONORS) {
+		(void)snprintf(buffer, buffer_size,
+			       "the donors take %s of the %s that were to live off %s", has, asked,
+			       label);
+	} else if (warning->kind == PLAN_SHORT_BLOCKS) {
+		(void)snprintf(buffer, buffer_size,
+			       "only %s of the %s that were to live off %s do: blocks move whole, "
+			       "and what is left is too little for another",
+			       has, asked, label);
+	} else {
+		(void)snprintf(buffer, buffer_size,
+			       "%s computes: virtual VRAM means nothing there, all of it stays",
+			       label);
+	}
+}
+
 const char *explain_warning(const struct plan_request *request, const struct plan_summary *summary,
 			    const struct plan_warning *warning, char *buffer, size_t buffer_size)
 {
@@ -77,20 +102,9 @@ const char *explain_warning(const struct plan_request *request, const struct pla
 			       label, b);
 		break;
 	case PLAN_SHORT_DONORS:
-		(void)snprintf(buffer, buffer_size,
-			       "the donors take %s of the %s that were to live off %s", a, b,
-			       label);
-		break;
 	case PLAN_SHORT_BLOCKS:
-		(void)snprintf(buffer, buffer_size,
-			       "only %s of the %s that were to live off %s do: blocks move whole, "
-			       "and what is left is too little for another",
-			       a, b, label);
-		break;
 	case PLAN_NOTHING_OFF:
-		(void)snprintf(buffer, buffer_size,
-			       "%s computes: virtual VRAM means nothing there, all of it stays",
-			       label);
+		print_virtual(warning, label, buffer, buffer_size);
 		break;
 	case PLAN_TIGHT:
 		print_tight(summary, warning, label, buffer, buffer_size);

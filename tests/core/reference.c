@@ -366,7 +366,7 @@ static bool may_go(struct reference *r, const struct reference_copy *copy)
 {
 	return copy->segment != 0 && copy->state == SEGMENT_READY && copy->bytes > 0 &&
 	       !is_wished(r, copy->model, true) && !has_job(r, copy->model) &&
-	       count_leases(r, copy->model, true) == 0 &&
+	       count_leases_of(r, copy, true, false) == 0 &&
 	       (copy->backing != CORE_BACKING_IMAGE || count_leases_of(r, copy, false, true) == 0);
 }
 

@@ -222,6 +222,29 @@ def test_what_nobody_uses_makes_way_when_others_take_the_device(cards, raw, tmp_
     unload_all(raw)
 
 
+def test_room_that_is_reserved_is_not_counted_again_when_its_program_takes_it(cards, raw, tmp_path):
+    need_hooks()
+    idle = tmp_path / "idle.safetensors"
+    make_blocks(idle, [MIB] * 8, head=0)
+    load(raw, idle, "sim:0").close()
+    token = raw.call("reserve", {"device": "sim:0", "bytes": 14 * MIB})["token"]
+    for foreign, budget in ((5, 32), (14, 32), (3, 32), (14, 32), (20, 26)):
+        cards.tell(f"worker sim:0 foreign:{foreign * MIB}")
+        wait_until(lambda: account(raw, "sim:0")["foreign"] == foreign * MIB, SLOW, "the look at it")
+        card = account(raw, "sim:0")
+        assert (card["budget"], card["reserved"]) == (budget * MIB, 14 * MIB), foreign
+        if foreign <= 14:
+            assert card["used"] == 16 * MIB
+    whys = [one["why"] for one in raw.call("events.history")["records"]
+            if one["type"] in ("evicted", "placed")]
+    assert whys and all(why.startswith("memory was short") for why in whys), whys
+    raw.call("release", {"token": token})
+    wait_until(lambda: account(raw, "sim:0")["budget"] == 12 * MIB, SLOW, "what is left")
+    cards.tell("worker sim:0 foreign:0")
+    wait_until(lambda: account(raw, "sim:0")["budget"] == 32 * MIB, SLOW, "the look at it")
+    unload_all(raw)
+
+
 # ---- who wants both cards --------------------------------------------------------------------
 
 ROUNDS = 1000  # of each of three

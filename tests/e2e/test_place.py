@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import signal
+import time
 
 import pytest
 from conftest import (RawClient, RawError, make_safetensors, opened, pattern, slowness,
@@ -967,6 +968,73 @@ def test_blocks_that_nobody_uses_drop_to_ram(start_daemon, tmp_path):
         assert [(one["why"], one["device"]) for one in placed] == [
             ("its time without use ran out, from sim:0 to ram", "cpu")]
         lease.close()
+        unload_all(raw)
+
+
+def test_what_lies_on_a_card_in_part_drops_to_ram_too(start_daemon, tmp_path):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "memory.ram=256M", "memory.reserve=0",
+                          f"gpu.linger={2 * slowness():.0f}s")
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [MIB] * 16, head=0)
+    with daemon.raw(timeout=60.0) as raw:
+        load(raw, path, "sim:0").close()
+        token = raw.call("reserve", {"device": "sim:0", "bytes": 50 * MIB})["token"]
+        assert 0 < account(raw, "sim:0")["used"] < 32 * MIB
+        wait_until(lambda: account(raw, "sim:0")["used"] == 0, 30 * slowness(), "the card's end")
+        lease = attach(raw, path)
+        assert lease.layout is None and lease.tensors() == expected
+        lease.close()
+        raw.call("release", {"token": token})
+        assert account(raw, "sim:0")["used"] == 0, "its time there is over"
+        unload_all(raw)
+
+
+def test_what_comes_back_after_its_time_on_a_card_comes_to_ram(start_daemon, tmp_path):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "memory.ram=256M", "memory.reserve=0",
+                          "gpu.linger=1s")
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [MIB] * 4, head=0)
+    with daemon.raw(timeout=60.0) as raw:
+        load(raw, path, "sim:0").close()
+        token = raw.call("reserve", {"device": "sim:0", "bytes": 64 * MIB})["token"]
+        time.sleep(1.2)
+        raw.call("release", {"token": token})
+        wait_until(lambda: raw.call("list")["models"][0]["state"] == "resident", 30 * slowness())
+        lease = attach(raw, path)
+        assert lease.layout is None and lease.tensors() == expected
+        records = raw.call("events.history", {"model": path.name})["records"]
+        assert not any(one["type"] == "placed" for one in records), "in one go"
+        lease.close()
+        unload_all(raw)
+
+
+def test_what_only_an_older_lease_keeps_is_all_that_stays(start_daemon, tmp_path):
+    """Where the model lies now nobody uses it: that can be evicted, unloaded, and lingers."""
+    daemon = start_daemon("sim.count=2", "sim.memory=32M", "memory.ram=64M", "memory.reserve=0",
+                          "gpu.linger=1h")
+    path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
+    expected = make_blocks(path, [MIB] * 8, head=0)
+    make_blocks(other, [MIB] * 12, head=0, seed=70)
+    with daemon.raw(timeout=60.0) as raw:
+        held = load(raw, path, "sim:0")
+        raw.call("place", {"model": path.name, "allocation": "sim:1"})
+        room = raw.call("reserve", {"device": "sim:1", "bytes": 24 * MIB})
+        assert account(raw, "sim:1")["used"] == 8 * MIB and held.tensors() == expected
+        raw.call("release", {"token": room["token"]})
+        wait_until(lambda: raw.call("list")["models"][0]["state"] == "resident", 30 * slowness())
+        assert account(raw, "sim:1")["used"] == 16 * MIB
+        load(raw, other, "sim:1").close()
+        assert account(raw, "sim:1")["used"] == 32 * MIB
+        raw.call("unload", {"select": {"models": [other.name]}})
+        raw.call("place", {"model": path.name, "allocation": "cpu"})
+        assert account(raw, "cpu")["used"] >= 8 * MIB and account(raw, "sim:0")["used"] == 16 * MIB
+        done = raw.call("unload", {"select": {"models": [path.name]}})
+        assert [one["bytes"] >> 20 for one in done["unloaded"]] == [8]
+        assert [one["bytes"] >> 20 for one in done["held"]] == [16], "of the older one alone"
+        wait_until(lambda: account(raw, "cpu")["used"] < MIB, 30 * slowness())
+        assert held.tensors() == expected
+        held.close()
+        wait_until(lambda: account(raw, "sim:0")["used"] == 0, 30 * slowness())
         unload_all(raw)
 
 
