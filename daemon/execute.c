@@ -314,18 +314,24 @@ static struct core_file_key key_of(const struct load_result *result)
 				      .is_young = result->key.is_young};
 }
 
+static void tell_available(struct daemon *daemon, const struct load_result *result)
+{
+	struct core_event event = {.type = EV_AVAILABLE,
+				   .budget = {.bytes =
+						      daemon_available(daemon, result->available)}};
+
+	(void)daemon_step(daemon, &event);
+}
+
 static void take_header(struct daemon *daemon, struct load_result *result)
 {
 	struct core_file_key key = key_of(result);
-	struct job_info *job = store_find_job(daemon->store, result->job);
+	struct job_info *job;
 	AUTO_FREE struct core_need *needs = NULL;
-	uint64_t available[CORE_MAX_DEVICES];
 	struct core_event event = {.type = EV_HEADER_READ, .header = {.job = result->job}};
 
-	for (uint32_t i = 0; i < CORE_MAX_DEVICES; i++) {
-		available[i] = UINT64_MAX;
-	}
-	available[0] = daemon_available(daemon, result->available);
+	tell_available(daemon, result); /* before it is planned with */
+	job = store_find_job(daemon->store, result->job);
 	if (result->err.code == 0 && job == NULL) {
 		(void)err_set(&result->err, WIRE_NO_MEMORY, "no memory to keep the header");
 	}
@@ -342,7 +348,6 @@ static void take_header(struct daemon *daemon, struct load_result *result)
 	event.header.key = &key;
 	event.header.needs = needs;
 	event.header.is_cached = result->is_cached;
-	event.header.available = available;
 	(void)daemon_step(daemon, &event);
 }
 
@@ -521,7 +526,6 @@ static void take_rechecked(struct daemon *daemon, const struct load_result *resu
 
 void execute_result(struct daemon *daemon, struct load_result *result)
 {
-	uint64_t available[CORE_MAX_DEVICES];
 	struct core_event event = {0};
 
 	testing_result(result);
@@ -554,13 +558,9 @@ void execute_result(struct daemon *daemon, struct load_result *result)
 		pressure_measured(daemon, result->available);
 		break;
 	case LOAD_DROPPED:
-		for (uint32_t i = 0; i < CORE_MAX_DEVICES; i++) {
-			available[i] = UINT64_MAX;
-		}
-		available[0] = daemon_available(daemon, result->available);
+		tell_available(daemon, result);
 		event.type = EV_DROPPED;
 		event.dropped.segment = result->segment;
-		event.dropped.available = available;
 		(void)daemon_step(daemon, &event);
 		workers_apply_drain(daemon);
 		break;

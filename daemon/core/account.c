@@ -78,10 +78,10 @@ uint64_t account_sum(struct core *core, uint32_t device, enum segment_sum sum)
 	return core->accounts[device].sums[sum];
 }
 
-void account_set_available(struct core *core, const uint64_t *available)
+void account_on_available(struct core *core, const struct core_event *event)
 {
-	for (uint32_t i = 0; available != NULL && i < core->config.n_devices; i++) {
-		core->accounts[i].available = available[i];
+	if (event->budget.device < core->config.n_devices) {
+		core->accounts[event->budget.device].available = event->budget.bytes;
 	}
 }
 

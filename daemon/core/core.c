@@ -379,6 +379,9 @@ static void handle(struct core *core, const struct core_event *event, struct cor
 	case EV_BUDGET:
 		account_on_budget(core, event);
 		break;
+	case EV_AVAILABLE:
+		account_on_available(core, event);
+		break;
 	case EV_DRAIN:
 		account_on_drain(core, event);
 		break;

@@ -99,6 +99,7 @@ enum core_event_type {
 	EV_DEVICES_FOUND,  /* the devices that such a model lay on are known: back to them */
 	EV_ADOPTED,        /* that was all */
 	EV_BUDGET,         /* a device's budget was set */
+	EV_AVAILABLE,      /* what may really be taken of it now, whatever the budget says */
 	EV_DRAIN,          /* a device takes no new loads, or takes them again */
 	EV_PRESSURE,       /* the machine is short of memory: give back what nobody uses */
 	EV_DEVICE_SHORT,   /* others need its room: what nobody uses there does not linger */
@@ -191,9 +192,6 @@ struct core_event {
 			uint32_t n_needs;
 			bool is_cached; /* the file may serve as it is; where that was left to us:
 					 * it is warm too, so that mapping it costs nothing */
-			const uint64_t *available; /* per device: what may really be taken now
-						    * beyond the budget's word; UINT64_MAX: no
-						    * such bound. n_devices entries or NULL */
 		} header;
 		struct {
 			uint64_t job;
@@ -216,7 +214,6 @@ struct core_event {
 		} rechecked;
 		struct {
 			uint64_t segment;
-			const uint64_t *available; /* as in header */
 		} dropped;
 		struct {
 			uint64_t segment;
@@ -267,7 +264,7 @@ struct core_event {
 			uint32_t device;
 			uint64_t bytes;
 			bool by_others; /* it is what they leave, not what was said */
-		} budget;
+		} budget;               /* also of EV_AVAILABLE */
 		struct {
 			uint32_t device; /* or CORE_ALL_DEVICES */
 			bool is_on;

@@ -375,7 +375,6 @@ void job_on_header(struct core *core, const struct core_event *event)
 	bool is_good = event->header.code == 0 && event->header.n_needs > 0 &&
 		       event->header.n_needs <= CORE_MAX_NEEDS;
 
-	account_set_available(core, event->header.available);
 	if (job == NULL || (job->state != JOB_HEADER && job->state != JOB_ENDING) ||
 	    !take_result(core, job)) {
 		return;

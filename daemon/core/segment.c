@@ -242,7 +242,6 @@ void segment_on_dropped(struct core *core, const struct core_event *event)
 	struct segment *segment = idtab_find(&core->segments, event->dropped.segment);
 	struct model *model;
 
-	account_set_available(core, event->dropped.available);
 	if (segment == NULL || segment->state != SEGMENT_DROPPING) {
 		return;
 	}

@@ -454,7 +454,7 @@ uint64_t account_lacking(const struct account *account, uint64_t coming, uint64_
 uint64_t account_sum(struct core *core, uint32_t device, enum segment_sum sum);
 /* Count again what was touched: sums of the accounts, expiries of the models. */
 void account_settle(struct core *core);
-void account_set_available(struct core *core, const uint64_t *available);
+void account_on_available(struct core *core, const struct core_event *event);
 /* What was in use or pinned when a budget was lowered goes once it is not. */
 void account_keep_budgets(struct core *core);
 void account_on_budget(struct core *core, const struct core_event *event);

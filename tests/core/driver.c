@@ -635,10 +635,22 @@ static uint32_t lay_out(struct driver *driver, const struct driver_result *resul
 	return n_needs;
 }
 
+/* What is there besides is looked at before a header is planned with, and what was dropped. */
+static void tell_available(struct driver *driver, uint32_t luck)
+{
+	for (uint32_t i = 0; (luck & 8) != 0 && i < driver->config.n_devices; i++) {
+		struct core_event event = {.type = EV_AVAILABLE,
+					   .budget = {.device = i,
+						      .bytes = (luck & 0x30) == 0x30 ? next(driver)
+										     : UINT64_MAX}};
+
+		(void)step(driver, &event);
+	}
+}
+
 static void give_header(struct driver *driver, const struct driver_result *result, uint32_t luck)
 {
 	struct core_need needs[DRIVER_BLOCKS + 1];
-	uint64_t available[CORE_MAX_DEVICES] = {0};
 	struct core_file_key key = (luck & 1) != 0 ? result->seen : driver->keys[result->inode];
 	struct core_event event = {.type = EV_HEADER_READ, .header = {.job = result->job}};
 
@@ -653,10 +665,6 @@ static void give_header(struct driver *driver, const struct driver_result *resul
 		keep_layout(driver->asked, &driver->n_asked, result->job,
 			    (struct driver_layout){.key = key});
 	}
-	for (uint32_t i = 0; i < CORE_MAX_DEVICES; i++) {
-		available[i] = (luck & 0x30) == 0x30 ? next(driver) : UINT64_MAX;
-	}
-	event.header.available = (luck & 8) != 0 ? available : NULL;
 	(void)step(driver, &event);
 }
 
@@ -678,10 +686,16 @@ static void give_filled(struct driver *driver, const struct driver_result *resul
 
 static void give(struct driver *driver, uint32_t luck)
 {
-	uint32_t index = pick(driver, driver->n_bag);
-	struct driver_result result = driver->bag[index];
 	struct core_event event = {0};
+	struct driver_result result;
+	uint32_t index;
 
+	tell_available(driver, luck);
+	if (driver->n_bag == 0) {
+		return;
+	}
+	index = pick(driver, driver->n_bag);
+	result = driver->bag[index];
 	driver->bag[index] = driver->bag[--driver->n_bag];
 	switch ((int)result.type) {
 	case ACT_READ_HEADER:

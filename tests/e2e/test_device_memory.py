@@ -7,6 +7,7 @@ import time
 import pytest
 from conftest import RawError, close_all, need_hooks, opened, slowness, wait_until
 from placed import MIB, account, load, make_blocks
+from test_ctl import ctl
 from test_devices import environment
 from test_wire_hostile import in_a_process
 
@@ -243,6 +244,18 @@ def test_room_that_is_reserved_is_not_counted_again_when_its_program_takes_it(ca
     cards.tell("worker sim:0 foreign:0")
     wait_until(lambda: account(raw, "sim:0")["budget"] == 32 * MIB, SLOW, "the look at it")
     unload_all(raw)
+
+
+def test_a_load_is_planned_with_the_memory_of_now(start_daemon, tmp_path):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "memory.ram=64M", "memory.backing=image")
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    make_blocks(first, [MIB] * 4)
+    make_blocks(second, [MIB] * 4)
+    assert ctl(daemon, "config", "set", "memory.reserve", "100T").returncode == 0
+    assert ctl(daemon, "load", first).returncode == 6
+    assert ctl(daemon, "config", "set", "memory.reserve", "0").returncode == 0
+    done = ctl(daemon, "load", second, "--to", "sim:0,50%;cpu,*")
+    assert done.returncode == 0, done.stderr
 
 
 # ---- who wants both cards --------------------------------------------------------------------
