@@ -17,6 +17,8 @@
 #include "client/policy.h"
 #include "client/result.h"
 
+#define MAX_PLACES 17 /* devices and "file" */
+
 /* Copies of 'n' texts, the argument 'name', as wire strings; all live with 'result'. */
 static int give_texts(void *result, const char *name, const char *const *texts, size_t n,
 		      struct wire_list *ret)
@@ -147,6 +149,30 @@ void distorch_models_free(struct distorch_models *models)
 	result_free(models);
 }
 
+/* One text a block. */
+static bool convert_layout(struct distorch_detail *detail, const struct wire_layout *layout)
+{
+	const char *names[MAX_PLACES];
+	const char **places = result_add(detail, (layout->places.size + 1) * sizeof *places);
+	struct wire_list devices = layout->devices;
+	struct wire_str name;
+	uint32_t n_names = 0;
+
+	while (n_names < MAX_PLACES && wire_list_next(&devices, NULL, &name)) {
+		if (!convert_text(detail, true, name, &names[n_names++])) {
+			return false;
+		}
+	}
+	for (uint32_t i = 0; places != NULL && i < layout->places.size; i++) {
+		const int device = layout->places.text[i] - 'A';
+
+		places[i] = device >= 0 && (uint32_t)device < n_names ? names[device] : "?";
+	}
+	detail->n_places = layout->places.size;
+	detail->places = places;
+	return places != NULL;
+}
+
 static struct distorch_detail *detail_convert(const struct wire_show_response *from)
 {
 	struct distorch_detail *detail = result_new(sizeof *detail);
@@ -167,6 +193,7 @@ static struct distorch_detail *detail_convert(const struct wire_show_response *f
 	    !convert_text(detail, from->has_checksum, from->checksum, &detail->checksum) ||
 	    !convert_holders(detail, from->clients, &detail->clients, &detail->n_clients) ||
 	    !convert_wishes(detail, from->wishes, &detail->wishes, &detail->n_wishes) ||
+	    (from->has_layout && !convert_layout(detail, &from->layout)) ||
 	    (from->has_shards &&
 	     !convert_shards(detail, from->shards, &detail->shards, &detail->n_shards))) {
 		result_free(detail);

@@ -128,43 +128,16 @@ __attribute__((noinline)) static void answer_failure(struct daemon *daemon,
 	conn_respond_error(client->conn, pending->request, &failure.wire);
 }
 
-/* Where the blocks lie, for who may have them. */
-struct layout {
-	struct wire_layout wire;
-	struct wire_str names[CORE_MAX_DEVICES], uuids[CORE_MAX_DEVICES];
-	char *letters; /* the caller's; NULL: all in images */
-};
-
-/* False: no memory. */
-static bool describe_layout(const struct daemon *daemon, const struct core_action *action,
-			    struct layout *ret)
+/* Where the blocks lie, for who may have them. False: no memory. */
+static bool describe_lease(const struct daemon *daemon, const struct core_action *action,
+			   struct layout_description *ret)
 {
-	struct core_lease_view lease;
 	const struct model_info *info = store_find_model(daemon->store, action->model);
-	const uint8_t *places = info == NULL ? NULL : info->current.places;
+	struct core_lease_view lease;
 
-	*ret = (struct layout){.letters = NULL};
-	if (places == NULL || !core_lease_get(daemon->core, action->reply.lease, &lease) ||
-	    !lease.has_blocks) {
-		return true;
-	}
-	ret->letters = sys_malloc((size_t)info->current.n_blocks + 1);
-	if (ret->letters == NULL) {
-		return false;
-	}
-	for (uint32_t i = 0; i < info->current.n_blocks; i++) {
-		ret->letters[i] = (char)('A' + places[i]);
-	}
-	for (uint32_t i = 0; i < daemon->n_devices; i++) {
-		ret->names[i] = wire_str(daemon->devices[i].name);
-		ret->uuids[i] = wire_str(daemon->devices[i].info.uuid);
-	}
-	ret->wire = (struct wire_layout){
-		.devices = {.items = ret->names, .count = daemon->n_devices},
-		.uuids = {.items = ret->uuids, .count = daemon->n_devices},
-		.places = {.text = ret->letters, .size = info->current.n_blocks},
-	};
-	return true;
+	*ret = (struct layout_description){.letters = NULL};
+	return info == NULL || !core_lease_get(daemon->core, action->reply.lease, &lease) ||
+	       !lease.has_blocks || describe_layout(daemon, info, ret);
 }
 
 static void answer_load(struct daemon *daemon, struct client *client, const struct pending *pending,
@@ -176,11 +149,11 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 	AUTO_FREE struct evicted *evicted = NULL;
 	int fds[1 + DESCRIBE_MAX_IMAGES];
 	uint32_t n_fds = 0;
-	struct layout layout = {.letters = NULL};
+	struct layout_description layout = {.letters = NULL};
 	AUTO_FREE char *letters = NULL;
 	int code = action->reply.lease == 0 ? 0 : open_grant(daemon, action, fds, &n_fds);
 
-	if (code == 0 && !describe_layout(daemon, action, &layout)) {
+	if (code == 0 && !describe_lease(daemon, action, &layout)) {
 		code = -WIRE_NO_MEMORY;
 	}
 	/* NOLINTNEXTLINE(clang-analyzer-deadcode.DeadStores): freed at the end of the scope */

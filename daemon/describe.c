@@ -4,6 +4,7 @@
 
 #include "base/os/clock.h"
 #include "base/os/log.h"
+#include "base/os/sys.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -156,6 +157,85 @@ static void describe_places(const struct daemon *daemon, const struct core_model
 		}
 	}
 	ret->wire.has_older = older->count > 0;
+}
+
+void describe_present(const struct daemon *daemon, uint64_t model, const uint8_t *places,
+		      uint32_t n_blocks, uint8_t ret[PLAN_MAX_BLOCKS / 8])
+{
+	struct core_segment_view segment;
+	uint32_t cursor = 0;
+	bool has_image = false; /* of what is to lie on the host: all of that, or nothing */
+
+	memset(ret, 0, PLAN_MAX_BLOCKS / 8);
+	while (core_segment_next(daemon->core, model, &cursor, &segment)) {
+		const uint32_t i = segment.index;
+
+		if (segment.state != SEGMENT_READY) {
+			continue;
+		}
+		has_image = has_image || !segment.is_block;
+		if (segment.is_block && places != NULL && i < n_blocks &&
+		    segment.device == places[i]) {
+			ret[i / 8] |= (uint8_t)(1U << i % 8);
+		}
+	}
+	for (uint32_t i = 0; has_image && i < n_blocks; i++) {
+		if (places == NULL || places[i] == 0) {
+			ret[i / 8] |= (uint8_t)(1U << i % 8);
+		}
+	}
+}
+
+bool describe_layout(const struct daemon *daemon, const struct model_info *info,
+		     struct layout_description *ret)
+{
+	const uint8_t *places = info->current.places;
+
+	*ret = (struct layout_description){.letters = NULL};
+	if (places == NULL) {
+		return true;
+	}
+	ret->letters = sys_malloc((size_t)info->current.n_blocks + 1);
+	if (ret->letters == NULL) {
+		return false;
+	}
+	for (uint32_t i = 0; i < info->current.n_blocks; i++) {
+		ret->letters[i] = (char)('A' + places[i]);
+	}
+	for (uint32_t i = 0; i < daemon->n_devices; i++) {
+		ret->names[i] = wire_str(daemon->devices[i].name);
+		ret->uuids[i] = wire_str(daemon->devices[i].info.uuid);
+	}
+	ret->wire = (struct wire_layout){
+		.devices = {.items = ret->names, .count = daemon->n_devices},
+		.uuids = {.items = ret->uuids, .count = daemon->n_devices},
+		.places = {.text = ret->letters, .size = info->current.n_blocks},
+	};
+	return true;
+}
+
+bool describe_layout_now(const struct daemon *daemon, const struct model_info *info,
+			 struct layout_description *ret)
+{
+	uint8_t present[PLAN_MAX_BLOCKS / 8];
+	const uint32_t n_blocks = info->current.n_blocks;
+
+	if (!describe_layout(daemon, info, ret)) {
+		return false;
+	}
+	if (ret->letters == NULL || daemon->n_devices == CORE_MAX_DEVICES) {
+		return true;
+	}
+	describe_present(daemon, info->id, info->current.places, n_blocks, present);
+	ret->names[daemon->n_devices] = wire_str("file");
+	ret->uuids[daemon->n_devices] = wire_str("");
+	ret->wire.devices.count = ret->wire.uuids.count = daemon->n_devices + 1;
+	for (uint32_t i = 0; i < n_blocks; i++) {
+		if ((present[i / 8] >> i % 8 & 1) == 0) {
+			ret->letters[i] = (char)('A' + daemon->n_devices);
+		}
+	}
+	return true;
 }
 
 static uint32_t describe_stays(const struct core_model_view *view, struct wire_str stays[4])

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "daemon/core/core.h"
+#include "daemon/plan/plan.h"
 #include "proto/gen/wire_gen.h"
 
 struct answer_line;
@@ -35,6 +36,13 @@ struct model_description {
 	struct wire_holder users[DESCRIBE_MAX_USERS];
 };
 
+/* 'letters' is the caller's; NULL: all is in images. */
+struct layout_description {
+	struct wire_layout wire;
+	struct wire_str names[CORE_MAX_DEVICES], uuids[CORE_MAX_DEVICES];
+	char *letters;
+};
+
 struct record_description {
 	struct wire_record wire;
 	char id[33];
@@ -49,6 +57,15 @@ struct device_description {
 
 void describe_model(const struct daemon *daemon, const struct client *viewer,
 		    const struct core_model_view *view, struct model_description *ret);
+/* Where the blocks of its generation are to lie, or with '_now' lie: what has gone from there is
+ * on a device "file". False: no memory. */
+bool describe_layout(const struct daemon *daemon, const struct model_info *info,
+		     struct layout_description *ret);
+bool describe_layout_now(const struct daemon *daemon, const struct model_info *info,
+			 struct layout_description *ret);
+/* A bit a block: it lies where 'places' say (NULL: all on the host), and has not gone from there. */
+void describe_present(const struct daemon *daemon, uint64_t model, const uint8_t *places,
+		      uint32_t n_blocks, uint8_t ret[PLAN_MAX_BLOCKS / 8]);
 /* Why it is less than was asked for, or less than one may think; empty: it is not. */
 const char *describe_notice(const struct daemon *daemon, const struct model_info *info,
 			    const struct core_model_view *view, char buffer[DESCRIBE_NOTICE_SIZE]);

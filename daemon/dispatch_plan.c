@@ -287,34 +287,6 @@ struct arrivals {
 	bool is_any[CORE_MAX_DEVICES];
 };
 
-/* A bit a block: it lies where 'places' say (NULL: all on the host), and has not gone from there. */
-static void find_present(const struct daemon *daemon, uint64_t model, const uint8_t *places,
-			 uint32_t n_blocks, uint8_t ret[PLAN_MAX_BLOCKS / 8])
-{
-	struct core_segment_view segment;
-	uint32_t cursor = 0;
-	bool has_image = false; /* of what is to lie on the host: all of that, or nothing */
-
-	memset(ret, 0, PLAN_MAX_BLOCKS / 8);
-	while (core_segment_next(daemon->core, model, &cursor, &segment)) {
-		const uint32_t i = segment.index;
-
-		if (segment.state != SEGMENT_READY) {
-			continue;
-		}
-		has_image = has_image || !segment.is_block;
-		if (segment.is_block && places != NULL && i < n_blocks &&
-		    segment.device == places[i]) {
-			ret[i / 8] |= (uint8_t)(1U << i % 8);
-		}
-	}
-	for (uint32_t i = 0; has_image && i < n_blocks; i++) {
-		if (places == NULL || places[i] == 0) {
-			ret[i / 8] |= (uint8_t)(1U << i % 8);
-		}
-	}
-}
-
 /* Apart: what is present is kept off its callers' stacks. */
 __attribute__((noinline)) static struct arrivals find_arrivals(const struct daemon *daemon,
 							       const struct planning *planning)
@@ -326,7 +298,7 @@ __attribute__((noinline)) static struct arrivals find_arrivals(const struct daem
 	uint8_t present[PLAN_MAX_BLOCKS / 8];
 
 	if (is_known) {
-		find_present(daemon, planning->model, places, planning->n_blocks, present);
+		describe_present(daemon, planning->model, places, planning->n_blocks, present);
 	}
 	for (uint32_t i = 0; i < planning->n_blocks; i++) {
 		const uint8_t place = planning->places[i];

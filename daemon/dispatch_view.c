@@ -192,6 +192,8 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 	struct wire_show_response response = {0};
 	AUTO_FREE struct wire_holder *holders = sys_calloc(MAX_SHOW_CLIENTS, sizeof *holders);
 	AUTO_FREE struct wire_shard *shards = NULL;
+	struct layout_description layout = {.letters = NULL};
+	AUTO_FREE char *letters = NULL;
 	AUTO_CLOSE int table_fd = -1;
 
 	if (holders == NULL) {
@@ -207,6 +209,13 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 	    !open_table(call, info, view.state, &table_fd)) {
 		return;
 	}
+	if (!describe_layout_now(call->daemon, info, &layout)) {
+		refuse_no_memory(call);
+		return;
+	}
+	letters = layout.letters;
+	response.has_layout = letters != NULL;
+	response.layout = layout.wire;
 	describe_model(call->daemon, call->client, &view, &model);
 	response.model = model.wire;
 	if (info->current.table_fd >= 0) {

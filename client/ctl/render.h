@@ -82,6 +82,8 @@ const char *device_cell(const struct ctl *ctl, const char *device);
 /* "cuda:0 (RTX 4090, PCI 01:00)", as far as it is known. Not yet harmless. */
 const char *device_label(const struct distorch_device *device, char *buffer, size_t buffer_size);
 
+/* Of its images, which are in RAM: cards and the page cache have pages of their own. */
+uint64_t model_image_bytes(const struct distorch_model *model);
 /* "ram", "cuda:0 62% + ram 38%" */
 const char *where_text(const struct ctl *ctl, const struct distorch_model *model, char *buffer,
 		       size_t buffer_size);

@@ -174,25 +174,27 @@ static void check_pages(struct report *report)
 	struct distorch_models *models = NULL;
 	const struct distorch_model *largest = NULL;
 	struct distorch_detail *detail = NULL;
+	uint64_t most = 0;
 	char text[512];
 
 	if (distorch_list(report->ctl->c, NULL, &models) < 0) {
 		return; /* told by another check */
 	}
 	for (size_t i = 0; i < models->n_models; i++) {
-		if (models->models[i]->n_where > 0 && models->models[i]->name != NULL &&
-		    (largest == NULL || models->models[i]->bytes > largest->bytes)) {
+		const uint64_t bytes = model_image_bytes(models->models[i]);
+
+		if (bytes > most && models->models[i]->name != NULL) {
 			largest = models->models[i];
+			most = bytes;
 		}
 	}
-	if (largest != NULL && largest->bytes >= 4U << 20 &&
-	    distorch_show(report->ctl->c, largest->id, &detail, NULL) == 0) {
+	if (most >= 4U << 20 && distorch_show(report->ctl->c, largest->id, &detail, NULL) == 0) {
 		bool is_good = detail->huge_bytes != DISTORCH_ABSENT &&
-			       detail->huge_bytes >= largest->bytes / 2;
+			       detail->huge_bytes >= most / 2;
+		const char *notice = is_good || detail->notice == NULL ? "" : detail->notice;
 
 		(void)snprintf(text, sizeof text, "images %s in 2 MiB pages%s%.200s",
-			       is_good ? "are" : "are not", detail->notice != NULL ? ": " : "",
-			       detail->notice != NULL ? detail->notice : "");
+			       is_good ? "are" : "are not", notice[0] == '\0' ? "" : ": ", notice);
 		tell(report, is_good, text,
 		     "allow them: set /sys/kernel/mm/transparent_hugepage/shmem_enabled to advise");
 		distorch_detail_free(detail);

@@ -44,23 +44,34 @@ static void add_tensors(cJSON *object, const struct distorch_weights *table)
 	}
 }
 
-static int print_tensors(struct ctl *ctl, const struct distorch_weights *table)
+/* Where the tensor lies. */
+static const char *place_of(const struct distorch_detail *detail,
+			    const struct distorch_tensor *tensor)
+{
+	const bool is_file = detail->backing != NULL && strcmp(detail->backing, "file") == 0;
+
+	return tensor->block < detail->n_places ? detail->places[tensor->block]
+	       : is_file                        ? "cache"
+						: "cpu";
+}
+
+static int print_tensors(struct ctl *ctl, const struct distorch_detail *detail,
+			 const struct distorch_weights *table)
 {
 	static const struct column columns[] = {
-		{.title = "TENSOR", .may_cut = true},
-		{.title = "DTYPE"},
-		{.title = "SHAPE"},
-		{.title = "SIZE", .is_right = true},
+		{.title = "TENSOR", .may_cut = true}, {.title = "DTYPE"}, {.title = "SHAPE"},
+		{.title = "SIZE", .is_right = true},  {.title = "WHERE"},
 	};
 	struct sheet sheet;
 
-	sheet_init(&sheet, columns, 4);
+	sheet_init(&sheet, columns, 5);
 	for (uint32_t i = 0; i < distorch_weights_n_tensors(table); i++) {
 		const struct distorch_tensor *tensor = distorch_weights_tensor(table, i);
 		char shape[256];
 		char size[24];
-		const char *cells[4] = {tensor->name, tensor->dtype, shape,
-					size_text(ctl, tensor->bytes, size)};
+		const char *cells[5] = {tensor->name, tensor->dtype, shape,
+					size_text(ctl, tensor->bytes, size),
+					device_cell(ctl, place_of(detail, tensor))};
 
 		shape_text(tensor, shape, sizeof shape);
 		sheet_add(&sheet, cells);
@@ -103,6 +114,10 @@ static int print_json(struct ctl *ctl, const struct distorch_detail *detail,
 		json_add_text(file, "name", detail->shards[i]->name);
 		json_add_number(file, "bytes", detail->shards[i]->bytes);
 	}
+	array = json_add_array(object, "places");
+	for (size_t i = 0; i < detail->n_places; i++) {
+		json_add_string(array, detail->places[i]);
+	}
 	if (table != NULL) {
 		add_tensors(object, table);
 	}
@@ -122,12 +137,15 @@ static void print_image(struct ctl *ctl, const struct distorch_detail *detail)
 			     "loaded     from %s in %s\n",
 			     detail->loaded_from, ms_text(detail->load_ms, duration));
 	} else if (detail->page_size != DISTORCH_ABSENT) {
-		(void)printf("image      in pages of %s", size_text(ctl, detail->page_size, page));
-		if (detail->page_size < HUGE_BYTES) {
-			(void)printf(", %s of it in pages of 2.0M",
-				     size_text(ctl, detail->huge_bytes, huge));
+		if (model_image_bytes(detail->model) > 0) {
+			(void)printf("image      in pages of %s",
+				     size_text(ctl, detail->page_size, page));
+			if (detail->page_size < HUGE_BYTES) {
+				(void)printf(", %s of it in pages of 2.0M",
+					     size_text(ctl, detail->huge_bytes, huge));
+			}
+			(void)putchar('\n');
 		}
-		(void)putchar('\n');
 		(void)printf("loaded     from %s in %s, XXH3 %s\n", detail->loaded_from,
 			     ms_text(detail->load_ms, duration), detail->checksum);
 	}
@@ -214,7 +232,7 @@ static int print_text(struct ctl *ctl, const struct distorch_detail *detail,
 	print_image(ctl, detail);
 	print_files(ctl, detail);
 	print_people(ctl, detail);
-	return table == NULL ? EXIT_DONE : print_tensors(ctl, table);
+	return table == NULL ? EXIT_DONE : print_tensors(ctl, detail, table);
 }
 
 static int run(struct ctl *ctl)
@@ -237,7 +255,7 @@ static int run(struct ctl *ctl)
 }
 
 static const struct argp_option options[] = {
-	{"tensors", OPTION_TENSORS, NULL, 0, "Its tensors too", 0},
+	{"tensors", OPTION_TENSORS, NULL, 0, "Its tensors too, and where each lies", 0},
 	{"clients", OPTION_CLIENTS, NULL, 0, "Accepted; who uses it is always shown", 0},
 	OPTIONS_END,
 };

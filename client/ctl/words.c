@@ -251,6 +251,16 @@ const char *where_text(const struct ctl *ctl, const struct distorch_model *model
 	return buffer;
 }
 
+uint64_t model_image_bytes(const struct distorch_model *model)
+{
+	for (size_t i = 0; i < model->n_where; i++) {
+		if (strcmp(model->where[i]->backing, "image") == 0) {
+			return model->where[i]->bytes;
+		}
+	}
+	return 0;
+}
+
 const char *older_text(const struct ctl *ctl, const struct distorch_model *model, char *buffer,
 		       size_t buffer_size)
 {

@@ -673,6 +673,10 @@ struct distorch_detail {
 	const struct distorch_wish *const *wishes;
 	size_t n_shards; /* 0: it is a single file */
 	const struct distorch_shard *const *shards;
+	/* Of a model whose blocks are not all in RAM: where each of them lies, in the table's order;
+	 * "file" is what has gone from where it lay. Else none. */
+	size_t n_places;
+	const char *const *places;
 };
 
 /* Free '*ret_detail' with distorch_detail_free. '*ret_table' (NULL: not wanted) describes the

@@ -334,6 +334,36 @@ static void handle_adopted(struct core *core, const struct core_event *event,
 	}
 }
 
+static void handle_device(struct core *core, const struct core_event *event)
+{
+	switch ((int)event->type) {
+	case EV_BUDGET:
+		account_on_budget(core, event);
+		break;
+	case EV_AVAILABLE:
+		account_on_available(core, event);
+		break;
+	case EV_DRAIN:
+		account_on_drain(core, event);
+		break;
+	case EV_DEVICE_SHORT:
+		place_on_device_short(core, event);
+		break;
+	case EV_DEVICE_DOUBTED:
+		segment_on_device_doubted(core, event);
+		break;
+	case EV_DEVICE_LOST:
+		segment_on_device_lost(core, event);
+		break;
+	case EV_DEVICE_BACK:
+		place_on_device_back(core, event);
+		break;
+	default:
+		place_on_devices_found(core, event);
+		break;
+	}
+}
+
 static void handle(struct core *core, const struct core_event *event, struct core_update *update)
 {
 	switch ((int)event->type) {
@@ -377,28 +407,14 @@ static void handle(struct core *core, const struct core_event *event, struct cor
 		account_on_pressure(core, event);
 		break;
 	case EV_BUDGET:
-		account_on_budget(core, event);
-		break;
 	case EV_AVAILABLE:
-		account_on_available(core, event);
-		break;
 	case EV_DRAIN:
-		account_on_drain(core, event);
-		break;
 	case EV_DEVICE_SHORT:
-		place_on_device_short(core, event);
-		break;
 	case EV_DEVICE_DOUBTED:
-		segment_on_device_doubted(core, event);
-		break;
 	case EV_DEVICE_LOST:
-		segment_on_device_lost(core, event);
-		break;
 	case EV_DEVICE_BACK:
-		place_on_device_back(core, event);
-		break;
 	case EV_DEVICES_FOUND:
-		place_on_devices_found(core, event);
+		handle_device(core, event);
 		break;
 	case EV_SHUTDOWN:
 		begin_shutdown(core);

@@ -454,6 +454,7 @@ void job_fill(struct core *core, struct job *job)
 
 	list_remove(&job->by_room);
 	job->state = JOB_FILLING;
+	job->filling_ns = core->now_ns;
 	LIST_FOR_EACH (link, &model->segments) {
 		struct segment *segment = OF(link, struct segment, by_model);
 		struct core_action *action;
@@ -512,6 +513,15 @@ static void end(struct core *core, struct job *job, struct model *model)
 }
 
 /* Everything is READY: the new generation is the current one; the old one drains. */
+/* How long it read: not while it waited, nor while the machine slept. */
+static uint64_t load_ns(const struct core *core, const struct job *job)
+{
+	const uint64_t took = account_left(core->now_ns, job->filling_ns);
+	const uint64_t most = took < job->fills_ns ? took : job->fills_ns;
+
+	return most > job->fill_ns ? most : job->fill_ns;
+}
+
 static void publish(struct core *core, struct job *job)
 {
 	struct model *model = job->model;
@@ -544,7 +554,9 @@ static void publish(struct core *core, struct job *job)
 	model->is_displaced = false;
 	model->backing = job->backing;
 	model->wanted = job->joined_wanted != CORE_BACKING_AUTO ? job->joined_wanted : job->wanted;
-	model->load_ns = job->fill_ns;
+	if (!is_moved || model->load_ns == 0) { /* a move says nothing of its file's disk */
+		model->load_ns = load_ns(core, job);
+	}
 	if (job->is_asked) { /* what moves by itself is as idle as it was */
 		model->last_used_ns = core->now_ns;
 	}

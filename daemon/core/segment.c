@@ -207,6 +207,7 @@ void segment_on_filled(struct core *core, const struct core_event *event)
 	}
 	job->fill_ns = event->filled.duration_ns > job->fill_ns ? event->filled.duration_ns
 								: job->fill_ns;
+	job->fills_ns = account_add(job->fills_ns, event->filled.duration_ns);
 	if (code == 0) {
 		segment_set_state(core, segment, SEGMENT_READY);
 	} else {

@@ -241,8 +241,10 @@ struct job {
 	uint64_t file; /* the core's until it is the model's or given back; 0: none */
 	uint64_t generation;
 	uint64_t begun_ns;
-	uint64_t room_ns; /* since when it waits for room */
-	uint64_t fill_ns; /* the longest of its fills; a suspended machine not counted */
+	uint64_t room_ns;    /* since when it waits for room */
+	uint64_t filling_ns; /* since when it fills */
+	uint64_t fill_ns;    /* the longest of its fills; a suspended machine not counted */
+	uint64_t fills_ns;   /* all of them */
 	uint64_t progress;
 	uint64_t need[CORE_MAX_DEVICES]; /* bytes of what is planned */
 	/* Of those, what a device that had room by its account turned out to have none for. */

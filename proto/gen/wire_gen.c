@@ -664,10 +664,11 @@ static const struct wire_field show_response_fields[] = {
 	{ .name = "shards", .name_size = 6, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_show_response, shards), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_show_response, has_shards), .max = 4096u, .type = &wire_type_shard },
 	{ .name = "clients", .name_size = 7, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_show_response, clients), .is_list = true, .max = 1024u, .type = &wire_type_holder },
 	{ .name = "wishes", .name_size = 6, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_show_response, wishes), .is_list = true, .max = 64u, .type = &wire_type_wish },
+	{ .name = "layout", .name_size = 6, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_show_response, layout), .is_optional = true, .has_offset = offsetof(struct wire_show_response, has_layout), .type = &wire_type_layout },
 };
 const struct wire_type wire_type_show_response = {
 	.name = "show_response", .size = sizeof(struct wire_show_response),
-	.fields = show_response_fields, .n_fields = 11, .required = 0x601u,
+	.fields = show_response_fields, .n_fields = 12, .required = 0x601u,
 };
 
 const struct wire_type wire_type_devices_request = {

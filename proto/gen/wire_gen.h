@@ -753,6 +753,7 @@ struct wire_show_response {
 	bool has_load_ms;
 	bool has_checksum;
 	bool has_shards;
+	bool has_layout;
 	struct wire_model model;
 	uint64_t page_size;
 	uint64_t huge_bytes;
@@ -764,6 +765,7 @@ struct wire_show_response {
 	struct wire_list shards; /* list:shard */
 	struct wire_list clients; /* list:holder */
 	struct wire_list wishes; /* list:wish */
+	struct wire_layout layout;
 };
 #define WIRE_SHOW_RESPONSE_NOTICE_MAX 256
 #define WIRE_SHOW_RESPONSE_BACKING_MAX 16

@@ -218,6 +218,31 @@ def test_shares_are_of_tensors_and_not_of_what_devices_round_up(cards, layers):
     assert "sim:0 50% + ram 50%" in said and "sim:0 50% + sim:1 25% + ram 25%" in said
 
 
+def test_show_says_where_each_tensor_lies(cards, twelve):
+    path, _expected = twelve
+
+    def listed():
+        lines = ctl(cards, "show", "twelve", "--tensors").stdout.splitlines()
+        return [line.split()[-1] for line in lines if line.startswith("layers.")]
+
+    assert ctl(cards, "load", path, "--to", "sim:0,16mb;sim:1,9mb;cpu,*").returncode == 0
+    assert listed() == ["sim:0"] * 4 + ["sim:1"] * 2 + ["ram"] * 6
+    shown = ctl_json(cards, "show", "twelve", "--tensors")
+    assert shown["places"] == ["sim:0"] * 4 + ["sim:1"] * 2 + ["cpu"] * 6
+    assert [one["block"] for one in shown["tensor_table"]] == list(range(12))
+    assert "in pages of" in ctl(cards, "show", "twelve").stdout
+    with to(cards) as d:
+        assert d.show("twelve").places == shown["places"]
+        with d.reserve("sim:0", 56 * MIB):
+            assert listed() == ["sim:0"] * 2 + ["file"] * 2 + ["sim:1"] * 2 + ["ram"] * 6
+    assert ctl(cards, "place", "twelve", "sim:0").returncode == 0
+    shown = ctl(cards, "show", "twelve").stdout
+    assert "in pages of" not in shown, "there is no image of more than the header"
+    assert "images" not in ctl(cards, "doctor").stdout
+    assert ctl(cards, "place", "twelve", "ram").returncode == 0
+    assert listed() == ["ram"] * 12 and ctl_json(cards, "show", "twelve")["places"] == []
+
+
 def test_a_move_leaves_who_has_the_model_as_he_is(cards, twelve):
     path, expected = twelve
     with to(cards) as d, d.open(path, to="sim:0,50%;cpu,50%") as before:

@@ -139,7 +139,7 @@ DETAIL = structure("detail", [
     ("model", _one_of(MODEL, results.Model)), ("page_size", U64), ("huge_bytes", U64),
     ("notice", TEXT), ("backing", TEXT), ("loaded_from", TEXT), ("load_ms", U64),
     ("checksum", TEXT), ("clients", HOLDERS), ("wishes", _list_of(WISH, results.Wish)),
-    ("shards", _list_of(SHARD, results.Shard))])
+    ("shards", _list_of(SHARD, results.Shard)), ("places", TEXTS)])
 DEVICE = structure("device", [
     ("name", TEXT), ("uuid", TEXT), ("state", TEXT), ("total", U64), ("budget", U64),
     ("used", U64), ("held", U64), ("reserved", U64), ("free", U64), ("models", U64),

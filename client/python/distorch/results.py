@@ -198,6 +198,7 @@ class Detail:
     clients: List[Holder]
     wishes: List[Wish]
     shards: List[Shard]  # none: it is a single file
+    places: List[str]  # of each block ("file": it has gone); none: all are in RAM
 
 
 @dataclass(frozen=True)
