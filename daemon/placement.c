@@ -272,6 +272,15 @@ bool placement_names(const struct daemon *daemon, const struct client *client,
 	return true;
 }
 
+/* Does it say more than an allocation of RAM alone? "cpu,*" beside a device that computes leaves
+ * that its head; "cpu" does not. */
+static bool has_more(const struct placement_words *words, const struct placement *said,
+		     const char *text, size_t size)
+{
+	return said->n_donors > 0 ||
+	       (said->compute[0] != '\0' && (words->is_plan || text[size - 1] == '*'));
+}
+
 int placement_take(struct daemon *daemon, const struct client *client,
 		   const struct placement_words *words, uint64_t *ret_id, struct err *err)
 {
@@ -294,8 +303,7 @@ int placement_take(struct daemon *daemon, const struct client *client,
 		*ret_id = CORE_PLACEMENT_ANY;
 		return 0;
 	}
-	if (is_host(text, size) && said.virtual_vram == 0 &&
-	    !(words->is_plan && (said.compute[0] != '\0' || said.n_donors > 0))) {
+	if (said.virtual_vram == 0 && is_host(text, size) && !has_more(words, &said, text, size)) {
 		*ret_id = CORE_PLACEMENT_HOST;
 		return 0;
 	}

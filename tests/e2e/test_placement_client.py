@@ -82,7 +82,7 @@ def test_plan_without_devices_is_for_the_daemons(daemon, layers):
 
 def test_python_judges_the_words_of_a_placement(daemon, layers, connect):
     with connect() as d:
-        d.load(layers, to="cpu", strategy="contiguous", granularity="block", donors=["cpu"])
+        d.load(layers, to="cpu", strategy="contiguous", granularity="block", compute="cpu")
         for wrong in ({"to": "cpu", "allocation": "cpu"}, {"nosuch": 1}):
             with pytest.raises(TypeError):
                 d.load(layers, **wrong)
@@ -241,6 +241,21 @@ def test_show_says_where_each_tensor_lies(cards, twelve):
     assert "images" not in ctl(cards, "doctor").stdout
     assert ctl(cards, "place", "twelve", "ram").returncode == 0
     assert listed() == ["ram"] * 12 and ctl_json(cards, "show", "twelve")["places"] == []
+
+
+def test_what_ram_takes_beside_a_device_that_computes_is_as_planned(cards, tmp_path):
+    path = tmp_path / "headed.safetensors"
+    make_safetensors(path, {"head": ("F32", [1024, 256]),
+                            **{f"layers.{i}.w": ("F32", [1024, 256]) for i in range(3)}})
+    for words, places in ((("cpu,*", "--compute", "sim:0"), ["sim:0", "cpu", "cpu", "cpu"]),
+                          (("cpu", "--compute", "sim:0"), ["cpu"] * 4),
+                          (("cpu,100%", "--compute", "sim:0"), ["sim:0", "cpu", "cpu", "cpu"])):
+        planned = ctl_json(cards, "plan", path, *words)["blocks"]
+        assert [block["device"] for block in planned] == places, words
+        assert ctl(cards, "load", path, "--to", *words).returncode == 0
+        assert (ctl_json(cards, "show", path.name)["places"] or ["cpu"] * 4) == places, words
+    for words in (("cpu", "--donors", "ram"), ("cpu,*", "--compute", "cuda:7")):
+        assert ctl(cards, "place", path.name, *words).returncode == 2, words
 
 
 def test_a_move_leaves_who_has_the_model_as_he_is(cards, twelve):
