@@ -55,8 +55,7 @@ file(WRITE ${work}/debian/distorchd/etc/distorchd/distorchd.conf
 	"# Settings of distorchd, each with its default; see distorchd.conf(5). Then:\n"
 	"#   systemctl reload distorchd\n\n${settings}")
 file(RPATH_REMOVE FILE ${work}/debian/distorchd/usr/bin/distorchctl) # the library is the system's
-run(dh_installdocs -p distorchd ${source}/README.md ${source}/SECURITY.md
-	${source}/docs/operations.md ${source}/docs/metrics.md ${source}/docs/memory-model.md)
+run(dh_installdocs -p distorchd ${source}/README.md ${source}/SECURITY.md)
 run(dh_installdocs -p libdistorch1 -p libdistorch-dev -p python3-distorch)
 run(dh_installexamples -p libdistorch-dev ${source}/docs/examples/.)
 run(dh_installchangelogs)

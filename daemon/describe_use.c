@@ -152,6 +152,28 @@ static int compare_pins(const void *a, const void *b)
 	return (bytes_a < bytes_b) - (bytes_a > bytes_b);
 }
 
+static void find_reservers(const struct daemon *daemon, const struct client *viewer,
+			   uint32_t device, struct device_use *use)
+{
+	struct core_reservation_view room;
+	uint32_t cursor = 0;
+
+	while (core_reservation_next(daemon->core, &cursor, &room)) {
+		/* Of all devices, not of the host: nobody lets go of that. */
+		bool is_there = device == CORE_ALL_DEVICES ? room.device != 0
+							   : room.device == device;
+		struct wire_holder *holder = is_there ? find_place(daemon, viewer, room.client,
+								   room.bytes, use->reservers,
+								   &use->n_reservers)
+						      : NULL;
+
+		if (holder != NULL) {
+			holder->held_bytes += room.bytes;
+		}
+	}
+	qsort(use->reservers, use->n_reservers, sizeof use->reservers[0], compare_holders);
+}
+
 void describe_use(const struct daemon *daemon, const struct client *viewer, uint32_t device,
 		  uint64_t spare, struct device_use *ret)
 {
@@ -187,30 +209,9 @@ void describe_use(const struct daemon *daemon, const struct client *viewer, uint
 		}
 	}
 	(void)find_holders(daemon, viewer, device, true, ret);
+	find_reservers(daemon, viewer, device, ret);
 	qsort(ret->holders, ret->n_holders, sizeof ret->holders[0], compare_holders);
 	qsort(ret->pins, ret->n_pins, sizeof ret->pins[0], compare_pins);
-}
-
-/* Not of the host, which nobody lets go of. */
-static void add_reservers(const struct daemon *daemon, const struct client *viewer, uint32_t device,
-			  struct work_description *ret)
-{
-	struct core_reservation_view room;
-	uint32_t cursor = 0;
-
-	while (core_reservation_next(daemon->core, &cursor, &room)) {
-		const bool is_there = device == CORE_ALL_DEVICES || room.device == device;
-		struct wire_holder *holder = room.device == 0 || !is_there
-						     ? NULL
-						     : find_place(daemon, viewer, room.client,
-								  room.bytes, ret->reservers,
-								  &ret->n_reservers);
-
-		if (holder != NULL) {
-			holder->held_bytes += room.bytes;
-		}
-	}
-	qsort(ret->reservers, ret->n_reservers, sizeof ret->reservers[0], compare_holders);
 }
 
 /* Does what is being loaded or moved touch the device? One whose blocks are not planned yet may. */
@@ -252,5 +253,7 @@ void describe_work(const struct daemon *daemon, const struct client *viewer, uin
 	}
 	ret->n_leases = find_holders(daemon, viewer, device, false, &ret->use);
 	qsort(ret->use.holders, ret->use.n_holders, sizeof ret->use.holders[0], compare_holders);
-	add_reservers(daemon, viewer, device, ret);
+	if (device != 0) {
+		find_reservers(daemon, viewer, device, &ret->use);
+	}
 }

@@ -29,6 +29,8 @@ struct device_use {
 	uint64_t evictable; /* neither, and what is being dropped */
 	uint32_t n_holders;
 	struct wire_holder holders[DESCRIBE_MAX_IN_USE];
+	uint32_t n_reservers;
+	struct wire_holder reservers[DESCRIBE_MAX_IN_USE]; /* who has room reserved there */
 	uint32_t n_pins;
 	struct device_pin {
 		uint64_t model; /* 0: of which the viewer may know no more than uid and bytes */
@@ -44,10 +46,8 @@ void describe_use(const struct daemon *daemon, const struct client *viewer, uint
 
 /* What a drain waits for, on one device or CORE_ALL_DEVICES. */
 struct work_description {
-	struct device_use use; /* its holders alone count */
+	struct device_use use; /* its holders and reservers alone count: not those of the host */
 	uint64_t n_loads, n_leases;
-	uint32_t n_reservers;
-	struct wire_holder reservers[DESCRIBE_MAX_IN_USE]; /* who has room reserved there */
 	uint32_t n_names;
 	struct wire_str names[DESCRIBE_MAX_IN_USE]; /* of what is being loaded */
 	char texts[DESCRIBE_MAX_IN_USE][512];

@@ -281,7 +281,7 @@ void dispatch_drain(const struct call *call, const struct wire_drain_request *re
 		.leases = work->n_leases,
 		.holders = {.items = work->use.holders, .count = work->use.n_holders},
 		.has_reservers = true,
-		.reservers = {.items = work->reservers, .count = work->n_reservers},
+		.reservers = {.items = work->use.reservers, .count = work->use.n_reservers},
 	};
 	call_answer(call, &response);
 }

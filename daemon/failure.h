@@ -57,6 +57,10 @@ void failure_set_not_resident(struct failure *failure, const char *name);
 /* What a room reported. 'name' of the model is put before the text where it is not empty. */
 void failure_from_err(struct failure *failure, const char *name, const struct err *err);
 
+/* The core has no room: 'action' names the device, and the model or none. For one who asked. */
+void failure_no_memory(struct failure *failure, const struct daemon *daemon,
+		       const struct client *viewer, const struct core_action *action,
+		       const struct core_shortage *shortage);
 /* The planner has no room: 'err' with who has it, and their numbers. For one who asked. */
 void failure_from_plan(struct failure *failure, const struct daemon *daemon,
 		       const struct client *viewer, const char *name, const struct err *err,

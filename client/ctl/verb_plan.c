@@ -69,6 +69,11 @@ static bool is_host_name(struct plan_text name)
 	return text_is(name, "cpu") || text_is(name, "ram") || text_is(name, "host");
 }
 
+static bool is_digit(char byte)
+{
+	return byte >= '0' && byte <= '9';
+}
+
 /* "cuda:0=24GiB" */
 static int add_device(struct wanted *wanted, struct plan_text piece, struct err *err)
 {
@@ -98,6 +103,10 @@ static int add_device(struct wanted *wanted, struct plan_text piece, struct err 
 	}
 	if (units_parse_size(size, &bytes, err) < 0) {
 		return err_wrap(err, "--devices");
+	}
+	if (bytes > 0 && bytes < 1U << 20 && is_digit(size[strlen(size) - 1])) {
+		return err_set(err, WIRE_BAD_ARGUMENT, "--devices: \"%.*s\" has no unit: %sGiB?",
+			       SHOWN(piece), size);
 	}
 	device->is_host = is_host_name(name);
 	memcpy(wanted->names[index], name.text, name.size); /* it ends with a zero */
@@ -263,8 +272,31 @@ static void take_devices(const struct distorch_devices *devices,
 
 /* ---- refusals ---- */
 
+/* What can be done about what there is no room for. */
+static const char *hint_for_shortage(const struct plan_request *request,
+				     const struct plan_shortage *shortage, char *buffer,
+				     size_t buffer_size)
+{
+	char least[32];
+
+	if (shortage->device == PLAN_ALL_DEVICES) {
+		return "unload something, raise a budget, or plan for more memory";
+	}
+	if (shortage->is_head) {
+		return "let another device compute: --compute DEVICE";
+	}
+	if (shortage->virtual_vram > 0) {
+		(void)snprintf(buffer, buffer_size, "ask for more virtual VRAM: %s are enough",
+			       explain_least(shortage->virtual_vram, least, sizeof least));
+		return buffer;
+	}
+	return request->devices[shortage->device].is_host
+		       ? "less there: let other devices take more, or raise its budget"
+		       : "less there, or let the host take the rest: cpu,*";
+}
+
 static int refuse(struct ctl *ctl, int code, const struct err *err,
-		  const struct plan_shortage *shortage)
+		  const struct plan_request *request, const struct plan_shortage *shortage)
 {
 	static const struct {
 		int code;
@@ -272,19 +304,19 @@ static int refuse(struct ctl *ctl, int code, const struct err *err,
 	} rows[] = {
 		{WIRE_BAD_ARGUMENT,
 		 "docs/allocation-strings.md has the grammar, plan --help the five usual ones"},
-		{WIRE_NO_MEMORY, "less there, or let the host take the rest: cpu,*"},
 		{WIRE_BUSY, "an administrator ends it: distorchctl drain --off"},
 	};
 	const char *hint = NULL;
+	char text[128];
 
 	for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
 		hint = rows[i].code == -code ? rows[i].hint : hint;
 	}
-	if (code == -WIRE_NO_MEMORY && shortage != NULL && shortage->is_head) {
-		hint = "let another device compute: --compute DEVICE";
-	} else if (code == -WIRE_NO_MEMORY && shortage != NULL &&
-		   shortage->device == PLAN_ALL_DEVICES) {
-		hint = "unload something, raise a budget, or plan for more memory";
+	if (strncmp(err->text, "--", 2) == 0) {
+		hint = NULL; /* it is an option's value */
+	}
+	if (code == -WIRE_NO_MEMORY && shortage != NULL && shortage->need > 0) {
+		hint = hint_for_shortage(request, shortage, text, sizeof text);
 	}
 	return ctl_refuse(ctl, (enum exit_status)distorch_code_exit(code), distorch_code_word(code),
 			  hint, "%s", err->text);
@@ -375,7 +407,7 @@ static int plan_file(struct ctl *ctl, struct wanted *wanted)
 	if (code == 0) {
 		code = check_draining(wanted, &summary, &err);
 	}
-	status = code < 0 ? refuse(ctl, code, &err, &summary.shortage)
+	status = code < 0 ? refuse(ctl, code, &err, &wanted->request, &summary.shortage)
 			  : print_plan(ctl, wanted, &summary, devices, blocks);
 	free(blocks);
 	free(devices);
@@ -398,7 +430,7 @@ static int plan_here(struct ctl *ctl, const struct distorch_placement *placement
 		code = plan_file_read(ctl->arguments.words[0], ctl->arguments.format,
 				      wanted.by_tensor, &wanted.file, &err);
 	}
-	status = code < 0 ? refuse(ctl, code, &err, NULL) : plan_file(ctl, &wanted);
+	status = code < 0 ? refuse(ctl, code, &err, NULL, NULL) : plan_file(ctl, &wanted);
 	plan_file_fini(&wanted.file);
 	return status;
 }

@@ -9,8 +9,7 @@
 #include "daemon/plan/name.h"
 #include "daemon/plan/spec.h"
 
-/* "18.41G", never less than it is: somebody types it. */
-static const char *round_up(uint64_t bytes, char *buffer, size_t buffer_size)
+const char *explain_least(uint64_t bytes, char *buffer, size_t buffer_size)
 {
 	uint64_t whole = bytes >> 30;
 	uint64_t rest = (bytes & ((1ULL << 30) - 1)) * 100;
@@ -41,7 +40,7 @@ static void print_tight(const struct plan_summary *summary, const struct plan_wa
 			       "%s of %s of %s are in use then: over 90 %%; the least virtual VRAM "
 			       "that is enough is %s",
 			       used, total, label,
-			       round_up(summary->virtual_vram, least, sizeof least));
+			       explain_least(summary->virtual_vram, least, sizeof least));
 	}
 }
 
@@ -76,6 +75,7 @@ const char *explain_warning(const struct plan_request *request, const struct pla
 	char label[PLAN_LABEL_SIZE];
 	char a[24];
 	char b[24];
+	char over[24];
 
 	(void)name_label(&request->devices[warning->device], label, sizeof label);
 	(void)units_format_size(warning->a, a, sizeof a);
@@ -97,9 +97,10 @@ const char *explain_warning(const struct plan_request *request, const struct pla
 			       b, a);
 		break;
 	case PLAN_HEAD_OVER:
+		(void)units_format_size(warning->a - warning->b, over, sizeof over);
 		(void)snprintf(buffer, buffer_size,
-			       "the head, %s, stays on %s and is more than its share of %s", a,
-			       label, b);
+			       "the head, %s, stays on %s and is %s more than its share of %s", a,
+			       label, over, b);
 		break;
 	case PLAN_SHORT_DONORS:
 	case PLAN_SHORT_BLOCKS:

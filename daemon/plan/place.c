@@ -249,18 +249,36 @@ static const struct spec_item *find_item(const struct spec *spec, uint32_t devic
 	return NULL;
 }
 
-/* Does auto have to put its head there? Then that alone is too much for it. */
-static bool is_head_of_auto(const struct spec *spec, uint32_t device)
+/* The part that computes there; NULL: none does. */
+static const struct spec_part *find_computing(const struct spec *spec, uint32_t device)
 {
 	for (uint32_t i = 0; i < spec->n_parts; i++) {
-		if (spec->parts[i].mode == SPEC_AUTO && spec->parts[i].compute == device) {
-			return true;
+		if (spec->parts[i].compute == device) {
+			return &spec->parts[i];
 		}
 	}
-	return false;
+	return NULL;
 }
 
-/* "2.0G free, 3.0G evictable, 19.0G held, 1.0G reserved": what is behind is told where it is. */
+/* Is what has to be where a part computes too much for it already? */
+static bool is_head_too_large(const struct place_work *work, const struct spec_part *part)
+{
+	const struct plan_device *device = &work->request->devices[part->compute];
+	const uint64_t room = place_room(device);
+	uint64_t taken = 0;
+
+	for (uint32_t i = 0; i < work->request->n_blocks; i++) {
+		const struct plan_block *block = &work->request->blocks[i];
+
+		if ((part->components & (1U << block->component)) != 0 && place_is_head(block)) {
+			taken += place_charge(device, block);
+		}
+	}
+	return taken > room && part->mode != SPEC_DEVICE;
+}
+
+/* "2.0G free, 3.0G evictable, 19.0G in use or pinned, 1.0G reserved": what is behind is told where
+ * it is. */
 static const char *print_room(const struct plan_device *device, char *buffer, size_t buffer_size)
 {
 	const struct {
@@ -270,7 +288,7 @@ static const char *print_room(const struct plan_device *device, char *buffer, si
 	} rows[] = {
 		{"", " free", device->free, true},
 		{", ", " evictable", device->evictable, true},
-		{", ", " held", device->held, true},
+		{", ", " in use or pinned", device->held, true},
 		{", ", " being loaded", device->loading, false},
 		{", ", " reserved", device->reserved, false},
 		{", others use ", "", device->foreign, false},
@@ -300,22 +318,30 @@ static int refuse_device(const struct place_work *work, const struct spec *spec,
 {
 	const struct plan_device *device = &work->request->devices[index];
 	const struct spec_item *item = find_item(spec, index);
-	const uint64_t need = work->shares[index].taken;
-	const bool is_head = item == NULL && is_head_of_auto(spec, index);
+	const struct spec_part *part = find_computing(spec, index);
+	const uint64_t bytes = work->shares[index].bytes;
+	struct plan_shortage *shortage = &work->summary->shortage;
 	char named[112] = "";
 	char label[PLAN_LABEL_SIZE];
 	char room[160];
 	char size[2][24];
 
+	*shortage =
+		(struct plan_shortage){.device = index,
+				       .need = work->shares[index].taken,
+				       .is_head = part != NULL && is_head_too_large(work, part)};
 	if (item != NULL) {
 		(void)spec_print_item(item, named, sizeof named);
 	}
-	work->summary->shortage =
-		(struct plan_shortage){.device = index, .need = need, .is_head = is_head};
+	if (part != NULL && part->mode == SPEC_VIRTUAL && !shortage->is_head) {
+		shortage->virtual_vram = least_virtual_vram(work->request, index);
+	}
 	return err_set(work->err, WIRE_NO_MEMORY,
-		       "%s%s%s of it would be on %s, where %s can be had (%s)", named,
-		       is_head ? "auto: its head stays where it computes: " : "",
-		       units_format_size(need, size[0], sizeof size[0]),
+		       "%s%s%s%s of it%s would be on %s, where %s can be had (%s)", named,
+		       part != NULL && part->mode == SPEC_AUTO ? "auto: " : "",
+		       shortage->is_head ? "its head stays where it computes: " : "",
+		       units_format_size(shortage->need, size[0], sizeof size[0]),
+		       shortage->need - bytes > bytes / 8 ? ", its blocks rounded up," : "",
 		       name_label(device, label, sizeof label),
 		       units_format_size(place_room(device), size[1], sizeof size[1]),
 		       print_room(device, room, sizeof room));

@@ -89,6 +89,20 @@ static bool is_plain(const char *value)
 	return value[0] != '\0' && strspn(value, "0123456789.") == strlen(value);
 }
 
+/* More behind the point than is told apart. */
+static bool is_too_exact(const char *value)
+{
+	const char *point = strchr(value, '.');
+
+	return point != NULL && strspn(&point[1], "0123456789") > 9;
+}
+
+static int refuse_exact(struct spec_parser *parser)
+{
+	return value_refuse(parser, WIRE_BAD_ARGUMENT,
+			    "that is not a number with at most 9 decimals");
+}
+
 static int parse_plain(struct spec_parser *parser, const char *value, enum value_kind *ret)
 {
 	uint64_t billionths = 0;
@@ -107,8 +121,7 @@ static int parse_plain(struct spec_parser *parser, const char *value, enum value
 		return 0;
 	}
 	if (units_parse_decimal(value, &billionths, NULL) < 0) {
-		return value_refuse(parser, WIRE_BAD_ARGUMENT,
-				    "that is not a number with at most 9 decimals");
+		return refuse_exact(parser);
 	}
 	if (billionths > SPEC_ONE) {
 		return value_refuse(
@@ -126,6 +139,9 @@ static int parse_percent(struct spec_parser *parser, const char *value)
 {
 	uint64_t billionths = 0;
 
+	if (is_too_exact(value)) {
+		return refuse_exact(parser);
+	}
 	if (units_parse_decimal(value, &billionths, NULL) < 0 || billionths > MAX_PERCENT) {
 		return value_refuse(parser, WIRE_BAD_ARGUMENT,
 				    "before the %% there is no number like 25 or 12.5");
@@ -139,6 +155,12 @@ static int parse_size(struct spec_parser *parser, const char *value)
 	struct err err = {0};
 	char safe[160]; /* it quotes what was written */
 
+	if (is_too_exact(value)) {
+		return refuse_exact(parser);
+	}
+	if (parser->item->is_wildcard && strcmp(value, "1") == 0) {
+		return value_refuse(parser, WIRE_BAD_ARGUMENT, "1 has no unit: 1gb*?");
+	}
 	if (units_parse_size(value, &parser->item->value, &err) < 0) {
 		return value_refuse(parser, WIRE_BAD_ARGUMENT, "%s",
 				    text_escape(err.text, safe, sizeof safe));

@@ -8,7 +8,7 @@ import struct
 import subprocess
 
 import pytest
-from conftest import BUILD
+from conftest import BUILD, make_safetensors
 from sharded import Sharded
 from test_ctl import ctl
 
@@ -175,6 +175,25 @@ def test_the_least_virtual_vram_that_it_names_is_enough(twelve):
     assert blocks_of(runs) == [["cuda:0", 8], ["cpu", 4]]
 
 
+def test_what_does_not_fit_is_refused_with_what_would_do(twelve, tmp_path):
+    few = plan(twelve, "--virtual-vram", "1", "--devices", "cuda:0=8GiB,cpu=64GiB")
+    assert few.returncode == 6 and "ask for more virtual VRAM: 4.89G are enough" in few.stderr
+    assert not plan_json(twelve, "--virtual-vram", "4.89", "--devices", "cuda:0=8GiB,cpu=64GiB"
+                         )["warnings"]
+    host = plan(twelve, "cpu", "--devices", "cpu=8GiB")
+    assert host.returncode == 6 and "let other devices take more" in host.stderr
+    headed = tmp_path / "headed.safetensors"
+    make_safetensors(headed, {"head": ("F32", [1024, 1024]), "layers.0.w": ("F32", [16, 16])})
+    for words in (("cuda:0,0.5;cpu,*",), ("--virtual-vram", "1")):
+        head = plan(headed, *words, "--devices", "cuda:0=2M,cpu=64M")
+        assert head.returncode == 6 and "its head stays where it computes: 4.0M" in head.stderr
+        assert "let another device compute" in head.stderr
+    tiny = tmp_path / "tiny.safetensors"
+    make_safetensors(tiny, {f"layers.{i}.w": ("F32", [16, 16]) for i in range(4)})
+    said = plan(tiny, "cuda:0", "--devices", "cuda:0=4M,cpu=64M")
+    assert said.returncode == 6 and "8.0M of it, its blocks rounded up, would be on" in said.stderr
+
+
 @pytest.mark.parametrize(("words", "status", "code", "text"), [
     (("cuda:0,6gb;cuda:7,*",), 2, "bad-argument", 'item 2 (column 12) "cuda:7,*"'),
     (("cuda:0,2,5gb;cpu,*",), 2, "bad-argument", "two commas"),
@@ -196,6 +215,10 @@ def test_the_least_virtual_vram_that_it_names_is_enough(twelve):
     (("auto", "--devices", "cuda:0"), 2, "bad-argument", "is not like cuda:0=24GiB"),
     (("auto", "--devices", "cuda:0=1g,cuda:0=2g"), 2, "bad-argument", "cuda:0 stands twice"),
     (("auto", "--devices", "ram=1g,cpu=2g"), 2, "bad-argument", "cpu stands twice"),
+    (("auto", "--devices", "cuda:0=24,cpu=64"), 2, "bad-argument", "has no unit: 24GiB?"),
+    (("cuda:0,33.33333333333333%;cpu,*",), 2, "bad-argument", "at most 9 decimals"),
+    (("cuda:0,1.33333333333333gb;cpu,*",), 2, "bad-argument", "at most 9 decimals"),
+    (("cuda:0,1*;cpu,1g",), 2, "bad-argument", "1 has no unit: 1gb*?"),
     (("auto", "--devices", "cuda:0=much"), 2, "bad-argument", '"much" is not a size'),
     (("auto", "--devices", ","), 2, "bad-argument", "names none"),
     (("auto", "--devices", ",".join(f"x:{i}=1g" for i in range(17))), 2, "bad-argument",

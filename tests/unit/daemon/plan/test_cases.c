@@ -218,7 +218,7 @@ static const struct allocation_case cases[] = {
 	 .allocation = "cuda:1,16gb;cpu,*",
 	 .code = WIRE_NO_MEMORY,
 	 .runs = "item 1 (column 1) \"cuda:1,16gb\": 16.0G of it would be on cuda:1, where 12.0G "
-		 "can be had (12.0G free, 0 evictable, 0 held)",
+		 "can be had (12.0G free, 0 evictable, 0 in use or pinned)",
 	 .theirs = "15 GiB put on a card of 12"},
 	{.id = "B09",
 	 .model = "uni12",

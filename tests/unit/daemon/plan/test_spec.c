@@ -213,18 +213,20 @@ static void what_does_not_fit_says_what_can_be_had(void **state)
 	scene.devices[1].evictable = 3 * GIB;
 	scene.devices[1].held = 19 * GIB;
 	expect_runs(&scene, "cuda:0,5gb;cpu,*", "cuda:0 5, cpu 5");
-	expect_refusal(&scene, "cpu,1gb;cuda:0,6gb;cuda:1,*", WIRE_NO_MEMORY,
-		       "item 2 (column 9) \"cuda:0,6gb\": 6.0G of it would be on cuda:0 (RTX 4080, "
-		       "PCI 01:00), where 5.0G can be had (2.0G free, 3.0G evictable, 19.0G held)");
+	expect_refusal(
+		&scene, "cpu,1gb;cuda:0,6gb;cuda:1,*", WIRE_NO_MEMORY,
+		"item 2 (column 9) \"cuda:0,6gb\": 6.0G of it would be on cuda:0 (RTX 4080, "
+		"PCI 01:00), where 5.0G can be had (2.0G free, 3.0G evictable, 19.0G in use or pinned)");
 	assert_int_equal(scene.summary.shortage.device, 1);
 	assert_int_equal(scene.summary.shortage.need, 6 * GIB);
 	/* What else is there is told where it is. */
 	scene.devices[1].reserved = GIB;
 	scene.devices[1].loading = 2 * GIB;
 	scene.devices[1].foreign = 3 * GIB;
-	expect_refusal(&scene, "cuda:0,6gb;cpu,*", WIRE_NO_MEMORY,
-		       "3.0G evictable, 19.0G held, 2.0G being loaded, 1.0G reserved, others use "
-		       "3.0G)");
+	expect_refusal(
+		&scene, "cuda:0,6gb;cpu,*", WIRE_NO_MEMORY,
+		"3.0G evictable, 19.0G in use or pinned, 2.0G being loaded, 1.0G reserved, others use "
+		"3.0G)");
 	/* A fraction is "up to". */
 	expect_runs(&scene, "cuda:0,0.5;cpu,*", "cuda:0 5, cpu 5");
 	expect_warning(&scene, 0, "takes less than its fraction of 12.0G: only 5.0G can be had");
