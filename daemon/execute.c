@@ -417,6 +417,19 @@ static void note_filled(const struct daemon *daemon, const struct job_info *job,
 	}
 }
 
+/* A device has no memory where by its account there is some: others have taken it since it was
+ * looked at. */
+static void note_full(struct daemon *daemon, struct job_info *job, uint64_t id)
+{
+	struct core_segment_view segment;
+
+	if (core_segment_get(daemon->core, id, &segment) && segment.device != 0) {
+		job->shortage =
+			(struct plan_shortage){.device = segment.device, .need = segment.bytes};
+		workers_look_now(daemon, segment.device);
+	}
+}
+
 static void take_filled(struct daemon *daemon, struct load_result *result)
 {
 	struct job_info *job = store_find_job(daemon->store, result->job);
@@ -436,6 +449,9 @@ static void take_filled(struct daemon *daemon, struct load_result *result)
 		(void)err_set(&result->err, WIRE_NO_MEMORY, "no memory to keep its table");
 	}
 	remember_failure(daemon, result->job, &result->err);
+	if (result->err.code == WIRE_NO_MEMORY && job != NULL) {
+		note_full(daemon, job, result->segment);
+	}
 	note_filled(daemon, job, result);
 	if (result->err.code == 0 && job != NULL) {
 		job->moved += result->bytes;

@@ -518,6 +518,15 @@ static void on_look_due(uv_timer_t *timer)
 	}
 }
 
+void workers_look_now(struct daemon *daemon, uint32_t device)
+{
+	struct worker *worker = &daemon->workers->workers[device];
+
+	if (known(worker)->state == DEVICE_STATE_OK && !worker->is_looking) {
+		(void)uv_timer_start(&worker->timer, on_look_due, 0, 0);
+	}
+}
+
 /* In the next turn of the loop: this one may be in the midst of something. */
 void workers_notice_step(struct daemon *daemon)
 {

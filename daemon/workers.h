@@ -72,6 +72,9 @@ void workers_notice_step(struct daemon *daemon);
  */
 void workers_notice_sleep(struct daemon *daemon);
 
+/* Look at the device in the next turn of the loop, and not only when that is due. */
+void workers_look_now(struct daemon *daemon, uint32_t device);
+
 /* The device that has this UUID, if it has been there in this life. Not the host. */
 bool workers_find(const struct daemon *daemon, const char *uuid, uint32_t *ret_device);
 

@@ -6,6 +6,7 @@
  */
 #include "base/checked.h"
 #include "base/os/sys.h"
+#include "base/units.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -191,14 +192,16 @@ static int take_memory(struct cuda_extent *extent, struct err *err)
 	const struct cuda_calls *calls = device->calls;
 	const CUmemAllocationProp properties = cuda_properties(device->ordinal);
 	char what[96];
+	char size[2][16];
 	CUresult undo;
 	int code;
 	CUresult result = calls->cuMemCreate(&extent->handle, extent->size, &properties, 0);
 
 	if (result != CUDA_SUCCESS) {
-		(void)snprintf(what, sizeof what, "taking %llu bytes of %llu",
-			       (unsigned long long)extent->size,
-			       (unsigned long long)device->info.total_bytes);
+		(void)snprintf(what, sizeof what, "taking %s of %s",
+			       units_format_size(extent->size, size[0], sizeof size[0]),
+			       units_format_size(device->info.total_bytes, size[1],
+						 sizeof size[1]));
 		return cuda_device_fail(device, err, result, what);
 	}
 	code = cuda_map(extent, CU_MEM_ACCESS_FLAGS_PROT_READWRITE, err);

@@ -293,7 +293,7 @@ static void use_up_a_card(void)
 	must_say(&err, "more than it has");
 	MUST(alloc(device, CARD_0 - GRANULE, &extents[0], &err) == 0);
 	MUST(alloc(device, GRANULE + 1, &extents[1], &err) == -WIRE_NO_MEMORY);
-	must_say(&err, "cuda:0: taking 4194304 bytes of 134217728: out of memory");
+	must_say(&err, "cuda:0: taking 4.0M of 128M: out of memory");
 	MUST(err.driver == 2);
 	MUST(fakecuda.used(0) == CARD_0 - GRANULE);
 	MUST(alloc(device, GRANULE, &extents[1], &err) == 0);

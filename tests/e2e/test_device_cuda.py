@@ -2,6 +2,8 @@
 """Cards with CUDA that fail in the midst of loads and moves, over the stand-in driver: each class of
 codes from each call costs one worker and what lay on its card, and nothing is left there."""
 
+import re
+
 import pytest
 from conftest import RawError, need_hooks, slowness, wait_until
 from placed import MIB, account, attach, load, make_blocks
@@ -98,7 +100,9 @@ def test_out_of_memory_is_said_in_numbers_and_costs_no_worker(
     with pytest.raises(RawError) as failure:
         raw.call("place", {"model": path.name, "allocation": "cuda:1"})
     error = failure.value.error
-    assert error["code"] == "no-memory" and "cuda:1" in error["message"], error
+    assert error["code"] == "no-memory", error
+    assert re.search(r"cuda:1: taking \d\.0M of [0-9.]+M: out of memory", error["message"]), error
+    assert "others have taken it since" in error["hint"] and error["detail"]["device"] == "cuda:1"
     assert lease.tensors() == expected
     again = attach(raw, path)
     assert again.layout["places"] == lease.layout["places"]
