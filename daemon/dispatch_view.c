@@ -44,10 +44,21 @@ static void refuse_no_memory(const struct call *call)
 	conn_respond_no_memory(call->conn, call->request);
 }
 
-/* 'device': has bytes on this one; NULL: any. */
+static bool has_place(const struct wire_place *places, uint32_t n_places, const char *device)
+{
+	for (uint32_t i = 0; i < n_places; i++) {
+		if (wire_str_is(places[i].device, device)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* 'device': has bytes on this one, also of older generations; NULL: any. */
 static bool is_listed(const struct call *call, const struct wire_list_request *request,
 		      const struct core_model_view *view, const uint32_t *device)
 {
+	const char *name = device == NULL ? NULL : call->daemon->devices[*device].name;
 	struct model_description model;
 
 	if (request->has_mine && request->mine &&
@@ -56,13 +67,8 @@ static bool is_listed(const struct call *call, const struct wire_list_request *r
 	}
 	if (device != NULL) {
 		describe_model(call->daemon, call->client, view, &model);
-		for (uint32_t i = 0; i < model.wire.where.count; i++) {
-			if (wire_str_is(model.places[i].device,
-					call->daemon->devices[*device].name)) {
-				return true;
-			}
-		}
-		return false;
+		return has_place(model.places, model.wire.where.count, name) ||
+		       has_place(model.older, model.wire.older.count, name);
 	}
 	return (request->has_all && request->all) || view->is_pinned || view->is_kept ||
 	       view->is_torn ||

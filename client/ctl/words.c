@@ -224,8 +224,9 @@ const char *where_text(const struct ctl *ctl, const struct distorch_model *model
 		total += tensor_bytes(model->where[i]);
 	}
 	there = total;
-	if (is_partial && total < model->bytes) {
-		total = model->bytes; /* what is missing has its share too */
+	if (total > model->bytes || is_partial) {
+		/* Blocks on cards may be in RAM besides; what is missing has its share too. */
+		total = model->bytes;
 	}
 	for (size_t i = 0; i < model->n_where; i++) {
 		n_told += is_told(model, model->where[i], total) ? 1 : 0;
@@ -246,7 +247,7 @@ const char *where_text(const struct ctl *ctl, const struct distorch_model *model
 	}
 	if (is_partial) {
 		text_append(buffer, buffer_size, &used, "%sfile", n_words == 0 ? "" : " + ");
-		append_share(total - there, total, buffer, buffer_size, &used);
+		append_share(total > there ? total - there : 0, total, buffer, buffer_size, &used);
 	}
 	return buffer;
 }
@@ -292,6 +293,8 @@ const char *older_text(const struct ctl *ctl, const struct distorch_model *model
 const char *where_now_text(const struct ctl *ctl, const struct distorch_model *model, char *buffer,
 			   size_t buffer_size)
 {
+	size_t used;
+
 	if (strcmp(model->state, "loading") == 0) {
 		(void)snprintf(buffer, buffer_size, "loading %u%%",
 			       model->progress_bytes == DISTORCH_ABSENT || model->bytes == 0
@@ -302,6 +305,11 @@ const char *where_now_text(const struct ctl *ctl, const struct distorch_model *m
 		(void)snprintf(buffer, buffer_size, "%.32s", model->state);
 	} else {
 		(void)where_text(ctl, model, buffer, buffer_size);
+	}
+	used = strlen(buffer);
+	for (size_t i = 0; i < model->n_older; i++) {
+		text_append(buffer, buffer_size, &used, "%s%s", i == 0 ? ", older on " : " + ",
+			    device_cell(ctl, model->older[i]->device));
 	}
 	return buffer;
 }

@@ -1028,6 +1028,8 @@ def test_what_only_an_older_lease_keeps_is_all_that_stays(start_daemon, tmp_path
         raw.call("unload", {"select": {"models": [other.name]}})
         raw.call("place", {"model": path.name, "allocation": "cpu"})
         assert account(raw, "cpu")["used"] >= 8 * MIB and account(raw, "sim:0")["used"] == 16 * MIB
+        for words in (), ("--device", "sim:0"):
+            assert "ram, older on sim:0 " in ctl(daemon, "ps", *words).stdout
         done = raw.call("unload", {"select": {"models": [path.name]}})
         assert [one["bytes"] >> 20 for one in done["unloaded"]] == [8]
         assert [one["bytes"] >> 20 for one in done["held"]] == [16], "of the older one alone"
