@@ -204,10 +204,39 @@ static int print_budgets(struct ctl *ctl, const struct distorch_devices *devices
 	return EXIT_DONE;
 }
 
+/* "48G", or "50%" of what the device has. Returns an exit status; what is wrong is printed. */
+static int read_budget(struct ctl *ctl, uint64_t *ret)
+{
+	const char *const device = ctl->arguments.words[0];
+	const char *const text = ctl->arguments.words[1];
+	const uint64_t whole = 100000; /* thousandths of a percent */
+	struct distorch_devices *devices = NULL;
+	const struct distorch_device *found;
+	const bool is_share = strchr(text, '%') != NULL;
+	struct err err = {0};
+	uint32_t milli_pct = 0;
+
+	if ((is_share ? units_parse_percent(text, &milli_pct, &err)
+		      : units_parse_size(text, ret, &err)) < 0) {
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "%s", err.text);
+	}
+	if (!is_share) {
+		return EXIT_DONE;
+	}
+	if (distorch_devices(ctl->c, &devices) < 0) {
+		return ctl_fail(ctl);
+	}
+	found = device_find(devices, device); /* else the daemon says what is wrong with it */
+	*ret = found == NULL ? 0
+			     : found->total / whole * milli_pct +
+				       found->total % whole * milli_pct / whole;
+	distorch_devices_free(devices);
+	return EXIT_DONE;
+}
+
 static int run_budget(struct ctl *ctl)
 {
 	struct distorch_devices *devices = NULL;
-	struct err err = {0};
 	uint64_t bytes = DISTORCH_ABSENT;
 	const char *device = ctl->arguments.n_words > 0 ? ctl->arguments.words[0] : NULL;
 	int status;
@@ -217,12 +246,10 @@ static int run_budget(struct ctl *ctl)
 		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", "distorchctl budget ram 48G",
 				  "a budget needs a size, or --save to keep that of now");
 	}
-	if (ctl->arguments.n_words == 2) {
-		if (units_parse_size(ctl->arguments.words[1], &bytes, &err) < 0) {
-			return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "%s", err.text);
-		}
-	}
 	status = ctl_connect(ctl);
+	if (status == EXIT_DONE && ctl->arguments.n_words == 2) {
+		status = read_budget(ctl, &bytes);
+	}
 	if (status != EXIT_DONE) {
 		return status;
 	}
@@ -249,6 +276,7 @@ const struct verb verb_budget = {
 	.text = "Examples:\n"
 		"  distorchctl budget\n"
 		"  distorchctl budget ram 48G            until the daemon ends\n"
+		"  distorchctl budget cuda:0 80%         of what the card has\n"
 		"  distorchctl budget ram 48G --save     for good\n"
 		"  distorchctl budget cuda:0 --save      for good what it is now\n"
 		"What is idle goes when it is lowered; what is in use or pinned stays until it is "

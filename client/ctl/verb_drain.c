@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl drain: have new loads refused, and wait until what is under way has ended. */
 #include "options.h"
+#include "print.h"
 #include "render.h"
 
 #include <stdio.h>
@@ -143,6 +144,29 @@ static const char *drain_words(const struct ctl *ctl, const char *what, const ch
 	return text;
 }
 
+/* Idle models stay on a device, and its driver with them: who drains it wants that away, mostly. */
+static void tell_idle(const struct ctl *ctl)
+{
+	const char *name = ctl->arguments.device;
+	struct distorch_devices *devices = NULL;
+	const struct distorch_device *device;
+	char size[24];
+	char safe[64];
+
+	if (name == NULL || is_json(ctl) || ctl->arguments.is_quiet ||
+	    distorch_devices(ctl->c, &devices) < 0) {
+		return;
+	}
+	device = device_find(devices, name);
+	if (device != NULL && device->used > 0 && strcmp(device->name, "cpu") != 0) {
+		(void)printf("%s of models that nobody uses stay there, and its driver in use: "
+			     "distorchctl unload --device %s\n",
+			     size_text(ctl, device->used, size),
+			     safe_text(name, safe, sizeof safe));
+	}
+	distorch_devices_free(devices);
+}
+
 /* Until nothing is under way, the time is over, or somebody ends it. Takes 'drain'. */
 static int wait_for_end(struct ctl *ctl, struct distorch_drain *drain)
 {
@@ -179,6 +203,7 @@ static int wait_for_end(struct ctl *ctl, struct distorch_drain *drain)
 	}
 	status = print_drain(ctl, drain, drain_words(ctl, "Drained: new loads", "are refused."));
 	distorch_drain_free(drain);
+	tell_idle(ctl);
 	return status;
 }
 

@@ -665,6 +665,9 @@ def test_a_device_has_one_saved_budget_by_whatever_name(start_daemon):
             d.budget(bytes=1, save=True)
     assert ctl(daemon, "config", "unset", "gpu.budget.sim:0").returncode == 0
     assert budget() == 64 and saved_budgets(daemon) == []
+    assert "budget 12.8M" in ctl(daemon, "budget", "sim:0", "20%").stdout
+    assert ctl(daemon, "budget", "sim:0", "101%").returncode == 2
+    assert ctl(daemon, "budget", "sim:7", "20%").returncode == 4
     missing = ctl(daemon, "budget", "sim:0")
     assert missing.returncode == 2 and "needs a size, or --save" in missing.stderr
 

@@ -164,6 +164,19 @@ def test_what_is_used_counts_where_its_tensors_are(start_daemon, tmp_path):
     assert late.returncode == 0 and "Nothing is under way" in late.stdout
 
 
+def test_what_is_idle_on_a_drained_device_is_told_with_how_it_goes(start_daemon, tmp_path):
+    daemon = start_daemon("sim.count=2", "sim.memory=64M", "memory.ram=64M", "memory.reserve=0")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 4, head=0)
+    assert ctl(daemon, "load", path, "--to", "sim:0").returncode == 0
+    for device, is_told in ("sim:1", False), ("sim:0", True):
+        said = ctl(daemon, "drain", "--device", device).stdout
+        assert ("8.0M of models that nobody uses stay there, and its driver in use: "
+                "distorchctl unload --device sim:0" in said) == is_told, said
+    assert ctl(daemon, "unload", "--device", "sim:0").returncode == 0
+    assert "stay there" not in ctl(daemon, "drain", "--device", "sim:0").stdout
+
+
 def test_a_device_waits_for_what_is_loaded_onto_it_alone(start_daemon, tmp_path):
     daemon = start_daemon("sim.count=2", "sim.memory=64M", "memory.ram=64M", "memory.reserve=0",
                           "sim.link=1M")
