@@ -88,7 +88,9 @@ static struct distorch_loaded *load_convert(const struct wire_load_response *fro
 	if (model == NULL || !convert_model(loaded, &from->model, model) ||
 	    !convert_text(loaded, true, from->source, &loaded->source) ||
 	    (from->has_evicted &&
-	     !convert_outcomes(loaded, from->evicted, &loaded->evicted, &loaded->n_evicted))) {
+	     !convert_outcomes(loaded, from->evicted, &loaded->evicted, &loaded->n_evicted)) ||
+	    (from->has_warnings &&
+	     !convert_texts(loaded, from->warnings, &loaded->warnings, &loaded->n_warnings))) {
 		result_free(loaded);
 		return NULL;
 	}

@@ -65,7 +65,9 @@ static struct distorch_moved *moved_convert(const struct wire_place_response *fr
 	moved->duration_ms = from->has_duration_ms ? from->duration_ms : DISTORCH_ABSENT;
 	if (model == NULL || !convert_model(moved, &from->model, model) ||
 	    (from->has_evicted &&
-	     !convert_outcomes(moved, from->evicted, &moved->evicted, &moved->n_evicted))) {
+	     !convert_outcomes(moved, from->evicted, &moved->evicted, &moved->n_evicted)) ||
+	    (from->has_warnings &&
+	     !convert_texts(moved, from->warnings, &moved->warnings, &moved->n_warnings))) {
 		result_free(moved);
 		return NULL;
 	}

@@ -24,6 +24,7 @@
 #include "daemon/device/device.h"
 #include "daemon/failure.h"
 #include "daemon/ipc/conn.h"
+#include "daemon/placement.h"
 #include "daemon/recall.h"
 #include "daemon/warm.h"
 #include "proto/wire.h"
@@ -140,6 +141,18 @@ static bool describe_lease(const struct daemon *daemon, const struct core_action
 	       !lease.has_blocks || describe_layout(daemon, info, ret);
 }
 
+/* What the plan of the job's placement warned of. */
+static bool describe_warnings(const struct daemon *daemon, uint64_t job_id, struct wire_list *ret)
+{
+	const struct job_info *job = store_find_job(daemon->store, job_id);
+
+	if (job == NULL || job->warnings == NULL) {
+		return false;
+	}
+	*ret = (struct wire_list){.items = job->warnings->items, .count = job->warnings->count};
+	return true;
+}
+
 static void answer_load(struct daemon *daemon, struct client *client, const struct pending *pending,
 			const struct core_action *action)
 {
@@ -198,6 +211,7 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 	response.images = n_fds > 0 ? n_fds - 1 : 0;
 	response.has_layout = layout.letters != NULL;
 	response.layout = layout.wire;
+	response.has_warnings = describe_warnings(daemon, action->job, &response.warnings);
 	respond(client, pending, &response, fds, n_fds);
 }
 
@@ -221,6 +235,7 @@ static void answer_place(struct daemon *daemon, const struct client *client,
 	/* NOLINTNEXTLINE(clang-analyzer-deadcode.DeadStores): freed at the end of the scope */
 	evicted = describe_evicted(daemon, client, action->job, &response.has_evicted,
 				   &response.evicted);
+	response.has_warnings = describe_warnings(daemon, action->job, &response.warnings);
 	respond(client, pending, &response, NULL, 0);
 }
 

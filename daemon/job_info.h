@@ -14,6 +14,7 @@
 #include "daemon/plan/plan.h"
 
 struct image_set;
+struct placement_warnings;
 struct tensor_map;
 
 #define STORE_MAX_EVICTED  16 /* victims that a load's answer names */
@@ -43,7 +44,8 @@ struct job_info {
 	struct generation_info next; /* becomes the model's at ACT_PUBLISH */
 	struct park park;            /* likewise */
 	struct err failure;
-	struct plan_shortage shortage; /* what its plan lacks, with WIRE_NO_MEMORY */
+	struct plan_shortage shortage;       /* what its plan lacks, with WIRE_NO_MEMORY */
+	struct placement_warnings *warnings; /* of its plan; NULL: none */
 	uint32_t n_evicted;
 	struct {
 		uint64_t model;

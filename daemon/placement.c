@@ -28,6 +28,7 @@
 #include "daemon/load/hash.h"
 #include "daemon/load/image_set.h"
 #include "daemon/placed_record.h"
+#include "daemon/plan/explain.h"
 
 _Static_assert(PLAN_MAX_BLOCKS + MODEL_MAX_FILES <= CORE_MAX_NEEDS,
 	       "a generation has a copy of each file and of each block");
@@ -454,6 +455,30 @@ static struct plan_block *describe_blocks(const struct tensor_map *map)
 	return blocks;
 }
 
+/* What has to be evicted for it is told when it is. NULL: nothing, or no memory to say it. */
+static struct placement_warnings *explain(const struct plan_request *request,
+					  const struct plan_summary *summary)
+{
+	struct placement_warnings *ret = NULL;
+
+	for (uint32_t i = 0; i < summary->n_warnings; i++) {
+		const struct plan_warning *warning = &summary->warnings[i];
+		char *text;
+
+		if (warning->kind == PLAN_EVICTS) {
+			continue;
+		}
+		ret = ret == NULL ? sys_calloc(1, sizeof *ret) : ret;
+		if (ret == NULL) {
+			return NULL;
+		}
+		text = ret->texts[ret->count];
+		ret->items[ret->count++] = wire_str(
+			explain_warning(request, summary, warning, text, sizeof ret->texts[0]));
+	}
+	return ret;
+}
+
 /* Where each block of the map would lie. */
 static int plan_map(const struct daemon *daemon, const struct placement *placement,
 		    struct job_info *job, struct err *err)
@@ -476,6 +501,11 @@ static int plan_map(const struct daemon *daemon, const struct placement *placeme
 	request.n_blocks = map->n_blocks;
 	code = plan_make(&request, job->places, &summary, err);
 	job->shortage = summary.shortage;
+	for (uint32_t i = 0; i < room->n_devices; i++) {
+		room->devices[i].name = room->known[i].name; /* answers say them as we do */
+	}
+	free(job->warnings);
+	job->warnings = code == 0 ? explain(&request, &summary) : NULL;
 	return code;
 }
 

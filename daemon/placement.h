@@ -22,6 +22,8 @@ struct job_info;
 struct placed_record;
 struct tensor_map;
 
+#define PLACEMENT_WARNING_SIZE 320
+
 /* As a request says it; absent texts are empty. */
 struct placement_words {
 	struct wire_str allocation, compute, strategy, granularity;
@@ -76,6 +78,13 @@ int placement_adopt(struct daemon *daemon, const struct placed_record *record, u
 /* NULL: it is none, or one of the core's own. */
 const struct placement *placement_find(const struct daemon *daemon, uint64_t id);
 void placement_free_all(struct daemon *daemon);
+
+/* What a plan warns of, as the wire has it. */
+struct placement_warnings {
+	uint32_t count;
+	struct wire_str items[PLAN_MAX_WARNINGS];
+	char texts[PLAN_MAX_WARNINGS][PLACEMENT_WARNING_SIZE];
+};
 
 /* The devices as they are at one moment, for any thread. */
 struct placement_room {

@@ -421,6 +421,7 @@ void store_forget_job(struct store *store, uint64_t id)
 	free(job->filled_bytes);
 	free(job->held);
 	free(job->places);
+	free(job->warnings);
 	tensor_map_free(job->map);
 	generation_info_fini(&job->next);
 	free(job);

@@ -153,6 +153,24 @@ static void print_said(const struct arguments *arguments)
 	(void)putchar('.');
 }
 
+void print_warnings(const struct ctl *ctl, const char *const *warnings, size_t n_warnings)
+{
+	char safe[512];
+
+	for (size_t i = 0; i < n_warnings && !ctl->arguments.is_quiet; i++) {
+		(void)fprintf(stderr, "warning: %s\n", safe_text(warnings[i], safe, sizeof safe));
+	}
+}
+
+void add_warnings(cJSON *object, const char *const *warnings, size_t n_warnings)
+{
+	cJSON *array = json_add_array(object, "warnings");
+
+	for (size_t i = 0; i < n_warnings; i++) {
+		json_add_string(array, warnings[i]);
+	}
+}
+
 /* 'path' names it where the daemon has no name for it yet. */
 static void print_loaded(struct ctl *ctl, const struct distorch_loaded *loaded, const char *path)
 {
@@ -184,6 +202,7 @@ static void print_loaded(struct ctl *ctl, const struct distorch_loaded *loaded, 
 	print_said(&ctl->arguments);
 	print_evicted(ctl, stdout, loaded->evicted, loaded->n_evicted);
 	(void)putchar('\n');
+	print_warnings(ctl, loaded->warnings, loaded->n_warnings);
 	if (ctl->is_tty && !ctl->arguments.is_quiet) {
 		(void)printf("See it: distorchctl show %.4s\n", model->id);
 	}
@@ -199,6 +218,7 @@ static void add_loaded(cJSON *array, const struct distorch_loaded *loaded)
 	for (size_t i = 0; i < loaded->n_evicted; i++) {
 		(void)json_of_outcome(json_add_item(evicted), loaded->evicted[i]);
 	}
+	add_warnings(object, loaded->warnings, loaded->n_warnings);
 }
 
 /* What several loads come to. */

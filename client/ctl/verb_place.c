@@ -24,6 +24,7 @@ static int print_moved(struct ctl *ctl, const struct distorch_moved *moved)
 		for (size_t i = 0; i < moved->n_evicted; i++) {
 			(void)json_of_outcome(json_add_item(evicted), moved->evicted[i]);
 		}
+		add_warnings(object, moved->warnings, moved->n_warnings);
 		return json_print(ctl, object);
 	}
 	if (ctl->arguments.is_quiet) {
@@ -46,6 +47,7 @@ static int print_moved(struct ctl *ctl, const struct distorch_moved *moved)
 	}
 	print_evicted(ctl, stdout, moved->evicted, moved->n_evicted);
 	(void)putchar('\n');
+	print_warnings(ctl, moved->warnings, moved->n_warnings);
 	return EXIT_DONE;
 }
 

@@ -435,6 +435,8 @@ struct distorch_loaded {
 	uint64_t duration_ms;
 	size_t n_evicted;
 	const struct distorch_outcome *const *evicted; /* what made room */
+	size_t n_warnings;
+	const char *const *warnings; /* of its placement, as distorch_plan has them */
 };
 
 /*
@@ -529,6 +531,8 @@ struct distorch_moved {
 	uint64_t duration_ms;
 	size_t n_evicted;
 	const struct distorch_outcome *const *evicted; /* what made room */
+	size_t n_warnings;
+	const char *const *warnings; /* as distorch_plan has them */
 };
 
 /*

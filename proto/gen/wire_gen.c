@@ -442,10 +442,11 @@ static const struct wire_field load_response_fields[] = {
 	{ .name = "generation", .name_size = 10, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_load_response, generation), .is_optional = true, .has_offset = offsetof(struct wire_load_response, has_generation), .max = 9223372036854775807u },
 	{ .name = "images", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_load_response, images), .is_optional = true, .has_offset = offsetof(struct wire_load_response, has_images), .max = 31u },
 	{ .name = "layout", .name_size = 6, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_load_response, layout), .is_optional = true, .has_offset = offsetof(struct wire_load_response, has_layout), .type = &wire_type_layout },
+	{ .name = "warnings", .name_size = 8, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_load_response, warnings), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_load_response, has_warnings), .max = 16u, .item_max = 320u },
 };
 const struct wire_type wire_type_load_response = {
 	.name = "load_response", .size = sizeof(struct wire_load_response),
-	.fields = load_response_fields, .n_fields = 8, .required = 0x3u,
+	.fields = load_response_fields, .n_fields = 9, .required = 0x3u,
 };
 
 static const struct wire_field load_part_request_fields[] = {
@@ -552,10 +553,11 @@ static const struct wire_field place_response_fields[] = {
 	{ .name = "moved", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_place_response, moved), .is_optional = true, .has_offset = offsetof(struct wire_place_response, has_moved), .max = 9223372036854775807u },
 	{ .name = "duration_ms", .name_size = 11, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_place_response, duration_ms), .is_optional = true, .has_offset = offsetof(struct wire_place_response, has_duration_ms), .max = 9223372036854775807u },
 	{ .name = "evicted", .name_size = 7, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_place_response, evicted), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_place_response, has_evicted), .max = 64u, .type = &wire_type_outcome },
+	{ .name = "warnings", .name_size = 8, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_place_response, warnings), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_place_response, has_warnings), .max = 16u, .item_max = 320u },
 };
 const struct wire_type wire_type_place_response = {
 	.name = "place_response", .size = sizeof(struct wire_place_response),
-	.fields = place_response_fields, .n_fields = 4, .required = 0x1u,
+	.fields = place_response_fields, .n_fields = 5, .required = 0x1u,
 };
 
 static const struct wire_field plan_request_fields[] = {

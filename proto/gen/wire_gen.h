@@ -526,6 +526,7 @@ struct wire_load_response {
 	bool has_generation;
 	bool has_images;
 	bool has_layout;
+	bool has_warnings;
 	struct wire_model model;
 	struct wire_str source;
 	uint64_t duration_ms;
@@ -534,9 +535,11 @@ struct wire_load_response {
 	uint64_t generation;
 	uint64_t images;
 	struct wire_layout layout;
+	struct wire_list warnings; /* list:str */
 };
 #define WIRE_LOAD_RESPONSE_SOURCE_MAX 16
 #define WIRE_LOAD_RESPONSE_EVICTED_MAX 64
+#define WIRE_LOAD_RESPONSE_WARNINGS_MAX 16
 
 struct wire_load_part_request {
 	uint64_t load;
@@ -642,12 +645,15 @@ struct wire_place_response {
 	bool has_moved;
 	bool has_duration_ms;
 	bool has_evicted;
+	bool has_warnings;
 	struct wire_model model;
 	uint64_t moved;
 	uint64_t duration_ms;
 	struct wire_list evicted; /* list:outcome */
+	struct wire_list warnings; /* list:str */
 };
 #define WIRE_PLACE_RESPONSE_EVICTED_MAX 64
+#define WIRE_PLACE_RESPONSE_WARNINGS_MAX 16
 
 struct wire_plan_request {
 	bool has_model;

@@ -245,6 +245,22 @@ def test_show_says_where_each_tensor_lies(cards, twelve):
     assert listed() == ["ram"] * 12 and ctl_json(cards, "show", "twelve")["places"] == []
 
 
+def test_a_load_and_a_move_warn_as_their_plan_does(cards, twelve):
+    path, _expected = twelve
+    words = "cpu,5mb*;sim:0,16mb"
+    planned = ctl_json(cards, "plan", path, words)["warnings"]
+    assert planned == ["the rest on ram is 32.0M, more than the 5.0M at its *"]
+    done = ctl(cards, "load", path, "--to", words)
+    assert done.returncode == 0 and f"warning: {planned[0]}" in done.stderr
+    assert ctl(cards, "-q", "place", "twelve", "cpu").stderr == ""
+    assert ctl_json(cards, "place", "twelve", words)["warnings"] == planned
+    with to(cards) as d:
+        assert d.place("twelve", "sim:0,100%").warnings == []
+        assert d.place("twelve", words).warnings == planned
+        d.unload("twelve")
+        assert d.load(path, to=words).warnings == planned
+
+
 def test_what_ram_takes_beside_a_device_that_computes_is_as_planned(cards, tmp_path):
     path = tmp_path / "headed.safetensors"
     make_safetensors(path, {"head": ("F32", [1024, 256]),

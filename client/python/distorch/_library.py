@@ -119,10 +119,10 @@ REPORT = structure("report", [
     ("kept", OUTCOMES), ("unloaded", OUTCOMES), ("held", OUTCOMES), ("total_bytes", U64)])
 LOADED = structure("loaded", [
     ("model", _one_of(MODEL, dict)), ("source", TEXT), ("duration_ms", U64),
-    ("evicted", OUTCOMES)])
+    ("evicted", OUTCOMES), ("warnings", TEXTS)])
 MOVED = structure("moved", [
     ("model", _one_of(MODEL, dict)), ("moved_bytes", U64), ("duration_ms", U64),
-    ("evicted", OUTCOMES)])
+    ("evicted", OUTCOMES), ("warnings", TEXTS)])
 SHARE = structure("share", [
     ("device", TEXT), ("bytes", U64), ("blocks", U64), ("free_after", U64)])
 PLANNED_BLOCK = structure("planned_block", [

@@ -97,6 +97,7 @@ class Loaded(Model):
     source: str = ""
     duration_ms: Optional[int] = None
     evicted: tuple = ()
+    warnings: tuple = ()  # of its placement, as a Plan has them
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Moved(Model):
     moved_bytes: Optional[int] = None
     duration_ms: Optional[int] = None
     evicted: tuple = ()
+    warnings: tuple = ()  # of its placement, as a Plan has them
 
 
 @dataclass(frozen=True)
