@@ -131,6 +131,7 @@ bool convert_model(void *result, const struct wire_model *from, struct distorch_
 	ret->pinned = from->pinned;
 	ret->ttl_left_ms = number_or_absent(from->has_ttl_left_ms, from->ttl_left_ms);
 	ret->priority = from->priority;
+	ret->moving = from->has_moving && from->moving;
 	ret->leases = from->leases;
 	ret->last_used_ms = from->last_used_ms;
 	ret->generation = from->generation;

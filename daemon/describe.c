@@ -365,6 +365,7 @@ void describe_model(const struct daemon *daemon, const struct client *viewer,
 		.generation = view->generation,
 		.format = wire_str(describe_format(info == NULL ? 0 : info->current.format)),
 	};
+	wire->has_moving = wire->moving = view->is_moving;
 	if (view->state == CORE_MODEL_LOADING) {
 		wire->has_progress_bytes = true;
 		wire->progress_bytes = view->progress_bytes;

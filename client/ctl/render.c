@@ -375,6 +375,7 @@ cJSON *json_of_model(cJSON *object, const struct distorch_model *model)
 	}
 	json_add_bool(object, "keep", model->keep);
 	json_add_bool(object, "pinned", model->pinned);
+	json_add_bool(object, "moving", model->moving);
 	json_add_number(object, "ttl_left_ms", model->ttl_left_ms);
 	(void)must(cJSON_AddNumberToObject(object, "priority", (double)model->priority));
 	json_add_number(object, "leases", model->leases);

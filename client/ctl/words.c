@@ -307,6 +307,7 @@ const char *where_now_text(const struct ctl *ctl, const struct distorch_model *m
 		(void)where_text(ctl, model, buffer, buffer_size);
 	}
 	used = strlen(buffer);
+	text_append(buffer, buffer_size, &used, "%s", model->moving ? ", moving" : "");
 	for (size_t i = 0; i < model->n_older; i++) {
 		text_append(buffer, buffer_size, &used, "%s%s", i == 0 ? ", older on " : " + ",
 			    device_cell(ctl, model->older[i]->device));

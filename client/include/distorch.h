@@ -244,6 +244,7 @@ struct distorch_model {
 	size_t n_older;
 	/* What generations before it still have, for those who lease or map them. */
 	const struct distorch_place *const *older;
+	bool moving; /* its blocks are being moved; it serves meanwhile */
 };
 
 struct distorch_models {

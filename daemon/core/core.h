@@ -116,6 +116,7 @@ struct core_model_view {
 	enum core_backing backing; /* of the published one */
 	uint64_t placement;        /* likewise; ANY: there is none */
 	uint64_t job_placement;    /* of what is being loaded; ANY: nothing */
+	bool is_moving;            /* it serves while that goes on */
 	uint32_t placed_uid;       /* whose processes may have its blocks on other devices */
 	uint32_t job_placed_uid;   /* likewise of what is being loaded */
 	bool has_host;             /* all of it is in images besides */

@@ -23,6 +23,8 @@ static void view_model(const struct core *core, const struct model *model,
 		.placed_uid = model->placed_uid,
 		.job_placed_uid = model->job == NULL ? 0 : model->job->placed_uid,
 		.has_host = model->has_host,
+		.is_moving = model->job != NULL && model->job->kind == JOB_LOAD &&
+			     model->job->is_move,
 		.is_torn = model->is_torn,
 		.torn_devices = model->torn_devices,
 		.file = model->file,

@@ -87,11 +87,12 @@ static const struct wire_field model_fields[] = {
 	{ .name = "blocks", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_model, blocks), .max = 9223372036854775807u },
 	{ .name = "format", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_model, format), .max = 16u },
 	{ .name = "users", .name_size = 5, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_model, users), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_model, has_users), .max = 16u, .type = &wire_type_holder },
+	{ .name = "moving", .name_size = 6, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_model, moving), .is_optional = true, .has_offset = offsetof(struct wire_model, has_moving) },
 	{ .name = "older", .name_size = 5, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_model, older), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_model, has_older), .max = 16u, .type = &wire_type_place },
 };
 const struct wire_type wire_type_model = {
 	.name = "model", .size = sizeof(struct wire_model),
-	.fields = model_fields, .n_fields = 23, .required = 0x1fdd71u,
+	.fields = model_fields, .n_fields = 24, .required = 0x1fdd71u,
 };
 
 static const struct wire_field outcome_fields[] = {

@@ -100,6 +100,7 @@ struct wire_model {
 	bool has_allocation;
 	bool has_ttl_left_ms;
 	bool has_users;
+	bool has_moving;
 	bool has_older;
 	struct wire_str id;
 	struct wire_str name;
@@ -123,6 +124,7 @@ struct wire_model {
 	uint64_t blocks;
 	struct wire_str format;
 	struct wire_list users; /* list:holder */
+	bool moving;
 	struct wire_list older; /* list:place */
 };
 #define WIRE_MODEL_ID_MAX 32

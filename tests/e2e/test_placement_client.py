@@ -261,6 +261,19 @@ def test_a_load_and_a_move_warn_as_their_plan_does(cards, twelve):
         assert d.load(path, to=words).warnings == planned
 
 
+def test_a_move_under_way_is_seen(start_daemon, layers):
+    daemon = start_daemon(*CARDS, "sim.link=64K")
+    assert ctl(daemon, "load", layers).returncode == 0
+    with daemon.raw() as raw:
+        raw.request("place", {"model": "layers", "allocation": "sim:0"})
+        wait_until(lambda: ctl_json(daemon, "ps")["models"][0]["moving"], what="the move")
+        assert "ram, moving " in ctl(daemon, "ps").stdout
+    wait_until(lambda: not ctl_json(daemon, "ps")["models"][0]["moving"], what="its end")
+    with distorch.connect(str(daemon.socket)) as d:
+        assert d.list()[0].moving is False
+        d.unload(all=True)
+
+
 def test_what_ram_takes_beside_a_device_that_computes_is_as_planned(cards, tmp_path):
     path = tmp_path / "headed.safetensors"
     make_safetensors(path, {"head": ("F32", [1024, 256]),

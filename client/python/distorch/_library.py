@@ -110,7 +110,7 @@ MODEL = structure("model", [
     ("stays", TEXTS), ("keep", BOOL), ("pinned", BOOL), ("ttl_left_ms", U64), ("priority", I64),
     ("leases", U64), ("last_used_ms", U64), ("generation", U64), ("tensors", U64),
     ("blocks", U64), ("format", TEXT), ("users", HOLDERS),
-    ("allocation", TEXT), ("older", _list_of(PLACE, results.Place))])
+    ("allocation", TEXT), ("older", _list_of(PLACE, results.Place)), ("moving", BOOL)])
 MODELS = structure("models", [("models", _list_of(MODEL, results.Model))])
 OUTCOME = structure("outcome", [
     ("id", TEXT), ("name", TEXT), ("reason", TEXT), ("bytes", U64), ("holders", HOLDERS)])

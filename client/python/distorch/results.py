@@ -76,6 +76,7 @@ class Model:
     allocation: Optional[str] = None  # by which its blocks were placed; None: all in images
     # What generations before it still have, for those who lease or map them.
     older: List[Place] = field(default_factory=list)
+    moving: bool = False  # its blocks are being moved; it serves meanwhile
 
 
 @dataclass(frozen=True)
