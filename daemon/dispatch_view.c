@@ -215,15 +215,15 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 	    !open_table(call, info, view.state, &table_fd)) {
 		return;
 	}
-	if (!describe_layout_now(call->daemon, info, &layout)) {
+	describe_model(call->daemon, call->client, &view, &model);
+	response.model = model.wire;
+	if (model.wire.has_name && !describe_layout_now(call->daemon, info, &layout)) {
 		refuse_no_memory(call);
 		return;
 	}
 	letters = layout.letters;
 	response.has_layout = letters != NULL;
 	response.layout = layout.wire;
-	describe_model(call->daemon, call->client, &view, &model);
-	response.model = model.wire;
 	if (info->current.table_fd >= 0) {
 		response.has_page_size = response.has_huge_bytes = response.has_backing = true;
 		response.has_loaded_from = response.has_load_ms = true;

@@ -200,9 +200,8 @@ void place_drop_blocks(struct core *core, struct model *model, enum core_why why
 /* To the host, where there is room; else its file is all that is left. */
 static void demote(struct core *core, struct model *model, enum core_why why)
 {
-	struct job *job = model->file == 0 ? NULL
-					   : place_begin(core, model, CORE_PLACEMENT_HOST,
-							 model->placed_uid, model->owner_uid);
+	struct job *job =
+		place_begin(core, model, CORE_PLACEMENT_HOST, model->placed_uid, model->owner_uid);
 
 	if (job == NULL) {
 		place_drop_blocks(core, model, why);
