@@ -126,6 +126,10 @@ __attribute__((noinline)) static void answer_failure(struct daemon *daemon,
 	struct failure failure;
 
 	failure_from_reply(&failure, daemon, action);
+	if (pending->method == WIRE_METHOD_RESERVE) {
+		log_warning("refused room for %s (PID %u, uid %u): %s", client_display(client),
+			    client->pid, client->uid, failure.message);
+	}
 	conn_respond_error(client->conn, pending->request, &failure.wire);
 }
 
@@ -419,6 +423,7 @@ static void answer_reserve(const struct daemon *daemon, const struct client *cli
 			   const struct pending *pending, const struct core_action *action)
 {
 	struct wire_reserve_response response = {.token = action->reply.lease};
+	char name[DEVICE_NAME_SIZE];
 	AUTO_FREE struct answer_went *went = sys_calloc(1, sizeof *went);
 
 	if (went != NULL) { /* else there is room all the same, and not told is what made it */
@@ -428,6 +433,9 @@ static void answer_reserve(const struct daemon *daemon, const struct client *cli
 		response.evicted.items = went->outcomes;
 		response.evicted.count = went->n_outcomes;
 	}
+	log_info("room on %s is reserved for %s (PID %u, uid %u)",
+		 describe_device_name(daemon, pending->device, name), client_display(client),
+		 client->pid, client->uid);
 	respond(client, pending, &response, NULL, 0);
 }
 
@@ -541,6 +549,7 @@ void answer_recall(struct daemon *daemon, const struct core_action *action)
 	const struct client *client = daemon_find_client(daemon, action->client);
 	const struct client *other = daemon_find_client(daemon, action->recall.for_client);
 	char reason[96];
+	char model[512];
 	char name[DEVICE_NAME_SIZE];
 	struct wire_recall_event event = {
 		.lease = action->recall.lease,
@@ -557,6 +566,8 @@ void answer_recall(struct daemon *daemon, const struct core_action *action)
 	}
 	event.reason = wire_str(reason);
 	if (client != NULL && client->conn != NULL) {
+		log_info("asked %s (PID %u) to let go of %s: %s", client_display(client),
+			 client->pid, describe_name(daemon, action->model, model), reason);
 		(void)conn_send_event(client->conn, WIRE_EVENT_RECALL, &event); /* owned: queued */
 	}
 }

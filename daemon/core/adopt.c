@@ -50,7 +50,7 @@ static void take_generation(struct core *core, struct model *model, struct segme
 			model->last_generation = model->generation;
 			model->is_torn = false; /* it lies in images since */
 		}
-		model->n_copies = 1;
+		model->n_copies = model->n_images = 1;
 		model->backing = segment->backing;
 		model->placement = CORE_PLACEMENT_HOST;
 		model->devices = 1;
@@ -58,6 +58,7 @@ static void take_generation(struct core *core, struct model *model, struct segme
 	}
 	if (event->adopt.generation == model->generation) {
 		model->n_copies++;
+		model->n_images++;
 	} else {
 		segment->last = segment->generation;
 	}

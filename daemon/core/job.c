@@ -546,6 +546,7 @@ static void publish(struct core *core, struct job *job)
 	}
 	model->generation = job->generation;
 	model->n_copies = job->n_copies;
+	model->n_images = job->n_images;
 	model->placement = job->placement;
 	model->placed_uid = job->placed_uid;
 	model->has_host = job->with_host;

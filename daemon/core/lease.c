@@ -282,7 +282,7 @@ void lease_on_attach(struct core *core, const struct core_event *event)
 		/* A presented file that nobody loaded is known as little as a foreign id. */
 		code = file != 0 ? WIRE_NOT_RESIDENT : WIRE_NOT_FOUND;
 		model = NULL;
-	} else if (!model_is_resident(model) || !place_serves(model, client->uid)) {
+	} else if (!place_serves(model, client->uid)) {
 		code = WIRE_NOT_RESIDENT;
 	} else if (file != 0 && wish_get(core, model, client->uid) == NULL) {
 		core_close_file(core, file);

@@ -38,7 +38,7 @@ static struct model *find_model(struct core *core, const struct core_event *even
 static bool serves(const struct model *model, const struct core_event *event,
 		   const struct client *client)
 {
-	return model_is_resident(model) && model_is_unchanged(model, event->load.key) &&
+	return model_is_unchanged(model, event->load.key) &&
 	       place_suits(model, client, event->load.placement, false) &&
 	       (!event->load.insists_backing || backing_suits(model, event->load.backing));
 }

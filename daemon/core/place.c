@@ -11,9 +11,27 @@ bool place_has_blocks_for(const struct model *model, uint32_t uid)
 	return model->placement <= CORE_PLACEMENT_HOST || uid == 0 || uid == model->placed_uid;
 }
 
+/* Also while blocks of it have gone from where they lay beside. */
+static bool has_images(const struct model *model)
+{
+	uint32_t n_good = 0;
+
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		n_good += !segment->is_block && segment_is_current(segment) &&
+					  segment->state == SEGMENT_READY && !segment->is_bad &&
+					  !segment->is_stale
+				  ? 1
+				  : 0;
+	}
+	return model->has_host && n_good == model->n_images;
+}
+
 bool place_serves(const struct model *model, uint32_t uid)
 {
-	return model->has_host || place_has_blocks_for(model, uid);
+	return model_is_resident(model) ? model->has_host || place_has_blocks_for(model, uid)
+					: !place_has_blocks_for(model, uid) && has_images(model);
 }
 
 bool place_needs_host(const struct model *model, uint32_t uid)

@@ -88,8 +88,10 @@ bool retain_plan(struct core *core, struct job *job, const struct core_need *nee
 	if (job->may_share) {
 		count_on_copies(core, job);
 	}
+	job->n_images = 0;
 	for (uint32_t i = 0; i < n_needs; i++) {
 		devices |= 1U << needs[i].device;
+		job->n_images += needs[i].is_block ? 0 : 1;
 	}
 	for (uint32_t device = 0; device < core->config.n_devices && has_room; device++) {
 		if ((devices >> device & 1) == 0) {

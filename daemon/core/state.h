@@ -67,6 +67,7 @@ struct model {
 	uint64_t generation;      /* published; 0: none */
 	uint64_t last_generation; /* numbers only grow */
 	uint32_t n_copies;        /* of the published generation when it was whole */
+	uint32_t n_images;        /* of them no blocks */
 	uint8_t backing;          /* enum core_backing of the published generation */
 	uint64_t placement;       /* likewise; ANY: nothing was published */
 	uint32_t placed_uid;      /* whose processes may have its blocks on other devices */
@@ -251,6 +252,7 @@ struct job {
 	uint64_t refused[CORE_MAX_DEVICES];
 	uint32_t devices;        /* bits: it has planned something there, be it free */
 	uint32_t n_copies;       /* of the generation it makes */
+	uint32_t n_images;       /* of them no blocks */
 	uint64_t moved;          /* bytes of them filled anew */
 	uint64_t placement;      /* not ANY */
 	uint64_t next_placement; /* wanted by one who does not wait; ANY: by none */
@@ -563,7 +565,7 @@ void retain_lose_bad(struct core *core, struct job *job);  /* it counts on copie
 /* place.c */
 /* May this uid have the blocks where they lie? */
 bool place_has_blocks_for(const struct model *model, uint32_t uid);
-/* Likewise, or images of all of it? */
+/* Is there what it may have: that, or for another uid images of all of it? */
 bool place_serves(const struct model *model, uint32_t uid);
 /* Is the next generation that lies as this one to be in images besides: for the uid, or because it
  * costs nothing? */

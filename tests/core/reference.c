@@ -505,6 +505,22 @@ static bool is_for(const struct reference_model *model, uint32_t uid)
 	       uid == model->placed_uid;
 }
 
+/* All that the uid may have of it is there: for another than whom the blocks lie for, the images. */
+static bool serves(const struct reference *r, const struct reference_model *model, uint32_t uid)
+{
+	uint32_t n_images = 0;
+
+	if (is_resident(r, model)) {
+		return is_for(model, uid);
+	}
+	EACH(r->copies, copy)
+	{
+		n_images += is_good(copy, model) && !copy->is_block ? 1 : 0;
+	}
+	return model->placement > CORE_PLACEMENT_HOST && uid != 0 && uid != model->placed_uid &&
+	       model->has_host && n_images == model->n_images;
+}
+
 /* Its blocks lie for another. */
 static bool is_foreign(const struct reference_model *model, const struct reference_client *client)
 {
@@ -525,7 +541,7 @@ static int expect_attach(struct reference *r, const struct core_event *event)
 	if (model == NULL || (!by_file && !may(r, event->client, id))) {
 		return by_file ? WIRE_NOT_RESIDENT : WIRE_NOT_FOUND;
 	}
-	if (!is_resident(r, model) || !is_for(model, uid)) {
+	if (!serves(r, model, uid)) {
 		return WIRE_NOT_RESIDENT;
 	}
 	if (by_file && !grant(r, id, uid, NULL)) {
@@ -990,7 +1006,7 @@ static void made_copy(struct reference *r, uint64_t segment)
 	}
 	if (r->event.adopt.generation > model->generation) {
 		model->generation = model->last_generation = r->event.adopt.generation;
-		model->n_copies = 0;
+		model->n_copies = model->n_images = 0;
 		model->placement = CORE_PLACEMENT_HOST;
 		EACH(r->copies, copy)
 		{
@@ -1001,6 +1017,7 @@ static void made_copy(struct reference *r, uint64_t segment)
 		model->content = r->key.mtime_ns;
 	}
 	model->n_copies += r->event.adopt.generation == model->generation ? 1 : 0;
+	model->n_images = model->n_copies;
 	(void)grant(r, model->id, r->event.adopt.owner_uid, NULL);
 	EACH(r->copies, copy)
 	{
@@ -1375,6 +1392,10 @@ static const char *act_publish(struct reference *r, const struct core_action *ac
 	}
 	model->generation = action->fill.generation;
 	model->n_copies = job->n_needs;
+	model->n_images = 0;
+	for (uint32_t i = 0; i < job->n_needs; i++) {
+		model->n_images += job->needs[i].is_block ? 0 : 1;
+	}
 	model->is_published = true;
 	model->backing = backing;
 	model->key = job->key;
@@ -1405,13 +1426,13 @@ static const char *act_lease(struct reference *r, const struct core_action *acti
 	const struct reference_model *model = find_model(r, action->model);
 	bool is_again = is_reassertion(r, action);
 
-	if (model == NULL || !is_resident(r, model) ||
-	    action->reply.generation != model->generation) {
+	if (model == NULL || action->reply.generation != model->generation ||
+	    (is_again && !is_resident(r, model))) {
 		return "I5 a lease is given on the published generation of a resident model";
 	}
 	if (!may(r, action->client, action->model) ||
-	    (!is_again && !is_for(model, find_client(r, action->client)->uid))) {
-		return "I10 a lease is given to a uid that has the right";
+	    (!is_again && !serves(r, model, find_client(r, action->client)->uid))) {
+		return "I10 a lease is given to a uid that has the right, of what is there";
 	}
 	EACH(r->leases, lease)
 	{

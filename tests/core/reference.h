@@ -40,6 +40,7 @@ struct reference_model {
 	uint64_t id; /* 0: free */
 	uint64_t generation, last_generation;
 	uint32_t n_copies; /* of the published generation */
+	uint32_t n_images; /* of them no blocks */
 	enum core_backing backing;
 	uint64_t placement;
 	uint32_t placed_uid;

@@ -179,6 +179,26 @@ def test_another_user_has_no_block_of_a_card_but_a_sealed_copy_in_ram(
     assert again["tensors"] == expected and again["on"] == placed["on"], again["on"]
 
 
+def test_another_user_is_served_from_ram_though_the_card_is_full(daemon, person, make, raw):
+    path, expected = make("m", [2 * MIB] * 4)
+    alice, bob = person(ALICE), person(BOB)
+    alice.do("load", path, "sim:0,60%;cpu,40%")
+    bob.do("load", path)
+    for one in alice, bob:
+        one.do("close")
+        one.do("call", "ping", {})
+    token = raw.call("reserve", {"device": "sim:0", "bytes": 60 * MIB})["token"]
+    listed = [one for one in raw.call("list")["models"] if one["name"].startswith("m.")]
+    assert listed[0]["state"] == "partial", listed
+    for deed in "load", "attach":
+        theirs = bob.do(deed, path)
+        assert theirs.get("tensors") == expected and theirs["on"].keys() == {"cpu"}, theirs
+        bob.do("close")
+    assert alice.refused("load", path)["code"] == "no-memory"
+    raw.call("release", {"token": token})
+    assert alice.do("load", path)["tensors"] == expected
+
+
 def test_what_a_client_says_of_itself_is_for_its_own_user(daemon, person, make):
     """For another one it has the name that the kernel has."""
     path, _expected = make("open", [MIB])

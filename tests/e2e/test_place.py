@@ -866,6 +866,9 @@ def test_who_does_not_answer_a_recall_is_named(cards, raw, tmp_path):
         error = refused.value.error
         assert error["code"] == "busy" and error["retryable"]
         assert os.getpid() in {holder["pid"] for holder in error["detail"]["holders"]}, error
+    log = cards.log()
+    assert f"(PID {os.getpid()}) to let go of m.safetensors: room on sim:0 is asked for" in log
+    assert "refused room for " in log and "those who were asked to let go of sim:0 did not" in log
     assert lease.tensors() == expected
     assert account(raw, "sim:0")["used"] >= 48 * MIB
     lease.close()
