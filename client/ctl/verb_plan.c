@@ -304,7 +304,7 @@ static int refuse(struct ctl *ctl, int code, const struct err *err,
 	} rows[] = {
 		{WIRE_BAD_ARGUMENT,
 		 "docs/allocation-strings.md has the grammar, plan --help the five usual ones"},
-		{WIRE_BUSY, "an administrator ends it: distorchctl drain --off"},
+		{WIRE_BUSY, "an administrator ends it: distorchctl drain --off --device DEVICE"},
 	};
 	const char *hint = NULL;
 	char text[128];
