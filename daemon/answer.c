@@ -126,7 +126,8 @@ __attribute__((noinline)) static void answer_failure(struct daemon *daemon,
 	struct failure failure;
 
 	failure_from_reply(&failure, daemon, action);
-	if (pending->method == WIRE_METHOD_RESERVE) {
+	if (pending->method == WIRE_METHOD_RESERVE &&
+	    (action->code == WIRE_NO_MEMORY || action->code == WIRE_BUSY)) {
 		log_warning("refused room for %s (PID %u, uid %u): %s", client_display(client),
 			    client->pid, client->uid, failure.message);
 	}

@@ -43,6 +43,7 @@ struct pending {
 	uint32_t device;           /* likewise: on which */
 	uint64_t recall_until_ns;  /* an unload that waits so long, for leases and then for what is
 				    * being dropped; 0: it does not */
+	bool is_recalling;         /* who leases it was asked to let go */
 	struct answer_line *lines; /* owner: pending */
 	uint32_t n_lines, lines_capacity;
 };

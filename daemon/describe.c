@@ -163,14 +163,19 @@ void describe_present(const struct daemon *daemon, uint64_t model, const uint8_t
 		      uint32_t n_blocks, uint8_t ret[PLAN_MAX_BLOCKS / 8])
 {
 	struct core_segment_view segment;
+	struct core_model_view view;
 	uint32_t cursor = 0;
 	bool has_image = false; /* of what is to lie on the host: all of that, or nothing */
 
 	memset(ret, 0, PLAN_MAX_BLOCKS / 8);
+	if (!core_model_get(daemon->core, model, &view)) {
+		return;
+	}
 	while (core_segment_next(daemon->core, model, &cursor, &segment)) {
 		const uint32_t i = segment.index;
 
-		if (segment.state != SEGMENT_READY) {
+		if (segment.state != SEGMENT_READY ||
+		    !core_segment_is_of(&segment, view.generation)) {
 			continue;
 		}
 		has_image = has_image || !segment.is_block;

@@ -233,6 +233,7 @@ void dispatch_unload(const struct call *call, const struct wire_unload_request *
 	if (pending != NULL && recalls) {
 		event.unload.recall_ns = dispatch_ns_of(recall_ms);
 		pending->recall_until_ns = clock_mono_ns() + event.unload.recall_ns;
+		pending->is_recalling = true;
 	}
 	if (pending != NULL) {
 		(void)daemon_step(call->daemon, &event);

@@ -161,7 +161,8 @@ static void hint_for_shortage(struct failure *failure, const struct daemon *daem
 				 "at least %s of the budget is taken by other programs; close some "
 				 "of them",
 				 units_format_size(shortage->foreign, size, sizeof size));
-	} else if (account.reserved > 0) {
+	} else if (account.reserved > 0 &&
+		   shortage->need <= shortage->free + shortage->evictable + account.reserved) {
 		failure_set_hint(failure,
 				 "%s of %s are reserved until that program or make-room ends; wait "
 				 "for it, or %s",
@@ -369,7 +370,7 @@ static void hint_for_plan(struct failure *failure, const struct daemon *daemon,
 	} else if (plan->virtual_vram > 0) {
 		failure_set_hint(failure, "ask for more virtual VRAM: %s are enough",
 				 explain_least(plan->virtual_vram, size, sizeof size));
-	} else if (plan->need <= account.room) {
+	} else if (plan->is_taken) {
 		failure_set_hint(failure,
 				 "others have taken it since it was looked at: close some of them "
 				 "(nvidia-smi names them), then try again");
@@ -415,7 +416,7 @@ void failure_from_plan(struct failure *failure, const struct daemon *daemon,
 		.free = account.room,
 		.evictable = account.evictable,
 		.held = account.held,
-		.foreign = daemon->devices[plan->device].info.foreign_bytes,
+		.foreign = daemon->devices[plan->device].strangers_bytes,
 	};
 	hint_for_plan(failure, daemon, plan, &shortage);
 	fill_detail(failure, daemon, plan->device, &shortage);

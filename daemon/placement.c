@@ -95,6 +95,14 @@ static bool is_host(const char *text, size_t size)
 	return false;
 }
 
+/* Does it say more than an allocation of RAM alone? "cpu,*" beside a device that computes leaves
+ * that its head; "cpu" does not, and is asked about for what a pass copies then. */
+static bool has_more(const struct placement *said, bool is_asked, const char *text, size_t size)
+{
+	return said->n_donors > 0 ||
+	       (said->compute[0] != '\0' && (is_asked || text[size - 1] == '*'));
+}
+
 /* Everything that tells one from another, as bytes. */
 struct canon {
 	char bytes[PLAN_MAX_TEXT + (PLAN_MAX_DONORS + 1) * 66 + 64 +
@@ -273,15 +281,6 @@ bool placement_names(const struct daemon *daemon, const struct client *client,
 	return true;
 }
 
-/* Does it say more than an allocation of RAM alone? "cpu,*" beside a device that computes leaves
- * that its head; "cpu" does not. */
-static bool has_more(const struct placement_words *words, const struct placement *said,
-		     const char *text, size_t size)
-{
-	return said->n_donors > 0 ||
-	       (said->compute[0] != '\0' && (words->is_plan || text[size - 1] == '*'));
-}
-
 int placement_take(struct daemon *daemon, const struct client *client,
 		   const struct placement_words *words, uint64_t *ret_id, struct err *err)
 {
@@ -304,7 +303,8 @@ int placement_take(struct daemon *daemon, const struct client *client,
 		*ret_id = CORE_PLACEMENT_ANY;
 		return 0;
 	}
-	if (said.virtual_vram == 0 && is_host(text, size) && !has_more(words, &said, text, size)) {
+	if (said.virtual_vram == 0 && is_host(text, size) &&
+	    !has_more(&said, words->is_plan, text, size)) {
 		*ret_id = CORE_PLACEMENT_HOST;
 		return 0;
 	}
@@ -371,7 +371,8 @@ static bool says_something(const struct placement *said)
 	char text[PLAN_MAX_TEXT + 1];
 	size_t size = normalize(wire_str(said->allocation), text);
 
-	return said->virtual_vram != 0 || (size > 0 && !is_host(text, size));
+	return said->virtual_vram != 0 ||
+	       (size > 0 && (!is_host(text, size) || has_more(said, false, text, size)));
 }
 
 __attribute__((noinline)) static void

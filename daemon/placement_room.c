@@ -74,10 +74,11 @@ void placement_look(const struct daemon *daemon, uint64_t model, struct placemen
 			.held = account.held + left_of(account.resident, account.evictable),
 			.loading = account.loading,
 			.reserved = account.reserved,
-			.foreign = known->info.foreign_bytes,
+			/* What they took of room that is reserved is told as that. */
+			.foreign = i == 0 ? known->info.foreign_bytes : known->strangers_bytes,
 			.spare = i == 0 ? 0
 					: left_of(known->info.total_bytes,
-						  account.budget + known->info.foreign_bytes),
+						  account.budget + known->strangers_bytes),
 			.granularity = known->info.granularity,
 			.is_host = i == 0,
 			.is_lost = known->device == NULL || (account.is_lost && !is_let_go),

@@ -23,9 +23,10 @@ static bool is_leased(const struct daemon *daemon, const struct answer_line *lin
 	       core_model_get(daemon->core, line->model, &view) && view.n_leases > 0;
 }
 
+/* Is somebody waited for? Not where nobody was asked. */
 static bool has_leased(const struct daemon *daemon, const struct pending *pending)
 {
-	for (uint32_t i = 0; i < pending->n_lines; i++) {
+	for (uint32_t i = 0; pending->is_recalling && i < pending->n_lines; i++) {
 		if (is_leased(daemon, &pending->lines[i])) {
 			return true;
 		}

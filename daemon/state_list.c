@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "daemon/state_file.h"
 
@@ -101,7 +102,7 @@ bool state_add_wish(struct state *state, const struct state_wish *wish)
 bool state_remove_setting(struct state *state, const char *key)
 {
 	for (uint32_t i = 0; i < state->n_settings; i++) {
-		if (strcmp(state->settings[i].key, key) == 0) {
+		if (strcasecmp(state->settings[i].key, key) == 0) { /* devices: in any case */
 			setting_fini(&state->settings[i]);
 			state->n_settings--;
 			memmove(&state->settings[i], &state->settings[i + 1],

@@ -15,10 +15,10 @@ const struct distorch_device *device_find(const struct distorch_devices *devices
 /* verb_ps.c, verb_admin.c: a table. Each returns an exit status. */
 int print_models(struct ctl *ctl, const struct distorch_models *models);
 int print_clients(struct ctl *ctl, const struct distorch_clients *clients);
-/* verb_load.c: " Evicted: a (1.0G), b (2.0G).", or nothing. */
 /* verb_load.c: of a placement, to stderr, and as the array "warnings". */
 void print_warnings(const struct ctl *ctl, const char *const *warnings, size_t n_warnings);
 void add_warnings(cJSON *object, const char *const *warnings, size_t n_warnings);
+/* verb_load.c: " Evicted: a (1.0G), b (2.0G).", or nothing. */
 void print_evicted(struct ctl *ctl, FILE *out, const struct distorch_outcome *const *evicted,
 		   size_t n_evicted);
 cJSON *json_of_client(cJSON *object, const struct distorch_client *client);

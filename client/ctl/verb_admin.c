@@ -204,40 +204,38 @@ static int print_budgets(struct ctl *ctl, const struct distorch_devices *devices
 	return EXIT_DONE;
 }
 
-/* "48G", or "50%" of what the device has. Returns an exit status; what is wrong is printed. */
-static int read_budget(struct ctl *ctl, uint64_t *ret)
+/* Thousandths of a percent of what the device has, as bytes. Returns an exit status; what is wrong is
+ * printed. */
+static int read_share(struct ctl *ctl, uint32_t milli_pct, uint64_t *ret)
 {
-	const char *const device = ctl->arguments.words[0];
-	const char *const text = ctl->arguments.words[1];
-	const uint64_t whole = 100000; /* thousandths of a percent */
+	const char *const word = ctl->arguments.words[0];
+	const uint64_t whole = 100000;
 	struct distorch_devices *devices = NULL;
-	const struct distorch_device *found;
-	const bool is_share = strchr(text, '%') != NULL;
-	struct err err = {0};
-	uint32_t milli_pct = 0;
+	const struct distorch_device *device;
+	uint64_t total;
+	char safe[128];
 
-	if ((is_share ? units_parse_percent(text, &milli_pct, &err)
-		      : units_parse_size(text, ret, &err)) < 0) {
-		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "%s", err.text);
-	}
-	if (!is_share) {
-		return EXIT_DONE;
-	}
 	if (distorch_devices(ctl->c, &devices) < 0) {
 		return ctl_fail(ctl);
 	}
-	found = device_find(devices, device); /* else the daemon says what is wrong with it */
-	*ret = found == NULL ? 0
-			     : found->total / whole * milli_pct +
-				       found->total % whole * milli_pct / whole;
+	device = device_find(devices, word);
+	total = device == NULL ? 0 : device->total;
 	distorch_devices_free(devices);
-	return EXIT_DONE;
+	*ret = total / whole * milli_pct + total % whole * milli_pct / whole;
+	return total > 0 ? EXIT_DONE
+			 : ctl_refuse(ctl, EXIT_NO_SUCH_MODEL, "not-found",
+				      "see what there is: distorchctl devices",
+				      "nothing is known of a device \"%s\"",
+				      safe_text(word, safe, sizeof safe));
 }
 
 static int run_budget(struct ctl *ctl)
 {
 	struct distorch_devices *devices = NULL;
+	struct err err = {0};
 	uint64_t bytes = DISTORCH_ABSENT;
+	uint32_t milli_pct = 0;
+	bool is_share = ctl->arguments.n_words == 2 && strchr(ctl->arguments.words[1], '%') != NULL;
 	const char *device = ctl->arguments.n_words > 0 ? ctl->arguments.words[0] : NULL;
 	int status;
 	int code;
@@ -246,9 +244,14 @@ static int run_budget(struct ctl *ctl)
 		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", "distorchctl budget ram 48G",
 				  "a budget needs a size, or --save to keep that of now");
 	}
+	if (ctl->arguments.n_words == 2 &&
+	    (is_share ? units_parse_percent(ctl->arguments.words[1], &milli_pct, &err)
+		      : units_parse_size(ctl->arguments.words[1], &bytes, &err)) < 0) {
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "%s", err.text);
+	}
 	status = ctl_connect(ctl);
-	if (status == EXIT_DONE && ctl->arguments.n_words == 2) {
-		status = read_budget(ctl, &bytes);
+	if (status == EXIT_DONE && is_share) {
+		status = read_share(ctl, milli_pct, &bytes);
 	}
 	if (status != EXIT_DONE) {
 		return status;

@@ -240,7 +240,7 @@ static void check_limits(struct report *report)
 	if (getrlimit(RLIMIT_NOFILE, &files) < 0) {
 		return;
 	}
-	(void)snprintf(text, sizeof text, "open files: at most %llu",
+	(void)snprintf(text, sizeof text, "open files of what is started here: at most %llu",
 		       (unsigned long long)files.rlim_max);
 	tell(report, files.rlim_max >= 4096, text, "raise LimitNOFILE (or ulimit -Hn) to 65536");
 }

@@ -48,11 +48,15 @@ static void add_tensors(cJSON *object, const struct distorch_weights *table)
 static const char *place_of(const struct distorch_detail *detail,
 			    const struct distorch_tensor *tensor)
 {
-	const bool is_file = detail->backing != NULL && strcmp(detail->backing, "file") == 0;
+	const struct distorch_model *model = detail->model;
 
-	return tensor->block < detail->n_places ? detail->places[tensor->block]
-	       : is_file                        ? "cache"
-						: "cpu";
+	if (tensor->block < detail->n_places) {
+		return detail->places[tensor->block];
+	}
+	if (model->n_where != 1) {
+		return "-";
+	}
+	return strcmp(model->where[0]->backing, "file") == 0 ? "cache" : model->where[0]->device;
 }
 
 static int print_tensors(struct ctl *ctl, const struct distorch_detail *detail,

@@ -731,9 +731,9 @@ DISTORCH_PUBLIC int distorch_budget(struct distorch *c, const char *device, uint
 
 /*
  * Set it as distorch_budget does and keep it over restarts and boots; 'bytes' DISTORCH_ABSENT, or
- * 'device' NULL (RAM): keep that of now. The notice of '*ret_devices' says what ranks above it, if anything does. When it
- * cannot be saved nothing is done. Codes: NOT_ALLOWED, BAD_ARGUMENT, UNSUPPORTED (the daemon has
- * no folder to save in), IO, BUSY.
+ * 'device' NULL (RAM): keep that of now. The notice of '*ret_devices' says what ranks above it, if
+ * anything does. When it cannot be saved nothing is done. Codes: NOT_ALLOWED, BAD_ARGUMENT,
+ * UNSUPPORTED (the daemon has no folder to save in), IO, BUSY.
  */
 DISTORCH_PUBLIC int distorch_budget_save(struct distorch *c, const char *device, uint64_t bytes,
 					 struct distorch_devices **ret_devices);

@@ -125,7 +125,7 @@ static void count_running(struct job *job)
 /* Does it only move blocks of what is there? */
 static bool is_place(const struct job *job)
 {
-	return job->is_move && job->placement != job->model->placement;
+	return (job->is_move || job->is_demotion) && job->placement != job->model->placement;
 }
 
 static enum core_why why_begun(const struct core *core, const struct job *job)
@@ -260,9 +260,10 @@ void job_fail(struct core *core, struct job *job, int code)
 		}
 		abandon_segments(core, job);
 		/* What it was asked for was wrong, or it serves as before: then it is no fault of it. */
-		model->fail_code =
-			code == WIRE_CANCELLED || code == WIRE_BAD_ARGUMENT || job->is_move ? 0
-											    : code;
+		model->fail_code = code == WIRE_CANCELLED || code == WIRE_BAD_ARGUMENT ||
+						   job->is_move || job->is_demotion
+					   ? 0
+					   : code;
 	}
 	answer_all(core, job, code);
 	if (model->file == 0) {
@@ -512,7 +513,6 @@ static void end(struct core *core, struct job *job, struct model *model)
 	forget(core, job);
 }
 
-/* Everything is READY: the new generation is the current one; the old one drains. */
 /* How long it read: not while it waited, nor while the machine slept. */
 static uint64_t load_ns(const struct core *core, const struct job *job)
 {
@@ -522,6 +522,7 @@ static uint64_t load_ns(const struct core *core, const struct job *job)
 	return most > job->fill_ns ? most : job->fill_ns;
 }
 
+/* Everything is READY: the new generation is the current one; the old one drains. */
 static void publish(struct core *core, struct job *job)
 {
 	struct model *model = job->model;

@@ -86,8 +86,9 @@ void lease_set_mapped(struct core *core, struct lease *lease, bool is_mapped)
 static void release(struct core *core, struct model *model)
 {
 	model_drain(core, model);
-	if (model->is_doomed && model_is_idle(model)) {
+	if (model->is_doomed) { /* what nobody leases any more; the rest with its last lease */
 		(void)model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
+		model->is_doomed = !model_is_idle(model);
 	}
 	if (model->backing == CORE_BACKING_LOCKED) {
 		backing_settle(core, model); /* unpinned while it was used, perhaps */

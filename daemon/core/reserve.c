@@ -171,10 +171,8 @@ static bool is_obstacle(const struct reservation *reservation, const struct segm
 		return is_of && holder->n_mapped > 0 && segment->backing == CORE_BACKING_IMAGE &&
 		       !reservation->has_recalled;
 	}
-	/* What is published goes when nobody leases anything of the model. */
-	return (is_of || segment_is_current(segment)) &&
-	       (holder->client == reservation->client ||
-		!segment_lies_on(segment->model, holder->generation, reservation->device));
+	return is_of && (holder->client == reservation->client ||
+			 !segment_lies_on(segment->model, holder->generation, reservation->device));
 }
 
 static bool may_be_recalled(const struct reservation *reservation, const struct segment *segment)

@@ -193,6 +193,7 @@ def test_a_device_waits_for_what_is_loaded_onto_it_alone(start_daemon, tmp_path)
         assert ctl(daemon, "unload", path.name).returncode == 0
     wait_until(lambda: not any(one["used"] for one in daemon.status()["devices"]), SLOW, "its end")
 
+
 def test_the_waiting_ends_with_its_time_or_ctrl_c_and_the_draining_goes_on(daemon, make_model):
     path = make_model()
     with daemon.raw() as raw:

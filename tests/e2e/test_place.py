@@ -976,7 +976,7 @@ def test_blocks_that_nobody_uses_drop_to_ram(start_daemon, tmp_path):
 
 def test_what_lies_on_a_card_in_part_drops_to_ram_too(start_daemon, tmp_path):
     daemon = start_daemon("sim.count=1", "sim.memory=64M", "memory.ram=256M", "memory.reserve=0",
-                          f"gpu.linger={2 * slowness():.0f}s")
+                          f"gpu.linger={2 * slowness()}s")
     path = tmp_path / "m.safetensors"
     expected = make_blocks(path, [MIB] * 16, head=0)
     with daemon.raw(timeout=60.0) as raw:
@@ -994,13 +994,13 @@ def test_what_lies_on_a_card_in_part_drops_to_ram_too(start_daemon, tmp_path):
 
 def test_what_comes_back_after_its_time_on_a_card_comes_to_ram(start_daemon, tmp_path):
     daemon = start_daemon("sim.count=1", "sim.memory=64M", "memory.ram=256M", "memory.reserve=0",
-                          "gpu.linger=1s")
+                          f"gpu.linger={2 * slowness()}s")
     path = tmp_path / "m.safetensors"
     expected = make_blocks(path, [MIB] * 4, head=0)
     with daemon.raw(timeout=60.0) as raw:
         load(raw, path, "sim:0").close()
         token = raw.call("reserve", {"device": "sim:0", "bytes": 64 * MIB})["token"]
-        time.sleep(1.2)
+        time.sleep(2.2 * slowness())
         raw.call("release", {"token": token})
         wait_until(lambda: raw.call("list")["models"][0]["state"] == "resident", 30 * slowness())
         lease = attach(raw, path)
@@ -1033,9 +1033,28 @@ def test_what_only_an_older_lease_keeps_is_all_that_stays(start_daemon, tmp_path
         assert account(raw, "cpu")["used"] >= 8 * MIB and account(raw, "sim:0")["used"] == 16 * MIB
         for words in (), ("--device", "sim:0"):
             assert "ram, older on sim:0 " in ctl(daemon, "ps", *words).stdout
+        begun = time.monotonic()
         done = raw.call("unload", {"select": {"models": [path.name]}})
+        assert time.monotonic() - begun < 9, "who leases the rest is not waited for"
         assert [one["bytes"] >> 20 for one in done["unloaded"]] == [8]
         assert [one["bytes"] >> 20 for one in done["held"]] == [16], "of the older one alone"
+        raw.load(path)
+        raw.call("place", {"model": path.name, "allocation": "sim:1"})
+        with daemon.raw(timeout=60.0) as other:
+            newer = load(other, path)
+            number = raw.request("reserve", {"device": "sim:1", "bytes": 24 * MIB,
+                                             "recall_ms": 60000})
+            wait_until(lambda: other.call("ping") is not None and
+                       any(name == "recall" for name, _ in other.events), 30 * slowness())
+            assert not any(name == "recall" for name, _ in raw.events), "he is not in the way"
+            newer.close()
+            error, result, _fds = raw.wait(number)
+            assert error is None, error
+            raw.call("release", {"token": result["token"]})
+            newer = load(other, path)
+            raw.call("unload", {"select": {"models": [path.name]}})
+            newer.close()
+            wait_until(lambda: account(raw, "sim:1")["used"] == 0, 30 * slowness(), "its own end")
         wait_until(lambda: account(raw, "cpu")["used"] < MIB, 30 * slowness())
         assert held.tensors() == expected
         held.close()

@@ -99,6 +99,18 @@ def test_a_placed_model_comes_back_by_itself(cards, tmp_path):
     wait_until(lambda: parked(cards) == [], what="an empty store")
 
 
+def test_a_head_on_a_card_beside_ram_comes_back(cards, tmp_path):
+    """"cpu,*" says more than RAM where another device computes."""
+    path = tmp_path / "headed.safetensors"
+    make_blocks(path, [MIB] * 4)
+    assert ctl(cards, "load", path, "--to", "cpu,*", "--compute", "sim:0").returncode == 0
+    before = ctl(cards, "show", path.name, "--tensors").stdout.split("TENSOR")[1]
+    assert "sim:0" in before
+    cards.kill_daemon()
+    wait_until_back(cards, path.name)
+    assert ctl(cards, "show", path.name, "--tensors").stdout.split("TENSOR")[1] == before
+
+
 def test_two_deaths_in_a_row_and_one_while_it_comes_back(cards, tmp_path):
     path = tmp_path / "m.safetensors"
     expected = make_blocks(path, [4 * MIB] * 10)
