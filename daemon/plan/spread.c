@@ -177,50 +177,37 @@ static void begin(const struct place_work *work, const struct spec_part *part,
 	}
 }
 
-/* The first walk alone. False: one of the blocks fits nowhere. */
-static bool walk(struct lanes *lanes, uint64_t all)
+/*
+ * Walk over the blocks: 'first' alone, or with 'end', in which a walk has given all of them and
+ * which is improved then; what that did with each block is found by walking again. False: one of
+ * the blocks fits nowhere.
+ */
+static bool walk(struct lanes *first, uint64_t all, struct lanes *end, uint8_t *devices)
 {
-	const struct plan_request *request = lanes->work.request;
+	const struct plan_request *request = first->work.request;
 	uint64_t passed = 0;
 
 	for (uint32_t i = 0; i < request->n_blocks; i++) {
 		const struct plan_block *block = &request->blocks[i];
 		struct lane *lane;
 
-		if (!place_is_in(lanes->part, block)) {
-			continue;
-		}
-		passed += block->bytes;
-		lane = choose(lanes, block, passed, all);
-		if (lane == NULL) {
-			return false;
-		}
-		give(lanes, lane, block);
-	}
-	return true;
-}
-
-/* The second: what the first did with each block is found by walking again. */
-static void walk_again(struct lanes *first, struct lanes *end, uint64_t all, uint8_t *devices)
-{
-	const struct plan_request *request = end->work.request;
-	uint64_t passed = 0;
-
-	for (uint32_t i = 0; i < request->n_blocks; i++) {
-		const struct plan_block *block = &request->blocks[i];
-		struct lane *lane;
-
-		if (!place_is_in(end->part, block)) {
+		if (!place_is_in(first->part, block)) {
 			continue;
 		}
 		passed += block->bytes;
 		lane = choose(first, block, passed, all);
+		if (lane == NULL) {
+			return false;
+		}
 		give(first, lane, block);
-		lane = improve(end, &end->lanes[lane - first->lanes], block);
+		if (end != NULL) {
+			lane = improve(end, &end->lanes[lane - first->lanes], block);
+		}
 		if (devices != NULL) {
 			devices[i] = (uint8_t)lane->device;
 		}
 	}
+	return true;
 }
 
 bool spread_take(struct place_work *work, const struct spec_part *part,
@@ -231,10 +218,10 @@ bool spread_take(struct place_work *work, const struct spec_part *part,
 
 	begin(work, part, layout, &first);
 	end = first;
-	if (!walk(&end, layout->bytes)) {
+	if (!walk(&end, layout->bytes, NULL, NULL)) {
 		return false;
 	}
-	walk_again(&first, &end, layout->bytes, devices);
+	(void)walk(&first, layout->bytes, &end, devices);
 	if (!is_near(&end, layout->off_limit != PLACE_NO_LIMIT)) {
 		return false;
 	}
