@@ -518,6 +518,20 @@ static void on_look_due(uv_timer_t *timer)
 	}
 }
 
+/* Has room been given back that a program had taken? It may have the memory still. */
+static bool has_room_ended(const struct worker *worker)
+{
+	const struct known_device *device = known(worker);
+	const uint64_t taken = device->info.foreign_bytes - device->strangers_bytes;
+	struct core_account_view account;
+
+	if (taken == 0) {
+		return false;
+	}
+	core_account_get(worker->daemon->core, worker->device, &account);
+	return account.reserved < taken;
+}
+
 void workers_look_now(struct daemon *daemon, uint32_t device)
 {
 	struct worker *worker = &daemon->workers->workers[device];
@@ -537,7 +551,8 @@ void workers_notice_step(struct daemon *daemon)
 		struct worker *worker = &workers->workers[i];
 
 		if (daemon->devices[i].state == DEVICE_STATE_OK && !worker->has_hung_up &&
-		    !worker->is_looking && is_draining(worker) && holds_nothing(worker)) {
+		    !worker->is_looking &&
+		    ((is_draining(worker) && holds_nothing(worker)) || has_room_ended(worker))) {
 			(void)uv_timer_start(&worker->timer, on_look_due, 0, 0);
 		}
 	}
