@@ -101,8 +101,10 @@ def test_out_of_memory_is_said_in_numbers_and_costs_no_worker(
         raw.call("place", {"model": path.name, "allocation": "cuda:1"})
     error = failure.value.error
     assert error["code"] == "no-memory", error
-    assert re.search(r"cuda:1: taking \d\.0M of [0-9.]+M: out of memory", error["message"]), error
-    assert "others have taken it since" in error["hint"] and error["detail"]["device"] == "cuda:1"
+    # By the driver, or by the plan where a look came between.
+    assert re.search(r"cuda:1: taking \d\.0M of [0-9.]+M: out of memory|others use 60.0M\)",
+                     error["message"]), error
+    assert "close some of them" in error["hint"] and error["detail"]["device"] == "cuda:1"
     assert lease.tensors() == expected
     again = attach(raw, path)
     assert again.layout["places"] == lease.layout["places"]
