@@ -335,7 +335,7 @@ static void take_header(struct daemon *daemon, struct load_result *result)
 	if (result->err.code == 0 && job == NULL) {
 		(void)err_set(&result->err, WIRE_NO_MEMORY, "no memory to keep the header");
 	}
-	if (result->err.code == 0) {
+	if (result->err.code == 0 && job != NULL) {
 		/* What an earlier one of the job brought is of no use any more. */
 		fill_end(daemon, job);
 		tensor_map_free(job->map);
