@@ -9,7 +9,8 @@
 #include "daemon/plan/place.h"
 
 #define MAX_TRIES 64
-#define MAX_STEPS 20 /* halving */
+#define MAX_STEPS 8                    /* halving */
+#define EXACT     ((1ULL << 30) / 100) /* it is told in hundredths of a GiB */
 
 struct trial {
 	struct plan_request request;
@@ -113,12 +114,24 @@ static uint64_t find_enough(struct trial *trial, uint32_t compute)
 	return 0;
 }
 
+/* With so little off it the rest is more than its room, whatever the blocks. */
+static uint64_t too_little(const struct plan_request *request, uint32_t compute)
+{
+	const uint64_t room = room_of(&request->devices[compute]);
+	uint64_t all = 0;
+
+	for (uint32_t i = 0; i < request->n_blocks; i++) {
+		all += request->blocks[i].bytes;
+	}
+	return all > room ? all - room - 1 : 0;
+}
+
 uint64_t least_virtual_vram(const struct plan_request *request, uint32_t compute)
 {
 	struct trial trial = {.request = *request};
 	const char *name = request->devices[compute].name;
 	uint64_t enough;
-	uint64_t less = 0; /* is not enough */
+	uint64_t less; /* is not enough */
 	uint64_t unused;
 	uint64_t off;
 
@@ -129,7 +142,8 @@ uint64_t least_virtual_vram(const struct plan_request *request, uint32_t compute
 		return 0;
 	}
 	enough = find_enough(&trial, compute);
-	for (uint32_t i = 0; i < MAX_STEPS && enough > less + 1; i++) {
+	less = too_little(request, compute);
+	for (uint32_t i = 0; i < MAX_STEPS && enough > less && enough - less > EXACT; i++) {
 		const uint64_t middle = less + (enough - less) / 2;
 
 		if (!is_enough(&trial, compute, middle, &off)) {
