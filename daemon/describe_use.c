@@ -200,7 +200,7 @@ void describe_use(const struct daemon *daemon, const struct client *viewer, uint
 		if (model.is_pinned) {
 			add_pins(daemon, viewer, &segment, ret);
 		}
-		if (segment.is_leased || is_mapped) {
+		if (is_mapped || core_segment_is_leased(daemon->core, segment.id)) {
 			ret->in_use += segment.bytes;
 		} else if (model.is_pinned) {
 			ret->pinned += segment.bytes;

@@ -424,9 +424,9 @@ static void note_full(struct daemon *daemon, struct job_info *job, uint64_t id)
 	struct core_segment_view segment;
 
 	if (core_segment_get(daemon->core, id, &segment) && segment.device != 0) {
-		job->shortage = (struct plan_shortage){.device = segment.device,
-						       .need = segment.bytes,
-						       .is_taken = true};
+		job->shortage =
+			(struct plan_shortage){.device = segment.device, .need = segment.bytes};
+		job->is_taken = true;
 		workers_look_now(daemon, segment.device);
 	}
 }

@@ -117,6 +117,11 @@ void failure_from_job(struct failure *failure, const struct daemon *daemon,
 {
 	if (job->failure.code == WIRE_NO_MEMORY) {
 		failure_from_plan(failure, daemon, viewer, name, &job->failure, &job->shortage);
+		if (job->is_taken) {
+			failure_set_hint(failure,
+					 "others have taken it since it was looked at: close some "
+					 "of them (nvidia-smi names them), then try again");
+		}
 	} else {
 		failure_from_err(failure, name, &job->failure);
 	}

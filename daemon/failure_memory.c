@@ -370,10 +370,6 @@ static void hint_for_plan(struct failure *failure, const struct daemon *daemon,
 	} else if (plan->virtual_vram > 0) {
 		failure_set_hint(failure, "ask for more virtual VRAM: %s are enough",
 				 explain_least(plan->virtual_vram, size, sizeof size));
-	} else if (plan->is_taken) {
-		failure_set_hint(failure,
-				 "others have taken it since it was looked at: close some of them "
-				 "(nvidia-smi names them), then try again");
 	} else if (other.foreign > 0) {
 		failure_set_hint(failure, "other programs use %s of %s; close some of them",
 				 units_format_size(other.foreign, size, sizeof size), device);

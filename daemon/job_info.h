@@ -44,7 +44,8 @@ struct job_info {
 	struct generation_info next; /* becomes the model's at ACT_PUBLISH */
 	struct park park;            /* likewise */
 	struct err failure;
-	struct plan_shortage shortage;       /* what its plan lacks, with WIRE_NO_MEMORY */
+	struct plan_shortage shortage; /* what its plan, or a device, lacks, with WIRE_NO_MEMORY */
+	bool is_taken; /* by the device's account there was room: others had it by then */
 	struct placement_warnings *warnings; /* of its plan; NULL: none */
 	uint32_t n_evicted;
 	struct {

@@ -502,6 +502,7 @@ static int plan_map(const struct daemon *daemon, const struct placement *placeme
 	request.n_blocks = map->n_blocks;
 	code = plan_make(&request, job->places, &summary, err);
 	job->shortage = summary.shortage;
+	job->is_taken = false;
 	for (uint32_t i = 0; i < room->n_devices; i++) {
 		room->devices[i].name = room->known[i].name; /* answers say them as we do */
 	}

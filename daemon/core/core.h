@@ -146,7 +146,6 @@ struct core_segment_view {
 	bool is_counted; /* a load under way counts on it: it stays until that ends */
 	bool may_go;     /* it is of what core_account_view.evictable counts */
 	bool is_bare;    /* an image of no tensor's bytes */
-	bool is_leased;  /* by somebody who is there */
 	bool is_older;   /* of no generation that is to be had, but somebody leases or maps it */
 	enum segment_state state;
 };
@@ -211,6 +210,8 @@ static inline bool core_segment_is_of(const struct core_segment_view *segment, u
 	return segment->generation <= generation && generation <= segment->last;
 }
 bool core_segment_get(const struct core *core, uint64_t segment, struct core_segment_view *ret);
+/* Does somebody who is there lease it? Not part of the view: it asks all who lease the model. */
+bool core_segment_is_leased(const struct core *core, uint64_t id);
 /* One of the clients that have its descriptor, ghosts included; 0: none has. */
 uint64_t core_segment_mapper(const struct core *core, uint64_t id);
 /* 0 when there is none. */

@@ -241,10 +241,7 @@ bool model_is_resident(const struct model *model)
 	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		n_good += segment_is_current(segment) && segment->state == SEGMENT_READY &&
-					  !segment->is_bad && !segment->is_stale
-				  ? 1
-				  : 0;
+		n_good += segment_is_good(segment) ? 1 : 0;
 	}
 	return model->generation != 0 && n_good == model->n_copies;
 }

@@ -19,11 +19,7 @@ static bool has_images(const struct model *model)
 	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		n_good += !segment->is_block && segment_is_current(segment) &&
-					  segment->state == SEGMENT_READY && !segment->is_bad &&
-					  !segment->is_stale
-				  ? 1
-				  : 0;
+		n_good += !segment->is_block && segment_is_good(segment) ? 1 : 0;
 	}
 	return model->has_host && n_good == model->n_images;
 }

@@ -124,6 +124,12 @@ bool segment_is_droppable(const struct segment *segment)
 	return segment->state == SEGMENT_READY && segment->job == 0;
 }
 
+bool segment_is_good(const struct segment *segment)
+{
+	return segment_is_current(segment) && segment->state == SEGMENT_READY && !segment->is_bad &&
+	       !segment->is_stale;
+}
+
 bool segment_is_held(const struct segment *segment)
 {
 	if (segment->backing != CORE_BACKING_IMAGE) {

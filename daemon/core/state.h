@@ -427,6 +427,8 @@ void segment_end(struct segment *segment);
 void segment_set_state(struct core *core, struct segment *segment, enum segment_state state);
 void segment_drop(struct core *core, struct segment *segment, enum core_why why);
 void segment_remove(struct core *core, struct segment *segment);
+/* Current, and would serve. */
+bool segment_is_good(const struct segment *segment);
 bool segment_is_droppable(const struct segment *segment); /* whole, and no job counts on it */
 /* Would a process still map its bytes after we let go: by a lease or a ghost? */
 bool segment_is_held(const struct segment *segment);

@@ -265,7 +265,6 @@ static void view_segment(const struct core *core, const struct segment *segment,
 		.is_counted = segment->job != 0 && segment->state == SEGMENT_READY,
 		.may_go = segment->sum == SUM_EVICTABLE,
 		.is_bare = segment->is_bare,
-		.is_leased = segment_is_leased(segment),
 		.is_older = segment_is_older(segment),
 		.size = segment->size,
 		.padding = segment->padding,
@@ -284,6 +283,13 @@ bool core_segment_get(const struct core *core, uint64_t id, struct core_segment_
 		view_segment(core, segment, ret);
 	}
 	return segment != NULL;
+}
+
+bool core_segment_is_leased(const struct core *core, uint64_t id)
+{
+	const struct segment *segment = idtab_find(&core->segments, id);
+
+	return segment != NULL && segment_is_leased(segment);
 }
 
 uint64_t core_segment_mapper(const struct core *core, uint64_t id)

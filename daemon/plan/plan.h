@@ -114,7 +114,6 @@ struct plan_warning {
 struct plan_shortage {
 	uint32_t device; /* PLAN_ALL_DEVICES: with auto, all of them together do not take it */
 	uint64_t need;   /* 0: nothing is short */
-	bool is_taken;   /* not by plan_make: by its account there was room */
 	bool is_head;    /* no more than the head has to be there, and that is too much */
 	uint64_t
 		virtual_vram; /* of that so much would be enough; 0: it is not asked for, or none is */
