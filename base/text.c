@@ -97,7 +97,8 @@ size_t text_distance(const char *a, const char *b)
 const char *text_nearest(const char *text, const char *const *names, size_t n_names)
 {
 	const char *nearest = NULL;
-	size_t best = FAR;
+	const size_t size = strlen(text);
+	size_t best = size < FAR ? size : FAR; /* something of a short word is left */
 
 	for (size_t i = 0; i < n_names; i++) {
 		size_t distance = text_distance(text, names[i]);

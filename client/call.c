@@ -429,7 +429,8 @@ static int call_run(struct distorch *c, const struct request *request, struct an
 	struct call call = {
 		.method = request->method,
 		.tag = request->tag,
-		.is_load = request->method == WIRE_METHOD_LOAD,
+		.has_progress = request->method == WIRE_METHOD_LOAD ||
+				request->method == WIRE_METHOD_PLACE,
 		.answer = answer,
 	};
 	int rc = call_queue(c);
@@ -492,7 +493,7 @@ int distorch_cancel(struct distorch *c, uint64_t tag)
 	LIST_FOR_EACH (link, &c->calls) {
 		struct call *call = container_of(link, struct call, link);
 
-		if (!call->is_done && (tag == 0 ? call->is_load : call->tag == tag)) {
+		if (!call->is_done && (tag == 0 ? call->has_progress : call->tag == tag)) {
 			call_cancel(c, call);
 			is_found = true;
 		}

@@ -90,7 +90,7 @@ struct call {
 	uint64_t serial; /* of the connection that it was sent on */
 	enum wire_method method;
 	uint64_t tag;
-	bool is_load;           /* gets progress */
+	bool has_progress;      /* a load or a move */
 	bool is_done;           /* 'answer' is there */
 	bool is_without_memory; /* the answer came, but could not be kept */
 	bool is_cancelled;      /* by us; 'cancel' was sent */

@@ -93,20 +93,20 @@ static void queue_shed(struct distorch *c)
 	}
 }
 
-/* The load whose thread waits for this progress; NULL when there is none. */
+/* The call whose thread waits for this progress; NULL when there is none. */
 static struct call *progress_call(struct distorch *c, const struct wire_load_progress_event *news)
 {
 	LIST_FOR_EACH (link, &c->calls) {
 		struct call *call = container_of(link, struct call, link);
 
-		if (call->is_load && news->has_request && news->request == call->id) {
+		if (call->has_progress && news->has_request && news->request == call->id) {
 			return call;
 		}
 	}
 	return NULL;
 }
 
-/* Returns true when the event was for a waiting load, or says nothing to anybody. */
+/* Returns true when the event was for a waiting call, or says nothing to anybody. */
 static bool take_progress(struct distorch *c, const struct wire_packet *packet)
 {
 	struct wire_load_progress_event news;

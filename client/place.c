@@ -97,6 +97,8 @@ int distorch_place(struct distorch *c, const char *model,
 	WISH_ENCODE(&wish, &body);
 	body.model = wire_str(file_model_text(model, path));
 	request.tag = wish.given.tag;
+	request.progress = wish.given.progress;
+	request.user = wish.given.user;
 	rc = client_call(c, &request, &answer, &response);
 	if (rc < 0 || ret_moved == NULL) {
 		return rc;

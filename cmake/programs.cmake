@@ -43,7 +43,7 @@ add_executable(distorchctl client/ctl/main.c client/ctl/flags.c client/ctl/rende
 	client/ctl/verb_help.c client/ctl/verb_store.c client/ctl/verb_drain.c client/ctl/verb_logs.c
 	client/ctl/verb_completion.c client/ctl/completion.c
 	client/ctl/verb_plan.c client/ctl/plan_file.c client/ctl/plan_report.c
-	client/ctl/verb_devices.c client/ctl/placement.c client/ctl/verb_place.c
+	client/ctl/verb_devices.c client/ctl/placement.c client/ctl/progress.c client/ctl/verb_place.c
 	client/ctl/verb_make_room.c client/ctl/verb_top.c client/ctl/top_watch.c client/ctl/top_screen.c client/ctl/top_draw.c)
 house_flags(distorchctl)
 target_link_libraries(distorchctl PRIVATE distorch room_base room_daemon_plan room_daemon_format

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "daemon/clients.h"
 #include "daemon/core/core.h"
 #include "daemon/daemon.h"
 #include "daemon/describe.h"
@@ -209,6 +210,15 @@ static void failure_lost(struct failure *failure, const struct daemon *daemon, c
 	}
 }
 
+static bool is_place(const struct daemon *daemon, const struct core_action *action)
+{
+	struct client *client = daemon_find_client(daemon, action->client);
+	const struct pending *pending =
+		client == NULL ? NULL : client_find_pending(client, action->request);
+
+	return pending != NULL && pending->method == WIRE_METHOD_PLACE;
+}
+
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 			const struct core_action *action)
 {
@@ -244,7 +254,8 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 		if (action->model == 0) {
 			failure_set(failure, code, "the request was cancelled");
 		} else {
-			failure_set(failure, code, "the load of %s was cancelled", name);
+			failure_set(failure, code, "the %s of %s was cancelled",
+				    is_place(daemon, action) ? "move" : "load", name);
 		}
 		break;
 	case WIRE_BUSY: /* of the core's outcomes there is one */

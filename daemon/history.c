@@ -116,6 +116,7 @@ const char *history_why_words(enum core_why why)
 		[CORE_WHY_NONE] = "",
 		[CORE_WHY_ROOM] = "to make room",
 		[CORE_WHY_IDLE] = "its time without use ran out",
+		[CORE_WHY_LINGERED] = "unused on its devices for gpu.linger",
 		[CORE_WHY_ASKED] = "as asked",
 		[CORE_WHY_IN_USE] = "in use",
 		[CORE_WHY_PINNED] = "pinned",

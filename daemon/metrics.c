@@ -399,15 +399,22 @@ static void write_evictions(struct page *page, const struct daemon *daemon)
 {
 	static const char name[] = "distorchd_evictions";
 	const uint64_t *evicted = daemon->metrics.n_notes[CORE_NOTE_EVICTED];
+	const uint64_t *moved = daemon->metrics.n_notes[CORE_NOTE_PLACED];
+	const uint64_t *unloaded = daemon->metrics.n_notes[CORE_NOTE_UNLOADED];
 
-	begin_family(page, name, "counter", "",
-		     "Times that a model's bytes left a tier, by what made them (budget: room for "
-		     "another, or a lower budget; fault: a device or the bytes were bad).");
+	begin_family(
+		page, name, "counter", "",
+		"Times that a model's bytes left a tier, by what made them (budget: room for "
+		"another or reserved, or a lower budget; fault: a device or the bytes were bad).");
 	write_counted(page, name, "reason", "budget",
-		      evicted[CORE_WHY_ROOM] + evicted[CORE_WHY_BUDGET]);
-	write_counted(page, name, "reason", "idle", evicted[CORE_WHY_IDLE]);
-	write_counted(page, name, "reason", "pressure", evicted[CORE_WHY_PRESSURE]);
-	write_counted(page, name, "reason", "user", count_notes(daemon, CORE_NOTE_UNLOADED));
+		      evicted[CORE_WHY_ROOM] + evicted[CORE_WHY_RESERVED] +
+			      evicted[CORE_WHY_BUDGET]);
+	write_counted(page, name, "reason", "idle",
+		      evicted[CORE_WHY_IDLE] + evicted[CORE_WHY_LINGERED] +
+			      moved[CORE_WHY_LINGERED]);
+	write_counted(page, name, "reason", "pressure",
+		      evicted[CORE_WHY_PRESSURE] + moved[CORE_WHY_PRESSURE]);
+	write_counted(page, name, "reason", "user", unloaded[CORE_WHY_ASKED]);
 	write_counted(page, name, "reason", "fault",
 		      evicted[CORE_WHY_LOST] + count_notes(daemon, CORE_NOTE_QUARANTINED));
 }

@@ -40,12 +40,34 @@ static const struct argp_option *option_find(const struct verb *verb, const char
 	return NULL;
 }
 
+/* What people write who know another verb. */
+static const char *familiar_hint(const struct verb *verb, const char *flag)
+{
+	static const struct {
+		const struct verb *verb;
+		const char *flag;
+		const char *hint;
+	} flags[] = {
+		{&verb_unload, "keep", "did you mean --not-kept?"},
+		{&verb_place, "to", "without it: distorchctl place MODEL 'cuda:0,6gb;cpu,*'"},
+		{&verb_plan, "to", "without it: distorchctl plan FILE 'cuda:0,6gb;cpu,*'"},
+	};
+
+	for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++) {
+		if (flags[i].verb == verb && strcmp(flags[i].flag, flag) == 0) {
+			return flags[i].hint;
+		}
+	}
+	return NULL;
+}
+
 static int refuse_flag(struct ctl *ctl, const struct verb *verb, const char *flag)
 {
 	const struct argp_option *const lists[] = {verb->options, ctl_global_options,
 						   ctl_built_in_options};
 	const char *names[64];
 	size_t n_names = 0;
+	const char *known = familiar_hint(verb, flag);
 	const char *nearest;
 	char hint[160];
 
@@ -57,14 +79,12 @@ static int refuse_flag(struct ctl *ctl, const struct verb *verb, const char *fla
 			}
 		}
 	}
-	nearest = verb == &verb_unload && strcmp(flag, "keep") == 0
-			  ? "not-kept"
-			  : text_nearest(flag, names, n_names);
+	nearest = text_nearest(flag, names, n_names);
 	(void)snprintf(hint, sizeof hint,
 		       nearest != NULL ? "did you mean --%s?" : "see distorchctl %s --help",
 		       nearest != NULL ? nearest : verb->name);
-	return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", hint, "%s has no option --%s",
-			  verb->name, flag);
+	return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", known != NULL ? known : hint,
+			  "%s has no option --%s", verb->name, flag);
 }
 
 static int refuse_without_value(struct ctl *ctl, const char *flag, const char *value)

@@ -4,89 +4,10 @@
 #include "options.h"
 #include "placement.h"
 #include "print.h"
+#include "progress.h"
 
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
-
-#define BAR_WIDTH 24
-
-struct watcher {
-	struct ctl *ctl;
-	const char *name;
-	uint64_t begun_ms;
-	bool has_line; /* a bar stands on the terminal */
-};
-
-static uint64_t now_ms(void)
-{
-	struct timespec now = {0};
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail */
-	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
-static const char *phase_text(const char *phase)
-{
-	static const struct {
-		const char *phase;
-		const char *words;
-	} words[] = {
-		{"queued", "waiting for its turn"},
-		{"header", "reading the header"},
-		{"room", "making room"},
-		{"checking", "checking"},
-		{"stalled", "the disk does not answer"},
-	};
-
-	for (size_t i = 0; phase != NULL && i < sizeof words / sizeof words[0]; i++) {
-		if (strcmp(words[i].phase, phase) == 0) {
-			return words[i].words;
-		}
-	}
-	return "";
-}
-
-static void draw(struct watcher *watcher, const struct distorch_progress *progress)
-{
-	char bar[BAR_WIDTH * 3 + 8];
-	char done[24];
-	char total[24];
-	char rate[24];
-	char name[128];
-	uint64_t elapsed_ms = now_ms() - watcher->begun_ms;
-	uint64_t a_second =
-		elapsed_ms == 0 ? 0
-				: (uint64_t)((double)progress->bytes * 1000.0 / (double)elapsed_ms);
-
-	(void)text_escape(watcher->name, name, sizeof name);
-	if (progress->total == 0 || progress->bytes == 0) {
-		(void)fprintf(stderr, "\r\033[KLoading %s  %s", name, phase_text(progress->phase));
-	} else {
-		uint64_t left_s = a_second == 0 ? 0
-						: (progress->total - progress->bytes) / a_second;
-
-		(void)fprintf(stderr, "\r\033[KLoading %s  %s  %s/%s  %s/s  %llus left %s", name,
-			      bar_text(progress->bytes, progress->total, BAR_WIDTH, bar,
-				       sizeof bar),
-			      size_text(watcher->ctl, progress->bytes, done),
-			      size_text(watcher->ctl, progress->total, total),
-			      size_text(watcher->ctl, a_second, rate), (unsigned long long)left_s,
-			      phase_text(progress->phase));
-	}
-	(void)fflush(stderr);
-	watcher->has_line = true;
-}
-
-static int on_progress(const struct distorch_progress *progress, void *user)
-{
-	struct watcher *watcher = user;
-
-	if (!watcher->ctl->arguments.is_quiet && watcher->ctl->has_bar) {
-		draw(watcher, progress);
-	}
-	return ctl_interrupted;
-}
 
 static const char *base_name(const char *path)
 {
@@ -252,7 +173,7 @@ static int load_one(struct ctl *ctl, const char *path, const struct distorch_pla
 		    struct outcome *outcome)
 {
 	const struct arguments *arguments = &ctl->arguments;
-	struct watcher watcher = {.ctl = ctl, .name = base_name(path), .begun_ms = now_ms()};
+	struct watcher watcher = {.ctl = ctl, .doing = "Loading", .name = base_name(path)};
 	struct distorch_load_options options = {.size = sizeof options,
 						.format = arguments->format,
 						.allocation = placement->allocation,
@@ -265,17 +186,14 @@ static int load_one(struct ctl *ctl, const char *path, const struct distorch_pla
 						.backing = arguments->backing,
 						.policy = read_policy(arguments),
 						.no_wait = arguments->no_wait,
-						.progress = on_progress,
+						.progress = progress_show,
 						.user = &watcher};
 	struct distorch_loaded *loaded = NULL;
 	int code;
 
-	ctl_on_interrupt = INTERRUPT_IS_ASKED;
+	progress_begin(&watcher);
 	code = distorch_load(ctl->c, path, &options, &loaded, NULL);
-	ctl_on_interrupt = INTERRUPT_FAILS;
-	if (watcher.has_line) {
-		(void)fputs("\r\033[K", stderr);
-	}
+	progress_end(&watcher);
 	if (code < 0) {
 		return add_failure(ctl, outcome, path);
 	}

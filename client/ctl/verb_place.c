@@ -3,6 +3,7 @@
 #include "options.h"
 #include "placement.h"
 #include "print.h"
+#include "progress.h"
 
 #include <stdio.h>
 
@@ -53,10 +54,12 @@ static int print_moved(struct ctl *ctl, const struct distorch_moved *moved)
 
 static int run(struct ctl *ctl)
 {
+	struct watcher watcher = {.ctl = ctl, .doing = "Moving", .name = ctl->arguments.words[0]};
 	struct placement placement;
 	struct distorch_moved *moved = NULL;
 	const char *allocation = ctl->arguments.n_words > 1 ? ctl->arguments.words[1] : NULL;
 	int status;
+	int code;
 
 	if (allocation == NULL && ctl->arguments.virtual_vram == NULL) {
 		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument",
@@ -70,7 +73,12 @@ static int run(struct ctl *ctl)
 	if (status != EXIT_DONE) {
 		return status;
 	}
-	if (distorch_place(ctl->c, ctl->arguments.words[0], &placement.wanted, &moved) < 0) {
+	placement.wanted.progress = progress_show;
+	placement.wanted.user = &watcher;
+	progress_begin(&watcher);
+	code = distorch_place(ctl->c, ctl->arguments.words[0], &placement.wanted, &moved);
+	progress_end(&watcher);
+	if (code < 0) {
 		return ctl_fail(ctl);
 	}
 	status = print_moved(ctl, moved);
@@ -104,7 +112,8 @@ const struct verb verb_place = {
 		"  distorchctl place flux1-dev ram\n"
 		"  distorchctl place flux1-dev --virtual-vram 4 --compute cuda:0\n\n"
 		"Who uses the model keeps what he has mapped; who attaches it afterwards has the "
-		"blocks where they lie then. distorchctl plan shows what a string would do.\n"
+		"blocks where they lie then. Ctrl-C cancels it, and they stay where they are. distorchctl "
+		"plan shows what a string would do.\n"
 		"Exit status: 2 the string is wrong (item and column are named), 4 no such model, 6 "
 		"it does not fit.",
 	.options = options,

@@ -197,7 +197,7 @@ DISTORCH_PUBLIC int distorch_ping(struct distorch *c);
 
 /*
  * Cancel every running call of this connection that was given 'tag' in its options (0: all
- * that wait for a load). Those calls return -DISTORCH_E_CANCELLED, or their result if that
+ * that wait for a load or a move). Those calls return -DISTORCH_E_CANCELLED, or their result if that
  * came first. Does not wait for them. Not for signal handlers: there, set a flag and let the
  * progress callback return it. Returns 0, or -DISTORCH_E_NOT_FOUND when no such call runs.
  */
@@ -392,7 +392,7 @@ DISTORCH_PUBLIC const char *distorch_weights_names(const struct distorch_weights
 
 /* ---- Load, attach, unload ---- */
 
-/* How far a load is. Borrowed for the callback. */
+/* How far a load or a move is. Borrowed for the callback. */
 struct distorch_progress {
 	const char *model; /* id, or NULL before it is known */
 	const char *phase; /* queued header room reading checking stalled */
@@ -523,6 +523,8 @@ struct distorch_placement {
 	const char *strategy;    /* "contiguous", "spread"; NULL: the allocation's own */
 	const char *granularity; /* "block", or "tensor": each tensor is a block; NULL: block */
 	uint64_t tag;            /* for distorch_cancel */
+	distorch_progress_fn progress; /* of distorch_place, or NULL */
+	void *user;                    /* handed to 'progress' */
 };
 
 /* What a move did. */

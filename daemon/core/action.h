@@ -74,10 +74,11 @@ enum core_note_type {
 /* Why: of notes and of an unload's lines. */
 enum core_why {
 	CORE_WHY_NONE,
-	CORE_WHY_ROOM,   /* another model needed the bytes ('for_model') */
-	CORE_WHY_IDLE,   /* ttl ran out */
-	CORE_WHY_ASKED,  /* unload */
-	CORE_WHY_IN_USE, /* leased */
+	CORE_WHY_ROOM,     /* another model needed the bytes ('for_model') */
+	CORE_WHY_IDLE,     /* ttl ran out */
+	CORE_WHY_LINGERED, /* core_config::linger_ns ran out, on other devices */
+	CORE_WHY_ASKED,    /* unload */
+	CORE_WHY_IN_USE,   /* leased */
 	CORE_WHY_PINNED,
 	CORE_WHY_KEPT,
 	CORE_WHY_WANTED, /* another uid's time has not run out, or it said a priority */

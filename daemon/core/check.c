@@ -220,7 +220,7 @@ static const char *check_plan(const struct core *core, const struct job *job)
 			       segment->generation == job->generation;
 
 		n_copies += is_made || segment->is_retained ? 1 : 0;
-		moved += is_made ? segment->size : 0;
+		moved += is_made ? segment_tensor_bytes(segment) : 0;
 		takes |= is_made ? 1U << segment->device : 0;
 		need[segment->device] += is_made ? segment->bytes : 0;
 	}

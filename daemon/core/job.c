@@ -414,11 +414,13 @@ void job_on_header(struct core *core, const struct core_event *event)
 void job_on_progress(struct core *core, const struct core_event *event)
 {
 	struct job *job = job_of(core, event->progress.job);
+	uint64_t total;
 
 	if (job == NULL || job->model == NULL) {
 		return;
 	}
-	job->progress = event->progress.bytes;
+	total = job->is_tabled ? job->moved : job->key.size;
+	job->progress = event->progress.bytes < total ? event->progress.bytes : total;
 	LIST_FOR_EACH (link, &job->waiters) {
 		const struct waiter *waiter = OF(link, struct waiter, by_owner);
 		struct core_action *action = core_act(core, ACT_PROGRESS);
@@ -426,8 +428,8 @@ void job_on_progress(struct core *core, const struct core_event *event)
 		action->client = idtab_id(&core->clients, waiter->client);
 		action->request = waiter->request;
 		action->model = idtab_id(&core->models, job->model);
-		action->progress.bytes = event->progress.bytes;
-		action->progress.total = job->is_tabled ? job->moved : job->key.size;
+		action->progress.bytes = job->progress;
+		action->progress.total = total;
 		action->progress.phase = event->progress.is_stalled ? CORE_PHASE_STALLED
 					 : job->kind == JOB_RECHECK ? CORE_PHASE_CHECKING
 								    : CORE_PHASE_READING;

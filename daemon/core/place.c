@@ -233,7 +233,7 @@ void place_expired(struct core *core)
 		struct model *model = OF(timer_first(&core->lingers), struct model, linger);
 
 		timer_set(&core->lingers, &model->linger, NEVER);
-		demote(core, model, CORE_WHY_IDLE);
+		demote(core, model, CORE_WHY_LINGERED);
 	}
 }
 

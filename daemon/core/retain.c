@@ -60,7 +60,7 @@ static bool plan_new(struct core *core, struct job *job, const struct core_need 
 	}
 	job->takes |= 1U << need->device;
 	job->need[need->device] = account_add(job->need[need->device], segment->bytes);
-	job->moved += segment->size;
+	job->moved += segment_tensor_bytes(segment);
 	return true;
 }
 
@@ -161,7 +161,7 @@ static void take_back_on(struct core *core, struct job *job, uint32_t device)
 		if (segment != NULL) {
 			segment->is_retained = true;
 			job->need[device] -= planned->bytes;
-			job->moved -= planned->size;
+			job->moved -= segment_tensor_bytes(planned);
 			segment_remove(core, planned);
 		}
 	}

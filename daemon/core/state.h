@@ -253,7 +253,7 @@ struct job {
 	uint32_t devices;        /* bits: it has planned something there, be it free */
 	uint32_t n_copies;       /* of the generation it makes */
 	uint32_t n_images;       /* of them no blocks */
-	uint64_t moved;          /* bytes of them filled anew */
+	uint64_t moved;          /* bytes of tensors in those filled anew */
 	uint64_t placement;      /* not ANY */
 	uint64_t next_placement; /* wanted by one who does not wait; ANY: by none */
 	uint32_t next_uid;       /* he */
@@ -416,6 +416,12 @@ static inline bool segment_is_of(const struct segment *segment, uint64_t generat
 	return segment->generation <= generation && generation <= segment->last;
 }
 /* Of the published one: there is one, and none was made without it. */
+/* Of its size, what is tensors' own. */
+static inline uint64_t segment_tensor_bytes(const struct segment *segment)
+{
+	return segment->size > segment->padding ? segment->size - segment->padding : 0;
+}
+
 static inline bool segment_is_current(const struct segment *segment)
 {
 	return segment->last == NEVER && segment->generation <= segment->model->generation;

@@ -8,6 +8,7 @@ import subprocess
 import metrics
 import pytest
 from conftest import BUILD, ROOT, RawError, close_all, wait_until
+from placed import make_blocks
 from store import StoredDaemon
 from test_ctl import CTL, ctl, ctl_json
 from test_wire_hostile import as_nobody, needs_root
@@ -102,6 +103,28 @@ def test_evictions_and_refusals_are_counted_by_their_reason(start_daemon, make_m
     assert now["distorchd_evictions"][{"reason": "budget"}] == 1
     assert now["distorchd_evictions"][{"reason": "user"}] == 0
     assert now["distorchd_loads"][{"result": "refused", "source": "disk"}] == 1
+
+
+def test_what_leaves_a_device_is_counted_by_its_reason_too(start_daemon, tmp_path):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "gpu.budget=100%", "gpu.linger=1s",
+                          "memory.ram=256M", "memory.reserve=0")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [2 * MIB] * 4)
+
+    def counted():
+        return {key[0][1]: value for key, value in
+                scrape(daemon)["distorchd_evictions"].samples.items()}
+
+    assert ctl(daemon, "load", path, "--to", "sim:0", "--pin").returncode == 0
+    assert ctl(daemon, "place", path.name, "ram").returncode == 0
+    assert not any(counted().values()), "a move that was asked for"
+    assert ctl(daemon, "place", path.name, "sim:0").returncode == 0
+    assert ctl(daemon, "unpin", path.name).returncode == 0
+    wait_until(lambda: counted()["idle"] == 1)
+    assert sum(counted().values()) == 1, "it went to RAM, and once"
+    assert ctl(daemon, "place", path.name, "sim:0").returncode == 0
+    assert ctl(daemon, "make-room", "60M", "--device", "sim:0", "--", "true").returncode == 0
+    assert counted()["budget"] == 1
 
 
 def test_no_label_says_what_a_client_said(daemon, make_model):

@@ -969,7 +969,7 @@ def test_blocks_that_nobody_uses_drop_to_ram(start_daemon, tmp_path):
         history = raw.call("events.history", {"model": path.name})["records"]
         placed = [one for one in history if one["type"] == "placed"]
         assert [(one["why"], one["device"]) for one in placed] == [
-            ("its time without use ran out, from sim:0 to ram", "cpu")]
+            ("unused on its devices for gpu.linger, from sim:0 to ram", "cpu")]
         lease.close()
         unload_all(raw)
 

@@ -10,8 +10,9 @@ import time
 import distorch
 import pytest
 from conftest import BUILD, HeldDaemon, make_safetensors, slowness, wait_until
-from test_ctl import ctl, ctl_json
-from test_top import top_on
+from screen import Terminal
+from test_ctl import CTL, ctl, ctl_json
+from test_top import environment_of, top_on
 
 
 @pytest.fixture
@@ -456,6 +457,42 @@ def test_ctrl_c_cancels_a_move(start_daemon, child, twelve):
         assert victim.ask() == "usable"
         assert [place.device for place in d.show("twelve").model.where] == ["cpu"]
         wait_until(lambda: not d.devices()[1].used, 20 * slowness(), "the end of its room")
+
+
+def test_a_move_tells_how_far_it_is_and_what_that_raises_cancels_it(start_daemon, twelve):
+    slow = start_daemon(*CARDS, "sim.link=16M")
+    with to(slow) as d:
+        d.load(twelve[0])
+        seen = []
+        d.place("twelve", "sim:0,50%;cpu,*", progress=seen.append)
+        assert all(isinstance(one, distorch.Progress) for one in seen)
+        assert [one.bytes for one in seen] == sorted(one.bytes for one in seen)
+        total = max(one.total for one in seen)
+        assert total == sum(place.tensor_bytes for place in d.show("twelve").model.where)
+
+        def stop(progress):
+            raise KeyError(progress.phase)
+
+        with pytest.raises(KeyError):
+            d.place("twelve", "sim:1", progress=stop)
+        assert {place.device for place in d.show("twelve").model.where} == {"sim:0", "cpu"}
+        d.place("twelve", "cpu,*", progress=None)
+
+
+def test_the_command_line_shows_a_bar_and_ctrl_c_says_what_was_cancelled(start_daemon, twelve):
+    slow = start_daemon(*CARDS, "sim.link=2M")
+    with to(slow) as d:
+        d.load(twelve[0])
+        with Terminal([CTL, "place", "twelve", "sim:0"],
+                      environment_of(slow, NO_COLOR="1")) as terminal:
+            lines = terminal.wait_for(lambda lines: any("M/s" in line for line in lines))
+            bar = next(line for line in lines if "M/s" in line)
+            whole = d.show("twelve").model.where[0].tensor_bytes
+            assert bar.startswith("Moving twelve ") and f"/{whole / (1 << 20):.1f}M" in bar, bar
+            terminal.press("\x03")
+            terminal.wait_for("error: the move of twelve.safetensors was cancelled")
+            assert terminal.process.wait(20) == 130
+        assert [place.device for place in d.show("twelve").model.where] == ["cpu"]
 
 
 @pytest.mark.parametrize("verb", ["reserve", "unload"])

@@ -239,7 +239,7 @@ LOAD_OPTIONS = _options("load_options", [
 PLACEMENT = _options("placement", [
     ("allocation", c_char_p), ("compute", c_char_p), ("virtual_vram", c_uint64),
     ("donors", POINTER(c_char_p)), ("n_donors", c_size_t), ("strategy", c_char_p),
-    ("granularity", c_char_p), ("tag", c_uint64)])
+    ("granularity", c_char_p), ("tag", c_uint64), ("progress", PROGRESS_FN), ("user", c_void_p)])
 RESERVE_OPTIONS = _options("reserve_options", [("ttl_ms", c_uint64), ("recall_ms", c_uint64)])
 SELECT = _options("select", [
     ("models", POINTER(c_char_p)), ("n_models", c_size_t), ("names", POINTER(c_char_p)),

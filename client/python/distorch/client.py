@@ -5,7 +5,6 @@ import collections
 import concurrent.futures
 import contextlib
 import ctypes
-import itertools
 import os
 import sys
 import threading
@@ -104,12 +103,12 @@ def _done(model):
 
 
 def _watch(function, raised):
-    """The progress callback of one load: `send` takes a progress and answers whether to cancel.
+    """The progress callback of one call: `send` takes a progress and answers whether to cancel.
     It is there without a `function` too, so that Ctrl-C is noticed.
 
     Python handles a signal at the start of a function, where no `try` of that function holds
     yet, and ctypes drops what a callback raises. A generator goes on inside its `try`; so also
-    KeyboardInterrupt comes into `raised`, ends the load, and is raised again after it.
+    KeyboardInterrupt comes into `raised`, ends the call, and is raised again after it.
     """
     try:
         while True:
@@ -124,14 +123,31 @@ def _watch(function, raised):
         yield 1
 
 
+@contextlib.contextmanager
+def _watched(options, progress):
+    """Around the call that takes the options: what `progress` raises ends it, and is raised."""
+    raised = []
+    watch = _watch(progress, raised)
+    next(watch)
+    options.progress = lib.PROGRESS_FN(watch.send)
+    try:
+        yield
+    except results.Error:
+        if raised:
+            raise raised.pop() from None
+        raise
+    if raised:  # too late to cancel
+        raise raised.pop()
+
+
 def _in_main_thread():
     return threading.current_thread() is threading.main_thread()
 
 
-def _interruptibly(call, cancel=None, undo=None):
+def _interruptibly(call, undo=None):
     """What `call` returns. Python handles signals in the main thread and not while that waits in
-    C: there, another thread makes the call. One that is interrupted is ended by `cancel`; where
-    there is none it goes on alone. `undo` gets what it returns, which nobody else will."""
+    C: there, another thread makes the call. One that is interrupted goes on alone; `undo` gets
+    what it returns, which nobody else will."""
     if not _in_main_thread():
         return call()
     future = concurrent.futures.Future()
@@ -148,12 +164,8 @@ def _interruptibly(call, cancel=None, undo=None):
         threading.Thread(target=work, daemon=True, name="distorch-call").start()
         return future.result()
     except BaseException:
-        if not future.cancel():  # it has begun
-            if undo is not None:
-                future.add_done_callback(lambda _: future.exception() or undo(future.result()))
-            while cancel is not None and not future.done():
-                cancel()  # again and again: it may come before the call
-                concurrent.futures.wait([future], _EVENT_SLICE_MS / 1000)
+        if not future.cancel() and undo is not None:  # it has begun
+            future.add_done_callback(lambda _: future.exception() or undo(future.result()))
         raise
 
 
@@ -178,7 +190,6 @@ class Connection:
         self._closing = False
         self._pointer = None
         self._running = []  # who makes calls: identities of threads
-        self._tags = itertools.count(1)
         self._begin()
         self._library = lib.library()
         options = lib.OPTIONS(client=given.optional_text("client", client),
@@ -287,24 +298,15 @@ class Connection:
     # ---- models ----
 
     def _load(self, path, wants_weights, options, progress):
-        raised = []
-        watch = _watch(progress, raised)
-        next(watch)
-        options.progress = lib.PROGRESS_FN(watch.send)
         loaded = POINTER(lib.LOADED)()
         lease = Lease() if wants_weights else None
         try:
-            self._call("load", path, byref(options), byref(loaded),
-                       byref(lease.pointer) if wants_weights else None)
+            with _watched(options, progress):
+                self._call("load", path, byref(options), byref(loaded),
+                           byref(lease.pointer) if wants_weights else None)
             found = lib.values(loaded.contents)
-        except results.Error:
-            if raised:
-                raise raised.pop() from None
-            raise
         finally:
             self._library.free["distorch_loaded"](loaded)
-        if raised:  # too late to cancel
-            raise raised.pop()
         model = results.Loaded(**found.pop("model"), **found)
         if progress is not None and (model.state == "resident" or not options.no_wait):
             progress(_done(model))
@@ -372,12 +374,13 @@ class Connection:
 
     # ---- blocks over devices ----
 
-    def place(self, model, allocation=None, **more):
+    def place(self, model, allocation=None, *, progress=None, **more):
         """Move the blocks of a resident model between devices, all or nothing; returns a Moved.
         `allocation` is a string as "cuda:0,6gb;cpu,*", "cuda:1" or "auto"; options: compute (a
         device), virtual_vram (bytes that live off it) and donors (devices that take them),
         strategy ("contiguous", "spread"), granularity ("block", "tensor"). Weights that are
-        attached stay as they are. KeyboardInterrupt cancels it."""
+        attached stay as they are. `progress` is called with a Progress, and cancels it by what it
+        raises, which is raised then, as KeyboardInterrupt is."""
         options = _place_into(lib.PLACEMENT(), allocation, more)
 
         def read(found):
@@ -385,14 +388,8 @@ class Connection:
             return results.Moved(**moved.pop("model"), **moved)
 
         name = given.text("model", model)
-        options.tag = next(self._tags)
-        return _interruptibly(
-            lambda: self._ask("place", lib.MOVED, read, name, byref(options)),
-            cancel=lambda: self._cancel(options.tag))
-
-    def _cancel(self, tag):
-        with contextlib.suppress(results.Error):  # nothing runs, or not yet
-            self._call("cancel", tag)
+        with _watched(options, progress):
+            return self._ask("place", lib.MOVED, read, name, byref(options))
 
     def plan(self, model=None, allocation=None, *, blocks=None, **more):
         """What place would do, as a Plan; changes nothing. Options as for place.

@@ -89,6 +89,7 @@ static void nearest_is_near_or_none(void **state)
 	assert_string_equal(text_nearest("lisst", names, 3), "list");
 	assert_string_equal(text_nearest("unlaod", names, 3), "unload");
 	assert_null(text_nearest("quux", names, 3));
+	assert_null(text_nearest("to", (const char *const[]){"si"}, 1)); /* another word */
 	assert_null(text_nearest("load", names, 0));
 }
 

@@ -381,7 +381,7 @@ static void unused_blocks_go_to_the_host(void **state)
 	let_linger(scene);
 	assert_int_equal(scene_view(scene, 1).job_placement, CORE_PLACEMENT_HOST);
 	placed_finish(scene, 1, false);
-	assert_int_equal(scene_note(scene, CORE_NOTE_PLACED)->note.why, CORE_WHY_IDLE);
+	assert_int_equal(scene_note(scene, CORE_NOTE_PLACED)->note.why, CORE_WHY_LINGERED);
 	scene_drop_all(scene);
 	placed_assert(scene, 1, HOST_LAYOUT);
 	assert_int_equal(scene_view(scene, 1).last_used_ns, used_ns); /* nobody asked for it */
@@ -402,7 +402,7 @@ static void unused_blocks_take_no_room_from_others(void **state)
 	let_linger(scene);
 	placed_header(scene, 1, false);
 	assert_null(scene_note(scene, CORE_NOTE_REFUSED)); /* nobody asked for it */
-	assert_int_equal(scene_note(scene, CORE_NOTE_EVICTED)->note.why, CORE_WHY_IDLE);
+	assert_int_equal(scene_note(scene, CORE_NOTE_EVICTED)->note.why, CORE_WHY_LINGERED);
 	scene_drop_all(scene);
 	assert_int_equal(placed_resident(scene, 1) + placed_resident(scene, 2), 0);
 	assert_int_equal(scene_view(scene, 1).state, CORE_MODEL_PARTIAL);

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A bar on the terminal while a load or a move is under way; Ctrl-C cancels that at the daemon. */
+#ifndef CTL_PROGRESS_H
+#define CTL_PROGRESS_H
+
+#include "ctl.h"
+
+struct watcher {
+	struct ctl *ctl;
+	const char *doing; /* "Loading" */
+	const char *name;
+	uint64_t begun_ms; /* by progress_begin */
+	bool has_line;     /* a bar stands on the terminal */
+};
+
+/* Around the call. */
+void progress_begin(struct watcher *watcher);
+void progress_end(const struct watcher *watcher);
+
+/* A distorch_progress_fn; 'user' is the watcher. */
+int progress_show(const struct distorch_progress *progress, void *user);
+
+#endif
