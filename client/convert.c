@@ -187,8 +187,18 @@ bool convert_outcomes(void *result, struct wire_list from,
 	return convert_items(result, &items, from, ret, ret_n);
 }
 
+static bool fill_peer(void *result, const void *from, void *to)
+{
+	const struct wire_peer *wire = from;
+	struct distorch_peer *peer = to;
+
+	peer->link = number_or_absent(wire->has_link, wire->link);
+	return convert_text(result, true, wire->device, &peer->device);
+}
+
 static bool fill_device(void *result, const void *from, void *to)
 {
+	const struct items peers = {&wire_type_peer, sizeof(struct distorch_peer), fill_peer};
 	const struct wire_device *wire = from;
 	struct distorch_device *device = to;
 
@@ -206,7 +216,14 @@ static bool fill_device(void *result, const void *from, void *to)
 	device->last_xid = number_or_absent(wire->has_last_xid, wire->last_xid);
 	device->link = number_or_absent(wire->has_link, wire->link);
 	device->pid = number_or_absent(wire->has_pid, wire->pid);
-	return convert_text(result, wire->has_text, wire->text, &device->text) &&
+	device->room = number_or_absent(wire->has_room, wire->room);
+	device->evictable = number_or_absent(wire->has_evictable, wire->evictable);
+	device->later = number_or_absent(wire->has_later, wire->later);
+	device->loading = number_or_absent(wire->has_loading, wire->loading);
+	device->granularity = number_or_absent(wire->has_granularity, wire->granularity);
+	return (!wire->has_peers ||
+		convert_items(result, &peers, wire->peers, &device->peers, &device->n_peers)) &&
+	       convert_text(result, wire->has_text, wire->text, &device->text) &&
 	       convert_text(result, wire->has_product, wire->product, &device->product) &&
 	       convert_text(result, wire->has_pci, wire->pci, &device->pci) &&
 	       convert_text(result, true, wire->name, &device->name) &&

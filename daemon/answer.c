@@ -549,9 +549,9 @@ void answer_recall(struct daemon *daemon, const struct core_action *action)
 {
 	const struct client *client = daemon_find_client(daemon, action->client);
 	const struct client *other = daemon_find_client(daemon, action->recall.for_client);
-	char reason[96];
+	char reason[160];
 	char model[512];
-	char name[DEVICE_NAME_SIZE];
+	char name[PLAN_LABEL_SIZE];
 	struct wire_recall_event event = {
 		.lease = action->recall.lease,
 		.has_for_whom = other != NULL,
@@ -563,7 +563,7 @@ void answer_recall(struct daemon *daemon, const struct core_action *action)
 		(void)snprintf(reason, sizeof reason, "it is to be unloaded");
 	} else {
 		(void)snprintf(reason, sizeof reason, "room on %s is asked for",
-			       describe_device_name(daemon, action->device, name));
+			       describe_device_label(daemon, action->device, name));
 	}
 	event.reason = wire_str(reason);
 	if (client != NULL && client->conn != NULL) {

@@ -64,6 +64,18 @@ int describe_images(const struct daemon *daemon, const struct image_range *range
 	return code == 0 && *ret_n_fds == 0 ? -WIRE_INTERNAL : code;
 }
 
+const char *describe_device_label(const struct daemon *daemon, uint32_t device,
+				  char buffer[PLAN_LABEL_SIZE])
+{
+	const struct known_device *known = &daemon->devices[device % CORE_MAX_DEVICES];
+	const struct plan_device named = {.name = known->name,
+					  .product = known->info.product,
+					  .pci = known->info.pci,
+					  .is_host = device == 0};
+
+	return name_label(&named, buffer, PLAN_LABEL_SIZE);
+}
+
 const char *describe_device_name(const struct daemon *daemon, uint32_t device, char buffer[16])
 {
 	(void)snprintf(buffer, 16, "%.15s", daemon->devices[device % CORE_MAX_DEVICES].name);
@@ -482,16 +494,39 @@ void describe_record(const struct daemon *daemon, const struct record *record, u
 	};
 }
 
-void describe_device(const struct daemon *daemon, uint32_t device, struct device_description *ret)
+/* Those that are there. */
+static uint32_t describe_peers(const struct daemon *daemon, const struct device_info *info,
+			       char (*names)[16], struct wire_peer *ret)
 {
-	struct core_account_view account;
+	uint32_t n_peers = 0;
 
+	for (uint32_t device = 1; device < daemon->n_devices; device++) {
+		for (uint32_t i = 0; i < info->n_peers; i++) {
+			const struct device_peer *peer = &info->peers[i];
+
+			if (strcmp(daemon->devices[device].info.uuid, peer->uuid) == 0) {
+				ret[n_peers++] = (struct wire_peer){
+					.device = wire_str(names[device]),
+					.has_link = peer->bytes_per_s != 0,
+					.link = peer->bytes_per_s,
+				};
+				break;
+			}
+		}
+	}
+	return n_peers;
+}
+
+static void describe_device(const struct daemon *daemon, uint32_t device,
+			    struct devices_description *ret)
+{
 	const struct known_device *known = &daemon->devices[device];
 	const struct device_info *info = &known->info;
+	struct core_account_view account;
 
 	core_account_get(daemon->core, device, &account);
-	ret->wire = (struct wire_device){
-		.name = wire_str(describe_device_name(daemon, device, ret->name)),
+	ret->wire[device] = (struct wire_device){
+		.name = wire_str(ret->names[device]),
 		.uuid = wire_str(device == 0 ? "host" : info->uuid),
 		.state = wire_str(device_state_name(known->state)),
 		.total = device == 0 ? daemon->host_total_bytes : info->total_bytes,
@@ -521,7 +556,31 @@ void describe_device(const struct daemon *daemon, uint32_t device, struct device
 		.pid = known->pid,
 		.has_text = known->reason[0] != '\0',
 		.text = wire_str(known->reason),
+		.has_room = true,
+		.room = account.room,
+		.has_evictable = true,
+		.evictable = account.evictable,
+		.has_later = true,
+		.later = account.later,
+		.has_loading = true,
+		.loading = account.loading,
+		.has_granularity = info->granularity != 0,
+		.granularity = info->granularity,
+		.has_peers = device != 0 && info->n_peers != 0,
+		.peers = {.items = ret->peers[device],
+			  .count = describe_peers(daemon, info, ret->names, ret->peers[device])},
 	};
+}
+
+struct wire_list describe_devices(const struct daemon *daemon, struct devices_description *ret)
+{
+	for (uint32_t device = 0; device < daemon->n_devices; device++) {
+		(void)describe_device_name(daemon, device, ret->names[device]);
+	}
+	for (uint32_t device = 0; device < daemon->n_devices; device++) {
+		describe_device(daemon, device, ret);
+	}
+	return (struct wire_list){.items = ret->wire, .count = daemon->n_devices};
 }
 
 void describe_client(const struct daemon *daemon, const struct core_client_view *view,

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "daemon/core/core.h"
+#include "daemon/plan/name.h"
 #include "daemon/plan/plan.h"
 #include "proto/gen/wire_gen.h"
 
@@ -50,9 +51,11 @@ struct record_description {
 	char why[256];
 };
 
-struct device_description {
-	struct wire_device wire;
-	char name[16];
+/* Too large for the stack. */
+struct devices_description {
+	struct wire_device wire[CORE_MAX_DEVICES];
+	char names[CORE_MAX_DEVICES][16];
+	struct wire_peer peers[CORE_MAX_DEVICES][CORE_MAX_DEVICES];
 };
 
 void describe_model(const struct daemon *daemon, const struct client *viewer,
@@ -71,7 +74,8 @@ const char *describe_notice(const struct daemon *daemon, const struct model_info
 			    const struct core_model_view *view, char buffer[DESCRIBE_NOTICE_SIZE]);
 void describe_record(const struct daemon *daemon, const struct record *record, uint64_t now_ns,
 		     struct record_description *ret);
-void describe_device(const struct daemon *daemon, uint32_t device, struct device_description *ret);
+/* All there are. */
+struct wire_list describe_devices(const struct daemon *daemon, struct devices_description *ret);
 void describe_client(const struct daemon *daemon, const struct core_client_view *view,
 		     struct wire_client *ret);
 /* May the viewer see this line of history? */
@@ -118,5 +122,8 @@ int describe_images(const struct daemon *daemon, const struct image_range *range
 
 const char *describe_id(const uint8_t *uuid, char buffer[33]);
 const char *describe_device_name(const struct daemon *daemon, uint32_t device, char buffer[16]);
+/* "cuda:0 (RTX 4090, PCI 01:00)", "ram": for people. */
+const char *describe_device_label(const struct daemon *daemon, uint32_t device,
+				  char buffer[PLAN_LABEL_SIZE]);
 
 #endif

@@ -21,6 +21,7 @@
 #include "daemon/ipc/conn.h"
 #include "daemon/ipc/peer.h"
 #include "daemon/ipc/server.h"
+#include "daemon/load/file.h"
 #include "daemon/reload.h"
 #include "daemon/workers.h"
 
@@ -109,6 +110,27 @@ static enum fit fit_model(const struct model_info *model, const char *text)
 	return FIT_NONE;
 }
 
+static bool has_file(const struct daemon *daemon, const struct model_info *model)
+{
+	struct core_model_view view;
+	const struct file *file = core_model_get(daemon->core, model->id, &view)
+					  ? store_find_file(daemon->store, view.file)
+					  : NULL;
+
+	return file != NULL && !file_is_gone(file);
+}
+
+/*
+ * Was the file of 'earlier' replaced by that of 'later', which lies at the same path? Not where
+ * both are there: a path may be another one's in a container.
+ */
+static bool is_replaced(const struct daemon *daemon, const struct model_info *earlier,
+			const struct model_info *later)
+{
+	return earlier->path[0] != '\0' && strcmp(earlier->path, later->path) == 0 &&
+	       !has_file(daemon, earlier);
+}
+
 static void add_candidate(struct failure *failure, uint32_t index, const struct model_info *model)
 {
 	char id[33];
@@ -148,6 +170,7 @@ int dispatch_find_model(const struct call *call, struct wire_str text, uint64_t 
 {
 	const struct daemon *daemon = call->daemon;
 	const struct model_info *model;
+	const struct model_info *last = NULL; /* of the candidates */
 	struct text_walk walk = {0};
 	enum fit best = FIT_NONE;
 	uint32_t n_candidates = 0;
@@ -162,8 +185,15 @@ int dispatch_find_model(const struct call *call, struct wire_str text, uint64_t 
 		if (fit == FIT_NONE || fit < best) {
 			continue;
 		}
-		n_candidates = fit > best ? 0 : n_candidates;
+		if (fit > best) {
+			n_candidates = 0;
+		} else if (n_candidates > 0 && is_replaced(daemon, last, model)) {
+			n_candidates--;
+		} else if (n_candidates > 0 && is_replaced(daemon, model, last)) {
+			continue;
+		}
 		best = fit;
+		last = model;
 		*ret_model = model->id;
 		add_candidate(failure, n_candidates++, model);
 	}

@@ -451,6 +451,27 @@ __attribute__((noinline)) static void refuse_not_resident(const struct call *cal
 	call_fail(call, &failure);
 }
 
+/* As the core refuses it: its blocks are another user's. */
+__attribute__((noinline)) static bool may_place(const struct call *call, uint64_t model,
+						uint64_t placement)
+{
+	const struct core_action refusal = {.type = ACT_REPLY,
+					    .client = call->client->id,
+					    .model = model,
+					    .code = WIRE_NOT_ALLOWED};
+	struct core_model_view view;
+	struct failure failure;
+
+	if (placement <= CORE_PLACEMENT_HOST || call->client->is_admin ||
+	    !core_model_get(call->daemon->core, model, &view) ||
+	    view.placement <= CORE_PLACEMENT_HOST || view.placed_uid == call->client->uid) {
+		return true;
+	}
+	failure_from_reply(&failure, call->daemon, &refusal);
+	call_fail(call, &failure);
+	return false;
+}
+
 /* NULL: refused. */
 static struct planning *planning_of_model(const struct call *call, struct wire_str text,
 					  uint64_t placement)
@@ -466,6 +487,9 @@ static struct planning *planning_of_model(const struct call *call, struct wire_s
 	info = store_find_model(call->daemon->store, model);
 	if (info == NULL || info->current.table_fd < 0) {
 		refuse_not_resident(call, model);
+		return NULL;
+	}
+	if (!may_place(call, model, placement)) {
 		return NULL;
 	}
 	if (said != NULL && said->by_tensor != info->current.by_tensor) {

@@ -33,8 +33,7 @@
 
 /* What a budget answer borrows. */
 struct budget_texts {
-	struct device_description device_texts[CORE_MAX_DEVICES];
-	struct wire_device devices[CORE_MAX_DEVICES];
+	struct devices_description devices;
 	struct answer_went went;
 };
 
@@ -49,12 +48,7 @@ static void answer_budget(const struct call *call, uint64_t n_records, const cha
 		conn_respond_no_memory(call->conn, call->request);
 		return;
 	}
-	for (uint32_t device = 0; device < call->daemon->n_devices; device++) {
-		describe_device(call->daemon, device, &texts->device_texts[device]);
-		texts->devices[device] = texts->device_texts[device].wire;
-	}
-	response.devices.items = texts->devices;
-	response.devices.count = call->daemon->n_devices;
+	response.devices = describe_devices(call->daemon, &texts->devices);
 	response.has_evicted = n_records != UINT64_MAX;
 	if (response.has_evicted) {
 		answer_find_went(call->daemon, call->client, n_records, CORE_WHY_BUDGET,
@@ -73,6 +67,7 @@ static bool check_budget(const struct call *call, uint32_t device, uint64_t byte
 					  : known->info.total_bytes;
 	char size[16];
 	char total[16];
+	char label[PLAN_LABEL_SIZE];
 
 	if (!call->client->is_admin) {
 		call_refuse(call, WIRE_NOT_ALLOWED, NULL,
@@ -88,7 +83,8 @@ static bool check_budget(const struct call *call, uint32_t device, uint64_t byte
 	if (bytes > most) {
 		call_refuse(call, WIRE_BAD_ARGUMENT, "bytes", "%s is more than %s has (%s)",
 			    units_format_size(bytes, size, sizeof size),
-			    device == 0 ? "this machine" : known->name,
+			    device == 0 ? "this machine"
+					: describe_device_label(call->daemon, device, label),
 			    units_format_size(most, total, sizeof total));
 		return false;
 	}

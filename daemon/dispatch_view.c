@@ -248,24 +248,16 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 	call_answer_fds(call, &response, &table_fd, table_fd >= 0 ? 1 : 0);
 }
 
-static uint32_t describe_devices(const struct daemon *daemon, struct device_description *texts,
-				 struct wire_device *devices)
-{
-	for (uint32_t device = 0; device < daemon->n_devices; device++) {
-		describe_device(daemon, device, &texts[device]);
-		devices[device] = texts[device].wire;
-	}
-	return daemon->n_devices;
-}
-
 void dispatch_devices(const struct call *call)
 {
-	struct device_description texts[CORE_MAX_DEVICES];
-	struct wire_device devices[CORE_MAX_DEVICES];
-	const struct wire_devices_response response = {
-		.devices = {.items = devices,
-			    .count = describe_devices(call->daemon, texts, devices)}};
+	AUTO_FREE struct devices_description *texts = sys_calloc(1, sizeof *texts);
+	struct wire_devices_response response;
 
+	if (texts == NULL) {
+		refuse_no_memory(call);
+		return;
+	}
+	response.devices = describe_devices(call->daemon, texts);
 	call_answer(call, &response);
 }
 
@@ -342,8 +334,7 @@ static void count_models(const struct core *core, struct wire_status_response *r
 
 /* What a status answer borrows: too large for the stack. */
 struct status_texts {
-	struct device_description device_texts[CORE_MAX_DEVICES];
-	struct wire_device devices[CORE_MAX_DEVICES];
+	struct devices_description devices;
 	struct record_description record_texts[4];
 	struct wire_record records[4];
 };
@@ -366,8 +357,7 @@ void dispatch_status(const struct call *call)
 		.uptime_ms = (clock_boot_ns() - daemon->started_ns) / NS_PER_MS,
 		.restarts = persist_n_restarts(daemon->persist),
 		.survives_restart = persist_is_safe(daemon->persist),
-		.devices = {.items = texts->devices,
-			    .count = describe_devices(daemon, texts->device_texts, texts->devices)},
+		.devices = describe_devices(daemon, &texts->devices),
 		.bytes_read = daemon->metrics.bytes_read,
 		.open_fds = metrics_open_fds(),
 		.rss_bytes = memory_own_bytes(),

@@ -181,6 +181,7 @@ static void failure_lost(struct failure *failure, const struct daemon *daemon, c
 	const uint32_t lost = needed != 0 ? needed : find_lost(daemon, NULL);
 	const struct known_device *last = NULL;
 	char devices[512] = "";
+	char label[PLAN_LABEL_SIZE];
 	struct sentence names = {.text = devices, .capacity = sizeof devices};
 	bool is_let_go = lost != 0; /* all of them are */
 	bool is_one;
@@ -192,7 +193,7 @@ static void failure_lost(struct failure *failure, const struct daemon *daemon, c
 			core_account_get(daemon->core, i, &account);
 			is_let_go = is_let_go && account.is_draining;
 			sentence_add(&names, "%s%s", last == NULL ? "" : " or ",
-				     daemon->devices[i].name);
+				     describe_device_label(daemon, i, label));
 			last = &daemon->devices[i];
 		}
 	}

@@ -38,18 +38,19 @@ uint32_t failure_find_drained(const struct daemon *daemon, const struct job_info
 	return needed == 0 || devices == (1U << daemon->n_devices) - 1 ? devices : needed;
 }
 
-/* "sim:0 and sim:1"; how many they are. */
+/* "sim:0 (Simulated device) and ram"; how many they are. */
 static uint32_t name_devices(const struct daemon *daemon, uint32_t devices, char *buffer,
 			     size_t buffer_size)
 {
 	struct sentence sentence = {.text = buffer, .capacity = buffer_size};
+	char label[PLAN_LABEL_SIZE];
 	uint32_t count = 0;
 
 	buffer[0] = '\0';
 	for (uint32_t i = 0; i < daemon->n_devices; i++) {
 		if ((devices >> i & 1) != 0) {
 			sentence_add(&sentence, "%s%s", count++ == 0 ? "" : " and ",
-				     i == 0 ? "ram" : daemon->devices[i].name);
+				     describe_device_label(daemon, i, label));
 		}
 	}
 	return count;
@@ -59,7 +60,7 @@ static const char *draining_text(const struct daemon *daemon, uint32_t devices, 
 				 size_t buffer_size)
 {
 	struct sentence sentence = {.text = buffer, .capacity = buffer_size};
-	char names[CORE_MAX_DEVICES * (DEVICE_NAME_SIZE + 5)];
+	char names[CORE_MAX_DEVICES * (PLAN_LABEL_SIZE + 5)];
 	uint32_t count = name_devices(daemon, devices, names, sizeof names);
 
 	buffer[0] = '\0';
@@ -81,9 +82,15 @@ const char *failure_draining_text(const struct daemon *daemon, const struct job_
 void failure_set_draining(struct failure *failure, const struct daemon *daemon, uint32_t devices)
 {
 	char text[512];
-	char name[CORE_MAX_DEVICES * (DEVICE_NAME_SIZE + 5)];
-	bool is_one = name_devices(daemon, devices, name, sizeof name) == 1 &&
-		      daemon->n_devices > 1;
+	char name[DEVICE_NAME_SIZE] = "";
+	bool is_one = devices != 0 && (devices & (devices - 1)) == 0 && daemon->n_devices > 1;
+
+	for (uint32_t i = 0; is_one && i < daemon->n_devices; i++) {
+		if (devices == 1U << i) {
+			(void)snprintf(name, sizeof name, "%s",
+				       i == 0 ? "ram" : daemon->devices[i].name);
+		}
+	}
 
 	failure_set(failure, WIRE_BUSY, "%s", draining_text(daemon, devices, text, sizeof text));
 	failure_set_hint(failure,

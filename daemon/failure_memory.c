@@ -124,24 +124,25 @@ static void hint_for_budget(struct failure *failure, const struct daemon *daemon
 	const uint64_t total = device == 0 ? daemon->host_total_bytes
 					   : daemon->devices[device].info.total_bytes;
 	char size[16];
+	char label[PLAN_LABEL_SIZE];
 	char name[DEVICE_NAME_SIZE];
 
 	(void)units_format_size(total, size, sizeof size);
-	(void)describe_device_name(daemon, device, name);
 	if (device == 0) {
 		failure_set_hint(failure,
 				 "raise the budget: distorchctl budget ram SIZE, or memory.ram in "
 				 "distorchd.conf (this machine has %s)",
 				 size);
 	} else if (need > total) {
-		failure_set_hint(failure, "%s has %s in all: %s", name, size,
+		failure_set_hint(failure, "%s has %s in all: %s",
+				 describe_device_label(daemon, device, label), size,
 				 is_for_others ? "ask for less"
 					       : "place less of it there, and the rest elsewhere");
 	} else {
 		failure_set_hint(failure,
 				 "%s, or raise the budget: distorchctl budget %s SIZE (it has %s)",
-				 is_for_others ? "ask for less" : "place less of it there", name,
-				 size);
+				 is_for_others ? "ask for less" : "place less of it there",
+				 describe_device_name(daemon, device, name), size);
 	}
 }
 
@@ -151,7 +152,7 @@ static void hint_for_shortage(struct failure *failure, const struct daemon *daem
 {
 	struct core_account_view account;
 	char size[16];
-	char name[DEVICE_NAME_SIZE];
+	char label[PLAN_LABEL_SIZE];
 
 	core_account_get(daemon->core, device, &account);
 	if (shortage->need > shortage->budget) {
@@ -167,7 +168,7 @@ static void hint_for_shortage(struct failure *failure, const struct daemon *daem
 				 "%s of %s are reserved until that program or make-room ends; wait "
 				 "for it, or %s",
 				 units_format_size(account.reserved, size, sizeof size),
-				 device == 0 ? "ram" : describe_device_name(daemon, device, name),
+				 describe_device_label(daemon, device, label),
 				 is_for_others ? "ask for less" : "place less there");
 	} else if (is_for_others && failure->use.n_holders > 0) {
 		failure_set_hint(failure,
@@ -197,13 +198,13 @@ static void hint_for_move(struct failure *failure, const struct daemon *daemon,
 			  const struct core_action *action, uint64_t own)
 {
 	char size[16];
-	char device[DEVICE_NAME_SIZE];
+	char device[PLAN_LABEL_SIZE];
 
 	failure_set_hint(failure,
 			 "%s of it lie on %s until the move is done: place it on ram first, or "
 			 "unload it and load it there",
 			 units_format_size(own, size, sizeof size),
-			 describe_device_name(daemon, action->device, device));
+			 describe_device_label(daemon, action->device, device));
 }
 
 /* Who has what is in the way: by 'use' of the failure. */
@@ -257,19 +258,20 @@ void failure_no_memory(struct failure *failure, const struct daemon *daemon,
 {
 	const struct device_use *use = &failure->use;
 	struct sentence sentence = {.text = failure->message, .capacity = sizeof failure->message};
+	char label[PLAN_LABEL_SIZE];
 	char name[512];
 	uint64_t own;
 
 	describe_use(daemon, viewer, action->device, action->model, &failure->use);
 	if (action->code == WIRE_BUSY) {
 		failure_set(failure, WIRE_BUSY, "those who were asked to let go of %s did not: ",
-			    describe_device_name(daemon, action->device, failure->device));
+			    describe_device_label(daemon, action->device, label));
 	} else {
 		failure_set(failure, WIRE_NO_MEMORY,
 			    "not enough memory%s%s for %s: ", action->device == 0 ? "" : " on ",
 			    action->device == 0
 				    ? ""
-				    : describe_device_name(daemon, action->device, failure->device),
+				    : describe_device_label(daemon, action->device, label),
 			    action->model == 0 ? "the reservation"
 					       : describe_name(daemon, action->model, name));
 	}
@@ -353,10 +355,10 @@ static void hint_for_plan(struct failure *failure, const struct daemon *daemon,
 	struct core_shortage other = *shortage;
 	struct core_account_view account;
 	char size[32];
-	char device[DEVICE_NAME_SIZE];
+	char device[PLAN_LABEL_SIZE];
 
 	core_account_get(daemon->core, plan->device, &account);
-	(void)describe_device_name(daemon, plan->device, device);
+	(void)describe_device_label(daemon, plan->device, device);
 	/* A card's budget is without what others have of it. */
 	other.foreign = plan->need > account.budget &&
 					plan->need - account.budget <= shortage->foreign

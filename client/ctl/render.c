@@ -417,6 +417,8 @@ cJSON *json_of_record(cJSON *object, const struct distorch_record *record)
 
 cJSON *json_of_device(cJSON *object, const struct distorch_device *device)
 {
+	cJSON *peers;
+
 	json_add_text(object, "name", device->name);
 	json_add_text(object, "uuid", device->uuid);
 	json_add_text(object, "state", device->state);
@@ -437,6 +439,18 @@ cJSON *json_of_device(cJSON *object, const struct distorch_device *device)
 	json_add_text(object, "text", device->text);
 	json_add_number(object, "link", device->link);
 	json_add_number(object, "pid", device->pid);
+	json_add_number(object, "room", device->room);
+	json_add_number(object, "evictable", device->evictable);
+	json_add_number(object, "later", device->later);
+	json_add_number(object, "loading", device->loading);
+	json_add_number(object, "granularity", device->granularity);
+	peers = json_add_array(object, "peers");
+	for (size_t i = 0; i < device->n_peers; i++) {
+		cJSON *peer = json_add_item(peers);
+
+		json_add_text(peer, "device", device->peers[i]->device);
+		json_add_number(peer, "link", device->peers[i]->link);
+	}
 	return object;
 }
 

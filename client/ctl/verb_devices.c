@@ -170,6 +170,16 @@ static void print_one(const struct ctl *ctl, const struct distorch_device *devic
 	if (device->link != DISTORCH_ABSENT) {
 		(void)printf("  link      %s/s\n", size_text(ctl, device->link, sizes[0]));
 	}
+	for (size_t i = 0; i < device->n_peers; i++) {
+		const struct distorch_peer *peer = device->peers[i];
+
+		(void)printf("%s%s", i == 0 ? "  peers     " : ", ",
+			     safe_text(peer->device, text, sizeof text));
+		if (peer->link != DISTORCH_ABSENT) {
+			(void)printf(" (%s/s)", size_text(ctl, peer->link, sizes[0]));
+		}
+	}
+	(void)fputs(device->n_peers > 0 ? "\n" : "", stdout);
 	if (device->pid != DISTORCH_ABSENT) {
 		(void)printf("  worker    process %" PRIu64 "\n", device->pid);
 	}

@@ -176,33 +176,22 @@ static int read_wanted(const struct arguments *arguments,
 			: plan_strategy_find(text_of(placement->strategy), &request->strategy, err);
 }
 
-/* What could be had there by evicting: of models that nobody uses or pinned. */
-static uint64_t evictable_on(const struct distorch_models *models, const char *device)
+static uint64_t number_of(uint64_t number)
 {
-	uint64_t sum = 0;
+	return number == DISTORCH_ABSENT ? 0 : number;
+}
 
-	for (size_t i = 0; i < models->n_models; i++) {
-		const struct distorch_model *model = models->models[i];
-
-		for (size_t j = 0; j < model->n_where && model->leases == 0 && !model->pinned;
-		     j++) {
-			const struct distorch_place *place = model->where[j];
-
-			/* What lies in the page cache takes no room of ours. */
-			sum += strcmp(place->device, device) == 0 &&
-					       strcmp(place->backing, "file") != 0
-				       ? place->bytes
-				       : 0;
-		}
-	}
-	return sum;
+/* A daemon of before does not tell it. */
+static uint64_t room_of(const struct distorch_device *device)
+{
+	return device->room == DISTORCH_ABSENT ? device->free : device->room;
 }
 
 /* In use, pinned, or still mapped. */
-static uint64_t stays_on(const struct distorch_device *device, uint64_t evictable)
+static uint64_t stays_on(const struct distorch_device *device)
 {
-	uint64_t dropping = device->dropping == DISTORCH_ABSENT ? 0 : device->dropping;
-	uint64_t goes = evictable + dropping;
+	uint64_t goes = number_of(device->evictable) + number_of(device->dropping) +
+			number_of(device->loading);
 
 	return device->used > goes ? device->used - goes : 0;
 }
@@ -210,40 +199,51 @@ static uint64_t stays_on(const struct distorch_device *device, uint64_t evictabl
 /* What the budget leaves of the card, and others have not taken. */
 static uint64_t spare_of(const struct distorch_device *device)
 {
-	uint64_t foreign = device->foreign == DISTORCH_ABSENT ? 0 : device->foreign;
+	uint64_t foreign = number_of(device->foreign);
 	uint64_t spare = device->total > device->budget ? device->total - device->budget : 0;
 
 	return spare > foreign ? spare - foreign : 0;
 }
 
-/* Those between the host and each device: how fast devices copy to each other is not told. */
+static uint32_t find_device(const struct wanted *wanted, const char *name)
+{
+	uint32_t i = 0;
+
+	while (i < wanted->request.n_devices && strcmp(wanted->devices[i].name, name) != 0) {
+		i++;
+	}
+	return i;
+}
+
+/* Between the host and each device, and from peer to peer. */
 static void take_links(const struct distorch_devices *devices, struct wanted *wanted)
 {
 	const uint32_t n_devices = wanted->request.n_devices;
-	uint32_t host = 0;
+	const uint32_t host = find_device(wanted, "cpu");
 
-	while (host < n_devices && !wanted->devices[host].is_host) {
-		host++;
-	}
 	for (uint32_t i = 0; i < n_devices && host < n_devices; i++) {
-		uint64_t link = devices->devices[i]->link;
+		const struct distorch_device *from = devices->devices[i];
 
-		if (i != host && link != DISTORCH_ABSENT) {
-			wanted->devices[i].link[host] = link;
-			wanted->devices[host].link[i] = link;
+		wanted->devices[i].link[host] = number_of(from->link);
+		wanted->devices[host].link[i] = number_of(from->link);
+		for (size_t j = 0; j < from->n_peers; j++) {
+			const uint32_t peer = find_device(wanted, from->peers[j]->device);
+
+			if (peer < n_devices) {
+				wanted->devices[peer].peers |= 1U << i;
+				wanted->devices[i].link[peer] = number_of(from->peers[j]->link);
+			}
 		}
 	}
 }
 
 /* The daemon's, as they are now. Their texts are borrowed. */
-static void take_devices(const struct distorch_devices *devices,
-			 const struct distorch_models *models, struct wanted *wanted)
+static void take_devices(const struct distorch_devices *devices, struct wanted *wanted)
 {
 	wanted->request.devices = wanted->devices;
 	for (size_t i = 0; i < devices->n_devices && i < PLAN_MAX_DEVICES; i++) {
 		const struct distorch_device *from = devices->devices[i];
 		bool is_host = strcmp(from->name, "cpu") == 0;
-		uint64_t evictable = evictable_on(models, from->name);
 		bool is_well = strcmp(from->state, "ok") == 0;
 
 		wanted->devices[i] = (struct plan_device){
@@ -253,17 +253,18 @@ static void take_devices(const struct distorch_devices *devices,
 			.pci = from->pci,
 			.total = is_host ? from->budget : from->total,
 			/* What drains is refused for that, be it let go of or not. */
-			.free = !is_well && from->draining ? from->budget : from->free,
-			.evictable = evictable,
-			.held = stays_on(from, evictable),
+			.free = !is_well && from->draining ? from->budget : room_of(from),
+			.evictable = number_of(from->evictable),
+			.later = number_of(from->later),
+			.held = stays_on(from),
+			.loading = number_of(from->loading),
 			.reserved = from->reserved,
-			.foreign = is_host || from->foreign == DISTORCH_ABSENT ? 0 : from->foreign,
+			.foreign = number_of(from->foreign),
 			.spare = is_host ? 0 : spare_of(from),
-			.granularity = is_host ? HOST_GRANULARITY : CARD_GRANULARITY,
+			.granularity = number_of(from->granularity),
 			.is_host = is_host,
 			.is_lost = !is_well && !from->draining,
 			.is_draining = from->draining,
-			.peers = UINT32_MAX,
 		};
 		wanted->request.n_devices++;
 	}
@@ -377,10 +378,12 @@ static int print_plan(struct ctl *ctl, const struct wanted *wanted,
 static int check_draining(const struct wanted *wanted, const struct plan_summary *summary,
 			  struct err *err)
 {
+	char label[PLAN_LABEL_SIZE];
+
 	for (uint32_t i = 0; i < wanted->request.n_devices; i++) {
 		if (wanted->devices[i].is_draining && summary->shares[i].n_blocks > 0) {
 			return err_set(err, WIRE_BUSY, "%s is draining and takes no new loads",
-				       device_text(wanted->devices[i].name));
+				       name_label(&wanted->devices[i], label, sizeof label));
 		}
 	}
 	return 0;
@@ -416,7 +419,7 @@ static int plan_file(struct ctl *ctl, struct wanted *wanted)
 
 /* 'devices' NULL: those that were named. */
 static int plan_here(struct ctl *ctl, const struct distorch_placement *placement,
-		     const struct distorch_devices *devices, const struct distorch_models *models)
+		     const struct distorch_devices *devices)
 {
 	static struct wanted wanted; /* large, and made once */
 	struct err err = {0};
@@ -424,7 +427,7 @@ static int plan_here(struct ctl *ctl, const struct distorch_placement *placement
 	int status;
 
 	if (code == 0 && devices != NULL) {
-		take_devices(devices, models, &wanted);
+		take_devices(devices, &wanted);
 	}
 	if (code == 0) {
 		code = plan_file_read(ctl->arguments.words[0], ctl->arguments.format,
@@ -441,18 +444,12 @@ static int plan_here(struct ctl *ctl, const struct distorch_placement *placement
 static int plan_for_daemon(struct ctl *ctl, const struct distorch_placement *placement)
 {
 	struct distorch_devices *devices = NULL;
-	struct distorch_models *models = NULL;
 	int status;
 
 	if (distorch_devices(ctl->c, &devices) < 0) {
 		return ctl_fail(ctl);
 	}
-	if (distorch_list(ctl->c, NULL, &models) < 0) {
-		status = ctl_fail(ctl);
-	} else {
-		status = plan_here(ctl, placement, devices, models);
-	}
-	distorch_models_free(models);
+	status = plan_here(ctl, placement, devices);
 	distorch_devices_free(devices);
 	return status;
 }
@@ -503,7 +500,7 @@ static int run(struct ctl *ctl)
 				  "auto, 'cuda:0,6gb;cpu,*' or --virtual-vram",
 				  "say where it is to go");
 	}
-	return ctl->arguments.devices != NULL ? plan_here(ctl, &placement.wanted, NULL, NULL)
+	return ctl->arguments.devices != NULL ? plan_here(ctl, &placement.wanted, NULL)
 					      : plan_there(ctl, &placement.wanted);
 }
 

@@ -693,6 +693,12 @@ DISTORCH_PUBLIC int distorch_show(struct distorch *c, const char *model,
 				  struct distorch_detail **ret_detail,
 				  struct distorch_weights **ret_table);
 
+/* A device that another one reads from without the host between. */
+struct distorch_peer {
+	const char *device;
+	uint64_t link; /* bytes a second */
+};
+
 /* Memory that can hold copies, and its account. */
 struct distorch_device {
 	const char *name;
@@ -715,6 +721,16 @@ struct distorch_device {
 	const char *text;     /* why it is not ok, or NULL */
 	uint64_t link;        /* bytes a second between host and device */
 	uint64_t pid;         /* of its worker process */
+	/* What a load can have at once: less than 'free' where the machine has less, more by what is
+	 * being dropped. Then what may be evicted for it, and what may once the loads under way have
+	 * ended. */
+	uint64_t room;
+	uint64_t evictable;
+	uint64_t later;
+	uint64_t loading;     /* bytes of 'used' for loads under way */
+	uint64_t granularity; /* what a block takes is a multiple of it */
+	size_t n_peers;
+	const struct distorch_peer *const *peers;
 };
 
 struct distorch_devices {

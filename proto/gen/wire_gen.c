@@ -107,6 +107,15 @@ const struct wire_type wire_type_outcome = {
 	.fields = outcome_fields, .n_fields = 5, .required = 0xdu,
 };
 
+static const struct wire_field peer_fields[] = {
+	{ .name = "device", .name_size = 6, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_peer, device), .max = 64u },
+	{ .name = "link", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_peer, link), .is_optional = true, .has_offset = offsetof(struct wire_peer, has_link), .max = 9223372036854775807u },
+};
+const struct wire_type wire_type_peer = {
+	.name = "peer", .size = sizeof(struct wire_peer),
+	.fields = peer_fields, .n_fields = 2, .required = 0x1u,
+};
+
 static const struct wire_field device_fields[] = {
 	{ .name = "name", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_device, name), .max = 64u },
 	{ .name = "uuid", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_device, uuid), .max = 64u },
@@ -128,10 +137,16 @@ static const struct wire_field device_fields[] = {
 	{ .name = "last_xid", .name_size = 8, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, last_xid), .is_optional = true, .has_offset = offsetof(struct wire_device, has_last_xid), .max = 4294967295u },
 	{ .name = "pid", .name_size = 3, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, pid), .is_optional = true, .has_offset = offsetof(struct wire_device, has_pid), .max = 4294967295u },
 	{ .name = "text", .name_size = 4, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_device, text), .is_optional = true, .has_offset = offsetof(struct wire_device, has_text), .max = 256u },
+	{ .name = "room", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, room), .is_optional = true, .has_offset = offsetof(struct wire_device, has_room), .max = 9223372036854775807u },
+	{ .name = "evictable", .name_size = 9, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, evictable), .is_optional = true, .has_offset = offsetof(struct wire_device, has_evictable), .max = 9223372036854775807u },
+	{ .name = "later", .name_size = 5, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, later), .is_optional = true, .has_offset = offsetof(struct wire_device, has_later), .max = 9223372036854775807u },
+	{ .name = "loading", .name_size = 7, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, loading), .is_optional = true, .has_offset = offsetof(struct wire_device, has_loading), .max = 9223372036854775807u },
+	{ .name = "granularity", .name_size = 11, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_device, granularity), .is_optional = true, .has_offset = offsetof(struct wire_device, has_granularity), .max = 9223372036854775807u },
+	{ .name = "peers", .name_size = 5, .kind = WIRE_KIND_MAP, .offset = offsetof(struct wire_device, peers), .is_list = true, .is_optional = true, .has_offset = offsetof(struct wire_device, has_peers), .max = 15u, .type = &wire_type_peer },
 };
 const struct wire_type wire_type_device = {
 	.name = "device", .size = sizeof(struct wire_device),
-	.fields = device_fields, .n_fields = 20, .required = 0x3ffu,
+	.fields = device_fields, .n_fields = 26, .required = 0x3ffu,
 };
 
 static const struct wire_field client_fields[] = {

@@ -153,6 +153,13 @@ struct wire_outcome {
 #define WIRE_OUTCOME_REASON_MAX 256
 #define WIRE_OUTCOME_HOLDERS_MAX 16
 
+struct wire_peer {
+	bool has_link;
+	struct wire_str device;
+	uint64_t link;
+};
+#define WIRE_PEER_DEVICE_MAX 64
+
 struct wire_device {
 	bool has_dropping;
 	bool has_draining;
@@ -164,6 +171,12 @@ struct wire_device {
 	bool has_last_xid;
 	bool has_pid;
 	bool has_text;
+	bool has_room;
+	bool has_evictable;
+	bool has_later;
+	bool has_loading;
+	bool has_granularity;
+	bool has_peers;
 	struct wire_str name;
 	struct wire_str uuid;
 	struct wire_str state;
@@ -184,6 +197,12 @@ struct wire_device {
 	uint64_t last_xid;
 	uint64_t pid;
 	struct wire_str text;
+	uint64_t room;
+	uint64_t evictable;
+	uint64_t later;
+	uint64_t loading;
+	uint64_t granularity;
+	struct wire_list peers; /* list:peer */
 };
 #define WIRE_DEVICE_NAME_MAX 64
 #define WIRE_DEVICE_UUID_MAX 64
@@ -191,6 +210,7 @@ struct wire_device {
 #define WIRE_DEVICE_PRODUCT_MAX 64
 #define WIRE_DEVICE_PCI_MAX 16
 #define WIRE_DEVICE_TEXT_MAX 256
+#define WIRE_DEVICE_PEERS_MAX 15
 
 struct wire_client {
 	bool has_label;
@@ -1278,6 +1298,7 @@ union wire_body {
 	struct wire_holder holder;
 	struct wire_model model;
 	struct wire_outcome outcome;
+	struct wire_peer peer;
 	struct wire_device device;
 	struct wire_client client;
 	struct wire_record record;
@@ -1410,6 +1431,7 @@ extern const struct wire_type wire_type_layout;
 extern const struct wire_type wire_type_holder;
 extern const struct wire_type wire_type_model;
 extern const struct wire_type wire_type_outcome;
+extern const struct wire_type wire_type_peer;
 extern const struct wire_type wire_type_device;
 extern const struct wire_type wire_type_client;
 extern const struct wire_type wire_type_record;

@@ -76,6 +76,36 @@ def test_an_ambiguous_name_says_how_many_it_means(raw, tmp_path, n, told):
     assert len(error["detail"]["models"]) == min(n, 4)
 
 
+def test_a_path_means_what_lies_there_and_not_what_was_replaced(raw, make_model):
+    path = make_model("one.safetensors", seed=1)
+    old = raw.load(path)["model"]["id"]
+    fresh = make_model("fresh.safetensors", seed=2)
+    os.rename(fresh, path)
+    new = raw.load(path)["model"]["id"]
+    for text in (str(path), "one.safetensors", "one"):
+        assert raw.call("show", {"model": text})["model"]["id"] == new != old, text
+    assert raw.call("show", {"model": old})["notice"].startswith("its file is gone")
+    raw.call("unload", {"select": {"models": ["one"]}})
+    assert raw.call("show", {"model": "one"})["model"]["id"] == new, "also when it is not loaded"
+    raw.call("unload", {"select": {"all": True}})
+    assert raw.call("show", {"model": "one"})["model"]["id"] == new
+    os.rename(make_model("last.safetensors", seed=3), path)
+    last = raw.load(path)["model"]["id"]
+    assert raw.call("show", {"model": "one"})["model"]["id"] == last
+
+
+def test_two_files_of_one_path_are_two_models_where_both_are_there(raw, make_model, tmp_path):
+    """As seen from two containers, or after a mount: nobody knows which is meant."""
+    path = make_model("one.safetensors", seed=1)
+    raw.load(path)
+    elsewhere = tmp_path / "elsewhere.safetensors"
+    os.rename(path, elsewhere)
+    raw.load(make_model("one.safetensors", seed=2))
+    os.rename(elsewhere, tmp_path / "other.safetensors")
+    error = refusal(raw, "show", {"model": "one"})
+    assert error["code"] == "bad-argument" and "means 2 models" in error["message"]
+
+
 # ---- what is not there -----------------------------------------------------------------
 
 

@@ -245,7 +245,7 @@ def test_a_budget_is_of_the_device_and_is_kept_over_a_start(start_daemon):
     uuid = devices(daemon)["sim:1"]["uuid"]
     assert saved.returncode == 0 and f"config unset gpu.budget.{uuid} takes" in saved.stdout
     refused = ctl(daemon, "budget", "sim:1", "65M")
-    assert refused.returncode == 2 and "65.0M is more than sim:1 has (64.0M)" in refused.stderr
+    assert refused.returncode == 2 and "65.0M is more than sim:1 (Simulated device) has (64.0M)" in refused.stderr
     assert devices(daemon)["sim:1"]["budget"] == 48 << 20
     daemon.stop()
     kept = daemon.start()
@@ -691,12 +691,12 @@ def test_a_drain_of_a_device_waits_for_room_that_is_reserved_there(start_daemon)
         assert f"/{os.getpid()} 4.0M)" in late.stderr
         assert "end that: distorchctl drain --off --device sim:0\n" in late.stderr
         full = ctl(daemon, "make-room", "61M", "--device", "sim:0", "--", "true")
-        assert "sim:0 is draining" in full.stderr
+        assert "sim:0 (Simulated device) is draining" in full.stderr
         full = ctl(daemon, "make-room", "61M", "--device", "sim:1", "--", "true")
         assert "needs 61.0M, budget 64.0M, free 59.0M, 5.0M reserved" in full.stderr, full.stderr
         with pytest.raises(RawError) as more:
             raw.call("reserve", {"device": "sim:0", "bytes": 1 << 20})
-        assert more.value.code == "busy" and "sim:0 is draining" in str(more.value)
+        assert more.value.code == "busy" and "sim:0 (Simulated device) is draining" in str(more.value)
         told = raw.call("drain", {"device": "sim:0"})["reservers"]
         assert [(one["pid"], one["held_bytes"]) for one in told] == [(os.getpid(), 4 << 20)]
         with distorch.connect(daemon.socket) as d:

@@ -77,9 +77,9 @@ def test_one_device_that_drains_is_named_and_auto_goes_elsewhere(start_daemon, t
     done = ctl(daemon, "drain", "--device", "sim:0")
     assert done.stdout.startswith("Drained: new loads on sim:0 are refused."), done.stdout
     refused = ctl(daemon, "load", "--to", "sim:0", str(path))
-    assert refused.returncode == 1 and "error: sim:0 is draining and takes no new" in refused.stderr
+    assert refused.returncode == 1 and "error: sim:0 (Simulated device) is draining and takes no new" in refused.stderr
     assert "drain --off --device sim:0" in refused.stderr, refused.stderr
-    assert "sim:0 is draining" in ctl(daemon, "why", path.name).stdout
+    assert "sim:0 (Simulated device) is draining" in ctl(daemon, "why", path.name).stdout
     plan = ctl_json(daemon, "plan", str(path), "auto")
     assert {block["device"] for block in plan["blocks"]} == {"sim:1"}
     with daemon.raw(timeout=60.0) as raw:
@@ -89,7 +89,7 @@ def test_one_device_that_drains_is_named_and_auto_goes_elsewhere(start_daemon, t
         raw.call("unload", {"select": {"all": True}})
         assert ctl(daemon, "drain", "--device", "sim:1").returncode == 0
         refused = ctl(daemon, "load", "--to", "sim:0,2M;sim:1,*", str(path))
-        assert "sim:0 and sim:1 are draining and take no new loads" in refused.stderr
+        assert "sim:0 (Simulated device) and sim:1 (Simulated device) are draining and take no new loads" in refused.stderr
         lease = load(raw, path, "auto")
         assert set(lease.bytes_on()) == {"cpu"}, "no card takes it"
         lease.close()
@@ -139,7 +139,7 @@ def test_a_plan_takes_nothing_that_has_gone_from_a_device_for_there(start_daemon
         for verb in "plan", "place":
             refused = ctl(daemon, verb, path.name, "sim:0")
             assert refused.returncode == 1, (verb, refused.stdout)
-            assert "sim:0 is draining and takes no new" in refused.stderr, (verb, refused.stderr)
+            assert "sim:0 (Simulated device) is draining and takes no new" in refused.stderr, (verb, refused.stderr)
         raw.call("drain", {"device": "sim:0", "on": False})
         raw.call("unload", {"select": {"all": True}})
 
@@ -303,15 +303,15 @@ def test_a_plan_is_refused_as_what_is_planned_would_be(start_daemon, tmp_path):
         for verb in "plan", "place":
             refused = ctl(daemon, verb, "m", "sim:1")
             assert refused.returncode == 1 and "drain --off --device sim:1" in refused.stderr
-            assert "sim:1 is draining and takes no new loads" in refused.stderr, refused.stderr
+            assert "sim:1 (Simulated device) is draining and takes no new loads" in refused.stderr, refused.stderr
         raw.call("unload", {"select": {"all": True}})
         refused = ctl(daemon, "plan", path, "sim:1")  # of a file
-        assert refused.returncode == 1 and "sim:1 is draining and takes no" in refused.stderr
+        assert refused.returncode == 1 and "sim:1 (Simulated device) is draining and takes no" in refused.stderr
         assert "drain --off" in refused.stderr
         wait_until(lambda: daemon.status()["devices"][2]["state"] == "unavailable", SLOW)
         assert "fix: end the drain" in ctl(daemon, "doctor").stdout
         refused = ctl(daemon, "make-room", "1M", "--device", "sim:1", "--", "true")
-        assert "sim:1, which was to have the reservation, is drained and let go of" in refused.stderr
+        assert "sim:1 (Simulated device), which was to have the reservation, is drained and let go of" in refused.stderr
         assert "drain --off" in refused.stderr
 
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import (Daemon, RawError, close_all, list_fds, make_safetensors, make_sparse_model,
                       need_hooks, opened, pattern, slowness, wait_until)
 from store import StoredDaemon
+from test_ctl import ctl
 
 MIB = 1 << 20
 
@@ -62,6 +63,8 @@ def test_what_the_machine_does_not_have_is_refused_whatever_the_budget(start_dae
         error = refused(raw, make_model(size=8 * MIB))
         assert error["code"] == "no-memory" and error["detail"]["free"] < 8 * MIB
         assert error["detail"]["foreign"] > 0
+    planned = ctl(daemon, "plan", make_model("other.safetensors", size=8 * MIB), "cpu")
+    assert planned.returncode == 6 and "0 free" in planned.stderr, planned.stderr
 
 
 class CagedDaemon(Daemon):

@@ -653,6 +653,43 @@ def test_what_is_carried_out_is_what_was_planned(start_daemon, tmp_path, seed):
     assert n_done > number // 3, "many of them can be done"
 
 
+@pytest.mark.seconds(600)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_file_that_nobody_has_loaded_is_planned_as_it_would_be_loaded(start_daemon, tmp_path, seed):
+    """Beside models that may be evicted, and such as may not; with links between cards or not."""
+    chance = random.Random(100 + seed)
+    cards = [f"sim:{i}" for i in range(2 + seed % 2)]
+    daemon = start_daemon(f"sim.count={len(cards)}", "sim.memory=32M", "gpu.budget=100%",
+                          f"sim.peers={'no' if seed == 1 else 'yes'}", "memory.ram=64M",
+                          "memory.reserve=0")
+    n_refused = n_done = 0
+    with daemon.raw(timeout=60.0) as raw:
+        for number in range(24 if slowness() == 1 else 6):
+            path, there = (tmp_path / f"{what}{number}.safetensors" for what in ("m", "there"))
+            make_blocks(there, [chance.randrange(1, 5) * MIB for _ in range(6)], seed=number)
+            load(raw, there, chance.choice([*cards, "cpu", "sim:1,50%;cpu,*"]),
+                 policy={"pin": chance.random() < 0.5}).close()
+            expected, has_parts = random_file(chance, path, number)
+            words, arguments = random_request(chance, cards, sum(map(len, expected.values())),
+                                              has_parts)
+            done = ctl(daemon, "plan", path, *arguments, "--json")
+            if done.returncode != 0:
+                assert done.returncode in (2, 6), (words, done.stderr)
+                refused_alike(raw, path, words, "bad-argument" if done.returncode == 2
+                              else "no-memory")
+                n_refused += done.returncode == 6
+            else:
+                lease = load(raw, path, **words)
+                got = [lease.device_of(i) for i in range(len(lease.places))]
+                assert got == [one["device"] for one in json.loads(done.stdout)["blocks"]], words
+                lease.close()
+                n_done += 1
+            raw.call("set", {"model": there.name, "policy": {"pin": False}})
+            raw.call("unload", {"select": {"all": True}})
+            wait_for_zero(raw)
+    assert n_done > 0 and n_refused > 0 or slowness() > 1
+
+
 # ---- a card that dies -------------------------------------------------------------------------
 
 
@@ -831,7 +868,7 @@ def test_a_reservation_names_its_own_device_when_others_are_lost_too(cards, raw)
     with pytest.raises(RawError) as refused:
         raw.call("reserve", {"device": "sim:1", "bytes": MIB})
     assert refused.value.code == "device-lost"
-    assert refused.value.error["message"].startswith("sim:1, which was to have the reservation")
+    assert refused.value.error["message"].startswith("sim:1 (Simulated device), which was to have the reservation")
     for name in "sim:0", "sim:1":
         raw.call("drain", {"device": name, "on": False})
     wait_until(lambda: all(one["state"] == "ok" for one in raw.call("devices")["devices"]),
@@ -867,8 +904,8 @@ def test_who_does_not_answer_a_recall_is_named(cards, raw, tmp_path):
         assert error["code"] == "busy" and error["retryable"]
         assert os.getpid() in {holder["pid"] for holder in error["detail"]["holders"]}, error
     log = cards.log()
-    assert f"(PID {os.getpid()}) to let go of m.safetensors: room on sim:0 is asked for" in log
-    assert "refused room for " in log and "those who were asked to let go of sim:0 did not" in log
+    assert f"(PID {os.getpid()}) to let go of m.safetensors: room on sim:0 (Simulated device) is asked for" in log
+    assert "refused room for " in log and "those who were asked to let go of sim:0 (Simulated device) did not" in log
     assert lease.tensors() == expected
     assert account(raw, "sim:0")["used"] >= 48 * MIB
     lease.close()

@@ -609,7 +609,7 @@ def test_one_card_is_drained_and_emptied(cards, twelve):
     assert card()["state"] == "unavailable"
     assert "drained" in ctl(cards, "devices", "sim:0").stdout
     done = ctl(cards, "place", "twelve", "sim:0")
-    assert done.returncode == 1 and "sim:0 is draining" in done.stderr, done.stderr
+    assert done.returncode == 1 and "sim:0 (Simulated device) is draining" in done.stderr, done.stderr
     assert ctl(cards, "drain", "--device", "sim:0", "--off").returncode == 0
     wait_until(lambda: card()["state"] == "ok", 20, "another worker")
     assert ctl(cards, "place", "twelve", "sim:0").returncode == 0

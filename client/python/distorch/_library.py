@@ -140,11 +140,14 @@ DETAIL = structure("detail", [
     ("notice", TEXT), ("backing", TEXT), ("loaded_from", TEXT), ("load_ms", U64),
     ("checksum", TEXT), ("clients", HOLDERS), ("wishes", _list_of(WISH, results.Wish)),
     ("shards", _list_of(SHARD, results.Shard)), ("places", TEXTS)])
+PEER = structure("peer", [("device", TEXT), ("link", U64)])
 DEVICE = structure("device", [
     ("name", TEXT), ("uuid", TEXT), ("state", TEXT), ("total", U64), ("budget", U64),
     ("used", U64), ("held", U64), ("reserved", U64), ("free", U64), ("models", U64),
     ("draining", BOOL), ("product", TEXT), ("pci", TEXT), ("foreign", U64), ("dropping", U64),
-    ("temperature", U64), ("last_xid", U64), ("text", TEXT), ("link", U64), ("pid", U64)])
+    ("temperature", U64), ("last_xid", U64), ("text", TEXT), ("link", U64), ("pid", U64),
+    ("room", U64), ("evictable", U64), ("later", U64), ("loading", U64), ("granularity", U64),
+    ("peers", _list_of(PEER, results.Peer))])
 DEVICE_LIST = _list_of(DEVICE, results.Device)
 DEVICES = structure("devices", [("devices", DEVICE_LIST), ("notice", TEXT)])
 CLIENT = structure("client", [

@@ -205,6 +205,14 @@ class Detail:
 
 
 @dataclass(frozen=True)
+class Peer:
+    """A device that another one reads from without the host between."""
+
+    device: str
+    link: Optional[int]  # bytes a second
+
+
+@dataclass(frozen=True)
 class Device:
     """Memory that can hold copies, and its account."""
 
@@ -228,6 +236,14 @@ class Device:
     text: Optional[str] = None  # why it is not ok
     link: Optional[int] = None  # bytes a second between host and device
     pid: Optional[int] = None  # of its worker process
+    # what a load can have at once: less than free where the machine has less, more by what is
+    # being dropped; what may be evicted for it; what may once the loads under way have ended
+    room: Optional[int] = None
+    evictable: Optional[int] = None
+    later: Optional[int] = None
+    loading: Optional[int] = None  # of used: for loads under way
+    granularity: Optional[int] = None  # what a block takes is a multiple of it
+    peers: List[Peer] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
