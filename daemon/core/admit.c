@@ -121,6 +121,24 @@ static bool has_room(struct core *core, const struct job *job, const uint64_t *o
 	return true;
 }
 
+/* Nobody asked for it since what it brings back had to go: it takes nothing from others. */
+static bool is_modest(const struct job *job)
+{
+	return job->is_return && !job->is_asked;
+}
+
+/* More than what is free, or being dropped. */
+static bool takes_from_others(struct core *core, const struct job *job)
+{
+	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		if (need_on(job, device) > account_room(&core->accounts[device],
+							account_sum(core, device, SUM_DROPPING))) {
+			return true;
+		}
+	}
+	return false;
+}
+
 /* Have as much dropped as the job lacks beside what is being dropped already. */
 static void make_room(struct core *core, const struct job *job, const uint64_t *older)
 {
@@ -155,8 +173,9 @@ static bool admit(struct core *core, struct job *job, uint64_t *older, bool is_f
 	    retain_give_way(core, job->model, needs_of(job))) {
 		possible = how_possible(core, job);
 	}
-	/* What leaves its device for want of use takes nothing from others. */
-	if (possible == POSSIBLE_NEVER || (job->is_demotion && !has_room(core, job, older))) {
+	/* Nor does what leaves its device for want of use. */
+	if (possible == POSSIBLE_NEVER || (job->is_demotion && !has_room(core, job, older)) ||
+	    (is_modest(job) && takes_from_others(core, job))) {
 		job_fail(core, job, WIRE_NO_MEMORY);
 		return false;
 	}
@@ -164,7 +183,7 @@ static bool admit(struct core *core, struct job *job, uint64_t *older, bool is_f
 		job_fill(core, job);
 		return false;
 	}
-	if (possible == POSSIBLE_NOW && core->now_ns >= core->quiet_until_ns) {
+	if (possible == POSSIBLE_NOW && core->now_ns >= core->quiet_until_ns && !is_modest(job)) {
 		make_room(core, job, older);
 	}
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {

@@ -249,19 +249,20 @@ static void abandon_segments(struct core *core, struct job *job)
 void job_fail(struct core *core, struct job *job, int code)
 {
 	struct model *model = job->model;
+	bool is_unasked = job->is_demotion || (job->is_return && !job->is_asked);
 
 	if (model == NULL) {
 		return; /* ending already */
 	}
 	job->code = code;
 	if (job->kind == JOB_LOAD) {
-		if (!job->is_demotion || code != WIRE_NO_MEMORY) {
+		if (!is_unasked || code != WIRE_NO_MEMORY) {
 			note_end(core, job, code);
 		}
 		abandon_segments(core, job);
 		/* What it was asked for was wrong, or it serves as before: then it is no fault of it. */
 		model->fail_code = code == WIRE_CANCELLED || code == WIRE_BAD_ARGUMENT ||
-						   job->is_move || job->is_demotion
+						   job->is_move || is_unasked
 					   ? 0
 					   : code;
 	}

@@ -40,16 +40,34 @@ static void bring_back(struct core *core, struct model *model)
 	}
 }
 
-void reserve_bring_back(struct core *core, uint32_t device)
+void reserve_note_displaced(struct model *model, uint64_t bytes)
+{
+	model->displaced = account_add(model->is_displaced ? model->displaced : 0, bytes);
+	model->is_displaced = true;
+}
+
+/* Those that went for no more than 'room'. */
+static void bring_back_within(struct core *core, uint32_t device, uint64_t room)
 {
 	struct model *model;
 	uint32_t cursor = 0;
 
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
-		if (model->is_displaced && (model->devices >> device & 1) != 0) {
+		if (model->is_displaced && (model->devices >> device & 1) != 0 &&
+		    model->displaced <= room) {
 			bring_back(core, model);
 		}
 	}
+}
+
+void reserve_bring_back(struct core *core, uint32_t device)
+{
+	bring_back_within(core, device, NEVER);
+}
+
+void reserve_on_more_room(struct core *core, uint32_t device)
+{
+	bring_back_within(core, device, account_room(&core->accounts[device], 0));
 }
 
 static void end(struct core *core, struct reservation *reservation)

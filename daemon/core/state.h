@@ -74,6 +74,7 @@ struct model {
 	uint32_t devices;         /* bits: it has copies there */
 	bool has_host;            /* it has all in images, what lies on other devices too */
 	bool is_displaced;        /* something went for a reservation: it comes back */
+	uint64_t displaced;       /* bytes of that */
 	bool is_torn; /* a device that had some of it was lost, or a restart: it comes back */
 	uint64_t torn_placement; /* then: like this, */
 	uint32_t torn_uid;       /* for his processes, */
@@ -615,6 +616,8 @@ void reserve_on_reserve(struct core *core, const struct core_event *event);
 void reserve_on_release(struct core *core, const struct core_event *event);
 /* What had to go for reservations, and lay on the device too, is loaded again if it has room now. */
 void reserve_bring_back(struct core *core, uint32_t device);
+void reserve_on_more_room(struct core *core, uint32_t device);
+void reserve_note_displaced(struct model *model, uint64_t bytes);
 /* Let it in, or make room for it, or put it among the older ones. True: it waits. */
 bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t *older,
 		   bool is_first);

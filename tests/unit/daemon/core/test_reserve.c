@@ -297,6 +297,70 @@ static void what_several_displaced_comes_back(void **state)
 	}
 }
 
+/* 16 MiB had to go, and 12 of another model are where it lay when the room ends. */
+static struct scene *crowded(uint64_t *ret_client)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint32_t request;
+	uint64_t token;
+
+	*ret_client = scene_open(scene, 1000);
+	scene_budget(scene, 1, 6 * BLOCK);
+	(void)placed_loaded(scene, *ret_client, 1, "1111", plain);
+	request = reserve(scene, *ret_client, (struct asked){.bytes = 3 * BLOCK, .device = 1});
+	scene_drop_all(scene);
+	token = scene_reply(scene, *ret_client, request)->reply.lease;
+	request = scene_load(scene, *ret_client, 2,
+			     (struct scene_load){.placement = placed_as("1110")});
+	placed_header(scene, 2, false);
+	scene_drop_all(scene);
+	scene_fill(scene, 2, 0);
+	placed_tabled(scene, 2, 0);
+	scene_expect(scene, *ret_client, request, 0);
+	release(scene, *ret_client, token);
+	assert_int_not_equal(scene_view(scene, 1).job, 0);
+	return scene;
+}
+
+static void what_comes_back_takes_nothing_from_others(void **state)
+{
+	uint64_t client;
+	struct scene *scene = crowded(&client);
+
+	(void)state;
+	placed_header(scene, 1, false);
+	assert_int_equal(scene_view(scene, 1).job, 0);
+	assert_int_not_equal(scene_view(scene, 1).state, CORE_MODEL_FAILED);
+	assert_null(scene_note(scene, CORE_NOTE_REFUSED)); /* nobody asked for it */
+	assert_null(scene_note(scene, CORE_NOTE_EVICTED));
+	placed_assert(scene, 2, "1110");
+	scene_budget(scene, 1, 5 * BLOCK); /* less than before */
+	assert_int_equal(scene_view(scene, 1).job, 0);
+	scene_budget(scene, 1, 7 * BLOCK); /* others have left it */
+	placed_finish(scene, 1, false);
+	placed_assert(scene, 1, "1111");
+	placed_assert(scene, 2, "1110");
+	scene_free(scene);
+}
+
+static void what_somebody_wants_back_does(void **state)
+{
+	uint64_t client;
+	struct scene *scene = crowded(&client);
+	uint32_t request = scene_load(scene, client, 1, plain);
+
+	(void)state;
+	placed_header(scene, 1, false);
+	scene_drop_all(scene);
+	scene_fill(scene, 1, 0);
+	placed_tabled(scene, 1, 0);
+	scene_expect(scene, client, request, 0);
+	placed_assert(scene, 1, "1111");
+	assert_int_equal(scene_view(scene, 2).state, CORE_MODEL_PARTIAL);
+	scene_free(scene);
+}
+
 static void what_another_device_needs_does_not_bring_it_back(void **state)
 {
 	const struct core_config config = placed_config();
@@ -456,6 +520,8 @@ int main(void)
 		cmocka_unit_test(one_user_has_only_so_many),
 		cmocka_unit_test(many_that_ask_do_so_one_after_the_other),
 		cmocka_unit_test(what_several_displaced_comes_back),
+		cmocka_unit_test(what_comes_back_takes_nothing_from_others),
+		cmocka_unit_test(what_somebody_wants_back_does),
 		cmocka_unit_test(what_another_device_needs_does_not_bring_it_back),
 		cmocka_unit_test(what_may_not_be_put_back_waits_for_its_device),
 		cmocka_unit_test(unloaded_meanwhile_or_overdue_it_stays_away),
