@@ -92,13 +92,32 @@ static bool is_too_late(const struct core *core, const struct job *job)
 	return false;
 }
 
-/* Why it cannot be let in, whatever may go; 0: it can, perhaps. */
-static int refusal(const struct core *core, const struct job *job)
+/* Nobody asked for it since what it brings back had to go: it takes nothing from others. */
+static bool is_modest(const struct job *job)
 {
-	return is_too_late(core, job)                ? WIRE_BUSY
-	       : account_is_lost(core, job->devices) ? WIRE_DEVICE_LOST
-	       : job->is_too_many                    ? WIRE_TOO_MANY
-						     : 0;
+	return job->is_return && !job->is_asked;
+}
+
+/* More than what is free, or being dropped. */
+static bool takes_from_others(struct core *core, const struct job *job)
+{
+	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		if (need_on(job, device) > account_room(&core->accounts[device],
+							account_sum(core, device, SUM_DROPPING))) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Why it cannot be let in, whatever may go; 0: it can, perhaps. */
+static int refusal(struct core *core, const struct job *job)
+{
+	return is_too_late(core, job)                           ? WIRE_BUSY
+	       : account_is_lost(core, job->devices)            ? WIRE_DEVICE_LOST
+	       : job->is_too_many                               ? WIRE_TOO_MANY
+	       : is_modest(job) && takes_from_others(core, job) ? WIRE_NO_MEMORY
+								: 0;
 }
 
 static bool has_room(struct core *core, const struct job *job, const uint64_t *older)
@@ -119,24 +138,6 @@ static bool has_room(struct core *core, const struct job *job, const uint64_t *o
 		}
 	}
 	return true;
-}
-
-/* Nobody asked for it since what it brings back had to go: it takes nothing from others. */
-static bool is_modest(const struct job *job)
-{
-	return job->is_return && !job->is_asked;
-}
-
-/* More than what is free, or being dropped. */
-static bool takes_from_others(struct core *core, const struct job *job)
-{
-	for (uint32_t device = 0; device < core->config.n_devices; device++) {
-		if (need_on(job, device) > account_room(&core->accounts[device],
-							account_sum(core, device, SUM_DROPPING))) {
-			return true;
-		}
-	}
-	return false;
 }
 
 /* Have as much dropped as the job lacks beside what is being dropped already. */
@@ -173,9 +174,8 @@ static bool admit(struct core *core, struct job *job, uint64_t *older, bool is_f
 	    retain_give_way(core, job->model, needs_of(job))) {
 		possible = how_possible(core, job);
 	}
-	/* Nor does what leaves its device for want of use. */
-	if (possible == POSSIBLE_NEVER || (job->is_demotion && !has_room(core, job, older)) ||
-	    (is_modest(job) && takes_from_others(core, job))) {
+	/* What leaves its device for want of use takes nothing from others either. */
+	if (possible == POSSIBLE_NEVER || (job->is_demotion && !has_room(core, job, older))) {
 		job_fail(core, job, WIRE_NO_MEMORY);
 		return false;
 	}

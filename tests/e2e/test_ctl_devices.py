@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """distorchctl devices: the account of each memory, for people and programs."""
+import os
+
+import distorch
 import pytest
 from test_ctl import ctl, ctl_json, on_terminal
 
@@ -50,6 +53,30 @@ def test_a_word_for_several_devices_is_refused_with_their_names(start_daemon):
     uuids = [device["uuid"] for device in ctl_json(daemon, "devices")["devices"][1:]]
     assert ctl_json(daemon, "devices", uuids[1])["devices"][0]["name"] == "sim:1"
     assert ctl_json(daemon, "devices", "SIM:0")["devices"][0]["uuid"] == uuids[0]
+
+
+@pytest.mark.parametrize("has_peers", ["yes", "no"])
+def test_what_a_load_could_have_and_which_devices_read_from_each_other(
+        start_daemon, make_model, has_peers):
+    daemon = start_daemon("memory.ram=64M", "memory.reserve=0", "sim.count=2", "sim.memory=32M",
+                          "sim.link=1G", f"sim.peers={has_peers}", "gpu.budget=100%")
+    path = make_model("m.safetensors", size=4 << 20)
+    assert ctl(daemon, "load", path, "--to", "sim:0").returncode == 0
+    ram, first, second = ctl_json(daemon, "devices")["devices"]
+    assert first["room"] == first["free"] == (32 << 20) - first["used"] and first["later"] == 0
+    assert first["evictable"] == first["used"] > 4 << 20 and first["loading"] == 0
+    assert first["granularity"] == 2 << 20 and ram["granularity"] == os.sysconf("SC_PAGE_SIZE")
+    assert ram["peers"] == []
+    wanted = [{"device": "sim:1", "link": 1 << 30}] if has_peers == "yes" else []
+    assert first["peers"] == wanted
+    assert [one["device"] for one in second["peers"]] == (["sim:0"] if wanted else [])
+    said = ctl(daemon, "devices", "sim:0").stdout
+    assert ("peers     sim:1 (1.0G/s)" in said) == bool(wanted), said
+    with distorch.connect(str(daemon.socket)) as d:
+        told = d.devices()[1]
+        assert [(one.device, one.link) for one in told.peers] == [("sim:1", 1 << 30)] * len(wanted)
+        with d.open(path):
+            assert d.devices()[1].evictable == 0 and told.evictable == told.used
 
 
 def test_csv_has_the_names_that_a_plan_has(start_daemon, make_model):
