@@ -98,6 +98,7 @@ struct daemon {
 	struct metrics metrics;
 	const struct file *presented; /* during the step of a load or attach */
 	struct wire_str presented_name;
+	uint64_t n_brought;                                /* files by loads */
 	struct core_event following[DAEMON_MAX_FOLLOWING]; /* to be stepped after this step */
 	uint32_t n_following;
 	bool has_recalls; /* an unload's answer waits (recall.h) */

@@ -121,14 +121,14 @@ static bool has_file(const struct daemon *daemon, const struct model_info *model
 }
 
 /*
- * Was the file of 'earlier' replaced by that of 'later', which lies at the same path? Not where
- * both are there: a path may be another one's in a container.
+ * Has the file of one, which is not there any more, given its path to that of the other, which was
+ * brought from there later? Not where it is there: a path may be another one's in a container.
  */
-static bool is_replaced(const struct daemon *daemon, const struct model_info *earlier,
-			const struct model_info *later)
+static bool is_replaced(const struct daemon *daemon, const struct model_info *one,
+			const struct model_info *other)
 {
-	return earlier->path[0] != '\0' && strcmp(earlier->path, later->path) == 0 &&
-	       !has_file(daemon, earlier);
+	return one->path[0] != '\0' && strcmp(one->path, other->path) == 0 &&
+	       one->brought <= other->brought && !has_file(daemon, one);
 }
 
 static void add_candidate(struct failure *failure, uint32_t index, const struct model_info *model)

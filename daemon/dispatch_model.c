@@ -212,14 +212,18 @@ void dispatch_step_with_file(struct daemon *daemon, struct core_event *event, st
 {
 	const struct core_file_key key = *event->load.key;
 	struct file *shown = file_ref(store_find_file(daemon->store, event->load.file));
+	struct model_info *info;
 
 	daemon_present(daemon, shown);
 	daemon_present_name(daemon, name);
 	(void)daemon_step(daemon, event);
 	daemon_present(daemon, shown);
 	daemon_present_name(daemon, name);
-	(void)daemon_know_model(daemon, core_model_find(daemon->core, &key));
+	info = daemon_know_model(daemon, core_model_find(daemon->core, &key));
 	daemon_present(daemon, NULL);
+	if (info != NULL && strcmp(info->path, file_path(shown)) == 0) {
+		info->brought = ++daemon->n_brought;
+	}
 	(void)file_unref(shown);
 }
 

@@ -451,9 +451,8 @@ __attribute__((noinline)) static void refuse_not_resident(const struct call *cal
 	call_fail(call, &failure);
 }
 
-/* As the core refuses it: its blocks are another user's. */
-__attribute__((noinline)) static bool may_place(const struct call *call, uint64_t model,
-						uint64_t placement)
+/* As the core refuses to place it: its blocks are another user's. */
+__attribute__((noinline)) static bool may_place(const struct call *call, uint64_t model)
 {
 	const struct core_action refusal = {.type = ACT_REPLY,
 					    .client = call->client->id,
@@ -462,8 +461,7 @@ __attribute__((noinline)) static bool may_place(const struct call *call, uint64_
 	struct core_model_view view;
 	struct failure failure;
 
-	if (placement <= CORE_PLACEMENT_HOST || call->client->is_admin ||
-	    !core_model_get(call->daemon->core, model, &view) ||
+	if (call->client->is_admin || !core_model_get(call->daemon->core, model, &view) ||
 	    view.placement <= CORE_PLACEMENT_HOST || view.placed_uid == call->client->uid) {
 		return true;
 	}
@@ -489,7 +487,7 @@ static struct planning *planning_of_model(const struct call *call, struct wire_s
 		refuse_not_resident(call, model);
 		return NULL;
 	}
-	if (!may_place(call, model, placement)) {
+	if (!may_place(call, model)) {
 		return NULL;
 	}
 	if (said != NULL && said->by_tensor != info->current.by_tensor) {

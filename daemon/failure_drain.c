@@ -38,10 +38,11 @@ uint32_t failure_find_drained(const struct daemon *daemon, const struct job_info
 	return needed == 0 || devices == (1U << daemon->n_devices) - 1 ? devices : needed;
 }
 
-/* "sim:0 (Simulated device) and ram"; how many they are. */
+/* "sim:0 (Simulated device)", and of several "sim:0 and ram"; how many they are. */
 static uint32_t name_devices(const struct daemon *daemon, uint32_t devices, char *buffer,
 			     size_t buffer_size)
 {
+	const bool is_one = (devices & (devices - 1)) == 0;
 	struct sentence sentence = {.text = buffer, .capacity = buffer_size};
 	char label[PLAN_LABEL_SIZE];
 	uint32_t count = 0;
@@ -50,7 +51,9 @@ static uint32_t name_devices(const struct daemon *daemon, uint32_t devices, char
 	for (uint32_t i = 0; i < daemon->n_devices; i++) {
 		if ((devices >> i & 1) != 0) {
 			sentence_add(&sentence, "%s%s", count++ == 0 ? "" : " and ",
-				     describe_device_label(daemon, i, label));
+				     is_one   ? describe_device_label(daemon, i, label)
+				     : i == 0 ? "ram"
+					      : daemon->devices[i].name);
 		}
 	}
 	return count;
@@ -60,7 +63,7 @@ static const char *draining_text(const struct daemon *daemon, uint32_t devices, 
 				 size_t buffer_size)
 {
 	struct sentence sentence = {.text = buffer, .capacity = buffer_size};
-	char names[CORE_MAX_DEVICES * (PLAN_LABEL_SIZE + 5)];
+	char names[CORE_MAX_DEVICES * (DEVICE_NAME_SIZE + 5)];
 	uint32_t count = name_devices(daemon, devices, names, sizeof names);
 
 	buffer[0] = '\0';

@@ -46,7 +46,8 @@ struct model_info {
 	UT_hash_handle hh;  /* store::models, by id */
 	struct list by_age; /* store::models_by_age */
 	struct model_text texts[MODEL_TEXT_N_KINDS];
-	uint64_t seen; /* by the last walk that met it */
+	uint64_t seen;    /* by the last walk that met it */
+	uint64_t brought; /* number of the load that brought the file at its path last; 0: none */
 };
 
 struct store;

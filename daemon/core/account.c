@@ -82,6 +82,7 @@ void account_on_available(struct core *core, const struct core_event *event)
 {
 	if (event->budget.device < core->config.n_devices) {
 		core->accounts[event->budget.device].available = event->budget.bytes;
+		core->freed |= 1U << event->budget.device;
 	}
 }
 
@@ -121,17 +122,13 @@ void account_keep_budgets(struct core *core)
 void account_on_budget(struct core *core, const struct core_event *event)
 {
 	uint32_t device = event->budget.device;
-	bool is_more;
 
 	if (device < core->config.n_devices) {
-		is_more = event->budget.bytes > core->accounts[device].budget;
+		core->freed |= 1U << device;
 		core->accounts[device].budget = event->budget.bytes;
 		core->accounts[device].has_budget = true;
 		core->accounts[device].is_by_others = event->budget.by_others;
 		keep_budget(core, device);
-		if (is_more) {
-			reserve_on_more_room(core, device); /* others have left it, perhaps */
-		}
 	}
 }
 

@@ -92,18 +92,15 @@ static bool is_too_late(const struct core *core, const struct job *job)
 	return false;
 }
 
-/* Nobody asked for it since what it brings back had to go: it takes nothing from others. */
-static bool is_modest(const struct job *job)
-{
-	return job->is_return && !job->is_asked;
-}
-
-/* More than what is free, or being dropped. */
-static bool takes_from_others(struct core *core, const struct job *job)
+/* More than what is free, or being dropped, beside what older jobs wait for. */
+static bool takes_from_others(struct core *core, const struct job *job, const uint64_t *older)
 {
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {
-		if (need_on(job, device) > account_room(&core->accounts[device],
-							account_sum(core, device, SUM_DROPPING))) {
+		uint64_t need = need_on(job, device);
+
+		if (need > 0 && account_add(need, older[device]) >
+					account_room(&core->accounts[device],
+						     account_sum(core, device, SUM_DROPPING))) {
 			return true;
 		}
 	}
@@ -111,13 +108,13 @@ static bool takes_from_others(struct core *core, const struct job *job)
 }
 
 /* Why it cannot be let in, whatever may go; 0: it can, perhaps. */
-static int refusal(struct core *core, const struct job *job)
+static int refusal(struct core *core, const struct job *job, const uint64_t *older)
 {
-	return is_too_late(core, job)                           ? WIRE_BUSY
-	       : account_is_lost(core, job->devices)            ? WIRE_DEVICE_LOST
-	       : job->is_too_many                               ? WIRE_TOO_MANY
-	       : is_modest(job) && takes_from_others(core, job) ? WIRE_NO_MEMORY
-								: 0;
+	return is_too_late(core, job)                                      ? WIRE_BUSY
+	       : account_is_lost(core, job->devices)                       ? WIRE_DEVICE_LOST
+	       : job->is_too_many                                          ? WIRE_TOO_MANY
+	       : job_is_modest(job) && takes_from_others(core, job, older) ? WIRE_NO_MEMORY
+									   : 0;
 }
 
 static bool has_room(struct core *core, const struct job *job, const uint64_t *older)
@@ -164,7 +161,7 @@ static bool admit(struct core *core, struct job *job, uint64_t *older, bool is_f
 	int code;
 
 	retain_take_back(core, job);
-	code = refusal(core, job);
+	code = refusal(core, job, older);
 	if (code != 0) {
 		job_fail(core, job, code);
 		return false;
@@ -183,7 +180,8 @@ static bool admit(struct core *core, struct job *job, uint64_t *older, bool is_f
 		job_fill(core, job);
 		return false;
 	}
-	if (possible == POSSIBLE_NOW && core->now_ns >= core->quiet_until_ns && !is_modest(job)) {
+	if (possible == POSSIBLE_NOW && core->now_ns >= core->quiet_until_ns &&
+	    !job_is_modest(job)) {
 		make_room(core, job, older);
 	}
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {

@@ -444,6 +444,7 @@ void core_step(struct core *core, const struct core_event *event, struct core_up
 		place_expired(core);
 		reserve_expired(core);
 		admit_run(core);
+		reserve_retry(core);
 		job_run(core);
 		account_keep_budgets(core);
 		account_settle(core);

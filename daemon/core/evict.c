@@ -260,13 +260,11 @@ static void note_eviction(struct core *core, const struct segment *victim, const
 	}
 	core->counters.evictions++;
 	core_note(core, CORE_NOTE_EVICTED, why, victim->model, victim->model->going);
+	victim->model->going = 0;
 	action = &core->actions[core->n_actions - 1];
 	action->device = victim->device;
 	action->client = core->displacing_client;
-	if (core->displacing_client != 0) {
-		reserve_note_displaced(victim->model, victim->model->going);
-	}
-	victim->model->going = 0;
+	victim->model->is_displaced = victim->model->is_displaced || core->displacing_client != 0;
 	model_touch(core, victim->model);
 	if (job != NULL) {
 		action->job = idtab_id(&core->job_table, job);

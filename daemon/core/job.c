@@ -137,6 +137,16 @@ static enum core_why why_begun(const struct core *core, const struct job *job)
 						   : CORE_WHY_NONE;
 }
 
+/* Once; of what nobody asked for when it has room. */
+static void tell_begun(struct core *core, struct job *job)
+{
+	if (!job->is_told && !is_place(job)) {
+		core_note(core, CORE_NOTE_LOAD_BEGUN, why_begun(core, job), job->model,
+			  job->key.size);
+	}
+	job->is_told = true;
+}
+
 static void start(struct core *core, struct job *job)
 {
 	bool is_load = job->kind == JOB_LOAD;
@@ -160,9 +170,8 @@ static void start(struct core *core, struct job *job)
 	job->state = is_load ? JOB_HEADER : JOB_CHECKING;
 	job->has_joined = job->has_joined && !is_load; /* a header is read after they looked */
 	job->n_outstanding++;
-	if (is_load && job->n_restarts == 0 && !is_place(job)) {
-		core_note(core, CORE_NOTE_LOAD_BEGUN, why_begun(core, job), job->model,
-			  job->key.size);
+	if (is_load && !job_is_modest(job)) {
+		tell_begun(core, job);
 	}
 }
 
@@ -249,20 +258,22 @@ static void abandon_segments(struct core *core, struct job *job)
 void job_fail(struct core *core, struct job *job, int code)
 {
 	struct model *model = job->model;
-	bool is_unasked = job->is_demotion || (job->is_return && !job->is_asked);
+	bool is_spared = job_is_modest(job) && code == WIRE_NO_MEMORY; /* till there is room */
 
 	if (model == NULL) {
 		return; /* ending already */
 	}
 	job->code = code;
 	if (job->kind == JOB_LOAD) {
-		if (!is_unasked || code != WIRE_NO_MEMORY) {
+		if (is_spared) {
+			reserve_note_lacking(core, job);
+		} else if (!job->is_demotion || code != WIRE_NO_MEMORY) {
 			note_end(core, job, code);
 		}
 		abandon_segments(core, job);
 		/* What it was asked for was wrong, or it serves as before: then it is no fault of it. */
 		model->fail_code = code == WIRE_CANCELLED || code == WIRE_BAD_ARGUMENT ||
-						   job->is_move || is_unasked
+						   job->is_move || job->is_demotion || is_spared
 					   ? 0
 					   : code;
 	}
@@ -303,6 +314,9 @@ static bool may_make_room(struct core *core, const struct job *job)
 {
 	bool is_refused = false;
 
+	if (job_is_modest(job)) {
+		return false;
+	}
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {
 		const uint64_t bytes = job->refused[device];
 
@@ -456,6 +470,7 @@ void job_fill(struct core *core, struct job *job)
 	struct model *model = job->model;
 	const uint64_t id = idtab_id(&core->job_table, job);
 
+	tell_begun(core, job);
 	list_remove(&job->by_room);
 	job->state = JOB_FILLING;
 	job->filling_ns = core->now_ns;

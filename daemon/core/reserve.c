@@ -3,7 +3,7 @@
  * Room on a device for what is not ours: a sampler's activations, a stranger's program. It takes
  * its turn among the loads by age, evicts what nobody uses, and where it is told to asks those
  * who use something there to let it go. It ends with the connection, its time or a release;
- * then what had to go for one comes back, as soon as none is in its way any more.
+ * then what had to go for one comes back, as soon as it has room without taking any from others.
  */
 #include "base/require.h"
 
@@ -40,34 +40,57 @@ static void bring_back(struct core *core, struct model *model)
 	}
 }
 
-void reserve_note_displaced(struct model *model, uint64_t bytes)
-{
-	model->displaced = account_add(model->is_displaced ? model->displaced : 0, bytes);
-	model->is_displaced = true;
-}
-
-/* Those that went for no more than 'room'. */
-static void bring_back_within(struct core *core, uint32_t device, uint64_t room)
+void reserve_bring_back(struct core *core, uint32_t device)
 {
 	struct model *model;
 	uint32_t cursor = 0;
 
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
-		if (model->is_displaced && (model->devices >> device & 1) != 0 &&
-		    model->displaced <= room) {
+		if (model->is_displaced && (model->devices >> device & 1) != 0) {
+			model->lacks = 0; /* not known: what was in the way has changed */
 			bring_back(core, model);
 		}
 	}
 }
 
-void reserve_bring_back(struct core *core, uint32_t device)
+void reserve_note_lacking(struct core *core, const struct job *job)
 {
-	bring_back_within(core, device, NEVER);
+	job->model->lacks = 0;
+	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		const bool is_short = job->need[device] > account_room(&core->accounts[device], 0);
+
+		if (job->need[device] > 0 && (job->model->lacks == 0 || is_short)) {
+			job->model->lacks_on = device;
+			job->model->lacks = job->need[device];
+		}
+		if (is_short) {
+			break;
+		}
+	}
+	core->is_lacking = true;
 }
 
-void reserve_on_more_room(struct core *core, uint32_t device)
+/* As soon as there is room where it lacked: of other devices nobody knows before it is tried. */
+void reserve_retry(struct core *core)
 {
-	bring_back_within(core, device, account_room(&core->accounts[device], 0));
+	const uint32_t freed = core->freed;
+	struct model *model;
+	uint32_t cursor = 0;
+	bool is_lacking = false;
+
+	core->freed = 0;
+	while (freed != 0 && core->is_lacking &&
+	       (model = idtab_next(&core->models, &cursor)) != NULL) {
+		if (!model->is_displaced || model->lacks == 0) {
+			continue;
+		}
+		is_lacking = true;
+		if ((freed >> model->lacks_on & 1) != 0 &&
+		    model->lacks <= account_room(&core->accounts[model->lacks_on], 0)) {
+			bring_back(core, model);
+		}
+	}
+	core->is_lacking = core->is_lacking && (freed == 0 || is_lacking);
 }
 
 static void end(struct core *core, struct reservation *reservation)
@@ -282,6 +305,7 @@ bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t 
 		uint64_t lacking = account_lacking(account, dropping, wanted);
 
 		if (lacking > 0 && core->now_ns >= core->quiet_until_ns) {
+			reservation->has_displaced = true;
 			core->displacing_client = idtab_id(&core->clients, reservation->client);
 			(void)evict_make_room(core, device, lacking, NULL, CORE_WHY_RESERVED);
 			core->displacing_client = 0;

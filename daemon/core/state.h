@@ -74,7 +74,8 @@ struct model {
 	uint32_t devices;         /* bits: it has copies there */
 	bool has_host;            /* it has all in images, what lies on other devices too */
 	bool is_displaced;        /* something went for a reservation: it comes back */
-	uint64_t displaced;       /* bytes of that */
+	uint32_t lacks_on;        /* of what did not, for want of ... */
+	uint64_t lacks;           /* ... so much room there; 0: it was not tried */
 	bool is_torn; /* a device that had some of it was lost, or a restart: it comes back */
 	uint64_t torn_placement; /* then: like this, */
 	uint32_t torn_uid;       /* for his processes, */
@@ -280,6 +281,7 @@ struct job {
 	bool is_asked;         /* by somebody, be he gone: that is use */
 	bool is_reload;        /* after a bad checksum: nobody asked */
 	bool is_return;        /* after a reservation that it had to go for */
+	bool is_told;          /* that it has begun */
 	bool is_move;          /* of a model that serves meanwhile to another backing: likewise */
 	bool insists;          /* on what is wanted */
 	uint8_t wanted;        /* enum core_backing */
@@ -312,6 +314,8 @@ struct core {
 	struct idtab reservations;
 	struct list reserving;      /* reservation::by_age, oldest first */
 	uint64_t displacing_client; /* victims are chosen for its reservation; 0: for none */
+	bool is_lacking;            /* some model is: model::lacks */
+	uint32_t freed;             /* bits: more room there than in the step before, perhaps */
 	bool has_recalled;          /* in this step, for a reservation: one does */
 	bool has_to_recall;         /* another one does in the next */
 	struct list jobs;           /* job::by_age */
@@ -416,13 +420,12 @@ static inline bool segment_is_of(const struct segment *segment, uint64_t generat
 {
 	return segment->generation <= generation && generation <= segment->last;
 }
-/* Of the published one: there is one, and none was made without it. */
 /* Of its size, what is tensors' own. */
 static inline uint64_t segment_tensor_bytes(const struct segment *segment)
 {
 	return segment->size > segment->padding ? segment->size - segment->padding : 0;
 }
-
+/* Of the published one: there is one, and none was made without it. */
 static inline bool segment_is_current(const struct segment *segment)
 {
 	return segment->last == NEVER && segment->generation <= segment->model->generation;
@@ -501,6 +504,11 @@ enum core_limit job_limit(const struct core *core, uint32_t uid); /* in the way 
 struct job *job_begin(struct core *core, struct model *model, enum job_kind kind,
 		      const struct core_file_key *key, uint64_t file, uint32_t uid);
 /* Does it make a generation that lies on other devices too? */
+/* Nobody asked for it since what it brings back had to go: it takes nothing from others. */
+static inline bool job_is_modest(const struct job *job)
+{
+	return job->is_return && !job->is_asked;
+}
 static inline bool job_is_placed(const struct job *job)
 {
 	return job->placement > CORE_PLACEMENT_HOST;
@@ -616,8 +624,10 @@ void reserve_on_reserve(struct core *core, const struct core_event *event);
 void reserve_on_release(struct core *core, const struct core_event *event);
 /* What had to go for reservations, and lay on the device too, is loaded again if it has room now. */
 void reserve_bring_back(struct core *core, uint32_t device);
-void reserve_on_more_room(struct core *core, uint32_t device);
-void reserve_note_displaced(struct model *model, uint64_t bytes);
+/* And what had none, where there is enough by now. */
+void reserve_retry(struct core *core);
+/* There was none. */
+void reserve_note_lacking(struct core *core, const struct job *job);
 /* Let it in, or make room for it, or put it among the older ones. True: it waits. */
 bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t *older,
 		   bool is_first);

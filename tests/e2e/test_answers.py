@@ -94,6 +94,19 @@ def test_a_path_means_what_lies_there_and_not_what_was_replaced(raw, make_model)
     assert raw.call("show", {"model": "one"})["model"]["id"] == last
 
 
+def test_files_that_change_places_are_told_apart_by_who_came_last(raw, make_model, tmp_path):
+    path, aside = make_model("one.safetensors", seed=1), tmp_path / "aside"
+    first = raw.load(path)["model"]["id"]
+    os.rename(path, aside)
+    second = raw.load(make_model("one.safetensors", seed=2))["model"]["id"]
+    os.rename(path, tmp_path / "other")
+    os.rename(aside, path)
+    assert raw.load(path)["model"]["id"] == first
+    assert "means 2 models" in refusal(raw, "show", {"model": "one"})["message"], "both are there"
+    raw.call("unload", {"select": {"all": True}})
+    assert raw.call("show", {"model": str(path)})["model"]["id"] == first != second
+
+
 def test_two_files_of_one_path_are_two_models_where_both_are_there(raw, make_model, tmp_path):
     """As seen from two containers, or after a mount: nobody knows which is meant."""
     path = make_model("one.safetensors", seed=1)

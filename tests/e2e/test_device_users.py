@@ -258,6 +258,9 @@ def test_who_placed_a_model_is_the_one_who_may_move_it_and_an_administrator(
         assert answer["code"] == "not-allowed" and answer["hint"], answer
         planned = bob.refused("call", "plan", {"model": path.name, "allocation": allocation})
         assert planned["message"] == answer["message"] and planned["code"] == "not-allowed"
+    for verb in "place", "plan":
+        answer = bob.refused("call", verb, {"model": path.name, "allocation": "cpu"})
+        assert answer["code"] == "not-allowed", answer
     assert alice.do("look") == placed and alice.do("attach", path)["on"] == placed["on"]
     raw.call("place", {"model": path.name, "allocation": "sim:1"})  # the administrator
     moved = alice.do("attach", path)

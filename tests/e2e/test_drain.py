@@ -89,7 +89,7 @@ def test_one_device_that_drains_is_named_and_auto_goes_elsewhere(start_daemon, t
         raw.call("unload", {"select": {"all": True}})
         assert ctl(daemon, "drain", "--device", "sim:1").returncode == 0
         refused = ctl(daemon, "load", "--to", "sim:0,2M;sim:1,*", str(path))
-        assert "sim:0 (Simulated device) and sim:1 (Simulated device) are draining and take no new loads" in refused.stderr
+        assert "sim:0 and sim:1 are draining and take no new loads" in refused.stderr
         lease = load(raw, path, "auto")
         assert set(lease.bytes_on()) == {"cpu"}, "no card takes it"
         lease.close()

@@ -13,7 +13,7 @@ from conftest import (RawClient, RawError, make_safetensors, opened, pattern, sl
 from placed import MIB, account, attach, load, make_blocks
 from sharded import Sharded
 from test_plan import plan as plan_here
-from test_ctl import ctl, ctl_json
+from test_ctl import CTL, ctl, ctl_json
 
 KIB = 1 << 10
 
@@ -1233,6 +1233,29 @@ def test_what_a_lowered_budget_left_goes_once_nobody_uses_it(cards, raw, tmp_pat
     raw.call("set", {"model": str(path), "policy": {"pin": False}})
     wait_until(lambda: used(raw)["sim:0"] <= 3 * MIB, 10 * slowness(), "what fits is left")
     assert used(raw)["sim:0"] > 0
+    unload_all(raw)
+
+
+def test_what_comes_back_after_room_waits_for_what_was_loaded_meanwhile(cards, raw, tmp_path):
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    expected = make_blocks(first, [4 * MIB] * 6)
+    make_blocks(second, [4 * MIB] * 5, seed=9)
+    load(raw, first, "sim:0").close()
+    script = [CTL, "load", str(second), "--to", "sim:0"]
+    assert ctl(cards, "make-room", "30M", "--device", "sim:0", "--", *script).returncode == 0
+    time.sleep(0.5 * slowness())  # it is tried at once, and has no room
+    states = {one["name"]: one["state"] for one in raw.call("list", {"all": True})["models"]}
+    assert states == {first.name: "partial", second.name: "resident"}, states
+    raw.call("unload", {"select": {"models": [second.name]}})
+    wait_until(lambda: raw.call("show", {"model": first.name})["model"]["state"] == "resident",
+               20 * slowness(), "the first one's return")
+    why = [(one["type"], one.get("why")) for one in
+           raw.call("events.history", {"model": first.name})["records"]]
+    assert [one for one in why if one[1] and "back after" in one[1]] == [
+        ("load.begun", "back after make-room"), ("load.done", "back after make-room, into sim:0")], why
+    lease = attach(raw, first)
+    assert lease.tensors() == expected
+    lease.close()
     unload_all(raw)
 
 

@@ -466,6 +466,7 @@ def test_a_move_tells_how_far_it_is_and_what_that_raises_cancels_it(start_daemon
         seen = []
         d.place("twelve", "sim:0,50%;cpu,*", progress=seen.append)
         assert all(isinstance(one, distorch.Progress) for one in seen)
+        assert seen.pop().phase == "done" and len(seen) > 2
         assert [one.bytes for one in seen] == sorted(one.bytes for one in seen)
         total = max(one.total for one in seen)
         assert total == sum(place.tensor_bytes for place in d.show("twelve").model.where)

@@ -98,7 +98,7 @@ def _neither(path, failure):
 
 
 def _done(model):
-    """The last progress of a load."""
+    """The last progress of a load or a move."""
     return results.Progress(model.id, "done", model.bytes, model.bytes)
 
 
@@ -379,8 +379,8 @@ class Connection:
         `allocation` is a string as "cuda:0,6gb;cpu,*", "cuda:1" or "auto"; options: compute (a
         device), virtual_vram (bytes that live off it) and donors (devices that take them),
         strategy ("contiguous", "spread"), granularity ("block", "tensor"). Weights that are
-        attached stay as they are. `progress` is called with a Progress, and cancels it by what it
-        raises, which is raised then, as KeyboardInterrupt is."""
+        attached stay as they are. `progress` is called as by load; what it raises cancels the
+        move, unless that was done, and is raised, as KeyboardInterrupt is."""
         options = _place_into(lib.PLACEMENT(), allocation, more)
 
         def read(found):
@@ -389,7 +389,10 @@ class Connection:
 
         name = given.text("model", model)
         with _watched(options, progress):
-            return self._ask("place", lib.MOVED, read, name, byref(options))
+            moved = self._ask("place", lib.MOVED, read, name, byref(options))
+        if progress is not None:
+            progress(_done(moved))
+        return moved
 
     def plan(self, model=None, allocation=None, *, blocks=None, **more):
         """What place would do, as a Plan; changes nothing. Options as for place.

@@ -297,7 +297,21 @@ static void what_several_displaced_comes_back(void **state)
 	}
 }
 
-/* 16 MiB had to go, and 12 of another model are where it lay when the room ends. */
+static void unload(struct scene *scene, uint64_t client, uint32_t inode)
+{
+	const uint64_t model = scene_model(scene, inode);
+
+	(void)scene_step(scene, (struct core_event){.type = EV_UNLOAD,
+						    .client = client,
+						    .request = ++scene->last_request,
+						    .unload = {.models = &model,
+							       .n_models = 1,
+							       .by_name = true}});
+	scene_drop_all(scene);
+}
+
+/* All four blocks of the first had to go, one for the room itself and three for the second model,
+ * which lies there when the room ends: then three have room. */
 static struct scene *crowded(uint64_t *ret_client)
 {
 	const struct core_config config = placed_config();
@@ -320,27 +334,132 @@ static struct scene *crowded(uint64_t *ret_client)
 	scene_expect(scene, *ret_client, request, 0);
 	release(scene, *ret_client, token);
 	assert_int_not_equal(scene_view(scene, 1).job, 0);
+	assert_null(scene_note(scene, CORE_NOTE_LOAD_BEGUN)); /* it may have no room */
 	return scene;
 }
 
 static void what_comes_back_takes_nothing_from_others(void **state)
 {
-	uint64_t client;
-	struct scene *scene = crowded(&client);
+	(void)state;
+	for (int how = 0; how < 2; how++) {
+		uint64_t client;
+		struct scene *scene = crowded(&client);
+
+		placed_header(scene, 1, false);
+		assert_int_equal(scene_view(scene, 1).job, 0);
+		assert_int_not_equal(scene_view(scene, 1).state, CORE_MODEL_FAILED);
+		assert_null(scene_note(scene, CORE_NOTE_REFUSED)); /* nobody asked for it */
+		assert_null(scene_note(scene, CORE_NOTE_EVICTED));
+		placed_assert(scene, 2, "1110");
+		scene_budget(scene, 1, 7 * BLOCK - 1); /* more, and not enough */
+		assert_int_equal(scene_view(scene, 1).job, 0);
+		if (how == 0) {
+			scene_budget(scene, 1, 7 * BLOCK); /* others have left it */
+		} else {
+			unload(scene, client, 2);
+		}
+		placed_header(scene, 1, false);
+		assert_int_equal(scene_note(scene, CORE_NOTE_LOAD_BEGUN)->note.why,
+				 CORE_WHY_RESERVED);
+		scene_fill(scene, 1, 0);
+		placed_tabled(scene, 1, 0);
+		placed_assert(scene, 1, "1111");
+		scene_free(scene);
+	}
+}
+
+static void what_lacks_room_on_two_devices_comes_with_the_second(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint64_t tokens[2];
+	uint32_t request;
 
 	(void)state;
+	(void)placed_loaded(scene, client, 1, "1122", plain);
+	tokens[0] = take_all(scene, client, 1);
+	request = reserve(scene, client, (struct asked){.bytes = 98 * MIB, .device = 2});
+	scene_drop_all(scene);
+	tokens[1] = scene_reply(scene, client, request)->reply.lease;
+	scene_budget(scene, 1, BLOCK);
+	scene_budget(scene, 2, BLOCK);
+	release(scene, client, tokens[1]);
+	placed_header(scene, 1, false);
+	release(scene, client, tokens[0]);
 	placed_header(scene, 1, false);
 	assert_int_equal(scene_view(scene, 1).job, 0);
-	assert_int_not_equal(scene_view(scene, 1).state, CORE_MODEL_FAILED);
-	assert_null(scene_note(scene, CORE_NOTE_REFUSED)); /* nobody asked for it */
-	assert_null(scene_note(scene, CORE_NOTE_EVICTED));
-	placed_assert(scene, 2, "1110");
-	scene_budget(scene, 1, 5 * BLOCK); /* less than before */
+	scene_budget(scene, 1, 2 * BLOCK);
+	placed_header(scene, 1, false); /* now it is the other one */
 	assert_int_equal(scene_view(scene, 1).job, 0);
-	scene_budget(scene, 1, 7 * BLOCK); /* others have left it */
+	scene_budget(scene, 1, 3 * BLOCK);
+	assert_int_equal(scene_view(scene, 1).job, 0);
+	scene_budget(scene, 2, 2 * BLOCK);
+	placed_finish(scene, 1, false);
+	placed_assert(scene, 1, "1122");
+	scene_free(scene);
+}
+
+/* As its device says, which has less than its account: whoever held the room has not left yet. */
+static void what_comes_back_and_is_refused_by_its_device_takes_nothing_either(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint32_t request;
+
+	(void)state;
+	scene_budget(scene, 1, 9 * BLOCK);
+	(void)placed_loaded(scene, client, 1, "1111", plain);
+	(void)placed_loaded(scene, client, 2, "1111", plain);
+	request = reserve(scene, client, (struct asked){.bytes = 3 * BLOCK, .device = 1});
+	scene_drop_all(scene);
+	release(scene, client, scene_reply(scene, client, request)->reply.lease);
+	placed_header(scene, 1, false);
+	scene_fill(scene, 1, WIRE_NO_MEMORY);
+	assert_null(scene_note(scene, CORE_NOTE_EVICTED));
+	placed_assert(scene, 2, "1111");
+	scene_free(scene);
+}
+
+/* And so it does where the room never came. */
+static void what_a_cancelled_one_displaced_comes_back(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint32_t request;
+
+	(void)state;
+	scene_budget(scene, 1, 6 * BLOCK);
+	(void)placed_loaded(scene, client, 1, "1111", plain);
+	request = reserve(scene, client, (struct asked){.bytes = 3 * BLOCK, .device = 1});
+	(void)scene_step(scene, (struct core_event){.type = EV_CANCEL,
+						    .client = client,
+						    .request = ++scene->last_request,
+						    .cancel = {.request = request}});
+	scene_expect(scene, client, request, WIRE_CANCELLED);
+	scene_drop_all(scene);
 	placed_finish(scene, 1, false);
 	placed_assert(scene, 1, "1111");
-	placed_assert(scene, 2, "1110");
+	scene_free(scene);
+}
+
+static void what_cannot_be_read_again_has_failed(void **state)
+{
+	uint64_t client;
+	struct scene *scene = crowded(&client);
+	const uint64_t job = scene_view(scene, 1).job;
+
+	(void)state;
+	(void)scene_step(scene, (struct core_event){.type = EV_HEADER_READ,
+						    .header = {.job = job,
+							       .key = &scene->keys[1],
+							       .code = WIRE_BAD_FILE}});
+	assert_non_null(scene_note(scene, CORE_NOTE_LOAD_FAILED));
+	assert_int_equal(scene_view(scene, 1).state, CORE_MODEL_FAILED);
+	scene_budget(scene, 1, 20 * BLOCK);
+	assert_int_equal(scene_view(scene, 1).job, 0); /* nor would it be then */
 	scene_free(scene);
 }
 
@@ -522,6 +641,10 @@ int main(void)
 		cmocka_unit_test(what_several_displaced_comes_back),
 		cmocka_unit_test(what_comes_back_takes_nothing_from_others),
 		cmocka_unit_test(what_somebody_wants_back_does),
+		cmocka_unit_test(what_lacks_room_on_two_devices_comes_with_the_second),
+		cmocka_unit_test(what_comes_back_and_is_refused_by_its_device_takes_nothing_either),
+		cmocka_unit_test(what_a_cancelled_one_displaced_comes_back),
+		cmocka_unit_test(what_cannot_be_read_again_has_failed),
 		cmocka_unit_test(what_another_device_needs_does_not_bring_it_back),
 		cmocka_unit_test(what_may_not_be_put_back_waits_for_its_device),
 		cmocka_unit_test(unloaded_meanwhile_or_overdue_it_stays_away),
