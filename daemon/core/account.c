@@ -80,9 +80,12 @@ uint64_t account_sum(struct core *core, uint32_t device, enum segment_sum sum)
 
 void account_on_available(struct core *core, const struct core_event *event)
 {
-	if (event->budget.device < core->config.n_devices) {
-		core->accounts[event->budget.device].available = event->budget.bytes;
-		core->freed |= 1U << event->budget.device;
+	uint32_t device = event->budget.device;
+
+	if (device < core->config.n_devices) {
+		core->grown |= event->budget.bytes > core->accounts[device].available ? 1U << device
+										      : 0;
+		core->accounts[device].available = event->budget.bytes;
 	}
 }
 
@@ -124,7 +127,8 @@ void account_on_budget(struct core *core, const struct core_event *event)
 	uint32_t device = event->budget.device;
 
 	if (device < core->config.n_devices) {
-		core->freed |= 1U << device;
+		core->grown |= event->budget.bytes > core->accounts[device].budget ? 1U << device
+										   : 0;
 		core->accounts[device].budget = event->budget.bytes;
 		core->accounts[device].has_budget = true;
 		core->accounts[device].is_by_others = event->budget.by_others;

@@ -92,15 +92,16 @@ static bool is_too_late(const struct core *core, const struct job *job)
 	return false;
 }
 
-/* More than what is free, or being dropped, beside what older jobs wait for. */
+/* More than what is free, or being dropped, beside what older jobs wait for: then that is noted. */
 static bool takes_from_others(struct core *core, const struct job *job, const uint64_t *older)
 {
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {
-		uint64_t need = need_on(job, device);
+		uint64_t wanted = account_add(need_on(job, device), older[device]);
+		uint64_t dropping = account_sum(core, device, SUM_DROPPING);
 
-		if (need > 0 && account_add(need, older[device]) >
-					account_room(&core->accounts[device],
-						     account_sum(core, device, SUM_DROPPING))) {
+		if (need_on(job, device) > 0 &&
+		    wanted > account_room(&core->accounts[device], dropping)) {
+			reserve_note_lacking(core, job, device, wanted);
 			return true;
 		}
 	}

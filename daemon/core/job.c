@@ -265,9 +265,7 @@ void job_fail(struct core *core, struct job *job, int code)
 	}
 	job->code = code;
 	if (job->kind == JOB_LOAD) {
-		if (is_spared) {
-			reserve_note_lacking(core, job);
-		} else if (!job->is_demotion || code != WIRE_NO_MEMORY) {
+		if (!is_spared && (!job->is_demotion || code != WIRE_NO_MEMORY)) {
 			note_end(core, job, code);
 		}
 		abandon_segments(core, job);
@@ -314,12 +312,13 @@ static bool may_make_room(struct core *core, const struct job *job)
 {
 	bool is_refused = false;
 
-	if (job_is_modest(job)) {
-		return false;
-	}
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {
 		const uint64_t bytes = job->refused[device];
 
+		if (bytes > 0 && job_is_modest(job)) {
+			reserve_note_lacking(core, job, device, bytes);
+			return false;
+		}
 		if (bytes > evict_evictable(core, device, job->model)) {
 			return false;
 		}

@@ -53,44 +53,41 @@ void reserve_bring_back(struct core *core, uint32_t device)
 	}
 }
 
-void reserve_note_lacking(struct core *core, const struct job *job)
+void reserve_note_lacking(struct core *core, const struct job *job, uint32_t device, uint64_t bytes)
 {
-	job->model->lacks = 0;
-	for (uint32_t device = 0; device < core->config.n_devices; device++) {
-		const bool is_short = job->need[device] > account_room(&core->accounts[device], 0);
-
-		if (job->need[device] > 0 && (job->model->lacks == 0 || is_short)) {
-			job->model->lacks_on = device;
-			job->model->lacks = job->need[device];
-		}
-		if (is_short) {
-			break;
-		}
-	}
+	job->model->lacks_on = device;
+	job->model->lacks = bytes;
+	job->model->is_refused = job->refused[device] > 0;
 	core->is_lacking = true;
 }
 
-/* As soon as there is room where it lacked: of other devices nobody knows before it is tried. */
+/*
+ * As soon as there is room where it lacked: of other devices nobody knows before it is tried. What
+ * a device refused goes by its budget, which says what others have of it: by its account there was
+ * room, and what a failed fill gives back makes none.
+ */
 void reserve_retry(struct core *core)
 {
-	const uint32_t freed = core->freed;
 	struct model *model;
 	uint32_t cursor = 0;
 	bool is_lacking = false;
 
-	core->freed = 0;
-	while (freed != 0 && core->is_lacking &&
+	while ((core->freed | core->grown) != 0 && core->is_lacking &&
 	       (model = idtab_next(&core->models, &cursor)) != NULL) {
+		const uint32_t devices = model->is_refused ? core->grown
+							   : core->freed | core->grown;
+
 		if (!model->is_displaced || model->lacks == 0) {
 			continue;
 		}
 		is_lacking = true;
-		if ((freed >> model->lacks_on & 1) != 0 &&
+		if ((devices >> model->lacks_on & 1) != 0 &&
 		    model->lacks <= account_room(&core->accounts[model->lacks_on], 0)) {
 			bring_back(core, model);
 		}
 	}
-	core->is_lacking = core->is_lacking && (freed == 0 || is_lacking);
+	core->is_lacking = core->is_lacking && ((core->freed | core->grown) == 0 || is_lacking);
+	core->freed = core->grown = 0;
 }
 
 static void end(struct core *core, struct reservation *reservation)

@@ -76,6 +76,7 @@ struct model {
 	bool is_displaced;        /* something went for a reservation: it comes back */
 	uint32_t lacks_on;        /* of what did not, for want of ... */
 	uint64_t lacks;           /* ... so much room there; 0: it was not tried */
+	bool is_refused;          /* by the device, which had less than its account */
 	bool is_torn; /* a device that had some of it was lost, or a restart: it comes back */
 	uint64_t torn_placement; /* then: like this, */
 	uint32_t torn_uid;       /* for his processes, */
@@ -315,7 +316,8 @@ struct core {
 	struct list reserving;      /* reservation::by_age, oldest first */
 	uint64_t displacing_client; /* victims are chosen for its reservation; 0: for none */
 	bool is_lacking;            /* some model is: model::lacks */
-	uint32_t freed;             /* bits: more room there than in the step before, perhaps */
+	uint32_t freed, grown;      /* bits: there may be more room there than in the step before,
+				     * as something went, or as its budget rose */
 	bool has_recalled;          /* in this step, for a reservation: one does */
 	bool has_to_recall;         /* another one does in the next */
 	struct list jobs;           /* job::by_age */
@@ -503,12 +505,12 @@ void admit_run(struct core *core); /* let waiting jobs go on that can */
 enum core_limit job_limit(const struct core *core, uint32_t uid); /* in the way of one more */
 struct job *job_begin(struct core *core, struct model *model, enum job_kind kind,
 		      const struct core_file_key *key, uint64_t file, uint32_t uid);
-/* Does it make a generation that lies on other devices too? */
 /* Nobody asked for it since what it brings back had to go: it takes nothing from others. */
 static inline bool job_is_modest(const struct job *job)
 {
 	return job->is_return && !job->is_asked;
 }
+/* Does it make a generation that lies on other devices too? */
 static inline bool job_is_placed(const struct job *job)
 {
 	return job->placement > CORE_PLACEMENT_HOST;
@@ -626,8 +628,9 @@ void reserve_on_release(struct core *core, const struct core_event *event);
 void reserve_bring_back(struct core *core, uint32_t device);
 /* And what had none, where there is enough by now. */
 void reserve_retry(struct core *core);
-/* There was none. */
-void reserve_note_lacking(struct core *core, const struct job *job);
+/* It had not so much room there. */
+void reserve_note_lacking(struct core *core, const struct job *job, uint32_t device,
+			  uint64_t bytes);
 /* Let it in, or make room for it, or put it among the older ones. True: it waits. */
 bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t *older,
 		   bool is_first);

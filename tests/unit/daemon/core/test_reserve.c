@@ -419,6 +419,15 @@ static void what_comes_back_and_is_refused_by_its_device_takes_nothing_either(vo
 	scene_fill(scene, 1, WIRE_NO_MEMORY);
 	assert_null(scene_note(scene, CORE_NOTE_EVICTED));
 	placed_assert(scene, 2, "1111");
+	scene_drop_all(scene);
+	unload(scene, client, 2);
+	assert_int_equal(scene_view(scene, 1).job,
+			 0); /* what others have shows in the budget alone */
+	scene_budget(scene, 1, 8 * BLOCK);
+	assert_int_equal(scene_view(scene, 1).job, 0);
+	scene_budget(scene, 1, 9 * BLOCK);
+	placed_finish(scene, 1, false);
+	placed_assert(scene, 1, "1111");
 	scene_free(scene);
 }
 
