@@ -551,19 +551,12 @@ static void unloaded_meanwhile_or_overdue_it_stays_away(void **state)
 	struct scene *scene = scene_new(&config);
 	uint64_t client = scene_open(scene, 1000);
 	uint64_t token;
-	uint64_t model;
 
 	(void)state;
 	(void)placed_loaded(scene, client, 1, "1111", plain);
 	(void)placed_loaded(scene, client, 2, "1111", short_lived);
-	model = scene_model(scene, 1);
 	token = take_all(scene, client, 1);
-	(void)scene_step(scene, (struct core_event){.type = EV_UNLOAD,
-						    .client = client,
-						    .request = ++scene->last_request,
-						    .unload = {.models = &model,
-							       .n_models = 1,
-							       .by_name = true}});
+	unload(scene, client, 1);
 	scene->now_ns += 2 * ONE_SECOND;
 	release(scene, client, token);
 	for (uint32_t inode = 1; inode <= 2; inode++) {
