@@ -271,6 +271,22 @@ static void take_devices(const struct distorch_devices *devices, struct wanted *
 	take_links(devices, wanted);
 }
 
+/* What the model has itself stays until it lies in other blocks. */
+static void keep_own(const struct distorch_model *model, struct wanted *wanted)
+{
+	for (size_t i = 0; i < model->n_where && model->leases == 0 && !model->pinned; i++) {
+		const struct distorch_place *place = model->where[i];
+		const uint32_t index = find_device(wanted, place->device);
+		struct plan_device *device = &wanted->devices[index];
+
+		if (index < wanted->request.n_devices && strcmp(place->backing, "file") != 0 &&
+		    device->evictable >= place->bytes) {
+			device->evictable -= place->bytes;
+			device->held += place->bytes;
+		}
+	}
+}
+
 /* ---- refusals ---- */
 
 /* What can be done about what there is no room for. */
@@ -417,9 +433,9 @@ static int plan_file(struct ctl *ctl, struct wanted *wanted)
 	return status;
 }
 
-/* 'devices' NULL: those that were named. */
+/* 'devices' NULL: those that were named. 'model' NULL: the daemon does not have it. */
 static int plan_here(struct ctl *ctl, const struct distorch_placement *placement,
-		     const struct distorch_devices *devices)
+		     const struct distorch_devices *devices, const struct distorch_model *model)
 {
 	static struct wanted wanted; /* large, and made once */
 	struct err err = {0};
@@ -428,6 +444,9 @@ static int plan_here(struct ctl *ctl, const struct distorch_placement *placement
 
 	if (code == 0 && devices != NULL) {
 		take_devices(devices, &wanted);
+	}
+	if (code == 0 && model != NULL) {
+		keep_own(model, &wanted);
 	}
 	if (code == 0) {
 		code = plan_file_read(ctl->arguments.words[0], ctl->arguments.format,
@@ -440,16 +459,21 @@ static int plan_here(struct ctl *ctl, const struct distorch_placement *placement
 
 /* ---- asking the daemon ---- */
 
-/* A file that the daemon does not have: planned here, for the devices it has. */
-static int plan_for_daemon(struct ctl *ctl, const struct distorch_placement *placement)
+/* A file that the daemon does not have, or in other blocks: planned here, for the devices it has. */
+static int plan_for_daemon(struct ctl *ctl, const struct distorch_placement *placement,
+			   bool is_there)
 {
 	struct distorch_devices *devices = NULL;
+	struct distorch_detail *detail = NULL;
 	int status;
 
-	if (distorch_devices(ctl->c, &devices) < 0) {
-		return ctl_fail(ctl);
+	if (distorch_devices(ctl->c, &devices) < 0 ||
+	    (is_there && distorch_show(ctl->c, ctl->arguments.words[0], &detail, NULL) < 0)) {
+		status = ctl_fail(ctl);
+	} else {
+		status = plan_here(ctl, placement, devices, is_there ? detail->model : NULL);
 	}
-	status = plan_here(ctl, placement, devices);
+	distorch_detail_free(detail);
 	distorch_devices_free(devices);
 	return status;
 }
@@ -478,8 +502,9 @@ static int plan_there(struct ctl *ctl, const struct distorch_placement *placemen
 				  code == -DISTORCH_E_NOT_RESIDENT ||
 				  code == -DISTORCH_E_UNSUPPORTED;
 
-		return is_unknown && names_file(model) ? plan_for_daemon(ctl, placement)
-						       : ctl_fail(ctl);
+		return is_unknown && names_file(model)
+			       ? plan_for_daemon(ctl, placement, code == -DISTORCH_E_UNSUPPORTED)
+			       : ctl_fail(ctl);
 	}
 	status = plan_report_answer(ctl, plan);
 	distorch_plan_free(plan);
@@ -500,7 +525,7 @@ static int run(struct ctl *ctl)
 				  "auto, 'cuda:0,6gb;cpu,*' or --virtual-vram",
 				  "say where it is to go");
 	}
-	return ctl->arguments.devices != NULL ? plan_here(ctl, &placement.wanted, NULL)
+	return ctl->arguments.devices != NULL ? plan_here(ctl, &placement.wanted, NULL, NULL)
 					      : plan_there(ctl, &placement.wanted);
 }
 

@@ -172,6 +172,18 @@ def test_more_blocks_than_can_be_placed_are_refused_for_good(cards, raw, tmp_pat
     unload_all(raw)
 
 
+def test_what_lies_there_in_other_blocks_makes_no_room_for_a_plan(cards, raw, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB] * 6)
+    for allocation, status in (("sim:0", 6), ("sim:1", 0)):
+        load(raw, path, "sim:0", granularity="block").close()
+        words = path, allocation, "--granularity", "tensor"
+        planned = ctl(cards, "plan", *words)
+        assert planned.returncode == status, planned
+        assert ctl(cards, "load", path, "--to", *words[1:]).returncode == status
+        unload_all(raw)
+
+
 def test_what_does_not_fit_is_refused_with_numbers(raw, tmp_path):
     path = tmp_path / "m.safetensors"
     make_blocks(path, [8 * MIB] * 9)
