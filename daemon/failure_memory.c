@@ -14,7 +14,8 @@
 #include "daemon/plan/explain.h"
 #include "proto/wire.h"
 
-#define MAX_NAMED 3U /* of those who have something */
+#define CLOSE_PART 20 /* of what is needed: less than that is told by itself */
+#define MAX_NAMED  3U /* of those who have something */
 
 /* "; in use: ComfyUI/812 11.1G and 2 more" */
 static void add_holders(struct sentence *sentence, const struct client *viewer, const char *what,
@@ -96,6 +97,8 @@ static void add_shortage(struct sentence *sentence, const struct daemon *daemon,
 	char free_[16];
 	char evictable[16];
 	char reserved[16];
+	char lacking[16];
+	const uint64_t room = shortage->free + shortage->evictable;
 	struct core_account_view account;
 
 	sentence_add(sentence, "needs %s, budget %s, free %s",
@@ -105,6 +108,10 @@ static void add_shortage(struct sentence *sentence, const struct daemon *daemon,
 	if (shortage->evictable > 0) {
 		sentence_add(sentence, " (+%s idle models could be evicted)",
 			     units_format_size(shortage->evictable, evictable, sizeof evictable));
+	}
+	if (shortage->need > room && shortage->need - room < shortage->need / CLOSE_PART) {
+		sentence_add(sentence, ": %s too little", /* the numbers may look the same */
+			     units_format_size(shortage->need - room, lacking, sizeof lacking));
 	}
 	core_account_get(daemon->core, device, &account);
 	if (account.reserved > 0) {

@@ -56,6 +56,12 @@ def test_what_can_never_fit_is_refused_with_numbers_and_nothing_is_evicted(daemo
     assert daemon.status()["evictions"] == 0 and daemon.status()["refusals"] == 1
 
 
+@pytest.mark.daemon("memory.ram=8M", "memory.reserve=0")
+def test_how_little_is_lacking_is_told_where_the_numbers_look_the_same(daemon, raw, make_model):
+    error = refused(raw, make_model(size=8 * MIB))
+    assert "needs 8.0M, budget 8.0M, free 8.0M: 4.0K too little" in error["message"], error
+
+
 @pytest.mark.fault("M01:available")
 def test_what_the_machine_does_not_have_is_refused_whatever_the_budget(start_daemon, make_model):
     daemon = start_daemon("memory.ram=1T", f"memory.reserve={total_memory()}")
