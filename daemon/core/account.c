@@ -69,6 +69,7 @@ void account_settle(struct core *core)
 		}
 		timer_set(&core->expiries, &model->expiry, evict_expiry(core, model));
 		timer_set(&core->lingers, &model->linger, place_linger(core, model));
+		timer_set(&core->retries, &model->retry, reserve_retry_at(model));
 	}
 }
 
@@ -80,12 +81,8 @@ uint64_t account_sum(struct core *core, uint32_t device, enum segment_sum sum)
 
 void account_on_available(struct core *core, const struct core_event *event)
 {
-	uint32_t device = event->budget.device;
-
-	if (device < core->config.n_devices) {
-		core->grown |= event->budget.bytes > core->accounts[device].available ? 1U << device
-										      : 0;
-		core->accounts[device].available = event->budget.bytes;
+	if (event->budget.device < core->config.n_devices) {
+		core->accounts[event->budget.device].available = event->budget.bytes;
 	}
 }
 
@@ -127,8 +124,6 @@ void account_on_budget(struct core *core, const struct core_event *event)
 	uint32_t device = event->budget.device;
 
 	if (device < core->config.n_devices) {
-		core->grown |= event->budget.bytes > core->accounts[device].budget ? 1U << device
-										   : 0;
 		core->accounts[device].budget = event->budget.bytes;
 		core->accounts[device].has_budget = true;
 		core->accounts[device].is_by_others = event->budget.by_others;

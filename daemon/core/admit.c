@@ -92,30 +92,13 @@ static bool is_too_late(const struct core *core, const struct job *job)
 	return false;
 }
 
-/* More than what is free, or being dropped, beside what older jobs wait for: then that is noted. */
-static bool takes_from_others(struct core *core, const struct job *job, const uint64_t *older)
-{
-	for (uint32_t device = 0; device < core->config.n_devices; device++) {
-		uint64_t wanted = account_add(need_on(job, device), older[device]);
-		uint64_t dropping = account_sum(core, device, SUM_DROPPING);
-
-		if (need_on(job, device) > 0 &&
-		    wanted > account_room(&core->accounts[device], dropping)) {
-			reserve_note_lacking(core, job, device, wanted);
-			return true;
-		}
-	}
-	return false;
-}
-
 /* Why it cannot be let in, whatever may go; 0: it can, perhaps. */
-static int refusal(struct core *core, const struct job *job, const uint64_t *older)
+static int refusal(const struct core *core, const struct job *job)
 {
-	return is_too_late(core, job)                                      ? WIRE_BUSY
-	       : account_is_lost(core, job->devices)                       ? WIRE_DEVICE_LOST
-	       : job->is_too_many                                          ? WIRE_TOO_MANY
-	       : job_is_modest(job) && takes_from_others(core, job, older) ? WIRE_NO_MEMORY
-									   : 0;
+	return is_too_late(core, job)                ? WIRE_BUSY
+	       : account_is_lost(core, job->devices) ? WIRE_DEVICE_LOST
+	       : job->is_too_many                    ? WIRE_TOO_MANY
+						     : 0;
 }
 
 static bool has_room(struct core *core, const struct job *job, const uint64_t *older)
@@ -162,7 +145,11 @@ static bool admit(struct core *core, struct job *job, uint64_t *older, bool is_f
 	int code;
 
 	retain_take_back(core, job);
-	code = refusal(core, job, older);
+	code = refusal(core, job);
+	/* What leaves its device for want of use, or comes back to it, takes nothing from others. */
+	if (code == 0 && (job->is_demotion || job_is_modest(job)) && !has_room(core, job, older)) {
+		code = WIRE_NO_MEMORY;
+	}
 	if (code != 0) {
 		job_fail(core, job, code);
 		return false;
@@ -172,8 +159,7 @@ static bool admit(struct core *core, struct job *job, uint64_t *older, bool is_f
 	    retain_give_way(core, job->model, needs_of(job))) {
 		possible = how_possible(core, job);
 	}
-	/* What leaves its device for want of use takes nothing from others either. */
-	if (possible == POSSIBLE_NEVER || (job->is_demotion && !has_room(core, job, older))) {
+	if (possible == POSSIBLE_NEVER) {
 		job_fail(core, job, WIRE_NO_MEMORY);
 		return false;
 	}
@@ -181,8 +167,7 @@ static bool admit(struct core *core, struct job *job, uint64_t *older, bool is_f
 		job_fill(core, job);
 		return false;
 	}
-	if (possible == POSSIBLE_NOW && core->now_ns >= core->quiet_until_ns &&
-	    !job_is_modest(job)) {
+	if (possible == POSSIBLE_NOW && core->now_ns >= core->quiet_until_ns) {
 		make_room(core, job, older);
 	}
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {

@@ -157,6 +157,9 @@ static const char *check_model(const struct core *core, const struct model *mode
 	if (model->comes_back != place_comes_back(model)) {
 		return "whether a model comes back is known after every step";
 	}
+	if (model->retry.at_ns != reserve_retry_at(model)) {
+		return "when a model's return is tried again is known after every step";
+	}
 	if (model->linger.at_ns != place_linger(core, model)) {
 		return "when a model's blocks leave is known after every step";
 	}

@@ -83,6 +83,7 @@ size_t core_size(const struct core_config *config)
 	    !add_part(&total, hash_size(user_capacity(config)), sizeof(uint32_t)) ||
 	    !add_part(&total, model_capacity(config), sizeof(struct timer *)) ||
 	    !add_part(&total, model_capacity(config), sizeof(struct timer *)) ||
+	    !add_part(&total, model_capacity(config), sizeof(struct timer *)) ||
 	    !add_part(&total, config->max_wishes, sizeof(struct timer *)) ||
 	    !add_part(&total, config->max_segments, sizeof(struct segment *)) ||
 	    !add_part(&total, n_actions, sizeof(struct core_action))) {
@@ -136,6 +137,7 @@ struct core *core_init(void *memory, const struct core_config *config)
 	core->user_hash = take_part(&at, core->n_user_hash, sizeof *core->user_hash);
 	init_timers(&core->expiries, &at, model_capacity(config));
 	init_timers(&core->lingers, &at, model_capacity(config));
+	init_timers(&core->retries, &at, model_capacity(config));
 	init_timers(&core->lapses, &at, config->max_wishes);
 	core->victims = take_part(&at, config->max_segments, sizeof(struct segment *));
 	REQUIRE(count_actions(config, &n_actions) && n_actions <= UINT32_MAX);
@@ -427,9 +429,9 @@ static void handle(struct core *core, const struct core_event *event, struct cor
 
 void core_step(struct core *core, const struct core_event *event, struct core_update *update)
 {
-	uint64_t soonest_ns;
-	uint64_t evict_ns;
-	uint64_t linger_ns;
+	const struct timers *const timers[] = {&core->lapses, &core->expiries, &core->lingers,
+					       &core->retries, &core->reservation_ends};
+	uint64_t soonest_ns = NEVER;
 
 	*update = (struct core_update){.deadline_ns = NEVER};
 	if (event->type != EV_CONTINUE) {
@@ -443,8 +445,8 @@ void core_step(struct core *core, const struct core_event *event, struct core_up
 		evict_expired(core);
 		place_expired(core);
 		reserve_expired(core);
-		admit_run(core);
 		reserve_retry(core);
+		admit_run(core);
 		job_run(core);
 		account_keep_budgets(core);
 		account_settle(core);
@@ -457,14 +459,11 @@ void core_step(struct core *core, const struct core_event *event, struct core_up
 	}
 	core->n_given += update->n_actions;
 	update->again = core->n_given < core->n_actions;
-	soonest_ns = timer_deadline(&core->lapses);
-	evict_ns = timer_deadline(&core->expiries);
-	linger_ns = timer_deadline(&core->lingers);
-	if (timer_deadline(&core->reservation_ends) < linger_ns) {
-		linger_ns = timer_deadline(&core->reservation_ends);
+	for (size_t i = 0; i < sizeof timers / sizeof timers[0]; i++) {
+		const uint64_t at_ns = timer_deadline(timers[i]);
+
+		soonest_ns = at_ns < soonest_ns ? at_ns : soonest_ns;
 	}
-	soonest_ns = soonest_ns < evict_ns ? soonest_ns : evict_ns;
-	soonest_ns = soonest_ns < linger_ns ? soonest_ns : linger_ns;
 	if (core->quiet_until_ns > core->now_ns && core->quiet_until_ns < soonest_ns) {
 		soonest_ns = core->quiet_until_ns; /* loads may wait for it */
 	}

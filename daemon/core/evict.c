@@ -264,7 +264,9 @@ static void note_eviction(struct core *core, const struct segment *victim, const
 	action = &core->actions[core->n_actions - 1];
 	action->device = victim->device;
 	action->client = core->displacing_client;
-	victim->model->is_displaced = victim->model->is_displaced || core->displacing_client != 0;
+	if (core->displacing_client != 0) {
+		reserve_note_displaced(victim->model);
+	}
 	model_touch(core, victim->model);
 	if (job != NULL) {
 		action->job = idtab_id(&core->job_table, job);

@@ -255,18 +255,34 @@ static void abandon_segments(struct core *core, struct job *job)
 	}
 }
 
+/* A return that is tried again, of which nobody was told that it had begun: what is in its way is
+ * told once. */
+static bool is_untold(const struct job *job, int code)
+{
+	return job_is_modest(job) && !job->is_told &&
+	       (code == WIRE_NO_MEMORY || code == WIRE_TOO_MANY ||
+		(job->model->n_tries > 0 && (code == WIRE_BUSY || code == WIRE_DEVICE_LOST)));
+}
+
 void job_fail(struct core *core, struct job *job, int code)
 {
 	struct model *model = job->model;
-	bool is_spared = job_is_modest(job) && code == WIRE_NO_MEMORY; /* till there is room */
+	bool is_spared;
 
 	if (model == NULL) {
 		return; /* ending already */
 	}
+	is_spared = is_untold(job, code);
 	job->code = code;
 	if (job->kind == JOB_LOAD) {
 		if (!is_spared && (!job->is_demotion || code != WIRE_NO_MEMORY)) {
+			if (job->is_return) {
+				tell_begun(core, job);
+			}
 			note_end(core, job, code);
+		}
+		if (model->is_displaced) {
+			reserve_note_failed(core, job, code);
 		}
 		abandon_segments(core, job);
 		/* What it was asked for was wrong, or it serves as before: then it is no fault of it. */
@@ -312,13 +328,12 @@ static bool may_make_room(struct core *core, const struct job *job)
 {
 	bool is_refused = false;
 
+	if (job_is_modest(job)) {
+		return false;
+	}
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {
 		const uint64_t bytes = job->refused[device];
 
-		if (bytes > 0 && job_is_modest(job)) {
-			reserve_note_lacking(core, job, device, bytes);
-			return false;
-		}
 		if (bytes > evict_evictable(core, device, job->model)) {
 			return false;
 		}

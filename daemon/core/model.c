@@ -163,7 +163,7 @@ struct model *model_add(struct core *core, const struct core_file_key *key, cons
 	model->owner_uid = uid;
 	model->owner = user_get(core, uid);
 	model->owner->n_models++;
-	model->expiry.at_ns = model->linger.at_ns = NEVER;
+	model->expiry.at_ns = model->linger.at_ns = model->retry.at_ns = NEVER;
 	model->last_used_ns = core->now_ns;
 	list_init(&model->segments);
 	list_init(&model->wishes);
@@ -194,6 +194,7 @@ void model_forget(struct core *core, struct model *model)
 	list_remove(&model->changed);
 	timer_set(&core->expiries, &model->expiry, NEVER);
 	timer_set(&core->lingers, &model->linger, NEVER);
+	timer_set(&core->retries, &model->retry, NEVER);
 	idtab_remove(&core->models, model);
 }
 

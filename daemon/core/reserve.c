@@ -9,6 +9,10 @@
 
 #include "daemon/core/state.h"
 
+/* What has no room to come back is tried again, at most about once a minute: nobody waits for it. */
+#define FIRST_RETRY_NS 1000000000ULL
+#define MAX_DOUBLINGS  6U
+
 static struct account *account_of(struct core *core, const struct reservation *reservation)
 {
 	return &core->accounts[reservation->device];
@@ -19,10 +23,31 @@ static struct client *owner_of(const struct reservation *reservation)
 	return reservation->client;
 }
 
+/* ---- what had to go ---- */
+
+void reserve_note_displaced(struct model *model)
+{
+	if (!model->is_displaced) {
+		model->is_displaced = true;
+		model->retry_ns = NEVER; /* the reservation's end brings it back */
+		model->n_tries = 0;
+	}
+}
+
+static void retry_later(const struct core *core, struct model *model)
+{
+	const uint32_t doublings = model->n_tries < MAX_DOUBLINGS ? model->n_tries++
+								  : MAX_DOUBLINGS;
+
+	model->retry_ns = account_add(core->now_ns, FIRST_RETRY_NS << doublings);
+}
+
 static void bring_back(struct core *core, struct model *model)
 {
 	struct job *job;
 
+	model->retry_ns = NEVER;
+	model_touch(core, model);
 	if (model_is_resident(model)) {
 		model->is_displaced = false; /* only what nobody needs any more had to go */
 		return;
@@ -37,6 +62,8 @@ static void bring_back(struct core *core, struct model *model)
 	if (job != NULL) {
 		job->with_host = model->has_host;
 		job->is_reload = job->is_return = job->no_wait = true;
+	} else { /* it has a job, which may fail, or its user has too many */
+		retry_later(core, model);
 	}
 }
 
@@ -46,49 +73,44 @@ void reserve_bring_back(struct core *core, uint32_t device)
 	uint32_t cursor = 0;
 
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
-		if (model->is_displaced && (model->devices >> device & 1) != 0) {
-			model->lacks = 0; /* not known: what was in the way has changed */
+		/* Not only where it lay: what has been away for long comes back to the host. */
+		if (model->is_displaced && ((model->devices | 1) >> device & 1) != 0) {
+			model->n_tries = 0;
 			bring_back(core, model);
 		}
 	}
 }
 
-void reserve_note_lacking(struct core *core, const struct job *job, uint32_t device, uint64_t bytes)
+void reserve_note_failed(const struct core *core, const struct job *job, int code)
 {
-	job->model->lacks_on = device;
-	job->model->lacks = bytes;
-	job->model->is_refused = job->refused[device] > 0;
-	core->is_lacking = true;
+	const bool may_pass = code == WIRE_NO_MEMORY || code == WIRE_TOO_MANY ||
+			      code == WIRE_BUSY || code == WIRE_DEVICE_LOST ||
+			      code == WIRE_CANCELLED || code == WIRE_SHUTTING_DOWN;
+
+	if (may_pass || !job->is_return) {
+		retry_later(core, job->model);
+	} else {
+		job->model->is_displaced = false; /* its file is what keeps it away */
+	}
 }
 
-/*
- * As soon as there is room where it lacked: of other devices nobody knows before it is tried. What
- * a device refused goes by its budget, which says what others have of it: by its account there was
- * room, and what a failed fill gives back makes none.
- */
+uint64_t reserve_retry_at(const struct model *model)
+{
+	return model->is_displaced && model->job == NULL ? model->retry_ns : NEVER;
+}
+
 void reserve_retry(struct core *core)
 {
-	struct model *model;
-	uint32_t cursor = 0;
-	bool is_lacking = false;
+	account_settle(core);
+	while (timer_deadline(&core->retries) <= core->now_ns) {
+		struct model *model = OF(timer_first(&core->retries), struct model, retry);
 
-	while ((core->freed | core->grown) != 0 && core->is_lacking &&
-	       (model = idtab_next(&core->models, &cursor)) != NULL) {
-		const uint32_t devices = model->is_refused ? core->grown
-							   : core->freed | core->grown;
-
-		if (!model->is_displaced || model->lacks == 0) {
-			continue;
-		}
-		is_lacking = true;
-		if ((devices >> model->lacks_on & 1) != 0 &&
-		    model->lacks <= account_room(&core->accounts[model->lacks_on], 0)) {
-			bring_back(core, model);
-		}
+		timer_set(&core->retries, &model->retry, NEVER);
+		bring_back(core, model);
 	}
-	core->is_lacking = core->is_lacking && ((core->freed | core->grown) == 0 || is_lacking);
-	core->freed = core->grown = 0;
 }
+
+/* ---- reservations ---- */
 
 static void end(struct core *core, struct reservation *reservation)
 {

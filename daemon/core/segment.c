@@ -113,7 +113,6 @@ void segment_remove(struct core *core, struct segment *segment)
 	REQUIRE(account->bucket[segment->state] >= segment->bytes);
 	account->bucket[segment->state] -= segment->bytes;
 	account->sums[segment->sum] -= segment->bytes;
-	core->freed |= 1U << segment->device;
 	user_give_back(segment);
 	model_touch(core, segment->model);
 	list_remove(&segment->by_model);

@@ -74,9 +74,8 @@ struct model {
 	uint32_t devices;         /* bits: it has copies there */
 	bool has_host;            /* it has all in images, what lies on other devices too */
 	bool is_displaced;        /* something went for a reservation: it comes back */
-	uint32_t lacks_on;        /* of what did not, for want of ... */
-	uint64_t lacks;           /* ... so much room there; 0: it was not tried */
-	bool is_refused;          /* by the device, which had less than its account */
+	uint64_t retry_ns;        /* when that is tried again; NEVER: by what happens */
+	uint32_t n_tries;         /* in vain */
 	bool is_torn; /* a device that had some of it was lost, or a restart: it comes back */
 	uint64_t torn_placement; /* then: like this, */
 	uint32_t torn_uid;       /* for his processes, */
@@ -94,6 +93,7 @@ struct model {
 	struct list changed;     /* core::changed: likewise, whether it comes back */
 	struct timer expiry;     /* core::expiries: its time without use runs out */
 	struct timer linger;     /* core::lingers: its blocks leave other devices */
+	struct timer retry;      /* core::retries: what went for a reservation comes back */
 	uint64_t last_used_ns;
 	uint64_t load_ns;
 	uint64_t unload; /* core::n_unloads when one last named it */
@@ -315,9 +315,6 @@ struct core {
 	struct idtab reservations;
 	struct list reserving;      /* reservation::by_age, oldest first */
 	uint64_t displacing_client; /* victims are chosen for its reservation; 0: for none */
-	bool is_lacking;            /* some model is: model::lacks */
-	uint32_t freed, grown;      /* bits: there may be more room there than in the step before,
-				     * as something went, or as its budget rose */
 	bool has_recalled;          /* in this step, for a reservation: one does */
 	bool has_to_recall;         /* another one does in the next */
 	struct list jobs;           /* job::by_age */
@@ -326,7 +323,7 @@ struct core {
 	struct list touched;        /* model::touched */
 	uint64_t n_touches;
 	struct list changed; /* model::changed */
-	struct timers expiries, lapses, lingers, reservation_ends;
+	struct timers expiries, lapses, lingers, retries, reservation_ends;
 	struct segment **victims;     /* room for all segments, while victims are chosen */
 	uint32_t *hash;               /* heads of chains: index + 1 of a model */
 	uint32_t *user_hash;          /* likewise of a user */
@@ -626,11 +623,12 @@ void reserve_on_reserve(struct core *core, const struct core_event *event);
 void reserve_on_release(struct core *core, const struct core_event *event);
 /* What had to go for reservations, and lay on the device too, is loaded again if it has room now. */
 void reserve_bring_back(struct core *core, uint32_t device);
-/* And what had none, where there is enough by now. */
+/* One of them has gone. */
+void reserve_note_displaced(struct model *model);
+/* A job of one ended without it: it is tried again, later each time, or not where that is in vain. */
+void reserve_note_failed(const struct core *core, const struct job *job, int code);
+uint64_t reserve_retry_at(const struct model *model); /* NEVER: it is not due */
 void reserve_retry(struct core *core);
-/* It had not so much room there. */
-void reserve_note_lacking(struct core *core, const struct job *job, uint32_t device,
-			  uint64_t bytes);
 /* Let it in, or make room for it, or put it among the older ones. True: it waits. */
 bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t *older,
 		   bool is_first);

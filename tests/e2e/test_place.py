@@ -13,7 +13,7 @@ from conftest import (RawClient, RawError, make_safetensors, opened, pattern, sl
 from placed import MIB, account, attach, load, make_blocks
 from sharded import Sharded
 from test_plan import plan as plan_here
-from test_ctl import CTL, ctl, ctl_json
+from test_ctl import ctl, ctl_json
 
 KIB = 1 << 10
 
@@ -1248,16 +1248,22 @@ def test_what_a_lowered_budget_left_goes_once_nobody_uses_it(cards, raw, tmp_pat
     unload_all(raw)
 
 
-def test_what_comes_back_after_room_waits_for_what_was_loaded_meanwhile(cards, raw, tmp_path):
+@pytest.mark.parametrize("is_used", [False, True])
+def test_what_comes_back_after_room_waits_for_what_was_loaded_meanwhile(cards, raw, tmp_path, is_used):
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     expected = make_blocks(first, [4 * MIB] * 6)
     make_blocks(second, [4 * MIB] * 5, seed=9)
     load(raw, first, "sim:0").close()
-    script = [CTL, "load", str(second), "--to", "sim:0"]
-    assert ctl(cards, "make-room", "30M", "--device", "sim:0", "--", *script).returncode == 0
+    with cards.raw(timeout=60.0) as program:
+        program.call("reserve", {"device": "sim:0", "bytes": 30 * MIB})
+        other = load(raw, second, "sim:0")
+        if not is_used:
+            other.close()
     time.sleep(0.5 * slowness())  # it is tried at once, and has no room
     states = {one["name"]: one["state"] for one in raw.call("list", {"all": True})["models"]}
     assert states == {first.name: "partial", second.name: "resident"}, states
+    if is_used:
+        other.close()
     raw.call("unload", {"select": {"models": [second.name]}})
     wait_until(lambda: raw.call("show", {"model": first.name})["model"]["state"] == "resident",
                20 * slowness(), "the first one's return")

@@ -338,21 +338,42 @@ static struct scene *crowded(uint64_t *ret_client)
 	return scene;
 }
 
+/* It is tried again after a while, which doubles: within two minutes. */
+static void let_retry(struct scene *scene)
+{
+	assert_true(scene->next_deadline_ns > scene->now_ns);
+	assert_true(scene->next_deadline_ns <= scene->now_ns + 120ULL * ONE_SECOND);
+	scene->now_ns = scene->next_deadline_ns;
+	(void)scene_step(scene, (struct core_event){.type = EV_TICK});
+}
+
+/* Tried, in vain, and nobody is told. */
+static void return_in_vain(struct scene *scene)
+{
+	assert_int_not_equal(scene_view(scene, 1).job, 0);
+	placed_header(scene, 1, false);
+	assert_int_equal(scene_view(scene, 1).job, 0);
+	assert_int_not_equal(scene_view(scene, 1).state, CORE_MODEL_FAILED);
+	assert_null(scene_note(scene, CORE_NOTE_LOAD_BEGUN));
+	assert_null(scene_note(scene, CORE_NOTE_REFUSED));
+	assert_null(scene_note(scene, CORE_NOTE_EVICTED));
+}
+
 static void what_comes_back_takes_nothing_from_others(void **state)
 {
 	(void)state;
 	for (int how = 0; how < 2; how++) {
 		uint64_t client;
 		struct scene *scene = crowded(&client);
+		uint64_t tried_ns;
 
-		placed_header(scene, 1, false);
-		assert_int_equal(scene_view(scene, 1).job, 0);
-		assert_int_not_equal(scene_view(scene, 1).state, CORE_MODEL_FAILED);
-		assert_null(scene_note(scene, CORE_NOTE_REFUSED)); /* nobody asked for it */
-		assert_null(scene_note(scene, CORE_NOTE_EVICTED));
+		for (int i = 0; i < 7; i++) {
+			return_in_vain(scene);
+			tried_ns = scene->now_ns;
+			let_retry(scene);
+		}
+		assert_true(scene->now_ns >= tried_ns + 60ULL * ONE_SECOND);
 		placed_assert(scene, 2, "1110");
-		scene_budget(scene, 1, 7 * BLOCK - 1); /* more, and not enough */
-		assert_int_equal(scene_view(scene, 1).job, 0);
 		if (how == 0) {
 			scene_budget(scene, 1, 7 * BLOCK); /* others have left it */
 		} else {
@@ -364,40 +385,9 @@ static void what_comes_back_takes_nothing_from_others(void **state)
 		scene_fill(scene, 1, 0);
 		placed_tabled(scene, 1, 0);
 		placed_assert(scene, 1, "1111");
+		assert_int_equal(scene_view(scene, 2).job, 0);
 		scene_free(scene);
 	}
-}
-
-static void what_lacks_room_on_two_devices_comes_with_the_second(void **state)
-{
-	const struct core_config config = placed_config();
-	struct scene *scene = scene_new(&config);
-	uint64_t client = scene_open(scene, 1000);
-	uint64_t tokens[2];
-	uint32_t request;
-
-	(void)state;
-	(void)placed_loaded(scene, client, 1, "1122", plain);
-	tokens[0] = take_all(scene, client, 1);
-	request = reserve(scene, client, (struct asked){.bytes = 98 * MIB, .device = 2});
-	scene_drop_all(scene);
-	tokens[1] = scene_reply(scene, client, request)->reply.lease;
-	scene_budget(scene, 1, BLOCK);
-	scene_budget(scene, 2, BLOCK);
-	release(scene, client, tokens[1]);
-	placed_header(scene, 1, false);
-	release(scene, client, tokens[0]);
-	placed_header(scene, 1, false);
-	assert_int_equal(scene_view(scene, 1).job, 0);
-	scene_budget(scene, 1, 2 * BLOCK);
-	placed_header(scene, 1, false); /* now it is the other one */
-	assert_int_equal(scene_view(scene, 1).job, 0);
-	scene_budget(scene, 1, 3 * BLOCK);
-	assert_int_equal(scene_view(scene, 1).job, 0);
-	scene_budget(scene, 2, 2 * BLOCK);
-	placed_finish(scene, 1, false);
-	placed_assert(scene, 1, "1122");
-	scene_free(scene);
 }
 
 /* As its device says, which has less than its account: whoever held the room has not left yet. */
@@ -419,13 +409,9 @@ static void what_comes_back_and_is_refused_by_its_device_takes_nothing_either(vo
 	scene_fill(scene, 1, WIRE_NO_MEMORY);
 	assert_null(scene_note(scene, CORE_NOTE_EVICTED));
 	placed_assert(scene, 2, "1111");
-	scene_drop_all(scene);
-	unload(scene, client, 2);
-	assert_int_equal(scene_view(scene, 1).job,
-			 0); /* what others have shows in the budget alone */
-	scene_budget(scene, 1, 8 * BLOCK);
+	scene_drop_all(scene); /* its own copies, which make no room */
 	assert_int_equal(scene_view(scene, 1).job, 0);
-	scene_budget(scene, 1, 9 * BLOCK);
+	let_retry(scene);
 	placed_finish(scene, 1, false);
 	placed_assert(scene, 1, "1111");
 	scene_free(scene);
@@ -454,21 +440,84 @@ static void what_a_cancelled_one_displaced_comes_back(void **state)
 	scene_free(scene);
 }
 
+static void refuse_header(struct scene *scene, int code)
+{
+	(void)scene_step(scene, (struct core_event){.type = EV_HEADER_READ,
+						    .header = {.job = scene_view(scene, 1).job,
+							       .key = &scene->keys[1],
+							       .code = code}});
+}
+
+/* Also where it was planned before the core was asked: by what is in use then. */
+static void what_the_planner_refused_is_tried_again(void **state)
+{
+	uint64_t client;
+	struct scene *scene = crowded(&client);
+
+	(void)state;
+	refuse_header(scene, WIRE_NO_MEMORY);
+	assert_null(scene_note(scene, CORE_NOTE_REFUSED));
+	unload(scene, client, 2);
+	let_retry(scene);
+	placed_finish(scene, 1, false);
+	placed_assert(scene, 1, "1111");
+	scene_free(scene);
+}
+
 static void what_cannot_be_read_again_has_failed(void **state)
 {
 	uint64_t client;
 	struct scene *scene = crowded(&client);
-	const uint64_t job = scene_view(scene, 1).job;
 
 	(void)state;
-	(void)scene_step(scene, (struct core_event){.type = EV_HEADER_READ,
-						    .header = {.job = job,
-							       .key = &scene->keys[1],
-							       .code = WIRE_BAD_FILE}});
+	return_in_vain(scene);
+	let_retry(scene);
+	refuse_header(scene, WIRE_BAD_FILE);
+	assert_non_null(scene_note(scene, CORE_NOTE_LOAD_BEGUN));
 	assert_non_null(scene_note(scene, CORE_NOTE_LOAD_FAILED));
 	assert_int_equal(scene_view(scene, 1).state, CORE_MODEL_FAILED);
-	scene_budget(scene, 1, 20 * BLOCK);
-	assert_int_equal(scene_view(scene, 1).job, 0); /* nor would it be then */
+	assert_true(scene->next_deadline_ns > scene->now_ns + 120ULL * ONE_SECOND); /* for good */
+	scene_free(scene);
+}
+
+/* Its job was somebody's, who went. */
+static void what_nobody_waits_for_any_more_comes_back_still(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint64_t token;
+	uint32_t request;
+
+	(void)state;
+	(void)placed_loaded(scene, client, 1, "1111", plain);
+	token = take_all(scene, client, 1);
+	request = scene_load(scene, client, 1, plain);
+	release(scene, client, token);
+	(void)scene_step(scene, (struct core_event){.type = EV_CANCEL,
+						    .client = client,
+						    .request = ++scene->last_request,
+						    .cancel = {.request = request}});
+	(void)scene_step(scene, (struct core_event){.type = EV_TICK});
+	if (scene_view(scene, 1).job == 0) {
+		let_retry(scene);
+	}
+	placed_finish(scene, 1, false);
+	placed_assert(scene, 1, "1111");
+	scene_free(scene);
+}
+
+/* Where nothing lies beside, its time there runs out, and it comes to the host. */
+static void what_waits_for_too_long_comes_to_the_host(void **state)
+{
+	uint64_t client;
+	struct scene *scene = crowded(&client);
+
+	(void)state;
+	return_in_vain(scene);
+	scene->now_ns += LINGER_NS;
+	(void)scene_step(scene, (struct core_event){.type = EV_TICK});
+	assert_int_equal(scene_view(scene, 1).job_placement, CORE_PLACEMENT_HOST);
 	scene_free(scene);
 }
 
@@ -643,10 +692,12 @@ int main(void)
 		cmocka_unit_test(what_several_displaced_comes_back),
 		cmocka_unit_test(what_comes_back_takes_nothing_from_others),
 		cmocka_unit_test(what_somebody_wants_back_does),
-		cmocka_unit_test(what_lacks_room_on_two_devices_comes_with_the_second),
 		cmocka_unit_test(what_comes_back_and_is_refused_by_its_device_takes_nothing_either),
 		cmocka_unit_test(what_a_cancelled_one_displaced_comes_back),
+		cmocka_unit_test(what_the_planner_refused_is_tried_again),
 		cmocka_unit_test(what_cannot_be_read_again_has_failed),
+		cmocka_unit_test(what_nobody_waits_for_any_more_comes_back_still),
+		cmocka_unit_test(what_waits_for_too_long_comes_to_the_host),
 		cmocka_unit_test(what_another_device_needs_does_not_bring_it_back),
 		cmocka_unit_test(what_may_not_be_put_back_waits_for_its_device),
 		cmocka_unit_test(unloaded_meanwhile_or_overdue_it_stays_away),
