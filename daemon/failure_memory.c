@@ -14,8 +14,8 @@
 #include "daemon/plan/explain.h"
 #include "proto/wire.h"
 
-#define CLOSE_PART 20 /* of what is needed: less than that is told by itself */
-#define MAX_NAMED  3U /* of those who have something */
+#define CLOSE_PART 100 /* of what is needed: less than that is told by itself */
+#define MAX_NAMED  3U  /* of those who have something */
 
 /* "; in use: ComfyUI/812 11.1G and 2 more" */
 static void add_holders(struct sentence *sentence, const struct client *viewer, const char *what,
