@@ -261,6 +261,27 @@ static void what_no_recall_can_make_is_refused_at_once(void **state)
 	scene_free(scene);
 }
 
+/* What may go anyhow is counted once, also of a model that somebody leases as it lay before. */
+static void what_goes_unasked_is_no_reason_to_ask(void **state)
+{
+	const struct core_config config = placed_config();
+	const struct asked asked = {.bytes = 90 * MIB, .device = 2, .recall_ns = 5000000000};
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint64_t other = scene_open(scene, 1000);
+	uint32_t request;
+
+	(void)state;
+	(void)placed_loaded(scene, client, 2, "2222", plain);
+	(void)scene_set(scene, client, 2, (struct core_policy){.said = CORE_SAID_PIN, .pin = true});
+	(void)placed_loaded(scene, client, 1, "1111", mapped);
+	placed_moved(scene, client, 1, "1122"); /* 8 MiB there that nobody leases */
+	request = reserve(scene, other, asked); /* and 76 free */
+	scene_expect(scene, other, request, WIRE_NO_MEMORY);
+	assert_int_equal(scene_count(scene, ACT_RECALL), 0);
+	scene_free(scene);
+}
+
 static void who_was_asked_may_end(void **state)
 {
 	uint64_t client;
@@ -309,6 +330,7 @@ int main(void)
 		cmocka_unit_test(one_user_has_only_so_many),
 		cmocka_unit_test(many_that_ask_do_so_one_after_the_other),
 		cmocka_unit_test(what_no_recall_can_make_is_refused_at_once),
+		cmocka_unit_test(what_goes_unasked_is_no_reason_to_ask),
 		cmocka_unit_test(who_was_asked_may_end),
 		cmocka_unit_test(pinned_after_it_was_asked_for_it_is_waited_for_no_longer),
 	};
