@@ -14,7 +14,8 @@ const char *text_escape(const char *text, char *buffer, size_t buffer_size);
 /* How many letters have to be changed, added or taken away; texts over 63 bytes: SIZE_MAX. */
 size_t text_distance(const char *a, const char *b);
 
-/* The nearest of 'n_names' names, or NULL when none is nearer than three letters, or than all it has. */
+/* The nearest of 'n_names' names, or NULL when none is nearer than three letters, and than nothing
+ * at all would be. */
 const char *text_nearest(const char *text, const char *const *names, size_t n_names);
 
 #endif

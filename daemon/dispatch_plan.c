@@ -458,11 +458,9 @@ __attribute__((noinline)) static bool may_place(const struct call *call, uint64_
 					    .client = call->client->id,
 					    .model = model,
 					    .code = WIRE_NOT_ALLOWED};
-	struct core_model_view view;
 	struct failure failure;
 
-	if (call->client->is_admin || !core_model_get(call->daemon->core, model, &view) ||
-	    view.placement <= CORE_PLACEMENT_HOST || view.placed_uid == call->client->uid) {
+	if (core_client_may_place(call->daemon->core, call->client->id, model)) {
 		return true;
 	}
 	failure_from_reply(&failure, call->daemon, &refusal);

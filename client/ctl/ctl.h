@@ -106,6 +106,9 @@ int ctl_fail(struct ctl *ctl);
 int ctl_refuse(struct ctl *ctl, enum exit_status status, const char *word, const char *hint,
 	       const char *format, ...) __attribute__((format(printf, 5, 6)));
 
+/* On the monotonic clock. */
+uint64_t ctl_now_ms(void);
+
 /* Write what was printed; false: it cannot be, which the end of the program tells. */
 bool ctl_flush(void);
 /* For what ends by _exit: tell what could not be written. Returns the exit status then. */

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define NS_PER_MS      1000000U
@@ -484,6 +485,14 @@ static void on_end(int status, void *user)
 	if (ctl_end_output(status) != status) {
 		_exit(EXIT_FAILED);
 	}
+}
+
+uint64_t ctl_now_ms(void)
+{
+	struct timespec now = {0};
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail */
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / NS_PER_MS;
 }
 
 static void on_interrupt(int number)

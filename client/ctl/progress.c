@@ -7,17 +7,8 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #define BAR_WIDTH 24
-
-static uint64_t now_ms(void)
-{
-	struct timespec now = {0};
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail */
-	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 static const char *phase_text(const char *phase)
 {
@@ -47,7 +38,7 @@ static void draw(struct watcher *watcher, const struct distorch_progress *progre
 	char total[24];
 	char rate[24];
 	char name[128];
-	uint64_t elapsed_ms = now_ms() - watcher->begun_ms;
+	uint64_t elapsed_ms = ctl_now_ms() - watcher->begun_ms;
 	uint64_t a_second =
 		elapsed_ms == 0 ? 0
 				: (uint64_t)((double)progress->bytes * 1000.0 / (double)elapsed_ms);
@@ -85,7 +76,7 @@ int progress_show(const struct distorch_progress *progress, void *user)
 
 void progress_begin(struct watcher *watcher)
 {
-	watcher->begun_ms = now_ms();
+	watcher->begun_ms = ctl_now_ms();
 	ctl_on_interrupt = INTERRUPT_IS_ASKED;
 }
 

@@ -26,8 +26,6 @@ struct look {
 	uint64_t at_ms; /* when, on the monotonic clock */
 };
 
-uint64_t top_now_ms(void);
-
 /* Ask once. Returns 0, or the library's code and leaves 'look' as it was. */
 int look_take(struct distorch *c, struct look *look);
 void look_free(struct look *look);

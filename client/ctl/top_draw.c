@@ -125,7 +125,7 @@ void top_arrange(struct top *top)
 static void draw_head(const struct top *top, int columns)
 {
 	const struct distorch_status *status = top->look.status;
-	uint64_t silent_ms = top_now_ms() - top->look.at_ms;
+	uint64_t silent_ms = ctl_now_ms() - top->look.at_ms;
 	uint64_t n_asked = status->hits + status->misses;
 	char text[TOP_TEXT_SIZE + 128];
 	char version[64];
@@ -488,7 +488,7 @@ static void draw_foot(const struct top *top, int row, int columns)
 {
 	char text[TOP_TEXT_SIZE];
 	char safe[TOP_TEXT_SIZE / 2];
-	bool is_told = top_now_ms() < top->told_until_ms;
+	bool is_told = ctl_now_ms() < top->told_until_ms;
 
 	if (top->mode == MODE_CONFIRM && top->n_shown > 0) {
 		const struct distorch_model *model = top->shown[top->at];

@@ -15,17 +15,9 @@
 #define NS_PER_MS 1000000U
 #define END_MS    300U /* for a thread to see that all ends */
 
-uint64_t top_now_ms(void)
-{
-	struct timespec now = {0};
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail */
-	return (uint64_t)now.tv_sec * MS_PER_S + (uint64_t)now.tv_nsec / NS_PER_MS;
-}
-
 int look_take(struct distorch *c, struct look *look)
 {
-	struct look fresh = {.at_ms = top_now_ms()};
+	struct look fresh = {.at_ms = ctl_now_ms()};
 	int code = distorch_status(c, &fresh.status);
 
 	if (code == 0) {
@@ -119,7 +111,7 @@ static void announce(const struct watcher *watcher)
 /* Until an order, the end, or the next look is due. Called with the lock held. */
 static void wait_for_work(struct watcher *watcher)
 {
-	uint64_t due = top_now_ms() + watcher->pause_ms;
+	uint64_t due = ctl_now_ms() + watcher->pause_ms;
 	const struct timespec until = {.tv_sec = (time_t)(due / MS_PER_S),
 				       .tv_nsec = (long)(due % MS_PER_S * NS_PER_MS)};
 	int code = 0;

@@ -10,14 +10,6 @@
 
 #define LOOK_MS 200 /* between two looks */
 
-static uint64_t now_ms(void)
-{
-	struct timespec now = {0};
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail */
-	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
 static const char *goes_on(const struct ctl *ctl)
 {
 	static char text[160];
@@ -171,7 +163,7 @@ static void tell_idle(const struct ctl *ctl)
 static int wait_for_end(struct ctl *ctl, struct distorch_drain *drain)
 {
 	const struct timespec pause = {.tv_nsec = LOOK_MS * 1000000L};
-	const uint64_t begun_ms = now_ms();
+	const uint64_t begun_ms = ctl_now_ms();
 	const uint64_t limit_ms = ctl->arguments.timeout_ms;
 	char rest[2048];
 	char told[2048] = "";
@@ -179,7 +171,7 @@ static int wait_for_end(struct ctl *ctl, struct distorch_drain *drain)
 
 	while (!is_idle(ctl, drain)) {
 		tell_rest(ctl, rest_text(ctl, drain, rest, sizeof rest), told, sizeof told);
-		if (limit_ms != 0 && now_ms() - begun_ms >= limit_ms) {
+		if (limit_ms != 0 && ctl_now_ms() - begun_ms >= limit_ms) {
 			distorch_drain_free(drain);
 			return ctl_refuse(ctl, EXIT_TIMED_OUT, "timeout", goes_on(ctl),
 					  "still under way: %.900s", rest);

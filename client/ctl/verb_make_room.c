@@ -41,14 +41,6 @@ struct room {
 	uint64_t token; /* 0: it is not had */
 };
 
-static uint64_t now_ms(void)
-{
-	struct timespec now = {0};
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail */
-	return (uint64_t)now.tv_sec * MS_PER_S + (uint64_t)now.tv_nsec / NS_PER_MS;
-}
-
 /* ---- the room ---- */
 
 static int note_server(struct room *room)
@@ -71,7 +63,7 @@ static int note_server(struct room *room)
 static int reserve(struct room *room, struct distorch_reservation **ret_reservation)
 {
 	const struct arguments *arguments = &room->ctl->arguments;
-	uint64_t now = now_ms();
+	uint64_t now = ctl_now_ms();
 	const struct distorch_reserve_options options = {
 		.size = sizeof options,
 		.ttl_ms = room->until_ms == 0    ? 0
@@ -119,7 +111,7 @@ static void *keep(void *user)
 		struct distorch_reservation *reservation = NULL;
 
 		(void)sleep(LOOK_S);
-		if (room->until_ms != 0 && now_ms() >= room->until_ms) {
+		if (room->until_ms != 0 && ctl_now_ms() >= room->until_ms) {
 			return NULL; /* its time is over */
 		}
 		if (room->token != 0 && !is_another(room)) {
@@ -164,7 +156,7 @@ static void take_signals(sigset_t *ret_taken, sigset_t *ret_before)
 static int next_signal(const sigset_t *wanted, uint64_t until_ms, siginfo_t *ret_info)
 {
 	for (;;) {
-		uint64_t now = now_ms();
+		uint64_t now = ctl_now_ms();
 		uint64_t left_ms = until_ms > now ? until_ms - now : 0;
 		const struct timespec left = {.tv_sec = (time_t)(left_ms / MS_PER_S),
 					      .tv_nsec = (long)(left_ms % MS_PER_S * NS_PER_MS)};
@@ -355,7 +347,7 @@ static int run(struct ctl *ctl)
 				  "room for nothing is there already");
 	}
 	if (arguments->has_for && !arguments->is_forever) {
-		room.until_ms = now_ms() + arguments->for_ms;
+		room.until_ms = ctl_now_ms() + arguments->for_ms;
 	}
 	for (size_t i = 1; i < arguments->n_words; i++) {
 		words[i - 1] = (char *)(uintptr_t)arguments->words[i]; /* argv's own */

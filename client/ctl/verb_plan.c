@@ -181,12 +181,6 @@ static uint64_t number_of(uint64_t number)
 	return number == DISTORCH_ABSENT ? 0 : number;
 }
 
-/* A daemon of before does not tell it. */
-static uint64_t room_of(const struct distorch_device *device)
-{
-	return device->room == DISTORCH_ABSENT ? device->free : device->room;
-}
-
 /* In use, pinned, or still mapped. */
 static uint64_t stays_on(const struct distorch_device *device)
 {
@@ -253,7 +247,7 @@ static void take_devices(const struct distorch_devices *devices, struct wanted *
 			.pci = from->pci,
 			.total = is_host ? from->budget : from->total,
 			/* What drains is refused for that, be it let go of or not. */
-			.free = !is_well && from->draining ? from->budget : room_of(from),
+			.free = !is_well && from->draining ? from->budget : number_of(from->room),
 			.evictable = number_of(from->evictable),
 			.later = number_of(from->later),
 			.held = stays_on(from),

@@ -117,7 +117,7 @@ static void tell(struct top *top, const char *text)
 {
 	top->told = (struct told){0};
 	(void)snprintf(top->told.text, sizeof top->told.text, "%s", text);
-	top->told_until_ms = top_now_ms() + TOLD_MS;
+	top->told_until_ms = ctl_now_ms() + TOLD_MS;
 }
 
 static void order(struct top *top, struct watcher *watcher, enum order_kind kind)
@@ -283,7 +283,7 @@ static void take_news(struct top *top, struct watcher *watcher)
 	}
 	if (told.text[0] != '\0') {
 		top->told = told;
-		top->told_until_ms = top_now_ms() + TOLD_MS;
+		top->told_until_ms = ctl_now_ms() + TOLD_MS;
 	}
 }
 

@@ -196,8 +196,8 @@ DISTORCH_PUBLIC int distorch_server(struct distorch *c, struct distorch_server *
 DISTORCH_PUBLIC int distorch_ping(struct distorch *c);
 
 /*
- * Cancel every running call of this connection that was given 'tag' in its options (0: all
- * that wait for a load or a move). Those calls return -DISTORCH_E_CANCELLED, or their result if that
+ * Cancel every running call of this connection that was given 'tag' in its options (0: all that
+ * wait for a load or a move). Those calls return -DISTORCH_E_CANCELLED, or their result if that
  * came first. Does not wait for them. Not for signal handlers: there, set a flag and let the
  * progress callback return it. Returns 0, or -DISTORCH_E_NOT_FOUND when no such call runs.
  */

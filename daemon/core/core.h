@@ -256,6 +256,8 @@ enum core_limit core_client_limit(const struct core *core, uint32_t uid, bool is
 				  uint64_t *ret_number);
 /* May this client see and use the model (admin, or its uid has presented the file)? */
 bool core_client_may(const struct core *core, uint64_t client, uint64_t model);
+/* May it say where the model's blocks lie (admin, or they are its uid's or nobody's)? */
+bool core_client_may_place(const struct core *core, uint64_t client, uint64_t model);
 /* Has this uid a wish about the model? */
 bool core_uid_has_wish(const struct core *core, uint32_t uid, uint64_t model);
 

@@ -281,9 +281,6 @@ void job_fail(struct core *core, struct job *job, int code)
 			}
 			note_end(core, job, code);
 		}
-		if (model->is_displaced) {
-			reserve_note_failed(core, job, code);
-		}
 		abandon_segments(core, job);
 		/* What it was asked for was wrong, or it serves as before: then it is no fault of it. */
 		model->fail_code = code == WIRE_CANCELLED || code == WIRE_BAD_ARGUMENT ||
@@ -303,6 +300,9 @@ void job_fail(struct core *core, struct job *job, int code)
 	job->model = NULL;
 	model->job = NULL;
 	model_touch(core, model);
+	if (model->is_displaced && job->kind == JOB_LOAD) {
+		reserve_note_failed(core, model, job);
+	}
 	if (job->is_demotion && code != WIRE_CANCELLED && code != WIRE_SHUTTING_DOWN &&
 	    !model_is_leased(model, model->generation) && !model_is_pinned(core, model)) {
 		place_drop_blocks(core, model, job->why);

@@ -49,6 +49,14 @@ static bool is_foreign(const struct model *model, const struct client *client)
 	       !client->is_admin;
 }
 
+bool core_client_may_place(const struct core *core, uint64_t client, uint64_t id)
+{
+	const struct model *model = idtab_find(&core->models, id);
+	const struct client *asking = idtab_find(&core->clients, client);
+
+	return model != NULL && asking != NULL && !is_foreign(model, asking);
+}
+
 bool place_suits(const struct model *model, const struct client *client, uint64_t wanted,
 		 bool is_place)
 {

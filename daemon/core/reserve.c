@@ -81,16 +81,17 @@ void reserve_bring_back(struct core *core, uint32_t device)
 	}
 }
 
-void reserve_note_failed(const struct core *core, const struct job *job, int code)
+void reserve_note_failed(struct core *core, struct model *model, const struct job *job)
 {
+	const int code = job->code;
 	const bool may_pass = code == WIRE_NO_MEMORY || code == WIRE_TOO_MANY ||
 			      code == WIRE_BUSY || code == WIRE_DEVICE_LOST ||
 			      code == WIRE_CANCELLED || code == WIRE_SHUTTING_DOWN;
 
 	if (may_pass || !job->is_return) {
-		retry_later(core, job->model);
+		retry_later(core, model);
 	} else {
-		job->model->is_displaced = false; /* its file is what keeps it away */
+		place_give_up(core, model); /* its file is what keeps it away */
 	}
 }
 

@@ -74,7 +74,7 @@ struct model {
 	uint32_t devices;         /* bits: it has copies there */
 	bool has_host;            /* it has all in images, what lies on other devices too */
 	bool is_displaced;        /* something went for a reservation: it comes back */
-	uint64_t retry_ns;        /* when that is tried again; NEVER: by what happens */
+	uint64_t retry_ns;        /* when that is tried again; NEVER: with the end of one */
 	uint32_t n_tries;         /* in vain */
 	bool is_torn; /* a device that had some of it was lost, or a restart: it comes back */
 	uint64_t torn_placement; /* then: like this, */
@@ -626,7 +626,7 @@ void reserve_bring_back(struct core *core, uint32_t device);
 /* One of them has gone. */
 void reserve_note_displaced(struct model *model);
 /* A job of one ended without it: it is tried again, later each time, or not where that is in vain. */
-void reserve_note_failed(const struct core *core, const struct job *job, int code);
+void reserve_note_failed(struct core *core, struct model *model, const struct job *job);
 uint64_t reserve_retry_at(const struct model *model); /* NEVER: it is not due */
 void reserve_retry(struct core *core);
 /* Let it in, or make room for it, or put it among the older ones. True: it waits. */

@@ -221,6 +221,7 @@ static void what_cannot_be_read_again_has_failed(void **state)
 	assert_non_null(scene_note(scene, CORE_NOTE_LOAD_BEGUN));
 	assert_non_null(scene_note(scene, CORE_NOTE_LOAD_FAILED));
 	assert_int_equal(scene_view(scene, 1).state, CORE_MODEL_FAILED);
+	assert_int_equal(scene_view(scene, 1).placement, CORE_PLACEMENT_ANY); /* as of any other */
 	assert_true(scene->next_deadline_ns > scene->now_ns + 120ULL * ONE_SECOND); /* for good */
 	scene_free(scene);
 }
