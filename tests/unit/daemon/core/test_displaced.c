@@ -110,7 +110,7 @@ static void what_comes_back_takes_nothing_from_others(void **state)
 	for (int how = 0; how < 2; how++) {
 		uint64_t client;
 		struct scene *scene = crowded(&client);
-		uint64_t tried_ns;
+		uint64_t tried_ns = scene->now_ns;
 
 		for (int i = 0; i < 7; i++) {
 			return_in_vain(scene);
