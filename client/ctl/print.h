@@ -7,9 +7,8 @@
 
 #include <stdio.h>
 
-/* verb_devices.c: a line each, with a bar. 'pinned' (0: not said) is of the first. */
-void print_devices(struct ctl *ctl, const struct distorch_device *const *devices, size_t n_devices,
-		   uint64_t pinned);
+/* verb_devices.c: a line each, with a bar. */
+void print_devices(struct ctl *ctl, const struct distorch_device *const *devices, size_t n_devices);
 /* verb_devices.c: NULL: 'word' is none of them, or several. */
 const struct distorch_device *device_find(const struct distorch_devices *devices, const char *word);
 /* verb_ps.c, verb_admin.c: a table. Each returns an exit status. */

@@ -11,7 +11,7 @@
 
 #define BAR_WIDTH 18
 
-static void print_device(struct ctl *ctl, const struct distorch_device *device, uint64_t pinned)
+static void print_device(struct ctl *ctl, const struct distorch_device *device)
 {
 	char bar[BAR_WIDTH * 3 + 8];
 	char used[24];
@@ -25,9 +25,6 @@ static void print_device(struct ctl *ctl, const struct distorch_device *device, 
 		     bar_text(device->used, device->budget, BAR_WIDTH, bar, sizeof bar),
 		     size_text(ctl, device->used, used), size_text(ctl, device->budget, budget),
 		     device->models, device->models == 1 ? "" : "s");
-	if (pinned > 0) {
-		(void)printf(" (%" PRIu64 " pinned)", pinned);
-	}
 	if (device->product != NULL) {
 		(void)printf("   %s", safe_text(device->product, safe, sizeof safe));
 	}
@@ -55,11 +52,10 @@ static void print_device(struct ctl *ctl, const struct distorch_device *device, 
 	(void)putchar('\n');
 }
 
-void print_devices(struct ctl *ctl, const struct distorch_device *const *devices, size_t n_devices,
-		   uint64_t pinned)
+void print_devices(struct ctl *ctl, const struct distorch_device *const *devices, size_t n_devices)
 {
 	for (size_t i = 0; i < n_devices; i++) {
-		print_device(ctl, devices[i], i == 0 ? pinned : 0);
+		print_device(ctl, devices[i]);
 	}
 }
 

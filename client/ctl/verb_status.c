@@ -3,6 +3,7 @@
 #include "options.h"
 #include "print.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -57,11 +58,15 @@ static int print_status(struct ctl *ctl, const struct distorch_status *status)
 	distorch_server_free(server);
 	print_fault(CONFIG_FAULT_TEXT, status->config_fault, CONFIG_FAULT_FIX);
 	print_fault(STATE_FAULT_TEXT, status->state_fault, STATE_FAULT_FIX);
-	print_devices(ctl, status->devices, status->n_devices, status->pinned);
-	(void)printf("  Clients %llu", (unsigned long long)status->clients);
+	print_devices(ctl, status->devices, status->n_devices);
+	(void)printf("  Models %" PRIu64, status->models);
+	if (status->pinned > 0) {
+		(void)printf(" (%" PRIu64 " pinned)", status->pinned);
+	}
+	(void)printf("    clients %" PRIu64, status->clients);
 	if (n_asked > 0) {
-		(void)printf("    hits %llu%%    not read again from disk: %s",
-			     (unsigned long long)(status->hits * 100 / n_asked),
+		(void)printf("    hits %" PRIu64 "%%    not read again from disk: %s",
+			     status->hits * 100 / n_asked,
 			     size_text(ctl, status->bytes_saved, saved));
 	}
 	(void)putchar('\n');

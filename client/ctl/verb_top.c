@@ -46,7 +46,7 @@ static int print_look(struct ctl *ctl, const struct look *look)
 		}
 		return json_print(ctl, object);
 	}
-	print_devices(ctl, status->devices, status->n_devices, status->pinned);
+	print_devices(ctl, status->devices, status->n_devices);
 	(void)putchar('\n');
 	exit_status = print_models(ctl, look->models);
 	(void)putchar('\n');

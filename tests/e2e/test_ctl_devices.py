@@ -26,6 +26,16 @@ def test_devices_tell_the_account(daemon, make_model):
     assert len(on_terminal(daemon, ["devices"], 80).splitlines()) == 2
 
 
+def test_status_counts_models_by_device_and_what_is_pinned_once(start_daemon, make_model):
+    daemon = start_daemon("memory.ram=64M", "sim.count=1", "sim.memory=64M")
+    path = make_model("pinned.safetensors", size=1 << 20)
+    assert ctl(daemon, "load", path, "--to", "sim:0", "--pin").returncode == 0
+    lines = ctl(daemon, "status").stdout.splitlines()
+    assert lines[1].split()[0] == "RAM" and lines[1].endswith("0 models")
+    assert lines[2].split()[0] == "sim:0" and "1 model " in lines[2]
+    assert lines[3].startswith("  Models 1 (1 pinned)    clients 1")
+
+
 @pytest.mark.parametrize("word", ["ram", "cpu", "host", "RAM"])
 def test_one_device_is_shown_in_full(daemon, word):
     text = ctl(daemon, "devices", word).stdout
