@@ -45,6 +45,7 @@ void *idtab_add(struct idtab *tab, uint64_t *ret_id)
 	} else if (tab->n_touched < tab->capacity) {
 		index = tab->n_touched++;
 		slot = slot_at(tab, index);
+		slot->tag = tab->first_tag;
 	} else {
 		return NULL;
 	}

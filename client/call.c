@@ -168,52 +168,68 @@ static struct call *call_find(struct distorch *c, uint32_t id)
 	return NULL;
 }
 
-/* Hand a response to who waits for it. Descriptors that are taken become -1. */
-static void take_response(struct distorch *c, const struct wire_packet *packet, size_t size,
-			  int *fds, uint32_t n_fds)
+/* What came, as fdpass_receive has it. */
+struct arrival {
+	size_t size;
+	int *fds; /* those that are taken become -1 */
+	uint32_t n_fds;
+	bool has_lost_fds; /* this process could not have all of them */
+};
+
+/* Hand a response to who waits for it. */
+static void take_response(struct distorch *c, const struct wire_packet *packet,
+			  const struct arrival *arrival)
 {
 	struct call *call = call_find(c, packet->id);
+	bool is_kept;
 
 	if (call == NULL) {
 		keeper_answered(c, packet); /* or its caller gave up: drop it */
 		return;
 	}
-	if (!packet_has_right_fds(call->method, packet, n_fds)) {
+	if (!arrival->has_lost_fds && !packet_has_right_fds(call->method, packet, arrival->n_fds)) {
 		client_lose(c, DISTORCH_E_BAD_FRAME,
 			    "the daemon sent more or fewer descriptors than announced");
 		return;
 	}
-	call->answer->packet = malloc(size);
-	if (call->answer->packet == NULL) {
-		call->is_without_memory = true;
-		keeper_await(c, call->method, call->id); /* a lease in it ends at once */
+	call->has_lost_fds = arrival->has_lost_fds &&
+			     (!call->needs_no_fds || packet->spill_bytes > 0);
+	is_kept = !call->has_lost_fds;
+	if (is_kept) {
+		call->answer->packet = malloc(arrival->size);
+		is_kept = call->answer->packet != NULL;
+		call->is_without_memory = !is_kept;
+	}
+	if (!is_kept) {
+		keeper_await(c, call->method, call->id); /* what it brought ends at once */
 		keeper_answered(c, packet);
 	} else {
-		memcpy(call->answer->packet, c->in, size);
-		call->answer->size = size;
+		memcpy(call->answer->packet, c->in, arrival->size);
+		call->answer->size = arrival->size;
 		call->answer->serial = c->serial;
-		for (uint32_t i = 0; i < n_fds; i++) {
-			call->answer->fds[i] = steal_fd(&fds[i]);
+		while (!arrival->has_lost_fds && call->answer->n_fds < arrival->n_fds) {
+			call->answer->fds[call->answer->n_fds] =
+				steal_fd(&arrival->fds[call->answer->n_fds]);
+			call->answer->n_fds++;
 		}
-		call->answer->n_fds = n_fds;
 	}
 	call->is_done = true;
 }
 
-static void take_packet(struct distorch *c, size_t size, int *fds, uint32_t n_fds)
+static void take_packet(struct distorch *c, const struct arrival *arrival)
 {
 	struct wire_packet packet;
 	struct wire_fault fault;
 	char text[CLIENT_LOST_SIZE];
 
-	if (wire_decode_packet(c->in, size, &wire_packet_limits, &packet, &fault) < 0) {
+	if (wire_decode_packet(c->in, arrival->size, &wire_packet_limits, &packet, &fault) < 0) {
 		(void)snprintf(text, sizeof text, "the daemon sent what is no message: %s",
 			       fault.text);
 		client_lose(c, DISTORCH_E_BAD_FRAME, text);
 	} else if (packet.kind == WIRE_RESPONSE) {
-		take_response(c, &packet, size, fds, n_fds);
-	} else if (packet.kind == WIRE_EVENT && n_fds == 0) {
-		client_take_event(c, &packet, c->in, size);
+		take_response(c, &packet, arrival);
+	} else if (packet.kind == WIRE_EVENT && arrival->n_fds == 0) {
+		client_take_event(c, &packet, c->in, arrival->size);
 	} else {
 		client_lose(c, DISTORCH_E_BAD_FRAME, "the daemon sent what only a client may send");
 	}
@@ -223,8 +239,7 @@ static void take_packet(struct distorch *c, size_t size, int *fds, uint32_t n_fd
 static void lose_by(struct distorch *c, enum fdpass_status status)
 {
 	if (status == FDPASS_BAD_FDS) {
-		client_lose(c, DISTORCH_E_TOO_MANY,
-			    "descriptors of the daemon were lost; is ulimit -n reached?");
+		client_lose(c, DISTORCH_E_BAD_FRAME, "the daemon sent too many descriptors");
 	} else if (status == FDPASS_TOO_LARGE) {
 		client_lose(c, DISTORCH_E_BAD_FRAME, "the daemon sent too large a packet");
 	} else {
@@ -239,17 +254,23 @@ static void read_packets(struct distorch *c)
 		struct fdpass_packet packet;
 		enum fdpass_status status =
 			fdpass_receive(c->fd, c->in, WIRE_PACKET_BYTES, &packet);
+		/* The message is whole, and only its call fails: with another connection
+		 * nothing would be better. */
+		const bool has_lost_fds = status == FDPASS_BAD_FDS && packet.n_fds < FDPASS_MAX_FDS;
 
 		if (status == FDPASS_AGAIN) {
 			return;
 		}
-		if (status != FDPASS_OK) {
+		if (status != FDPASS_OK && !has_lost_fds) {
 			fdpass_close_all(packet.fds, packet.n_fds);
 			lose_by(c, status);
 			return;
 		}
 		c->heard_ms = client_now_ms();
-		take_packet(c, packet.size, packet.fds, packet.n_fds);
+		take_packet(c, &(struct arrival){.size = packet.size,
+						 .fds = packet.fds,
+						 .n_fds = packet.n_fds,
+						 .has_lost_fds = has_lost_fds});
 		fdpass_close_all(packet.fds, packet.n_fds); /* what nobody took */
 	}
 }
@@ -402,6 +423,13 @@ static int call_wait(struct distorch *c, const struct request *request, struct c
 		}
 		client_turn(c, until - now);
 	}
+	if (call->has_lost_fds) {
+		return failure_set(DISTORCH_E_TOO_MANY, 0,
+				   "close some, or raise the limit: ulimit -n",
+				   "the descriptors of the answer to %s were lost: this process "
+				   "may open no more",
+				   wire_messages[call->method].method);
+	}
 	return call->is_without_memory ? failure_memory() : 0;
 }
 
@@ -429,6 +457,7 @@ static int call_run(struct distorch *c, const struct request *request, struct an
 	struct call call = {
 		.method = request->method,
 		.tag = request->tag,
+		.needs_no_fds = request->needs_no_fds,
 		.has_progress = request->method == WIRE_METHOD_LOAD ||
 				request->method == WIRE_METHOD_PLACE,
 		.answer = answer,

@@ -68,6 +68,7 @@ struct request {
 	struct source *source; /* the rest of its files follows; NULL: there is none */
 	bool is_patient;       /* waits as long as the daemon answers pings */
 	bool is_hello;         /* goes out while is_opening */
+	bool needs_no_fds;     /* of its answer: it counts without them */
 	uint64_t tag;
 	distorch_progress_fn progress;
 	void *user;
@@ -93,6 +94,8 @@ struct call {
 	bool has_progress;      /* a load or a move */
 	bool is_done;           /* 'answer' is there */
 	bool is_without_memory; /* the answer came, but could not be kept */
+	bool needs_no_fds;      /* as the request's */
+	bool has_lost_fds;      /* the answer came, but not its descriptors */
 	bool is_cancelled;      /* by us; 'cancel' was sent */
 	uint64_t cancelled_ms;
 	bool has_news; /* of progress */

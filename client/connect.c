@@ -465,6 +465,7 @@ struct distorch *distorch_close(struct distorch *c)
 	pthread_mutex_lock(&c->lock);
 	c->is_closed = true;
 	keeper_pay(c);
+	keeper_part(c);
 	if (c->fd >= 0) {
 		(void)shutdown(c->fd, SHUT_RDWR); /* wakes who polls it; what was sent arrives */
 		(void)close(c->fd);
@@ -568,6 +569,9 @@ int client_enter(struct distorch *c)
 
 	if (rc < 0) {
 		return rc;
+	}
+	if (!c->is_lost && !c->is_led) {
+		client_read(c); /* it may have hung up while nobody looked */
 	}
 	if (c->is_lost && client_can_return(c)) { /* or in a forked child */
 		rc = client_connect(c);

@@ -52,8 +52,16 @@ struct failure {
 	struct distorch_error *error; /* owner: the failure; NULL: nothing failed */
 };
 
-static const struct distorch_error no_error = {.word = "ok", .message = ""};
+#define NO_DETAILS                                                                          \
+	.need = DISTORCH_ABSENT, .budget = DISTORCH_ABSENT, .free = DISTORCH_ABSENT,        \
+	.evictable = DISTORCH_ABSENT, .held = DISTORCH_ABSENT, .foreign = DISTORCH_ABSENT,  \
+	.in_use = DISTORCH_ABSENT, .pinned = DISTORCH_ABSENT, .sys_errno = DISTORCH_ABSENT, \
+	.offset = DISTORCH_ABSENT, .current = DISTORCH_ABSENT, .min = DISTORCH_ABSENT,      \
+	.max = DISTORCH_ABSENT
+
+static const struct distorch_error no_error = {.word = "ok", .message = "", NO_DETAILS};
 static const struct distorch_error memory_error = {
+	NO_DETAILS,
 	.code = DISTORCH_E_INTERNAL,
 	.exit_code = 1,
 	.word = "internal",
@@ -181,30 +189,19 @@ static bool code_is_retryable(int code)
 		wire_code_info((enum wire_code)code)->is_retryable);
 }
 
-static void absent_details(struct distorch_error *error)
-{
-	uint64_t *const numbers[] = {
-		&error->need,    &error->budget, &error->free,   &error->evictable, &error->held,
-		&error->foreign, &error->in_use, &error->pinned, &error->sys_errno, &error->offset,
-		&error->current, &error->min,    &error->max,
-	};
-
-	for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-		*numbers[i] = DISTORCH_ABSENT;
-	}
-}
-
 static struct distorch_error *error_new(int code)
 {
 	struct distorch_error *error = result_new(sizeof *error);
 
 	if (error != NULL) {
-		absent_details(error);
-		error->code = code;
-		error->word = distorch_code_word(code);
-		error->exit_code = distorch_code_exit(code);
-		error->is_retryable = code_is_retryable(code);
-		error->message = distorch_code_text(code);
+		*error = (struct distorch_error){
+			NO_DETAILS,
+			.code = code,
+			.word = distorch_code_word(code),
+			.exit_code = distorch_code_exit(code),
+			.is_retryable = code_is_retryable(code),
+			.message = distorch_code_text(code),
+		};
 	}
 	return error;
 }
@@ -286,10 +283,12 @@ static bool error_fill(void *result, const struct wire_error *from, struct disto
 {
 	enum wire_code code = wire_code_find(from->code);
 
-	absent_details(error);
-	error->code = (int)code;
-	error->exit_code = distorch_code_exit(error->code);
-	error->is_retryable = from->retryable;
+	*error = (struct distorch_error){
+		NO_DETAILS,
+		.code = (int)code,
+		.exit_code = distorch_code_exit((int)code),
+		.is_retryable = from->retryable,
+	};
 	return convert_text(result, true, from->code, &error->word) &&
 	       convert_text(result, true, from->message, &error->message) &&
 	       convert_text(result, from->has_hint, from->hint, &error->hint) &&

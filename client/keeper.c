@@ -64,50 +64,50 @@ static void lease_free(struct kept_lease *lease)
  * takes nothing now. */
 static bool tell_over(struct distorch *c, struct kept_lease *lease)
 {
+	const struct wire_release_request release = {.token = lease->number};
 	const struct wire_detach_request detach = {.lease = lease->number};
 	const struct wire_unmapped_request unmapped = {.lease = lease->number,
 						       .has_epoch = true,
 						       .epoch = lease->epoch};
+	bool is_told;
 
 	lease->told_id = c->next_id;
 	lease->told_serial = c->serial;
-	if (lease->serial == c->serial ? client_post(c, WIRE_METHOD_DETACH, &detach)
-				       /* Of a connection that broke: held until this word. */
-				       : client_post(c, WIRE_METHOD_UNMAPPED, &unmapped)) {
-		return true;
+	if (lease->awaited == WIRE_METHOD_RESERVE) {
+		is_told = client_post(c, WIRE_METHOD_RELEASE, &release);
+	} else if (lease->serial == c->serial) {
+		is_told = client_post(c, WIRE_METHOD_DETACH, &detach);
+	} else { /* of a connection that broke: held until this word */
+		is_told = client_post(c, WIRE_METHOD_UNMAPPED, &unmapped);
 	}
-	lease->told_id = 0;
-	return false;
+	lease->told_id = is_told ? lease->told_id : 0;
+	return is_told;
 }
 
-/* The lease that a response brings; 0: none. */
-static uint64_t lease_of(enum wire_method method, const struct wire_packet *packet)
+/* The lease or the reservation that a response brings; 0: none. */
+static uint64_t number_of(enum wire_method method, const struct wire_packet *packet)
 {
-	struct wire_load_response load;
-	struct wire_attach_response attach;
+	union wire_body body;
 	struct wire_fault fault;
 
-	if (packet->error != NULL || packet->body == NULL) {
+	if (packet->error != NULL || packet->body == NULL ||
+	    wire_decode_body(wire_messages[method].response, packet->body, packet->body_size, false,
+			     &body, &fault) < 0) {
 		return 0;
 	}
 	if (method == WIRE_METHOD_LOAD) {
-		return wire_decode_body(&wire_type_load_response, packet->body, packet->body_size,
-					false, &load, &fault) == 0 &&
-				       load.has_lease
-			       ? load.lease
-			       : 0;
+		return body.load_response.has_lease ? body.load_response.lease : 0;
 	}
-	return wire_decode_body(&wire_type_attach_response, packet->body, packet->body_size, false,
-				&attach, &fault) == 0
-		       ? attach.lease
-		       : 0;
+	return method == WIRE_METHOD_ATTACH ? body.attach_response.lease
+					    : body.reserve_response.token;
 }
 
 void keeper_await(struct distorch *c, enum wire_method method, uint32_t id)
 {
 	struct kept_lease *lease = NULL;
 
-	if (method == WIRE_METHOD_LOAD || method == WIRE_METHOD_ATTACH) {
+	if (method == WIRE_METHOD_LOAD || method == WIRE_METHOD_ATTACH ||
+	    method == WIRE_METHOD_RESERVE) {
 		lease = calloc(1, sizeof *lease);
 	}
 	if (lease != NULL) {
@@ -127,10 +127,11 @@ void keeper_answered(struct distorch *c, const struct wire_packet *packet)
 
 		if (lease->told_id == packet->id && lease->told_serial == c->serial) {
 			lease_free(lease);
+			keeper_pay(c); /* what the socket did not take before */
 			return;
 		}
 		if (lease->awaited_id == packet->id && lease->serial == c->serial) {
-			lease->number = lease_of(lease->awaited, packet);
+			lease->number = number_of(lease->awaited, packet);
 			lease->awaited_id = 0;
 			lease->is_over = true;
 			if (lease->number == 0) {
@@ -142,10 +143,18 @@ void keeper_answered(struct distorch *c, const struct wire_packet *packet)
 	}
 }
 
-/* What was awaited on a connection that is gone went with it. */
+/* What was awaited on a connection that is gone went with it, and so did a reservation. */
 static bool is_in_vain(const struct distorch *c, const struct kept_lease *lease)
 {
-	return lease->awaited_id != 0 && lease->serial != c->serial;
+	return lease->serial != c->serial &&
+	       (lease->awaited_id != 0 || lease->awaited == WIRE_METHOD_RESERVE);
+}
+
+/* It is over, and this connection has not said so: it takes no more, or is lost. */
+static bool is_untold(const struct distorch *c, const struct kept_lease *lease)
+{
+	return lease->is_over && lease->epoch != 0 && lease->awaited != WIRE_METHOD_RESERVE &&
+	       (lease->told_id == 0 || lease->told_serial != c->serial);
 }
 
 void keeper_pay(struct distorch *c)
@@ -183,7 +192,10 @@ void keeper_drop(struct distorch *c)
 
 void keeper_orphan(struct distorch *c)
 {
-	c->has_keeper = false;
+	if (c->has_keeper) {
+		(void)__atomic_sub_fetch(&c->n_refs, 1, __ATOMIC_RELAXED); /* its thread's */
+		c->has_keeper = false;
+	}
 	LIST_FOR_EACH (link, &c->leases) {
 		struct kept_lease *lease = container_of(link, struct kept_lease, link);
 
@@ -220,7 +232,8 @@ static bool assert_again(struct distorch *c, struct kept_lease *lease)
 					.body = &body,
 					.fds = &fd,
 					.n_fds = 1,
-					.is_hello = true};
+					.is_hello = true,
+					.needs_no_fds = true};
 	AUTO_ANSWER struct answer answer = {0};
 	struct wire_attach_response response;
 	int rc = client_call(c, &request, &answer, &response);
@@ -327,7 +340,7 @@ static void *keep(void *argument)
 		} else if (!c->is_lost) {
 			wait_ms = FIRST_WAIT_MS;
 			listen_in(c);
-		} else if (client_connect(c) < 0) {
+		} else if (client_connect(c) < 0 || c->is_lost) { /* also while restoring */
 			client_follow(c, wait_ms);
 			wait_ms = wait_ms * 2 < LONGEST_WAIT_MS ? wait_ms * 2 : LONGEST_WAIT_MS;
 		}
@@ -373,17 +386,62 @@ void keeper_start(struct distorch *c)
 
 /* ---- the end of a lease ---- */
 
-/* What is told of a lease whose connection was closed before. */
+/* What is told of leases whose connection was closed before. */
 struct farewell {
-	struct wire_unmapped_request body;
 	char *path;
+	size_t n_bodies;
+	struct wire_unmapped_request bodies[];
 };
 
 static struct farewell *farewell_free(struct farewell *farewell)
 {
-	free(farewell->path);
-	free(farewell);
+	if (farewell != NULL) {
+		free(farewell->path);
+		free(farewell);
+	}
 	return NULL;
+}
+
+/* NULL: no memory; what it is for is held until this process ends. */
+static struct farewell *farewell_new(const struct distorch *c, size_t n_bodies)
+{
+	struct farewell *farewell =
+		calloc(1, sizeof *farewell + n_bodies * sizeof farewell->bodies[0]);
+
+	if (farewell != NULL) {
+		farewell->path = strdup(c->path);
+	}
+	return farewell != NULL && farewell->path == NULL ? farewell_free(farewell) : farewell;
+}
+
+static void farewell_add(struct farewell *farewell, const struct kept_lease *lease)
+{
+	farewell->bodies[farewell->n_bodies++] =
+		(struct wire_unmapped_request){.lease = lease->number,
+					       .has_epoch = true,
+					       .epoch = lease->epoch};
+}
+
+/* It is not found until the daemon has seen that its connection was closed: '*wait_ms' grows. */
+static int say_unmapped(struct distorch *c, const struct wire_unmapped_request *body,
+			uint64_t *wait_ms)
+{
+	const struct request request = {.method = WIRE_METHOD_UNMAPPED, .body = body};
+
+	for (;;) {
+		AUTO_ANSWER struct answer answer = {0};
+		struct wire_unmapped_response response;
+		int rc = client_call(c, &request, &answer, &response);
+
+		if (rc != -DISTORCH_E_NOT_FOUND) {
+			return rc;
+		}
+		if (*wait_ms > LONGEST_WAIT_MS) {
+			return 0; /* it was not mapped, and went with its connection */
+		}
+		(void)poll(NULL, 0, (int)*wait_ms); /* only a pause */
+		*wait_ms *= 2;
+	}
 }
 
 static void *say_farewell(void *argument)
@@ -391,14 +449,15 @@ static void *say_farewell(void *argument)
 	struct farewell *farewell = argument;
 	const struct distorch_options options = {.size = sizeof options,
 						 .timeout_ms = LONGEST_WAIT_MS};
-	const struct request request = {.method = WIRE_METHOD_UNMAPPED, .body = &farewell->body};
+	uint64_t wait_ms = FIRST_WAIT_MS;
 	struct distorch *c;
 
 	if (distorch_open(farewell->path, &options, &c) == 0) {
-		AUTO_ANSWER struct answer answer = {0};
-		struct wire_unmapped_response response;
-
-		(void)client_call(c, &request, &answer, &response); /* else it ends with us */
+		for (size_t i = 0; i < farewell->n_bodies; i++) {
+			if (say_unmapped(c, &farewell->bodies[i], &wait_ms) < 0) {
+				break; /* the rest ends with this process */
+			}
+		}
 		(void)distorch_close(c);
 	}
 	(void)farewell_free(farewell);
@@ -406,30 +465,49 @@ static void *say_farewell(void *argument)
 }
 
 /* By a connection of its own, and not by who lets go: that does not block. */
-static void begin_farewell(const struct distorch *c, const struct kept_lease *lease)
+static void farewell_begin(struct farewell *farewell)
 {
-	struct farewell *farewell = calloc(1, sizeof *farewell);
+	if (farewell->n_bodies == 0 || !start_thread(say_farewell, farewell)) {
+		(void)farewell_free(farewell); /* held until this process ends */
+	}
+}
 
+void keeper_part(struct distorch *c)
+{
+	struct farewell *farewell;
+	size_t n_untold = 0;
+
+	LIST_FOR_EACH (link, &c->leases) {
+		n_untold += is_untold(c, container_of(link, struct kept_lease, link)) ? 1 : 0;
+	}
+	farewell = n_untold == 0 ? NULL : farewell_new(c, n_untold);
 	if (farewell == NULL) {
-		return; /* held until this process ends */
+		return;
 	}
-	farewell->body = (struct wire_unmapped_request){.lease = lease->number,
-							.has_epoch = true,
-							.epoch = lease->epoch};
-	farewell->path = strdup(c->path);
-	if (farewell->path == NULL || !start_thread(say_farewell, farewell)) {
-		(void)farewell_free(farewell); /* likewise */
+	LIST_FOR_EACH (link, &c->leases) {
+		const struct kept_lease *lease = container_of(link, struct kept_lease, link);
+
+		if (is_untold(c, lease)) {
+			farewell_add(farewell, lease);
+		}
 	}
+	farewell_begin(farewell);
 }
 
 void keeper_over(struct distorch *c, struct kept_lease *lease)
 {
+	struct farewell *farewell = NULL;
+
 	if (c->pid != getpid()) {
 		return; /* a process that took no part; it goes with that */
 	}
 	pthread_mutex_lock(&c->lock);
 	if (c->is_closed && lease->epoch != 0) { /* 0: a parent's */
-		begin_farewell(c, lease);
+		farewell = farewell_new(c, 1);
+	}
+	if (farewell != NULL) {
+		farewell_add(farewell, lease);
+		farewell_begin(farewell);
 	}
 	lease->is_over = true;
 	keeper_pay(c);

@@ -10,8 +10,9 @@
 #include "client/client.h"
 
 /*
- * A lease as the connection knows it. owner: distorch::leases, from the answer that brought it
- * until the daemon was told of its end; its weights point to it. Guarded by the connection's lock.
+ * A lease as the connection knows it, or a reservation that nobody waits for any more. owner:
+ * distorch::leases, from the answer that brought it until the daemon was told of its end; its
+ * weights point to it. Guarded by the connection's lock.
  */
 struct kept_lease {
 	struct list link;
@@ -23,7 +24,7 @@ struct kept_lease {
 	uint32_t told_id;         /* the request that told it, until it is answered; 0: none */
 	uint64_t told_serial;     /* of the connection of that request */
 	uint32_t awaited_id;      /* a request that was given up and may still bring it; 0: none */
-	enum wire_method awaited; /* which one that was */
+	enum wire_method awaited; /* which one that is or was */
 };
 
 /* Take note of a lease of the current connection; lock not held. NULL: no memory. */
@@ -40,10 +41,11 @@ void keeper_over(struct distorch *c, struct kept_lease *lease);
 void keeper_pay(struct distorch *c); /* tell of ended leases as far as the socket takes it */
 /* A response that no call waits for; 'packet' is its own. */
 void keeper_answered(struct distorch *c, const struct wire_packet *packet);
-/* A request is given up that may still bring a lease: that ends as soon as it comes. Without
- * memory it stays until the connection ends. */
+/* A request is given up that may still bring a lease or a reservation: that ends as soon as it
+ * comes. Without memory it stays until the connection ends. */
 void keeper_await(struct distorch *c, enum wire_method method, uint32_t id);
 void keeper_restore(struct distorch *c); /* after a connect: leases and subscription again */
+void keeper_part(struct distorch *c);    /* at its close: tell the rest by another connection */
 void keeper_drop(struct distorch *c);    /* at the end of the connection's memory */
 void keeper_orphan(struct distorch *c);  /* in a forked child: they are the parent's */
 void keeper_start(struct distorch *c);   /* where it does not run yet */

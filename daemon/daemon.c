@@ -45,6 +45,7 @@
 
 #define RESULTS_A_TURN 64 /* then requests get their turn again */
 #define STALL_MS       30000
+#define FIRST_TAG_MASK 0xffffeU    /* even; small: a number with it is exact as a double too */
 #define STOP_LIMIT_NS  2000000000U /* for what may block for ever */
 
 struct client *daemon_find_client(const struct daemon *daemon, uint64_t id)
@@ -259,6 +260,7 @@ static int init_core(struct daemon *daemon, struct err *err)
 		.max_segments = 65536,
 		.max_reservations = DAEMON_MAX_RESERVATIONS,
 		.max_reservations_per_uid = DAEMON_MAX_RESERVATIONS / 2,
+		.first_tag = (uint32_t)daemon->epoch & FIRST_TAG_MASK,
 		.linger_ns = daemon->config->gpu_linger_ns,
 		.max_leases = DAEMON_MAX_LEASES,
 		.max_leases_per_uid = DAEMON_MAX_LEASES / 2,

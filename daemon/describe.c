@@ -392,7 +392,7 @@ void describe_model(const struct daemon *daemon, const struct client *viewer,
 		wire->ttl_left_ms = ttl_left_ms(daemon, view);
 	}
 	placement = placement_find(daemon, view->placement);
-	if (placement != NULL) {
+	if (placement != NULL && placement->allocation[0] != '\0') { /* else virtual_vram says it */
 		wire->has_allocation = true;
 		wire->allocation = wire_str(placement->allocation);
 	}

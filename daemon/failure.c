@@ -241,8 +241,12 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 	}
 	switch ((int)code) {
 	case WIRE_NOT_RESIDENT:
-		failure_set_not_resident(failure, name);
-		return;
+		if (action->model != 0) {
+			failure_set_not_resident(failure, name);
+			return;
+		}
+		failure_set(failure, code, "nobody has loaded this file");
+		break;
 	case WIRE_STALE:
 		failure_set(failure, code,
 			    "%s has changed on disk since it was loaded (generation %llu)", name,

@@ -19,13 +19,15 @@ static void add_own(const struct daemon *daemon, uint64_t model,
 
 	while (model != 0 && core_segment_next(daemon->core, model, &cursor, &segment)) {
 		struct plan_device *device = &devices[segment.device];
+		const bool is_published = segment.state == SEGMENT_READY &&
+					  segment.last == UINT64_MAX;
 
 		if (segment.may_go) {
 			device->evictable -= segment.bytes;
-		} else if (segment.state == SEGMENT_READY) {
+		} else if (is_published) {
 			device->held -= segment.bytes;
 		}
-		if (segment.state == SEGMENT_READY && segment.last == UINT64_MAX) {
+		if (is_published) {
 			device->free += segment.bytes;
 		}
 	}

@@ -130,6 +130,7 @@ struct core *core_init(void *memory, const struct core_config *config)
 	init_table(&core->waiters, &at, config->max_waiters, sizeof(struct waiter));
 	init_table(&core->users, &at, user_capacity(config), sizeof(struct user));
 	init_table(&core->reservations, &at, config->max_reservations, sizeof(struct reservation));
+	core->leases.first_tag = core->reservations.first_tag = config->first_tag;
 	init_timers(&core->reservation_ends, &at, config->max_reservations);
 	core->n_hash = hash_size(model_capacity(config));
 	core->hash = take_part(&at, core->n_hash, sizeof *core->hash);

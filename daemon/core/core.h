@@ -42,6 +42,8 @@ struct core_config {
 	uint32_t max_wishes;               /* (uid, model) pairs */
 	uint32_t n_devices;                /* at most CORE_MAX_DEVICES */
 	uint32_t loads_per_uid;
+	/* Even, other in each life: what names a lease or a reservation names none of a later one. */
+	uint32_t first_tag;
 	uint64_t linger_ns;     /* that blocks stay on other devices unused; 0: until needed */
 	uint64_t idle_evict_ns; /* for models that nobody named a time for; 0: until needed */
 	/* What one uid may have of a device while loads of others wait; both 0: as much as there is. */

@@ -216,9 +216,9 @@ def test_attach_by_name_id_prefix_and_path(connect, make_model):
 
 def test_attach_of_what_is_not_resident_says_so(connect, make_model, distorch):
     path = make_model()
-    with pytest.raises(distorch.Error) as caught:
+    with pytest.raises(distorch.Error, match="nobody has loaded this file") as caught:
         connect().attach(path)
-    assert caught.value.code in ("not-resident", "not-found")
+    assert caught.value.code == "not-resident" and "load it first" in caught.value.hint
     d = connect()
     d.load(path)
     d.unload(str(path))
@@ -681,6 +681,12 @@ def test_flags_and_numbers_reach_the_daemon(connect, make_model):
 
 
 # ---- around the package ----
+
+
+def test_what_calls_return_can_be_imported(distorch):
+    made = {name for name, thing in vars(distorch.results).items()
+            if isinstance(thing, type) and thing.__module__ == distorch.results.__name__}
+    assert made <= set(distorch.__all__) and all(hasattr(distorch, name) for name in made)
 
 
 def test_after_the_daemons_end_a_new_connection_goes_on(start_daemon, distorch, make_model):

@@ -196,6 +196,24 @@ def test_what_does_not_fit_is_refused_with_numbers(raw, tmp_path):
     unload_all(raw)
 
 
+def test_what_a_move_left_behind_in_use_is_counted_as_that(cards, raw, tmp_path):
+    """The model's own copies are no room for its next place while somebody reads the older ones."""
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [9 * MIB] * 5)
+    lease = load(raw, path, "sim:0")
+    used = account(raw, "sim:0")["used"]
+    raw.call("place", {"model": path.name, "allocation": "sim:1"})
+    refused = ctl(cards, "plan", path.name, "sim:0")
+    assert refused.returncode == 6
+    assert f"{used >> 20}.0M in use or pinned); in use: " in refused.stderr, refused.stderr
+    lease.close()
+    assert ctl(cards, "plan", path.name, "sim:0").returncode == 0
+    moved = ctl_json(cards, "place", path.name, "--virtual-vram", "20M", "--compute", "sim:0")
+    assert len(moved["where"]) == 2
+    assert ctl_json(cards, "show", path.name)["allocation"] is None
+    unload_all(raw)
+
+
 def test_who_has_the_room_is_named_to_who_gets_none(cards, raw, tmp_path):
     path, other = tmp_path / "m.safetensors", tmp_path / "n.safetensors"
     make_blocks(path, [9 * MIB] * 5)

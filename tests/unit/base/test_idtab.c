@@ -63,6 +63,26 @@ static void a_removed_id_stays_dead_when_its_slot_lives_again(void **state)
 	assert_ptr_equal(idtab_find(&table.tab, fresh), thing);
 }
 
+/* Two lives of a program that begin elsewhere have no id in common. */
+static void ids_begin_where_they_are_told_to(void **state)
+{
+	struct table table;
+	uint64_t id = 0;
+	struct thing *thing;
+
+	(void)state;
+	make(&table);
+	table.tab.first_tag = 6;
+	assert_non_null(idtab_add(&table.tab, &id));
+	assert_true(id == ((uint64_t)7 << 32 | 1));
+	thing = idtab_add(&table.tab, &id);
+	assert_true(id == ((uint64_t)7 << 32 | 2));
+	assert_null(idtab_find(&table.tab, (uint64_t)1 << 32 | 2));
+	idtab_remove(&table.tab, thing);
+	assert_ptr_equal(idtab_add(&table.tab, &id), thing);
+	assert_true(id == ((uint64_t)9 << 32 | 2));
+}
+
 static void invented_ids_find_nothing(void **state)
 {
 	struct table table;
@@ -271,6 +291,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_added_is_found_by_its_id),
 		cmocka_unit_test(a_removed_id_stays_dead_when_its_slot_lives_again),
+		cmocka_unit_test(ids_begin_where_they_are_told_to),
 		cmocka_unit_test(invented_ids_find_nothing),
 		cmocka_unit_test(the_tag_of_a_free_slot_finds_nothing),
 		cmocka_unit_test(a_full_table_gives_nothing_until_one_goes),
