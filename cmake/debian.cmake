@@ -57,7 +57,6 @@ file(WRITE ${work}/debian/distorchd/etc/distorchd/distorchd.conf
 file(RPATH_REMOVE FILE ${work}/debian/distorchd/usr/bin/distorchctl) # the library is the system's
 run(dh_installdocs -p distorchd ${source}/README.md ${source}/SECURITY.md)
 run(dh_installdocs -p libdistorch1 -p libdistorch-dev -p python3-distorch)
-run(dh_installexamples -p libdistorch-dev ${source}/docs/examples/.)
 run(dh_installchangelogs)
 run(dh_strip --no-automatic-dbgsym)
 run(dh_compress)

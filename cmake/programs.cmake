@@ -99,6 +99,12 @@ target_link_libraries(distorchd-worker PRIVATE room_daemon_device)
 install(TARGETS distorchd distorchd-hold RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(TARGETS distorchd-worker RUNTIME DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/distorchd)
 
+# ---- for whoever programs against it: what the header and libdistorch(3) name ----
+install(FILES docs/protocol.md DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT libdistorch-dev)
+install(FILES docs/examples/load.c docs/examples/placed.c docs/examples/placed.py
+	docs/examples/tensors.cpp docs/examples/unload_not_kept.c
+	DESTINATION ${CMAKE_INSTALL_DOCDIR}/examples COMPONENT libdistorch-dev)
+
 # ---- for whoever watches it ----
 install(FILES docs/allocation-strings.md docs/devices.md docs/memory-model.md docs/metrics.md
 	docs/operations.md DESTINATION ${CMAKE_INSTALL_DOCDIR})

@@ -1,31 +1,41 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * libdistorch: the public interface of distorchd, a daemon that owns the weights of models
- * and hands them without a copy to every process that asks.
+ * and hands them without a copy to every process that asks. What is named docs/... below lies in
+ * the source, and in PREFIX/share/doc/distorchd where this is installed.
  *
  * Common rules, not repeated below:
  *  - Functions return 0, or a negative -DISTORCH_E_...; then out-parameters are untouched
  *    and distorch_error() tells more. Out-parameters come last.
+ *  - Lists of codes have what belongs to the call. Any that asks the daemon may also fail with
+ *    NO_CONNECTION, SHUTTING_DOWN, TIMEOUT (no answer in time), TOO_MANY (calls at once; places or
+ *    descriptors in the daemon), BAD_ARGUMENT and TOO_LARGE (a text, a list or a number, or all of
+ *    them together, is over the limits in docs/protocol.md), NO_MEMORY and INTERNAL.
  *  - Strings are UTF-8 and end with a NUL. Names and paths come from files and other users:
  *    make control characters harmless before you print them. NULL means "absent". A NULL where
  *    a string has to be given, or within a list of strings, is -DISTORCH_E_BAD_ARGUMENT.
  *  - Numbers that may be absent are DISTORCH_ABSENT then. Sizes are bytes, times milliseconds.
  *  - Structures that you fill begin with 'size': set it to sizeof of the structure and the
- *    rest to zero, so that a newer library knows which members you know. Structures that the
- *    library fills may grow at their end; they are reached through pointers only.
+ *    rest to zero, so that a newer library knows which members you know. A member that is set and
+ *    that this library does not know is -DISTORCH_E_UNSUPPORTED, a wrong 'size' _BAD_ARGUMENT.
+ *    Structures that the library fills may grow at their end; they are reached through pointers
+ *    only.
  *  - What a function returns in 'ret_x' is yours; free it by the function named there. All
  *    pointers inside it die with it.
  *  - Any thread may call at any time, also several on one connection. A call blocks until
- *    the daemon has answered, at most 'timeout_ms' of the connection unless it says else.
+ *    the daemon has answered, at most 'timeout_ms' of the connection unless it says else. The daemon
+ *    has 31 calls of a connection at once: a further one waits for the end of one of them, after
+ *    'timeout_ms' it is -DISTORCH_E_TOO_MANY. Who has more open a second connection.
  *  - No call raises SIGPIPE; every descriptor is close-on-exec.
- *  - When the daemon dies, calls in flight fail with DISTORCH_E_NO_CONNECTION and the next call
- *    connects again. What is mapped stays as it is; a small thread of the library, which runs
- *    from the first weights or subscription on, asserts the leases again when a daemon is back.
+ *  - When the daemon ends, calls in flight fail with DISTORCH_E_NO_CONNECTION (or _SHUTTING_DOWN,
+ *    where it ended in order), and the next call connects again; of distorch_next_event see there.
+ *    What is mapped stays as it is; a small thread of the library, which runs from the first
+ *    weights or subscription on, connects and asserts the leases again when a daemon is back.
  *    One that it does not have any more is the event "lost"; a subscription begins with
- *    "overflow" then, because something may have been missed.
+ *    "overflow" then, because something may have been missed. Reservations have ended.
  *  - After fork() the child's first call opens a connection of its own. Weights attached
  *    before stay readable in the child; the daemon counts them for the parent only.
- *  - All of it is there since 1.0.
+ *  - All of it is there since 0.1.
  */
 #ifndef DISTORCH_H
 #define DISTORCH_H
@@ -157,27 +167,28 @@ struct distorch_options {
 /* Who answered the hello. */
 struct distorch_server {
 	const char *socket_path;
-	const char *version; /* "distorchd/1.0.0" */
+	const char *version; /* "distorchd/0.1.0" */
 	const char *role;    /* "user" or "admin" */
 	uint64_t protocol;
 	uint64_t epoch;  /* differs after each start of the daemon */
 	uint64_t client; /* this connection's number in listings */
 };
 
-/* The library's version, "1.0.0". */
+/* The library's version, "0.1.0". */
 DISTORCH_PUBLIC const char *distorch_version(void);
 
 /*
  * Write the path that distorch_open(NULL, ...) would use into 'buffer' of 'buffer_size' bytes:
  * $DISTORCH_SOCKET, else $XDG_RUNTIME_DIR/distorchd/distorchd.sock if that exists, else
- * /run/distorchd/distorchd.sock. Returns 0 or -DISTORCH_E_TOO_LARGE. Does not block.
+ * /run/distorchd/distorchd.sock. Does not block. Codes: TOO_LARGE, BAD_ARGUMENT (no 'buffer').
  */
 DISTORCH_PUBLIC int distorch_default_path(char *buffer, size_t buffer_size);
 
 /*
  * Connect to the daemon at 'path' (NULL: the default) and say hello. 'options' may be NULL.
  * Strings in 'options' are copied. Close with distorch_close. Blocks at most 'timeout_ms'.
- * Codes: NO_CONNECTION, NOT_ALLOWED, VERSION, TOO_MANY, TIMEOUT, SHUTTING_DOWN, BAD_ARGUMENT.
+ * Codes: NO_CONNECTION, NOT_ALLOWED, VERSION, TOO_MANY, TIMEOUT, SHUTTING_DOWN, BAD_ARGUMENT,
+ * UNSUPPORTED.
  */
 DISTORCH_PUBLIC int distorch_open(const char *path, const struct distorch_options *options,
 				  struct distorch **ret_c);
@@ -240,7 +251,8 @@ struct distorch_model {
 	const char *format;
 	size_t n_users;
 	const struct distorch_holder *const *users; /* the first of those who lease it */
-	const char *allocation; /* by which its blocks were placed; NULL: all in images */
+	/* By which its blocks were placed; NULL: by virtual VRAM, or all in images. */
+	const char *allocation;
 	size_t n_older;
 	/* What generations before it still have, for those who lease or map them. */
 	const struct distorch_place *const *older;
@@ -343,18 +355,27 @@ DISTORCH_PUBLIC struct distorch_weights *distorch_weights_unref(struct distorch_
 
 DISTORCH_PUBLIC const char *distorch_weights_model(const struct distorch_weights *weights); /* id */
 DISTORCH_PUBLIC uint64_t distorch_weights_generation(const struct distorch_weights *weights);
+
+/* The lease's number, as events say it: no other one has it, in no life of the daemon. It is
+ * another one after the library has asserted the lease again; weights that are lost keep theirs,
+ * and the event "lost" says that. 0: they only describe. */
 DISTORCH_PUBLIC uint64_t distorch_weights_lease(const struct distorch_weights *weights);
 
-/* The image of shard 'shard': the file's bytes at the file's offsets, 2 MiB-aligned. NULL, and
- * a size of 0, beyond the last shard or where nothing is mapped. 'ret_bytes' may be NULL. */
+/*
+ * The image of shard 'shard', 2 MiB-aligned: the file's bytes at the file's offsets. Where tensors
+ * lie on devices, be it that somebody else placed them so, it is sparse: what is there of the
+ * file are its header and the tensors whose 'device' is "cpu", the rest reads as zeros. NULL, and
+ * a size of 0, beyond the last shard or where nothing is mapped. 'ret_bytes' may be NULL.
+ */
 DISTORCH_PUBLIC void *distorch_weights_base(const struct distorch_weights *weights, uint32_t shard,
 					    uint64_t *ret_bytes);
 
 /*
  * A new read-only descriptor of the image of 'shard' (sealed), or of the file, for loaders that want one
- * (/proc/self/fd/N). The caller closes it. Bytes reached through it are not counted once the
- * lease has ended. Its offset is common to all who have one of this file: use pread, or open that
- * path. Returns the descriptor, or -DISTORCH_E_NOT_FOUND or -DISTORCH_E_TOO_MANY.
+ * (/proc/self/fd/N). Not that of a sparse image (above): they would take its zeros for weights.
+ * The caller closes it. Bytes reached through it are not counted once the lease has ended. Its
+ * offset is common to all who have one of this file: use pread, or open that path. Returns the
+ * descriptor, or -DISTORCH_E_NOT_FOUND or -DISTORCH_E_TOO_MANY.
  */
 DISTORCH_PUBLIC int distorch_weights_fd(const struct distorch_weights *weights, uint32_t shard);
 
@@ -408,8 +429,9 @@ typedef int (*distorch_progress_fn)(const struct distorch_progress *progress, vo
 
 struct distorch_load_options {
 	size_t size;
-	const char *name;              /* display name; NULL: the file's base name, of several
-					  files what they are together: "model.safetensors" */
+	const char *name;              /* display name of a file that the daemon does not know yet;
+					  NULL: the file's base name, of several files what they
+					  are together: "model.safetensors" */
 	const char *format;            /* auto, safetensors, gguf; raw: one U8 tensor "data" of the
 					  whole file, a model of its own; NULL: auto */
 	const char *allocation;        /* NULL: cpu */
@@ -450,8 +472,10 @@ struct distorch_loaded {
  *
  * Free '*ret_loaded' with distorch_loaded_free; unref '*ret_weights'. Waits as long as the
  * daemon answers pings; cancel by the callback or distorch_cancel.
- * Codes: NOT_FOUND and NOT_ALLOWED (opening the file), BAD_FILE, UNSUPPORTED, NO_MEMORY,
- * TOO_MANY, IO, CHANGED_WHILE_READING, CANCELLED, TIMEOUT, NO_CONNECTION, SHUTTING_DOWN.
+ * Codes: NOT_FOUND and NOT_ALLOWED (opening the file; also not allowed: an allocation, while it
+ * lies on devices for another user), BAD_ARGUMENT (an option), BAD_FILE, UNSUPPORTED, NO_MEMORY,
+ * BUSY (what it needs is draining; another process holds an fcntl lease on the file), TOO_MANY,
+ * IO, CHANGED_WHILE_READING, DEVICE_LOST, CANCELLED, TIMEOUT (also: the disk does not answer).
  */
 DISTORCH_PUBLIC int distorch_load(struct distorch *c, const char *path,
 				  const struct distorch_load_options *options,
@@ -469,7 +493,7 @@ DISTORCH_PUBLIC int distorch_load_fd(struct distorch *c, int fd,
  * Attach a resident model, never load. 'model' is a path, a name or an id; what exists as a
  * file is opened and presented to the daemon, which proves the right to it.
  * Codes: NOT_RESIDENT (load it), NOT_FOUND, NOT_ALLOWED, BAD_ARGUMENT (ambiguous; candidates
- * tell), STALE, TIMEOUT, NO_CONNECTION.
+ * tell), STALE.
  */
 DISTORCH_PUBLIC int distorch_attach(struct distorch *c, const char *model,
 				    struct distorch_weights **ret_weights);
@@ -505,7 +529,9 @@ struct distorch_report {
 };
 
 /* Free memory selectively. Models that somebody leases are held and go when the last lease
- * ends. Free with distorch_report_free. Codes: NOT_FOUND, BAD_ARGUMENT, UNSUPPORTED. */
+ * ends. With a 'mode' it waits as long as the daemon answers pings: with "recall" that is
+ * 'recall_ms', and up to 10 s more for what is given back. Free with distorch_report_free.
+ * Codes: NOT_FOUND, BAD_ARGUMENT, UNSUPPORTED. */
 DISTORCH_PUBLIC int distorch_unload(struct distorch *c, const struct distorch_select *select,
 				    struct distorch_report **ret_report);
 
@@ -542,8 +568,10 @@ struct distorch_moved {
  * Move the blocks of a resident model between devices, all or nothing. Who leases it keeps what he
  * has mapped; weights attached afterwards have the blocks where they lie now. Waits as long as
  * the daemon answers pings. 'ret_moved' may be NULL; free with distorch_moved_free. Codes:
- * BAD_ARGUMENT (naming item and column of the allocation), NOT_FOUND, NOT_RESIDENT, NO_MEMORY,
- * DEVICE_LOST, CANCELLED (by distorch_cancel, or a later move).
+ * BAD_ARGUMENT (naming item and column of the allocation), NOT_FOUND, NOT_RESIDENT, NOT_ALLOWED (it
+ * lies on devices for another user), NO_MEMORY, BUSY (a device that is to take something is
+ * draining), DEVICE_LOST, CANCELLED (by distorch_cancel, or a later move); where something of it
+ * has to be read from its file also IO, BAD_FILE and CHANGED_WHILE_READING.
  */
 DISTORCH_PUBLIC int distorch_place(struct distorch *c, const char *model,
 				   const struct distorch_placement *placement,
@@ -579,20 +607,26 @@ struct distorch_plan {
 				    a link's speed is not known */
 };
 
-/* What distorch_place would do; changes nothing. Free with distorch_plan_free. Codes: as there. */
+/*
+ * What distorch_place would do; changes nothing. Free with distorch_plan_free. Codes: as there, and
+ * UNSUPPORTED: it plans by the blocks that the model has, so a 'granularity' other than the one by
+ * which it lies cannot be planned, though distorch_place takes it. What that would give say
+ * distorchctl plan FILE --granularity tensor, which plans by the file itself, and, with each tensor
+ * as a block, distorch_plan_blocks. For "cpu" alone a granularity means nothing, here and there.
+ */
 DISTORCH_PUBLIC int distorch_plan(struct distorch *c, const char *model,
 				  const struct distorch_placement *placement,
 				  struct distorch_plan **ret_plan);
 
 /*
  * What a load of a model of these blocks would do, which need be nowhere; nothing is loaded or changed.
- * Blocks are 1 to 512, in the order in which they are used, each with its name and its bytes. Names
- * tell the parts of a model as tensors' do: "vae.decoder.up.0" is of the VAE, and what has no number
- * between dots is of the head. Each takes room as one tensor would; for a 'granularity' of "tensor",
- * which is refused, give each tensor as a block. Both arrays stay the caller's. Free with
- * distorch_plan_free. Codes: BAD_ARGUMENT (naming item and column of the allocation; no block; more
- * bytes than can be added up), TOO_MANY, TOO_LARGE (long names: all have to fit a packet of 64 KiB),
- * NO_MEMORY, DEVICE_LOST.
+ * Blocks are 1 to 512, in the order in which they are used, each with its name, of at most 4,200
+ * bytes, and its bytes. Names tell the parts of a model as tensors' do: "vae.decoder.up.0" is of the
+ * VAE, and what has no number between dots is of the head. Each takes room as one tensor would; for
+ * a 'granularity' of "tensor", which is refused, give each tensor as a block. Both arrays stay the
+ * caller's. Free with distorch_plan_free. Codes: BAD_ARGUMENT (naming item and column of the
+ * allocation; no block; a longer name; more bytes than can be added up), TOO_MANY, TOO_LARGE (long
+ * names: all have to fit a packet of 64 KiB), NO_MEMORY, BUSY (draining), DEVICE_LOST.
  */
 DISTORCH_PUBLIC int distorch_plan_blocks(struct distorch *c, const char *const *names,
 					 const uint64_t *bytes, size_t n_blocks,
@@ -618,19 +652,21 @@ struct distorch_reservation {
  * Room on a device for activations, or for a program that knows nothing of the daemon: what
  * nobody uses is evicted for it, nothing is put there while it lasts, and what was displaced comes
  * back afterwards. It ends by distorch_release, its time, or the end of the connection, that of
- * this process included. 'options' may be NULL. Waits as long as the daemon answers pings. Free
- * with distorch_reservation_free, which does not end it. Codes: NOT_FOUND (the device),
- * NO_MEMORY, DEVICE_LOST, BUSY (its holders tell who would not let go).
+ * this process or of the daemon included; the library does not make it again. 'options' may be NULL.
+ * Waits as long as the daemon answers pings. Free with distorch_reservation_free, which does not end
+ * it. Codes: NOT_FOUND (the device), BAD_ARGUMENT, NO_MEMORY, DEVICE_LOST, BUSY (its holders tell
+ * who would not let go; or the device is draining), TIMEOUT (no answer to a ping).
  */
 DISTORCH_PUBLIC int distorch_reserve(struct distorch *c, const char *device, uint64_t bytes,
 				     const struct distorch_reserve_options *options,
 				     struct distorch_reservation **ret_reservation);
+/* -DISTORCH_E_NOT_FOUND when it has ended: a token is of one connection, and never given again. */
 DISTORCH_PUBLIC int distorch_release(struct distorch *c, uint64_t token);
 DISTORCH_PUBLIC void distorch_reservation_free(struct distorch_reservation *reservation);
 
 /* Change the wishes of the caller's user about a model, or its label; either may be NULL. Free
- * '*ret_model' (or pass NULL) with distorch_model_free. Codes: NOT_FOUND, NOT_ALLOWED,
- * BAD_ARGUMENT, TOO_LARGE (pins are limited to a share of the budget). */
+ * '*ret_model' (or pass NULL) with distorch_model_free. Pins have no limit but the budget. Codes:
+ * NOT_FOUND (also without a right to the model), BAD_ARGUMENT (also: an ambiguous name). */
 DISTORCH_PUBLIC int distorch_set(struct distorch *c, const char *model,
 				 const struct distorch_policy *policy, const char *label,
 				 struct distorch_model **ret_model);
@@ -644,8 +680,8 @@ struct distorch_list_filter {
 	bool all; /* also those merely registered */
 };
 
-/* Models that hold bytes, are loaded or wished for. 'filter' may be NULL. Free with
- * distorch_models_free. */
+/* Models that hold bytes, are being loaded or wished for, or whose last load failed (until they are
+ * unloaded by name). 'filter' may be NULL. Free with distorch_models_free. */
 DISTORCH_PUBLIC int distorch_list(struct distorch *c, const struct distorch_list_filter *filter,
 				  struct distorch_models **ret_models);
 
@@ -1002,7 +1038,23 @@ DISTORCH_PUBLIC int distorch_shutdown(struct distorch *c);
 
 /* ---- Events ---- */
 
-/* Something happened. Which members are there depends on 'type'; see docs/protocol.md. */
+/*
+ * Something happened; docs/protocol.md says when. Which members are there depends on 'type', the
+ * others are NULL or DISTORCH_ABSENT. Two have names of their own here: 'why' is "reason" of the
+ * protocol in a recall, lost and goodbye, 'device' is "name" in a device.
+ *
+ *  load.progress  model phase bytes total
+ *  load.done      model error (NULL: it is loaded)
+ *  model.state    seq model name state
+ *  record         seq record, and model and name of that
+ *  evicted        seq model name device bytes why for_whom
+ *  pressure       seq device free wanted
+ *  recall         lease why for_whom deadline_ms
+ *  lost           lease why
+ *  device         seq device uuid state
+ *  overflow       seq
+ *  goodbye        code why
+ */
 struct distorch_event {
 	const char *type; /* "model.state", "record", "evicted", "recall", "goodbye", ... */
 	uint64_t seq;     /* of the subscription */
@@ -1033,7 +1085,8 @@ struct distorch_event_filter {
 	size_t n_models;
 };
 
-/* Have events sent from now on. 'filter' may be NULL. Read them with distorch_next_event. */
+/* Have events sent from now on; a later call replaces the filter of an earlier one. 'filter' may be
+ * NULL. Read them with distorch_next_event. */
 DISTORCH_PUBLIC int distorch_subscribe(struct distorch *c,
 				       const struct distorch_event_filter *filter);
 
@@ -1041,7 +1094,11 @@ DISTORCH_PUBLIC int distorch_subscribe(struct distorch *c,
  * Take the oldest event, waiting at most 'timeout_ms' (0: look only; DISTORCH_FOREVER).
  * Events that arrive while other calls wait are queued; when more than 1,024 are, the
  * oldest that nobody owns go and one "overflow" stands for them. Free with
- * distorch_event_free. Codes: TIMEOUT, NO_CONNECTION (after the last queued one).
+ * distorch_event_free.
+ * With weights or a subscription the library connects again by itself when the daemon has ended,
+ * and the call waits on. Without either it fails, after the last queued event, until another call
+ * has connected again. Codes: TIMEOUT, NO_CONNECTION, or what the event "goodbye" said:
+ * SHUTTING_DOWN after an end in order.
  */
 DISTORCH_PUBLIC int distorch_next_event(struct distorch *c, uint32_t timeout_ms,
 					struct distorch_event **ret_event);

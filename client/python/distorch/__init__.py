@@ -19,8 +19,8 @@ where there is none.
 from .client import Connection, Reservation, Subscription, connect
 from .results import (
     Block, Check, Client, Detail, Device, Drain, Error, Event, Holder, Loaded, Model, Moved,
-    Outcome, Parked, Place, Plan, PlannedBlock, Progress, Record, Reloaded, Report, Server, Setting,
-    Shard, Share, Status, Store, WarmEntry, Wish,
+    Outcome, Parked, Peer, Place, Plan, PlannedBlock, Progress, Record, Reloaded, Report, Server,
+    Setting, Shard, Share, Status, Store, WarmEntry, Wish,
 )
 from .tensors import Tensor, Weights
 
@@ -28,8 +28,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Block", "Check", "Client", "Connection", "Detail", "Device", "Drain", "Error", "Event",
-    "Holder", "Loaded", "Model", "Moved", "Outcome", "Parked", "Place", "Plan", "PlannedBlock",
-    "Progress", "Record", "Reloaded", "Report", "Reservation", "Server", "Setting", "Shard",
-    "Share", "Status", "Store", "Subscription", "Tensor", "WarmEntry", "Weights", "Wish",
+    "Holder", "Loaded", "Model", "Moved", "Outcome", "Parked", "Peer", "Place", "Plan",
+    "PlannedBlock", "Progress", "Record", "Reloaded", "Report", "Reservation", "Server", "Setting",
+    "Shard", "Share", "Status", "Store", "Subscription", "Tensor", "WarmEntry", "Weights", "Wish",
     "__version__", "connect",
 ]

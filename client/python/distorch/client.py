@@ -36,9 +36,10 @@ def connect(path=None, *, client=None, label=None, timeout=None, devices=()):
     of those that this process sees, in the order in which it counts them, as torch does; then
     cuda:0 in what it asks for is the first card of these. Answers name devices as the daemon does.
 
-    When the daemon ends, calls raise an Error with the code "no-connection", which is
-    retryable: once the daemon answers again, connect() and load or attach anew. Weights and
-    arrays that exist stay usable meanwhile and afterwards."""
+    When the daemon ends, calls under way raise an Error with the code "no-connection" (or
+    "shutting-down", where it ended in order), which is retryable: the next call of the same
+    Connection connects again. Weights and arrays that exist stay usable meanwhile and afterwards,
+    and are attached again when a daemon is back; reservations have ended."""
     return Connection(path, client=client, label=label, timeout=timeout, devices=devices)
 
 
@@ -184,7 +185,8 @@ class _Recall:
 
 
 class Connection:
-    """A connection; safe to use from several threads at once."""
+    """A connection; safe to use from several threads at once. The daemon has 31 calls of it at a
+    time; further ones wait, and after `timeout` are an Error with the code "too-many"."""
 
     def __init__(self, path=None, *, client=None, label=None, timeout=None, devices=()):
         self._closing = False
@@ -341,9 +343,10 @@ class Connection:
         unkeep, unpin and set); `ttl` and `duration` (of pin and keep) are seconds. `progress` is
         called with a Progress, the last time at 100 % when the load has succeeded; what it raises
         is raised by the load, which is cancelled unless it was done. So is KeyboardInterrupt.
-        More options: name, format, backing, wait=False (return once the load has begun), `to`, an
-        allocation as "cuda:0,6gb;cpu,*" (also: allocation), and with it compute, virtual_vram
-        (bytes), donors, strategy and granularity, as for place."""
+        More options: name (of a file that the daemon does not know yet), format, backing,
+        wait=False (return once the load has begun), `to`, an allocation as "cuda:0,6gb;cpu,*"
+        (also: allocation), and with it compute, virtual_vram (bytes), donors, strategy and
+        granularity, as for place."""
         options = self._load_options(keep, pin, ttl, priority, duration, more)
         return self._load(given.text("path", path), False, options, progress)[0]
 
@@ -395,12 +398,15 @@ class Connection:
         return moved
 
     def plan(self, model=None, allocation=None, *, blocks=None, **more):
-        """What place would do, as a Plan; changes nothing. Options as for place.
+        """What place would do, as a Plan; changes nothing. Options as for place. It plans by the
+        blocks that the model has: another granularity than it lies by is an Error with the code
+        "unsupported" (`distorchctl plan FILE --granularity tensor` plans by the file).
 
         Instead of a model, `blocks` may be a list of at most 512 (name, bytes), in the order in
-        which they are used: then it is what a load of a model of these would do. Names tell the
-        parts of a model as tensors' do: "vae.decoder.up.0" is of the VAE, and what has no number
-        between dots is of the head. The granularity "tensor" is not for them: say each tensor."""
+        which they are used: then it is what a load of a model of these would do. Names, of at most
+        4,200 bytes, tell the parts of a model as tensors' do: "vae.decoder.up.0" is of the VAE, and
+        what has no number between dots is of the head. The granularity "tensor" is not for them:
+        say each tensor."""
         if (model is None) == (blocks is None):
             raise TypeError("plan takes a model or blocks: say one of them")
         options = _place_into(lib.PLACEMENT(), allocation, more)
@@ -475,7 +481,8 @@ class Connection:
     # ---- looking ----
 
     def list(self, *, device=None, mine=False, all=False):
-        """The models that hold bytes, are loaded or wished for; `all`: also those registered."""
+        """The models that hold bytes, are being loaded or wished for, or whose last load failed;
+        `all`: also those registered."""
         query = lib.LIST_FILTER(device=given.optional_text("device", device),
                                 mine=given.flag("mine", mine), all=given.flag("all", all))
         return self._ask_list("list", lib.MODELS, "models", byref(query))
@@ -660,7 +667,8 @@ class Connection:
 
     def subscribe(self, *, events=(), models=()):
         """Have events sent from now on; returns an iterator of Event. `events` are types,
-        `models` ids (a single string is one of them)."""
+        `models` ids (a single string is one of them). A later call replaces what an earlier one
+        asked for: all iterators of a connection take from one queue."""
         query = lib.EVENT_FILTER()
         query.events, query.n_events = given.texts("events", events)
         query.models, query.n_models = given.texts("models", models)
@@ -668,7 +676,11 @@ class Connection:
         return Subscription(self)
 
     def next_event(self, timeout=None):
-        """The oldest event, or None when `timeout` seconds (None: for ever) brought none."""
+        """The oldest event, or None when `timeout` seconds (None: for ever) brought none. With
+        weights or a subscription it waits on when the daemon has ended: the library connects again,
+        and the event "overflow" tells a subscriber that something may have been missed. Without
+        either it is an Error then, "no-connection" or "shutting-down", until another call has
+        connected again."""
         left = None if timeout is None else given.wait_ms("timeout", timeout)
         while True:
             with contextlib.suppress(IndexError):
@@ -711,7 +723,8 @@ os.register_at_fork(after_in_child=_after_fork)
 
 class Reservation:
     """Room on a device: `device`, `bytes`, `evicted` (what made room). It ends by release(), the
-    end of a `with` block, its time, or the end of the connection."""
+    end of a `with` block, its time, or the end of the connection, also where the daemon's end is
+    that."""
 
     def __init__(self, connection, device, bytes, token, evicted):
         self._connection = connection
@@ -743,7 +756,8 @@ class Reservation:
 
 
 class Subscription:
-    """Iterates over events as they come."""
+    """Iterates over the events of its connection as they come, also of the next daemon when this
+    one ends; a close of the connection is an Error with the code "no-connection"."""
 
     def __init__(self, connection):
         self.connection = connection

@@ -12,7 +12,8 @@ class Error(Exception):
     numbers behind it (need, free, holders, ...), as far as the code has any.
 
     `retryable`: the same may succeed later without a change by the caller. For
-    "no-connection" later means once the daemon answers again, over a new connect()."""
+    "no-connection" later means once the daemon answers again: the same Connection then connects
+    again by itself, unless it was closed."""
 
     def __init__(self, code, message, hint=None, retryable=False, detail=None):
         super().__init__(code, message, hint, retryable, detail)
@@ -73,7 +74,8 @@ class Model:
     blocks: int
     format: str
     users: List[Holder]
-    allocation: Optional[str] = None  # by which its blocks were placed; None: all in images
+    # by which its blocks were placed; None: by virtual VRAM, or all in images
+    allocation: Optional[str] = None
     # What generations before it still have, for those who lease or map them.
     older: List[Place] = field(default_factory=list)
     moving: bool = False  # its blocks are being moved; it serves meanwhile
@@ -417,7 +419,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened. Which members are there depends on `type`."""
+    """Something happened. Which members are there depends on `type`: distorch.h has the table, at
+    struct distorch_event."""
 
     type: str
     seq: Optional[int]
