@@ -106,6 +106,11 @@ int ctl_fail(struct ctl *ctl);
 int ctl_refuse(struct ctl *ctl, enum exit_status status, const char *word, const char *hint,
 	       const char *format, ...) __attribute__((format(printf, 5, 6)));
 
+/* The same of one that is filled: ctl_error, then what is known besides. */
+int ctl_refuse_error(struct ctl *ctl, enum exit_status status, const struct distorch_error *error);
+/* Without numbers, and worth another try where its code is. The texts are borrowed. */
+struct distorch_error ctl_error(const char *word, const char *hint, const char *message);
+
 /* On the monotonic clock. */
 uint64_t ctl_now_ms(void);
 

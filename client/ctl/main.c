@@ -103,34 +103,63 @@ int ctl_fail(struct ctl *ctl)
 	return ctl_interrupted ? EXIT_INTERRUPTED : error->exit_code;
 }
 
+/* As the table of codes has it (proto/schema.toml). */
+static bool is_retryable(const char *word)
+{
+	static const char *const words[] = {
+		"not-resident",          "busy",    "no-memory",     "too-many",      "stale",
+		"changed-while-reading", "timeout", "shutting-down", "no-connection",
+	};
+
+	for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+		if (strcmp(words[i], word) == 0) {
+			return true;
+		}
+	}
+	return false;
+}
+
+struct distorch_error ctl_error(const char *word, const char *hint, const char *message)
+{
+	return (struct distorch_error){
+		.word = word,
+		.message = message,
+		.hint = hint,
+		.is_retryable = is_retryable(word),
+		.need = DISTORCH_ABSENT,
+		.budget = DISTORCH_ABSENT,
+		.free = DISTORCH_ABSENT,
+		.evictable = DISTORCH_ABSENT,
+		.held = DISTORCH_ABSENT,
+		.foreign = DISTORCH_ABSENT,
+		.in_use = DISTORCH_ABSENT,
+		.pinned = DISTORCH_ABSENT,
+		.sys_errno = DISTORCH_ABSENT,
+		.offset = DISTORCH_ABSENT,
+		.current = DISTORCH_ABSENT,
+		.min = DISTORCH_ABSENT,
+		.max = DISTORCH_ABSENT,
+	};
+}
+
+int ctl_refuse_error(struct ctl *ctl, enum exit_status status, const struct distorch_error *error)
+{
+	tell_failure(ctl, error);
+	return (int)status;
+}
+
 int ctl_refuse(struct ctl *ctl, enum exit_status status, const char *word, const char *hint,
 	       const char *format, ...)
 {
+	struct distorch_error error;
 	char message[1024];
 	va_list arguments;
 
 	va_start(arguments, format);
 	(void)vsnprintf(message, sizeof message, format, arguments);
 	va_end(arguments);
-	tell_failure(ctl, &(const struct distorch_error){
-				  .word = word,
-				  .message = message,
-				  .hint = hint,
-				  .need = UINT64_MAX,
-				  .budget = UINT64_MAX,
-				  .free = UINT64_MAX,
-				  .evictable = UINT64_MAX,
-				  .held = UINT64_MAX,
-				  .foreign = UINT64_MAX,
-				  .in_use = UINT64_MAX,
-				  .pinned = UINT64_MAX,
-				  .sys_errno = UINT64_MAX,
-				  .offset = UINT64_MAX,
-				  .current = UINT64_MAX,
-				  .min = UINT64_MAX,
-				  .max = UINT64_MAX,
-			  });
-	return (int)status;
+	error = ctl_error(word, hint, message);
+	return ctl_refuse_error(ctl, status, &error);
 }
 
 int ctl_open(struct ctl *ctl)

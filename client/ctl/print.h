@@ -11,6 +11,9 @@
 void print_devices(struct ctl *ctl, const struct distorch_device *const *devices, size_t n_devices);
 /* verb_devices.c: NULL: 'word' is none of them, or several. */
 const struct distorch_device *device_find(const struct distorch_devices *devices, const char *word);
+/* verb_devices.c: refuse what device_find does not find, with those that it may be, or all there
+ * are. Returns an exit status. */
+int device_refuse(struct ctl *ctl, const struct distorch_devices *devices, const char *word);
 /* verb_ps.c, verb_admin.c: a table. Each returns an exit status. */
 int print_models(struct ctl *ctl, const struct distorch_models *models);
 int print_clients(struct ctl *ctl, const struct distorch_clients *clients);

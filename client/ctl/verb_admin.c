@@ -229,6 +229,33 @@ static int read_share(struct ctl *ctl, uint32_t milli_pct, uint64_t *ret)
 				      safe_text(word, safe, sizeof safe));
 }
 
+/* Of the one that is named. */
+static int show_budget(struct ctl *ctl)
+{
+	struct distorch_devices *devices = NULL;
+	const struct distorch_device *device;
+	struct distorch_devices one;
+	int status = ctl_connect(ctl);
+
+	if (status != EXIT_DONE) {
+		return status;
+	}
+	if (distorch_budget(ctl->c, NULL, DISTORCH_ABSENT, &devices) < 0) {
+		return ctl_fail(ctl);
+	}
+	device = device_find(devices, ctl->arguments.words[0]);
+	one = *devices;
+	one.devices = &device;
+	one.n_devices = 1;
+	if (device == NULL) {
+		status = device_refuse(ctl, devices, ctl->arguments.words[0]);
+	} else {
+		status = is_json(ctl) ? json_print_devices(ctl, &one) : print_budgets(ctl, &one);
+	}
+	distorch_devices_free(devices);
+	return status;
+}
+
 static int run_budget(struct ctl *ctl)
 {
 	struct distorch_devices *devices = NULL;
@@ -241,8 +268,7 @@ static int run_budget(struct ctl *ctl)
 	int code;
 
 	if (ctl->arguments.n_words == 1 && !ctl->arguments.save) {
-		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", "distorchctl budget ram 48G",
-				  "a budget needs a size, or --save to keep that of now");
+		return show_budget(ctl);
 	}
 	if (ctl->arguments.n_words == 2 &&
 	    (is_share ? units_parse_percent(ctl->arguments.words[1], &milli_pct, &err)
@@ -278,6 +304,7 @@ const struct verb verb_budget = {
 	.summary = "Show how much memory may be used, or set it (needs an administrator).",
 	.text = "Examples:\n"
 		"  distorchctl budget\n"
+		"  distorchctl budget cuda:0             of that one alone\n"
 		"  distorchctl budget ram 48G            until the daemon ends\n"
 		"  distorchctl budget cuda:0 80%         of what the card has\n"
 		"  distorchctl budget ram 48G --save     for good\n"

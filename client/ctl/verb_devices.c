@@ -212,8 +212,7 @@ const struct distorch_device *device_find(const struct distorch_devices *devices
 	return name_count(named.found) == 1 ? devices->devices[name_first(named.found)] : NULL;
 }
 
-/* With those that it may be, or all there are. */
-static int refuse_device(struct ctl *ctl, const struct distorch_devices *devices, const char *word)
+int device_refuse(struct ctl *ctl, const struct distorch_devices *devices, const char *word)
 {
 	struct named named;
 	char there[256];
@@ -242,7 +241,7 @@ static int print_found(struct ctl *ctl, const struct distorch_devices *devices)
 	if (ctl->arguments.n_words > 0) {
 		device = device_find(devices, ctl->arguments.words[0]);
 		if (device == NULL) {
-			return refuse_device(ctl, devices, ctl->arguments.words[0]);
+			return device_refuse(ctl, devices, ctl->arguments.words[0]);
 		}
 		one.devices = &device;
 		one.n_devices = 1;

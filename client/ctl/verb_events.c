@@ -163,6 +163,23 @@ static int follow(struct ctl *ctl, const char *const *types, size_t n_types)
 	}
 }
 
+/* Refuses what nothing is recorded as, in the daemon's words: a subscription takes any. */
+static int check_types(struct ctl *ctl, const struct distorch_history_filter *filter)
+{
+	struct distorch_history_filter latest = *filter;
+	struct distorch_records *records = NULL;
+
+	if (filter->n_types == 0) {
+		return EXIT_DONE;
+	}
+	latest.since_ms = 1;
+	if (distorch_history(ctl->c, &latest, &records) < 0) {
+		return ctl_fail(ctl);
+	}
+	distorch_records_free(records);
+	return EXIT_DONE;
+}
+
 static int run_events(struct ctl *ctl)
 {
 	const char *types[MAX_TYPES];
@@ -182,7 +199,8 @@ static int run_events(struct ctl *ctl)
 		return status;
 	}
 	if (ctl->arguments.since_ms == 0) {
-		return follow(ctl, types, filter.n_types);
+		status = check_types(ctl, &filter);
+		return status != EXIT_DONE ? status : follow(ctl, types, filter.n_types);
 	}
 	if (distorch_history(ctl->c, &filter, &records) < 0) {
 		return ctl_fail(ctl);

@@ -301,9 +301,25 @@ static const char *hint_for_shortage(const struct plan_request *request,
 			       explain_least(shortage->virtual_vram, least, sizeof least));
 		return buffer;
 	}
-	return request->devices[shortage->device].is_host
-		       ? "less there: let other devices take more, or raise its budget"
-		       : "less there, or let the host take the rest: cpu,*";
+	if (request->devices[shortage->device].is_host) {
+		return "less there: let other devices take more, or raise its budget";
+	}
+	return shortage->is_rest_on_host ? "less there: the host takes the rest already"
+					 : "less there, or let the host take the rest: cpu,*";
+}
+
+static void fill_shortage(const struct plan_request *request, const struct plan_shortage *shortage,
+			  struct distorch_error *error)
+{
+	error->need = shortage->need;
+	if (shortage->device != PLAN_ALL_DEVICES) {
+		const struct plan_device *device = &request->devices[shortage->device];
+
+		error->device = device->name;
+		error->free = device->free;
+		error->evictable = device->evictable;
+		error->foreign = device->foreign;
+	}
 }
 
 static int refuse(struct ctl *ctl, int code, const struct err *err,
@@ -317,20 +333,20 @@ static int refuse(struct ctl *ctl, int code, const struct err *err,
 		 "docs/allocation-strings.md has the grammar, plan --help the five usual ones"},
 		{WIRE_BUSY, "an administrator ends it: distorchctl drain --off --device DEVICE"},
 	};
-	const char *hint = NULL;
+	struct distorch_error error = ctl_error(distorch_code_word(code), NULL, err->text);
 	char text[128];
 
 	for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-		hint = rows[i].code == -code ? rows[i].hint : hint;
+		error.hint = rows[i].code == -code ? rows[i].hint : error.hint;
 	}
 	if (strncmp(err->text, "--", 2) == 0) {
-		hint = NULL; /* it is an option's value */
+		error.hint = NULL; /* it is an option's value */
 	}
 	if (code == -WIRE_NO_MEMORY && shortage != NULL && shortage->need > 0) {
-		hint = hint_for_shortage(request, shortage, text, sizeof text);
+		error.hint = hint_for_shortage(request, shortage, text, sizeof text);
+		fill_shortage(request, shortage, &error);
 	}
-	return ctl_refuse(ctl, (enum exit_status)distorch_code_exit(code), distorch_code_word(code),
-			  hint, "%s", err->text);
+	return ctl_refuse_error(ctl, (enum exit_status)distorch_code_exit(code), &error);
 }
 
 /* ---- planning here ---- */
@@ -480,6 +496,20 @@ static bool names_file(const char *word)
 	return strchr(word, '/') != NULL || (stat(word, &status) == 0 && S_ISREG(status.st_mode));
 }
 
+/* Where all is to lie on the host the daemon asks for no granularity, and answers by its blocks. */
+static bool is_by_other(const struct distorch_placement *placement,
+			const struct distorch_plan *plan)
+{
+	bool by_tensor = placement->granularity != NULL &&
+			 strcmp(placement->granularity, "tensor") == 0;
+	bool is_other = false;
+
+	for (size_t i = 0; by_tensor && i < plan->n_blocks; i++) {
+		is_other = is_other || plan->blocks[i]->tensors > 1;
+	}
+	return is_other;
+}
+
 static int plan_there(struct ctl *ctl, const struct distorch_placement *placement)
 {
 	const char *model = ctl->arguments.words[0];
@@ -500,7 +530,9 @@ static int plan_there(struct ctl *ctl, const struct distorch_placement *placemen
 			       ? plan_for_daemon(ctl, placement, code == -DISTORCH_E_UNSUPPORTED)
 			       : ctl_fail(ctl);
 	}
-	status = plan_report_answer(ctl, plan);
+	status = is_by_other(placement, plan) && names_file(model)
+			 ? plan_for_daemon(ctl, placement, true)
+			 : plan_report_answer(ctl, plan);
 	distorch_plan_free(plan);
 	return status;
 }

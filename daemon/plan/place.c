@@ -314,6 +314,32 @@ static const char *print_room(const struct plan_device *device, char *buffer, si
 	return buffer;
 }
 
+/* By its wildcard, or because sizes without one do. */
+static bool leaves_rest_to_host(const struct plan_request *request, const struct spec_part *part)
+{
+	return part->wildcard == UINT32_MAX
+		       ? part->mode == SPEC_BYTES
+		       : request->devices[part->items[part->wildcard].device].is_host;
+}
+
+/* All parts of which something is to be on the device. */
+static bool is_rest_on_host(const struct plan_request *request, const struct spec *spec,
+			    uint32_t index)
+{
+	for (uint32_t i = 0; i < spec->n_parts; i++) {
+		const struct spec_part *part = &spec->parts[i];
+		bool is_there = part->compute == index;
+
+		for (uint32_t j = 0; j < part->n_items; j++) {
+			is_there = is_there || part->items[j].device == index;
+		}
+		if (is_there && !leaves_rest_to_host(request, part)) {
+			return false;
+		}
+	}
+	return true;
+}
+
 static int refuse_device(const struct place_work *work, const struct spec *spec, uint32_t index)
 {
 	const struct plan_device *device = &work->request->devices[index];
@@ -326,10 +352,11 @@ static int refuse_device(const struct place_work *work, const struct spec *spec,
 	char room[160];
 	char size[2][24];
 
-	*shortage =
-		(struct plan_shortage){.device = index,
-				       .need = work->shares[index].taken,
-				       .is_head = part != NULL && is_head_too_large(work, part)};
+	*shortage = (struct plan_shortage){.device = index,
+					   .need = work->shares[index].taken,
+					   .is_head = part != NULL && is_head_too_large(work, part),
+					   .is_rest_on_host =
+						   is_rest_on_host(work->request, spec, index)};
 	if (item != NULL) {
 		(void)spec_print_item(item, named, sizeof named);
 	}

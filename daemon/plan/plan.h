@@ -112,9 +112,10 @@ struct plan_warning {
 
 /* Which device is short of room. */
 struct plan_shortage {
-	uint32_t device; /* PLAN_ALL_DEVICES: with auto, all of them together do not take it */
-	uint64_t need;   /* 0: nothing is short */
-	bool is_head;    /* no more than the head has to be there, and that is too much */
+	uint32_t device;      /* PLAN_ALL_DEVICES: with auto, all of them together do not take it */
+	uint64_t need;        /* 0: nothing is short */
+	bool is_head;         /* no more than the head has to be there, and that is too much */
+	bool is_rest_on_host; /* what is said of it leaves the rest to the host already */
 	uint64_t
 		virtual_vram; /* of that so much would be enough; 0: it is not asked for, or none is */
 };

@@ -483,7 +483,10 @@ int spec_parse(const struct plan_request *request, uint32_t components, struct s
 	if (is_virtual) {
 		return value_refuse(
 			&parser, WIRE_BAD_ARGUMENT,
-			"an allocation and virtual VRAM say the same thing twice: give one");
+			request->virtual_vram > 0
+				? "an allocation and virtual VRAM say the same thing twice: give one"
+				: "donors belong to virtual VRAM (--virtual-vram), and an allocation "
+				  "is given instead: leave them out");
 	}
 	if (value_has(parser.all, '|') || cut_name(parser.all, &name, &unused)) {
 		ret->n_parts = 0;

@@ -100,3 +100,17 @@ def test_csv_has_the_names_that_a_plan_has(start_daemon, make_model):
 
     assert names("devices") == names("plan", path, "sim:0") == ["cpu", "sim:0", "sim:1"]
     assert names("devices", "ram") == ["cpu"]
+
+
+def test_the_budget_of_one_device_is_shown(start_daemon):
+    daemon = start_daemon("memory.ram=64M", "sim.count=2", "sim.memory=32M", "gpu.budget=100%")
+    rows = ctl(daemon, "budget").stdout.splitlines()
+    whole = ctl_json(daemon, "budget")["devices"]
+    for word, at in ("ram", 0), ("sim:1", 2), (whole[1]["uuid"], 1):
+        done = ctl(daemon, "budget", word)
+        assert done.returncode == 0 and done.stdout.splitlines() == [rows[at]], done.stderr
+        assert ctl_json(daemon, "budget", word)["devices"] == [whole[at]]
+    for word, status in ("cuda:7", 4), ("Simulated device", 2):
+        done = ctl(daemon, "budget", word)
+        assert done.returncode == status and done.stderr == ctl(daemon, "devices", word).stderr
+    assert ctl_json(daemon, "budget")["devices"] == whole, "nothing was set"

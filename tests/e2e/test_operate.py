@@ -502,6 +502,15 @@ def test_completion_has_all_types_of_events_and_auto(daemon, shell):
     assert ctl(daemon, "events", "--since", "1s", "--type", ",".join(listed)).returncode == 0
 
 
+def test_events_refuse_a_type_that_there_is_not_however_they_are_asked_for(daemon):
+    so_far = ctl(daemon, "events", "--since", "1h", "--type", "load,foo")
+    assert so_far.returncode == 2 and "nothing is recorded as foo" in so_far.stderr
+    from_now = ctl(daemon, "events", "--type", "load,foo")
+    assert (from_now.returncode, from_now.stdout, from_now.stderr) == (2, "", so_far.stderr)
+    assert ctl_json(daemon, "events", "--type", "foo", status=2) == \
+        ctl_json(daemon, "events", "--type", "foo", "--since", "1h", status=2)
+
+
 def test_completion_refuses_in_words():
     for words, said in ((["tcsh"], "bash, zsh or fish"), (["bash", "x"], "takes no"),
                         ([], "usage: distorchctl completion")):

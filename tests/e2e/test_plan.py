@@ -4,13 +4,14 @@ import csv
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 
 import pytest
-from conftest import BUILD, make_safetensors
+from conftest import BUILD, ROOT, make_safetensors
 from sharded import Sharded
-from test_ctl import ctl
+from test_ctl import ctl, ctl_json
 
 CTL = str(BUILD / "bin" / "distorchctl")
 MIB = 1 << 20
@@ -194,6 +195,53 @@ def test_what_does_not_fit_is_refused_with_what_would_do(twelve, tmp_path):
     assert said.returncode == 6 and "8.0M of it, its blocks rounded up, would be on" in said.stderr
 
 
+def test_a_shortage_is_told_to_programs_too(twelve):
+    error = plan_json(twelve, "cuda:1,*", "--devices", "cuda:1=8GiB,ram=4GiB", status=6)["error"]
+    assert error["retryable"] is True
+    assert error["detail"] == {"device": "cuda:1", "need": 12000 * MIB, "free": 8 * GIB,
+                               "evictable": 0, "foreign": 0}
+    error = plan_json(twelve, "auto", "--devices", "cuda:0=4GiB,cpu=4GiB", status=6)["error"]
+    assert error["detail"] == {"need": 12000 * MIB} and error["retryable"] is True
+    error = plan_json(twelve, "cuda:7", "--devices", CARDS, status=2)["error"]
+    assert error["detail"] == {} and error["retryable"] is False
+
+
+def test_codes_are_worth_another_try_as_the_table_has_it():
+    source = (ROOT / "client" / "ctl" / "main.c").read_text()
+    words = re.search(r"bool is_retryable\(.*?words\[\] = \{(.*?)\}", source, re.S)[1]
+    table = re.findall('^code = "(.*)"\nretryable = true$',
+                       (ROOT / "proto" / "schema.toml").read_text(), re.M)
+    assert table and set(re.findall('"(.*?)"', words)) == {*table, "no-connection"}
+
+
+@pytest.mark.daemon("sim.count=1", "sim.memory=64M", "gpu.budget=100%", "memory.ram=1G",
+                    "memory.reserve=0")
+def test_a_shortage_of_the_daemons_devices_is_told_as_load_tells_it(daemon, make_model, tmp_path):
+    there = make_model("there.safetensors", size=4 * MIB)
+    assert ctl(daemon, "load", there, "--to", "sim:0").returncode == 0
+    big = write_header(tmp_path / "big.safetensors", {f"blocks.{i}.w": 8 * MIB for i in range(20)})
+    planned = ctl_json(daemon, "plan", big, "sim:0", status=6)["error"]
+    refused = ctl_json(daemon, "load", big, "--to", "sim:0", status=6)["error"]
+    assert planned["detail"]["evictable"] > 0 and planned["retryable"] is True
+    assert planned["detail"].items() <= refused["detail"].items()
+    assert planned["message"] in refused["message"]
+
+
+@pytest.mark.parametrize(("allocation", "hint"), [
+    ("cuda:0,10g;cpu,*", "less there: the host takes the rest already"),
+    ("cuda:0,10g", "less there: the host takes the rest already"),
+    ("unet=cuda:0,10g;RAM , *", "less there: the host takes the rest already"),
+    ("cuda:0", "less there, or let the host take the rest: cpu,*"),
+    ("cpu,1g;cuda:0,*", "less there, or let the host take the rest: cpu,*"),
+    ("cuda:0,90%;cuda:1,10%", "less there, or let the host take the rest: cpu,*"),
+])
+def test_nobody_is_told_to_say_what_he_said(tmp_path, allocation, hint):
+    path = write_header(tmp_path / "unet.safetensors",
+                        {f"model.diffusion_model.input_blocks.{i}.w": GIB for i in range(12)})
+    done = plan(path, allocation, "--devices", "cuda:0=8GiB,cuda:1=8GiB,cpu=64GiB")
+    assert done.returncode == 6 and done.stderr.splitlines()[1] == f"hint:  {hint}"
+
+
 @pytest.mark.parametrize(("words", "status", "code", "text"), [
     (("cuda:0,6gb;cuda:7,*",), 2, "bad-argument", 'item 2 (column 12) "cuda:7,*"'),
     (("cuda:0,2,5gb;cpu,*",), 2, "bad-argument", "two commas"),
@@ -203,6 +251,7 @@ def test_what_does_not_fit_is_refused_with_what_would_do(twelve, tmp_path):
      "fit nowhere: room for 4.0G on cuda:0 (410M stay free to compute), 4.0G on ram"),
     ((), 2, "bad-argument", "say where it is to go"),
     (("auto", "--virtual-vram", "4"), 2, "bad-argument", "say the same thing twice"),
+    (("cuda:0", "--donors", "cpu"), 2, "bad-argument", "donors belong to virtual VRAM"),
     (("--virtual-vram", "much"), 2, "bad-argument", "--virtual-vram"),
     (("--virtual-vram", "0"), 2, "bad-argument", "moves nothing"),
     (("--virtual-vram", "4", "--donors", "RTX 4090"), 2, "bad-argument", '"RTX 4090"'),
@@ -282,6 +331,19 @@ def test_tensors_can_be_the_blocks(twelve, tmp_path):
                        "tensor")
     assert [(block["name"], block["device"]) for block in answer["blocks"]] == [
         ("blocks.2.w", "cpu"), ("blocks.10.w", "cpu"), ("embed.weight", "cuda:0")]
+
+
+@pytest.mark.daemon("sim.count=1", "sim.memory=64M", "memory.ram=256M", "memory.reserve=0")
+def test_tensors_of_a_resident_file_are_planned_for_the_host_too(daemon, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_safetensors(path, {f"blocks.{i}.{part}": ("F32", [256, 256]) for i in range(3)
+                            for part in "ab"})
+    assert ctl(daemon, "load", path).returncode == 0
+    for allocation in "cpu", "cpu,*", "sim:0,600k;cpu,*":
+        blocks = ctl_json(daemon, "plan", path, allocation, "--granularity", "tensor")["blocks"]
+        assert [block["name"] for block in blocks] == [f"blocks.{i}.{part}" for i in range(3)
+                                                       for part in "ab"], allocation
+    assert len(ctl_json(daemon, "plan", path, "cpu")["blocks"]) == 3
 
 
 def test_what_a_card_gives_is_counted_in_its_pages(tmp_path):
