@@ -68,7 +68,7 @@ struct request {
 	struct source *source; /* the rest of its files follows; NULL: there is none */
 	bool is_patient;       /* waits as long as the daemon answers pings */
 	bool is_hello;         /* goes out while is_opening */
-	bool needs_no_fds;     /* of its answer: it counts without them */
+	bool needs_no_fds;     /* its answer counts without them */
 	uint64_t tag;
 	distorch_progress_fn progress;
 	void *user;
@@ -91,12 +91,11 @@ struct call {
 	uint64_t serial; /* of the connection that it was sent on */
 	enum wire_method method;
 	uint64_t tag;
-	bool has_progress;      /* a load or a move */
-	bool is_done;           /* 'answer' is there */
-	bool is_without_memory; /* the answer came, but could not be kept */
-	bool needs_no_fds;      /* as the request's */
-	bool has_lost_fds;      /* the answer came, but not its descriptors */
-	bool is_cancelled;      /* by us; 'cancel' was sent */
+	bool has_progress;               /* a load or a move */
+	bool is_done;                    /* 'answer' is there */
+	bool is_without_memory;          /* the answer came, but could not be kept */
+	bool needs_no_fds, has_lost_fds; /* as the request's; the answer came without them */
+	bool is_cancelled;               /* by us; 'cancel' was sent */
 	uint64_t cancelled_ms;
 	bool has_news; /* of progress */
 	char model[WIRE_LOAD_PROGRESS_EVENT_MODEL_MAX + 1];
@@ -106,11 +105,9 @@ struct call {
 	struct answer *answer;
 };
 
-/*
- * Send a request, wait for its response and decode that into 'ret_body' (the generated
- * response struct; NULL where there is nothing in it). On success the caller ends with
- * answer_fini; on failure the thread's error is filled and there is nothing to free.
- */
+/* Send a request, wait for its response and decode that into 'ret_body' (the generated response
+ * struct; NULL where there is nothing in it). On success the caller ends with answer_fini; on
+ * failure the thread's error is filled and there is nothing to free. */
 int client_call(struct distorch *c, const struct request *request, struct answer *ret_answer,
 		void *ret_body);
 

@@ -14,6 +14,7 @@
 #include "client/client.h"
 #include "client/convert.h"
 #include "client/error.h"
+#include "client/keeper.h"
 #include "client/options.h"
 #include "client/result.h"
 
@@ -377,7 +378,7 @@ static int event_wait(struct distorch *c, bool of_recalls, uint32_t timeout_ms)
 	while (event_find(c, of_recalls) == NULL) {
 		uint64_t now = client_now_ms();
 
-		if (c->is_closed || (c->is_lost && (!c->has_keeper || !client_can_return(c)))) {
+		if (c->is_closed || (c->is_lost && (!keeper_returns(c) || !client_can_return(c)))) {
 			return client_lost(c);
 		}
 		if (c->is_lost && (!has_looked || now < until)) {

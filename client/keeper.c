@@ -309,6 +309,11 @@ static bool has_something(const struct distorch *c)
 	return c->subscription_texts != NULL || !list_is_empty(&c->leases);
 }
 
+bool keeper_returns(const struct distorch *c)
+{
+	return c->has_keeper && has_something(c);
+}
+
 /* Read when nobody else does. Who waits for an answer leads; then this only looks on. */
 static void listen_in(struct distorch *c)
 {

@@ -49,6 +49,7 @@ void keeper_part(struct distorch *c);    /* at its close: tell the rest by anoth
 void keeper_drop(struct distorch *c);    /* at the end of the connection's memory */
 void keeper_orphan(struct distorch *c);  /* in a forked child: they are the parent's */
 void keeper_start(struct distorch *c);   /* where it does not run yet */
+bool keeper_returns(const struct distorch *c); /* is there something to connect again for? */
 
 /* Remember what is subscribed; takes over 'texts', a result that 'body' borrows from. */
 void keeper_subscribe(struct distorch *c, void *texts, const struct wire_subscribe_request *body);

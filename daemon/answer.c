@@ -277,6 +277,8 @@ static const char *line_reason(const struct daemon *daemon, const struct answer_
 			       line->why == CORE_WHY_PINNED ? "pinned" : "kept", line->uid);
 	} else if (line->why == CORE_WHY_FAILED) {
 		(void)snprintf(buffer, buffer_size, "its failed load is forgotten");
+	} else if (line->why == CORE_WHY_CANCELLED) {
+		(void)snprintf(buffer, buffer_size, "its load was ended");
 	} else {
 		(void)snprintf(buffer, buffer_size, "%s", history_why_words(line->why));
 	}

@@ -489,9 +489,13 @@ static struct planning *planning_of_model(const struct call *call, struct wire_s
 		return NULL;
 	}
 	if (said != NULL && said->by_tensor != info->current.by_tensor) {
-		call_refuse(call, WIRE_UNSUPPORTED, "granularity",
-			    "it is planned by the blocks that it has; place it with another "
-			    "granularity first, or plan its file (distorchctl plan FILE)");
+		call_refuse(
+			call, WIRE_UNSUPPORTED, "granularity",
+			info->current.by_tensor
+				? "it lies by tensor, and is planned so: granularity \"tensor\" "
+				  "(--granularity tensor), or plan its file"
+				: "it lies by block, and is planned so: plan its file to see "
+				  "another granularity");
 		return NULL;
 	}
 	planning = planning_new(call, model, placement);

@@ -54,6 +54,20 @@ static bool has_place(const struct wire_place *places, uint32_t n_places, const 
 	return false;
 }
 
+/* Also such as only those have who use or map an older generation. */
+static bool has_bytes(const struct core *core, uint64_t model)
+{
+	struct core_segment_view segment;
+	uint32_t cursor = 0;
+
+	while (core_segment_next(core, model, &cursor, &segment)) {
+		if (segment.bytes > 0) {
+			return true;
+		}
+	}
+	return false;
+}
+
 /* 'device': has bytes on this one, also of older generations; NULL: any. */
 static bool is_listed(const struct call *call, const struct wire_list_request *request,
 		      const struct core_model_view *view, const uint32_t *device)
@@ -71,7 +85,7 @@ static bool is_listed(const struct call *call, const struct wire_list_request *r
 		       has_place(model.older, model.wire.older.count, name);
 	}
 	return (request->has_all && request->all) || view->is_pinned || view->is_kept ||
-	       view->is_torn ||
+	       view->is_torn || has_bytes(call->daemon->core, view->id) ||
 	       (view->state == CORE_MODEL_FAILED
 			? describe_is_failed(call->daemon, view) && !describe_is_refused(view)
 			: view->state != CORE_MODEL_REGISTERED);

@@ -220,6 +220,16 @@ static bool is_place(const struct daemon *daemon, const struct core_action *acti
 	return pending != NULL && pending->method == WIRE_METHOD_PLACE;
 }
 
+static void failure_stale(struct failure *failure, const char *name, uint64_t current)
+{
+	failure_set(failure, WIRE_STALE,
+		    "%s has changed on disk since it was loaded (generation %llu)", name,
+		    (unsigned long long)current);
+	failure->wire.has_detail = true;
+	failure->wire.detail.has_current = true;
+	failure->wire.detail.current = current;
+}
+
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 			const struct core_action *action)
 {
@@ -248,12 +258,7 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 		failure_set(failure, code, "nobody has loaded this file");
 		break;
 	case WIRE_STALE:
-		failure_set(failure, code,
-			    "%s has changed on disk since it was loaded (generation %llu)", name,
-			    (unsigned long long)action->reply.current);
-		failure->wire.has_detail = true;
-		failure->wire.detail.has_current = true;
-		failure->wire.detail.current = action->reply.current;
+		failure_stale(failure, name, action->reply.current);
 		break;
 	case WIRE_CANCELLED:
 		if (action->model == 0) {

@@ -151,6 +151,8 @@ const char *history_why_text(const struct record *record, char *buffer, uint32_t
 		(void)snprintf(buffer, buffer_size, "to make room for %s", record->for_whom);
 	} else if (record->why == CORE_WHY_RESERVED && record->type != CORE_NOTE_EVICTED) {
 		(void)snprintf(buffer, buffer_size, "back after make-room");
+	} else if (record->why == CORE_WHY_LOST && record->type != CORE_NOTE_EVICTED) {
+		(void)snprintf(buffer, buffer_size, "back on its devices");
 	} else if (record->why == CORE_WHY_RESERVED && record->for_whom[0] != '\0') {
 		(void)snprintf(buffer, buffer_size, "%s for %s", words, record->for_whom);
 	} else if (record->why == CORE_WHY_FAILED && record->code != 0) {

@@ -154,9 +154,13 @@ static const char *verb_of(enum core_note_type type)
 	return verbs[type];
 }
 
-/* "evicted t5.safetensors (9.1G): to make room for flux1-dev.safetensors" */
-static void log_record(const struct record *record)
+/* "evicted t5.safetensors (9.1G) from cuda:0: to make room for flux1-dev.safetensors" */
+static void log_record(const struct daemon *daemon, const struct record *record)
 {
+	const bool has_device = record->device < daemon->n_devices;
+	const bool has_left =
+		has_device && record->device != 0 &&
+		(record->type == CORE_NOTE_EVICTED || record->type == CORE_NOTE_UNLOADED);
 	bool is_sentence = history_is_wish(record->type) || record->type == CORE_NOTE_LOAD_DONE;
 	const char *before_why = is_sentence ? " " : ": ";
 	const char *duration_text = "";
@@ -167,12 +171,14 @@ static void log_record(const struct record *record)
 	char id[33];
 	char bytes[24];
 	char duration_us[24];
+	char device[16] = "";
 	const struct log_field fields[] = {
 		{"DISTORCHD_EVENT", history_type_name(record->type)},
 		{"DISTORCHD_MODEL", record->name},
 		{"DISTORCHD_MODEL_ID", describe_id(record->uuid, id)},
 		{"DISTORCHD_BYTES", bytes},
 		{"DISTORCHD_DURATION_US", duration_us},
+		{"DISTORCHD_DEVICE", device}, /* the last: not of all */
 	};
 
 	(void)snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)record->bytes);
@@ -187,9 +193,13 @@ static void log_record(const struct record *record)
 		duration_text =
 			units_format_duration(record->duration_ns, duration, sizeof duration);
 	}
-	log_event(level_of(record->type), fields, sizeof fields / sizeof fields[0],
-		  "%s %s%s%s%s%s%s", verb_of(record->type), record->name, size,
-		  duration_text[0] != '\0' ? " in " : "", duration_text,
+	if (has_device) {
+		(void)describe_device_name(daemon, record->device, device);
+	}
+	log_event(level_of(record->type), fields,
+		  sizeof fields / sizeof fields[0] - (has_device ? 0 : 1), "%s %s%s%s%s%s%s%s%s",
+		  verb_of(record->type), record->name, size, has_left ? " from " : "",
+		  has_left ? device : "", duration_text[0] != '\0' ? " in " : "", duration_text,
 		  why[0] != '\0' ? before_why : "", why);
 }
 
@@ -421,7 +431,7 @@ void answer_note(struct daemon *daemon, const struct core_action *action)
 
 	daemon->metrics.n_notes[type][action->note.why]++;
 	fill_record(daemon, action, record);
-	log_record(record);
+	log_record(daemon, record);
 	if (type == CORE_NOTE_EVICTED) {
 		remember_evicted(daemon, action);
 	}

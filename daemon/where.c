@@ -17,14 +17,15 @@ struct shares {
 };
 
 /* 'was': also what is being dropped was there. */
-static void find_shares(const struct daemon *daemon, uint64_t model, uint64_t generation, bool was,
-			struct shares *ret)
+static void find_shares(const struct daemon *daemon, const struct core_model_view *view,
+			uint64_t generation, bool was, struct shares *ret)
 {
 	struct core_segment_view segment;
+	uint64_t most = 0;
 	uint32_t cursor = 0;
 
 	memset(ret, 0, sizeof *ret);
-	while (core_segment_next(daemon->core, model, &cursor, &segment)) {
+	while (core_segment_next(daemon->core, view->id, &cursor, &segment)) {
 		bool is_there = segment.state == SEGMENT_READY ||
 				(was && segment.state == SEGMENT_DROPPING);
 
@@ -32,7 +33,12 @@ static void find_shares(const struct daemon *daemon, uint64_t model, uint64_t ge
 			ret->bytes[segment.device] += segment.size - segment.padding;
 			ret->total += segment.size - segment.padding;
 			ret->is_cached = segment.backing == CORE_BACKING_FILE;
+			most = ret->bytes[segment.device] > most ? ret->bytes[segment.device]
+								 : most;
 		}
+	}
+	if (ret->total > view->key.size) {
+		ret->total = most; /* blocks on cards are in RAM besides, where all of them are */
 	}
 }
 
@@ -72,7 +78,7 @@ const char *where_now(const struct daemon *daemon, const struct core_model_view 
 {
 	struct shares shares;
 
-	find_shares(daemon, view->id, view->generation, false, &shares);
+	find_shares(daemon, view, view->generation, false, &shares);
 	return tell(daemon, &shares, buffer);
 }
 
@@ -89,19 +95,21 @@ const char *where_before(const struct daemon *daemon, const struct core_model_vi
 			before = segment.last;
 		}
 	}
-	find_shares(daemon, view->id, before, true, &shares);
+	find_shares(daemon, view, before, true, &shares);
 	return tell(daemon, &shares, buffer);
 }
 
 uint32_t where_device(const struct daemon *daemon, const struct core_model_view *view)
 {
 	struct shares shares;
+	uint32_t found = CORE_ALL_DEVICES;
 
-	find_shares(daemon, view->id, view->generation, false, &shares);
+	find_shares(daemon, view, view->generation, false, &shares);
 	for (uint32_t device = 0; device < CORE_MAX_DEVICES; device++) {
-		if (shares.bytes[device] > 0 && shares.bytes[device] == shares.total) {
-			return device;
+		if (shares.bytes[device] > 0 && found != CORE_ALL_DEVICES) {
+			return CORE_ALL_DEVICES;
 		}
+		found = shares.bytes[device] > 0 ? device : found;
 	}
-	return CORE_ALL_DEVICES;
+	return found;
 }

@@ -8,7 +8,8 @@
 #include <string.h>
 #include <time.h>
 
-#define LOOK_MS 200 /* between two looks */
+#define LOOK_MS  200 /* between two looks */
+#define START_MS 10000
 
 static const char *goes_on(const struct ctl *ctl)
 {
@@ -199,6 +200,31 @@ static int wait_for_end(struct ctl *ctl, struct distorch_drain *drain)
 	return status;
 }
 
+/* A card that was let go of is opened again: until then it takes no loads. */
+static void wait_for_start(struct ctl *ctl)
+{
+	const struct timespec pause = {.tv_nsec = LOOK_MS * 1000000L};
+	const uint64_t begun_ms = ctl_now_ms();
+	const uint64_t limit_ms = ctl->arguments.timeout_ms != 0 ? ctl->arguments.timeout_ms
+								 : START_MS;
+	bool is_starting = ctl->arguments.device != NULL;
+
+	while (is_starting && ctl_now_ms() - begun_ms < limit_ms) {
+		struct distorch_devices *devices = NULL;
+		const struct distorch_device *device;
+
+		if (distorch_devices(ctl->c, &devices) < 0) {
+			return; /* whoever loads there is told what is wrong */
+		}
+		device = device_find(devices, ctl->arguments.device);
+		is_starting = device != NULL && strcmp(device->state, "starting") == 0;
+		distorch_devices_free(devices);
+		if (is_starting) {
+			(void)nanosleep(&pause, NULL);
+		}
+	}
+}
+
 static int run(struct ctl *ctl)
 {
 	const struct arguments *arguments = &ctl->arguments;
@@ -221,6 +247,9 @@ static int run(struct ctl *ctl)
 	if (!arguments->off && !arguments->no_wait) {
 		ctl_on_interrupt = INTERRUPT_IS_ASKED;
 		return wait_for_end(ctl, drain);
+	}
+	if (arguments->off) {
+		wait_for_start(ctl);
 	}
 	status = print_drain(ctl, drain,
 			     drain_words(ctl, "New loads",

@@ -30,9 +30,11 @@ static void print_outcomes(struct ctl *ctl, const char *word,
 								 : outcomes[i]->id,
 				       name, sizeof name),
 			     size_text(ctl, outcomes[i]->bytes, size));
-		if (behind != NULL) {
+		/* What had no bytes has a reason all the same; what nobody has has no last user. */
+		if (behind != NULL || outcomes[i]->bytes == 0) {
 			(void)printf("  %s%s",
-				     safe_text(outcomes[i]->reason, reason, sizeof reason), behind);
+				     safe_text(outcomes[i]->reason, reason, sizeof reason),
+				     behind != NULL && outcomes[i]->n_holders > 0 ? behind : "");
 		}
 		(void)putchar('\n');
 	}

@@ -215,6 +215,7 @@ const char *where_text(const struct ctl *ctl, const struct distorch_model *model
 {
 	const bool is_partial = strcmp(model->state, "partial") == 0;
 	uint64_t total = 0;
+	uint64_t most = 0;
 	uint64_t there;
 	size_t used = 0;
 	size_t n_told = 0;
@@ -222,11 +223,13 @@ const char *where_text(const struct ctl *ctl, const struct distorch_model *model
 
 	for (size_t i = 0; i < model->n_where; i++) {
 		total += tensor_bytes(model->where[i]);
+		most = tensor_bytes(model->where[i]) > most ? tensor_bytes(model->where[i]) : most;
 	}
 	there = total;
-	if (total > model->bytes || is_partial) {
-		/* Blocks on cards may be in RAM besides; what is missing has its share too. */
-		total = model->bytes;
+	if (is_partial) {
+		total = model->bytes; /* what is missing has its share too */
+	} else if (total > model->bytes) {
+		total = most; /* blocks on cards are in RAM besides, where all of them are */
 	}
 	for (size_t i = 0; i < model->n_where; i++) {
 		n_told += is_told(model, model->where[i], total) ? 1 : 0;

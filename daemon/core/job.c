@@ -130,7 +130,7 @@ static bool is_place(const struct job *job)
 
 static enum core_why why_begun(const struct core *core, const struct job *job)
 {
-	return job->is_return                      ? CORE_WHY_RESERVED
+	return job->is_reload                      ? job->why
 	       : !job->is_move                     ? CORE_WHY_NONE
 	       : model_is_pinned(core, job->model) ? CORE_WHY_PINNED
 	       : model_is_kept(core, job->model)   ? CORE_WHY_KEPT
@@ -604,9 +604,8 @@ static void publish(struct core *core, struct job *job)
 			  model, job->moved);
 	} else {
 		core->counters.misses++;
-		core_note(core, CORE_NOTE_LOAD_DONE,
-			  job->is_return ? CORE_WHY_RESERVED : CORE_WHY_NONE, model,
-			  model->key.size);
+		core_note(core, CORE_NOTE_LOAD_DONE, job->is_reload ? job->why : CORE_WHY_NONE,
+			  model, model->key.size);
 	}
 	core->actions[core->n_actions - 1].note.duration_ns = core->now_ns - job->begun_ns;
 	model_touch(core, model);

@@ -43,6 +43,17 @@ static bool serves(const struct model *model, const struct core_event *event,
 	       (!event->load.insists_backing || backing_suits(model, event->load.backing));
 }
 
+/* It lies as asked for, and is being moved from there: this was asked for later. */
+static bool is_leaving(const struct model *model, uint64_t wanted)
+{
+	const struct job *job = model->job;
+
+	return job != NULL && !job->is_demotion && wanted != CORE_PLACEMENT_ANY &&
+	       wanted == model->placement &&
+	       (job->placement != wanted ||
+		(job->next_placement != CORE_PLACEMENT_ANY && job->next_placement != wanted));
+}
+
 static void answer_resident(struct core *core, const struct core_event *event,
 			    struct client *client, struct model *model)
 {
@@ -106,6 +117,7 @@ static bool wait_for(struct core *core, const struct core_event *event, struct c
 		core_reply_too_many(core, client, event->request, CORE_LIMIT_WAITERS, job->model);
 		return false;
 	}
+	place_supersede(job, event->load.placement);
 	return true;
 }
 
@@ -204,7 +216,8 @@ void load_on_load(struct core *core, const struct core_event *event)
 	if (!place_may(model, client, event->load.placement)) {
 		core_close_file(core, event->load.file);
 		core_reply(core, client, event->request, WIRE_NOT_ALLOWED, model);
-	} else if (serves(model, event, client) && (model->job == NULL || model->job->is_move)) {
+	} else if (serves(model, event, client) && (model->job == NULL || model->job->is_move) &&
+		   !is_leaving(model, event->load.placement)) {
 		answer_resident(core, event, client, model);
 	} else if (model->job != NULL) {
 		job_join(model->job, event->load.key);

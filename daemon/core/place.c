@@ -103,6 +103,13 @@ struct job *place_begin(struct core *core, struct model *model, uint64_t placeme
 	return job;
 }
 
+void place_supersede(struct job *job, uint64_t placement)
+{
+	if (placement != CORE_PLACEMENT_ANY) {
+		job->next_placement = CORE_PLACEMENT_ANY;
+	}
+}
+
 /* Wait for the job, or not; with none, the reason. */
 static void wait_for(struct core *core, const struct core_event *event, struct client *client,
 		     struct model *model, bool is_first)
@@ -123,6 +130,8 @@ static void wait_for(struct core *core, const struct core_event *event, struct c
 	} else if (waiter_add(core, &like, job) == NULL) {
 		core_reply_too_many(core, client, event->request, CORE_LIMIT_WAITERS, model);
 		job_drop_if_unwanted(core, job);
+	} else {
+		place_supersede(job, event->place.placement);
 	}
 }
 
@@ -405,6 +414,7 @@ static void come_back(struct core *core, struct model *model)
 	if (job != NULL) {
 		job->with_host = needs_host;
 		job->is_reload = job->no_wait = true;
+		job->why = CORE_WHY_LOST;
 	}
 }
 

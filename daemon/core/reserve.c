@@ -62,6 +62,7 @@ static void bring_back(struct core *core, struct model *model)
 	if (job != NULL) {
 		job->with_host = model->has_host;
 		job->is_reload = job->is_return = job->no_wait = true;
+		job->why = CORE_WHY_RESERVED;
 	} else { /* it has a job, which may fail, or its user has too many */
 		retry_later(core, model);
 	}

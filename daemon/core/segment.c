@@ -326,6 +326,7 @@ static void quarantine(struct core *core, const struct segment *segment)
 		job->may_share = job_is_placed(job); /* blocks that are good stay */
 		job->with_host = model->has_host;
 		job->is_reload = true;
+		job->why = CORE_WHY_BAD_SUM;
 		job->no_wait = true;
 	}
 }

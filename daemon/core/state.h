@@ -280,7 +280,7 @@ struct job {
 	bool is_running; /* keeps a reader busy or holds room: counted in its user */
 	bool no_wait;
 	bool is_asked;         /* by somebody, be he gone: that is use */
-	bool is_reload;        /* after a bad checksum: nobody asked */
+	bool is_reload;        /* what was lost comes back, for 'why': nobody asked */
 	bool is_return;        /* after a reservation that it had to go for */
 	bool is_told;          /* that it has begun */
 	bool is_move;          /* of a model that serves meanwhile to another backing: likewise */
@@ -606,6 +606,9 @@ void place_drop_blocks(struct core *core, struct model *model, enum core_why why
 /* A job of 'uid' for the content that is there; NULL: none can be begun. */
 struct job *place_begin(struct core *core, struct model *model, uint64_t placement,
 			uint32_t placed_uid, uint32_t uid);
+/* Somebody waits for a placement (CORE_PLACEMENT_ANY: for none): who said one before, and did not
+ * wait, gets that no more. */
+void place_supersede(struct job *job, uint64_t placement);
 /* Those whom the published generation does not suit get another. */
 void place_go_on(struct core *core, struct model *model, struct job *ended);
 void place_on_device_back(struct core *core, const struct core_event *event);

@@ -199,8 +199,10 @@ static void unload_leased(struct core *core, const struct core_event *event, str
 	last_action(core)->unload.holder = idtab_id(&core->clients, lease->client);
 }
 
-/* Drop what is there; a process that still maps it holds the bytes. */
-static void unload_copies(struct core *core, const struct core_event *event, struct model *model)
+/* Drop what is there; a process that still maps it holds the bytes. 'had_job': its load has just
+ * been ended, which is told where there is nothing else. */
+static void unload_copies(struct core *core, const struct core_event *event, struct model *model,
+			  bool had_job)
 {
 	const struct lease *lease = find_lease(model, false);
 	const struct lease *ghost = model->backing == CORE_BACKING_IMAGE ? find_lease(model, true)
@@ -216,10 +218,12 @@ static void unload_copies(struct core *core, const struct core_event *event, str
 		(void)model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
 	}
 	bytes += ghost != NULL ? held_bytes(model) : 0;
-	if (bytes > 0) {
+	if (bytes > 0 || had_job) {
 		report(core, event, model,
 		       ghost != NULL ? CORE_OUTCOME_HELD : CORE_OUTCOME_UNLOADED,
-		       ghost != NULL ? CORE_WHY_MAPPED : CORE_WHY_ASKED);
+		       ghost != NULL ? CORE_WHY_MAPPED
+		       : bytes > 0   ? CORE_WHY_ASKED
+				     : CORE_WHY_CANCELLED);
 		last_action(core)->unload.bytes = bytes;
 		last_action(core)->unload.freed = freed;
 		last_action(core)->unload.holder =
@@ -288,6 +292,7 @@ static void unload_one(struct core *core, const struct core_event *event, struct
 {
 	enum core_why why = CORE_WHY_NONE;
 	const struct wish *obstacle;
+	bool had_job = false;
 
 	if (event->unload.has_device && !has_bytes_on(model, event->unload.device)) {
 		report_older(core, event, model);
@@ -309,12 +314,13 @@ static void unload_one(struct core *core, const struct core_event *event, struct
 	if (model->job != NULL) {
 		if (ends_job(event, client, model->job)) {
 			job_fail(core, model->job, WIRE_CANCELLED);
+			had_job = true;
 		} else {
 			report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_LOADING);
 			return;
 		}
 	}
-	unload_copies(core, event, model);
+	unload_copies(core, event, model, had_job);
 	if (list_is_empty(&model->segments)) {
 		model_settle(core, model); /* its file was open for what does not come back */
 	}

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked while a load or a move is under way: the last word counts, and is told truly."""
+import subprocess
+
+import distorch
+import pytest
+from conftest import wait_until
+from placed import MIB, make_blocks
+from test_ctl import CTL, ctl, ctl_json
+
+
+@pytest.fixture
+def slow(start_daemon):
+    """A block takes a quarter of a second, a model one and a half."""
+    return start_daemon("memory.ram=256M", "sim.count=2", "sim.memory=64M", "sim.link=16M",
+                        "gpu.budget=100%")
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB] * 6)
+    return path
+
+
+def begin(daemon, *words):
+    return subprocess.Popen([CTL, "--socket", str(daemon.socket), *map(str, words)], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def model_of(daemon):
+    models = daemon.models(everything=True)
+    return models[0] if models else None
+
+
+def places(daemon):
+    return [place["device"] for place in model_of(daemon)["where"] if place.get("tensor_bytes")]
+
+
+def is_moving(daemon):
+    return model_of(daemon).get("moving", False)
+
+
+def is_still(daemon):
+    return not is_moving(daemon) and model_of(daemon)["state"] == "resident"
+
+
+def test_a_load_to_where_it_is_being_moved_from_has_it_back(slow, path):
+    """It was answered at once, and lay elsewhere a moment later."""
+    assert ctl(slow, "load", "--to", "sim:0", path).returncode == 0
+    move = begin(slow, "place", path.name, "sim:1")
+    wait_until(lambda: is_moving(slow), what="the move")
+    loaded = ctl_json(slow, "load", "--to", "sim:0", path)["models"][0]
+    assert [place["device"] for place in loaded["where"] if place["tensor_bytes"]] == ["sim:0"]
+    assert "lies in sim:1 now" in move.communicate(timeout=30)[0]
+    assert places(slow) == ["sim:0"] and not is_moving(slow)
+    # who says no place takes it as it is
+    move = begin(slow, "place", path.name, "sim:1")
+    wait_until(lambda: is_moving(slow), what="the move")
+    assert ctl(slow, "load", path).returncode == 0 and is_moving(slow)
+    assert move.wait(30) == 0
+
+
+def test_of_those_who_do_not_wait_the_last_counts(slow, path):
+    assert ctl(slow, "load", path, "--backing", "image").returncode == 0
+    for device in ("sim:0", "sim:1", "ram"):
+        assert ctl(slow, "load", "--no-wait", "--to", device, path).returncode == 0
+    wait_until(lambda: is_still(slow), what="the moves' end", seconds=30)
+    assert places(slow) == ["cpu"]
+
+
+def test_who_waits_is_not_moved_away_by_an_older_word(slow, path):
+    assert ctl(slow, "load", path, "--backing", "image").returncode == 0
+    move = begin(slow, "place", path.name, "sim:0")
+    wait_until(lambda: is_moving(slow), what="the move")
+    assert ctl(slow, "load", "--no-wait", "--to", "sim:1", path).returncode == 0
+    done = ctl(slow, "place", path.name, "ram")
+    assert "lies in ram now" in done.stdout, done
+    assert is_still(slow) and places(slow) == ["cpu"]
+    assert move.wait(30) == 0
+
+
+def test_unload_says_that_it_ended_a_load(slow, path):
+    """It said that nothing was there."""
+    load = begin(slow, "load", "--to", "sim:0", path)
+    wait_until(lambda: model_of(slow) is not None, what="the load")
+    done = ctl(slow, "unload", "--all")
+    assert "being loaded or moved\n" in done.stdout, "nobody uses it: no last user is spoken of"
+    done = ctl(slow, "unload", path.name)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0].split(None, 2) == ["unloaded", path.name, "0  its load was ended"]
+    assert load.wait(30) == 1 and "was cancelled" in load.stderr.read()
+
+
+def test_what_only_its_user_has_still_is_listed(slow, path):
+    """Its copies of before a move are in use, and memory is taken: ps said that there is none."""
+    with distorch.connect(str(slow.socket)) as d, d.open(path, to="sim:0,8M;cpu,*") as w:
+        assert len(w[next(iter(w))].buffer) > 0
+        assert ctl(slow, "place", path.name, "sim:1").returncode == 0
+        assert ctl(slow, "unload", path.name).returncode == 0
+        shown = ctl(slow, "ps").stdout
+        assert path.name in shown and "older on" in shown, shown
+    wait_until(lambda: "No models" in ctl(slow, "ps").stdout, what="its end")
+
+
+def test_after_drain_off_a_load_finds_the_device(slow, path):
+    assert ctl(slow, "drain", "--device", "sim:0").returncode == 0
+    wait_until(lambda: "pid" not in slow.status()["devices"][1], what="the device is let go of")
+    assert "are taken" in ctl(slow, "drain", "--off", "--device", "sim:0").stdout
+    done = ctl(slow, "load", "--to", "sim:0", path)
+    assert done.returncode == 0, done.stderr
