@@ -425,7 +425,7 @@ static struct planning *planning_new(const struct call *call, uint64_t model, ui
 	if (said != NULL) {
 		planning->placement = *said;
 	}
-	placement_look(call->daemon, model, &planning->room);
+	placement_look(call->daemon, model, true, &planning->room);
 	return planning;
 }
 

@@ -480,11 +480,19 @@ static struct placement_warnings *explain(const struct plan_request *request,
 	return ret;
 }
 
+/* Are the blocks of both the same ones? */
+static bool is_comparable(const struct generation_info *current, const struct job_info *job)
+{
+	return current->table_fd >= 0 && current->n_blocks == job->map->n_blocks &&
+	       current->n_tensors == job->map->n_tensors && current->by_tensor == job->by_tensor;
+}
+
 /* Where each block of the map would lie. */
 static int plan_map(const struct daemon *daemon, const struct placement *placement,
 		    struct job_info *job, struct err *err)
 {
 	const struct tensor_map *map = job->map;
+	const struct model_info *info = store_find_model(daemon->store, job->model);
 	AUTO_FREE struct placement_room *room = sys_calloc(1, sizeof *room);
 	AUTO_FREE struct plan_block *blocks = NULL;
 	struct plan_text donors[PLAN_MAX_DONORS];
@@ -496,7 +504,8 @@ static int plan_map(const struct daemon *daemon, const struct placement *placeme
 	if (blocks == NULL || room == NULL) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory to plan");
 	}
-	placement_look(daemon, job->model, room);
+	placement_look(daemon, job->model, info != NULL && is_comparable(&info->current, job),
+		       room);
 	placement_request(placement, room, donors, &request);
 	request.blocks = blocks;
 	request.n_blocks = map->n_blocks;
@@ -517,13 +526,6 @@ static int plan_map(const struct daemon *daemon, const struct placement *placeme
 static uint8_t earlier_place(const struct generation_info *current, uint32_t block)
 {
 	return current->places == NULL ? 0 : current->places[block];
-}
-
-/* Are the blocks of both the same ones? */
-static bool is_comparable(const struct generation_info *current, const struct job_info *job)
-{
-	return current->table_fd >= 0 && current->n_blocks == job->map->n_blocks &&
-	       current->n_tensors == job->map->n_tensors && current->by_tensor == job->by_tensor;
 }
 
 /* Which files' images would be other ones: blocks came to the host, or left it. */

@@ -93,8 +93,10 @@ struct placement_room {
 	struct known_device known[CORE_MAX_DEVICES];
 };
 
-/* 'model': whose copies there may be taken over; 0: none's. 'ret' must not move afterwards. */
-void placement_look(const struct daemon *daemon, uint64_t model, struct placement_room *ret);
+/* 'model': whose own copies do not go for it; 0: none's. 'may_take_over': they are room for it, as
+ * they are of the same blocks. 'ret' must not move afterwards. */
+void placement_look(const struct daemon *daemon, uint64_t model, bool may_take_over,
+		    struct placement_room *ret);
 
 /* All but its blocks; borrows both and 'donors', and gives the devices in 'room' the names that
  * the placement means. Any thread. */

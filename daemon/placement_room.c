@@ -9,9 +9,9 @@
 #include "daemon/device/device.h"
 #include "daemon/placement.h"
 
-/* Bytes of the published generation on each device: a move may take them over. None of its own
- * copies goes for it. */
-static void add_own(const struct daemon *daemon, uint64_t model,
+/* Bytes of the published generation on each device: a move may take them over, unless it makes
+ * other blocks of them. None of its own copies goes for it. */
+static void add_own(const struct daemon *daemon, uint64_t model, bool may_take_over,
 		    struct plan_device devices[CORE_MAX_DEVICES])
 {
 	struct core_segment_view segment;
@@ -27,7 +27,7 @@ static void add_own(const struct daemon *daemon, uint64_t model,
 		} else if (is_published) {
 			device->held -= segment.bytes;
 		}
-		if (is_published) {
+		if (is_published && may_take_over) {
 			device->free += segment.bytes;
 		}
 	}
@@ -52,7 +52,8 @@ static uint64_t left_of(uint64_t bytes, uint64_t taken)
 	return bytes > taken ? bytes - taken : 0;
 }
 
-void placement_look(const struct daemon *daemon, uint64_t model, struct placement_room *ret)
+void placement_look(const struct daemon *daemon, uint64_t model, bool may_take_over,
+		    struct placement_room *ret)
 {
 	ret->n_devices = daemon->n_devices;
 	memcpy(ret->known, daemon->devices, sizeof ret->known);
@@ -91,7 +92,7 @@ void placement_look(const struct daemon *daemon, uint64_t model, struct placemen
 		ret->devices[i].link[0] = ret->devices[0].link[i] = ret->known[i].info.bytes_per_s;
 		add_peers(ret, i);
 	}
-	add_own(daemon, model, ret->devices);
+	add_own(daemon, model, may_take_over, ret->devices);
 }
 
 void placement_request(const struct placement *placement, struct placement_room *room,

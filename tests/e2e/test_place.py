@@ -184,6 +184,19 @@ def test_what_lies_there_in_other_blocks_makes_no_room_for_a_plan(cards, raw, tm
         unload_all(raw)
 
 
+def test_auto_finds_room_beside_what_lies_there_in_other_blocks(cards, raw, tmp_path):
+    """It took that for room, and was refused."""
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB] * 10)
+    load(raw, path, "sim:0", granularity="block").close()
+    words = path, "auto", "--granularity", "tensor"
+    planned = ctl_json(cards, "plan", *words)
+    placed = ctl_json(cards, "load", path, "--to", *words[1:])["models"][0]
+    assert {device["name"]: device["bytes"] for device in planned["devices"] if device["blocks"]} == \
+        {place["device"]: place["tensor_bytes"] for place in placed["where"] if place["tensor_bytes"]}
+    unload_all(raw)
+
+
 def test_what_does_not_fit_is_refused_with_numbers(raw, tmp_path):
     path = tmp_path / "m.safetensors"
     make_blocks(path, [8 * MIB] * 9)
