@@ -427,7 +427,8 @@ static void farewell_add(struct farewell *farewell, const struct kept_lease *lea
 					       .epoch = lease->epoch};
 }
 
-/* It is not found until the daemon has seen that its connection was closed: '*wait_ms' grows. */
+/* One of this daemon's life is not found until it has seen that the connection was closed:
+ * '*wait_ms' grows. */
 static int say_unmapped(struct distorch *c, const struct wire_unmapped_request *body,
 			uint64_t *wait_ms)
 {
@@ -441,8 +442,8 @@ static int say_unmapped(struct distorch *c, const struct wire_unmapped_request *
 		if (rc != -DISTORCH_E_NOT_FOUND) {
 			return rc;
 		}
-		if (*wait_ms > LONGEST_WAIT_MS) {
-			return 0; /* it was not mapped, and went with its connection */
+		if (body->epoch != c->server->epoch || *wait_ms > LONGEST_WAIT_MS) {
+			return 0;
 		}
 		(void)poll(NULL, 0, (int)*wait_ms); /* only a pause */
 		*wait_ms *= 2;

@@ -87,6 +87,19 @@ def test_the_first_call_after_a_restart_finds_the_new_daemon(start_daemon, disto
         assert d.server().epoch != before
 
 
+def test_a_lost_lease_is_told_by_its_number(start_daemon, distorch, make_model):
+    daemon = start_daemon()
+    with distorch.connect(str(daemon.socket)) as d:
+        lost, other = (d.open(make_model(f"{name}.safetensors")) for name in "ab")
+        assert lost["t.0"].buffer and d.table(lost.id).lease == 0
+        numbers = {lost.lease, other.lease}
+        daemon.kill()
+        daemon.start()
+        event = d.next_event(timeout=10)
+        assert event.type == "lost" and event.lease == lost.lease and len(numbers) == 2
+        assert d.open(make_model("c.safetensors")).lease not in numbers
+
+
 @pytest.mark.parametrize("closes", [False, True])
 def test_leases_end_though_the_daemon_took_nothing_when_they_did(daemon, distorch, make_model, closes):
     """What the socket did not take is said when there is room, after a close by another one."""

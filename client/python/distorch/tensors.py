@@ -204,6 +204,12 @@ class Weights(Mapping):
     def close(self):
         self._lease = None
 
+    @property
+    def lease(self):
+        """The number of the lease, as an Event of it says; another one once the library has
+        asserted it again after the daemon's end. 0: they only describe."""
+        return library().weights_lease(self._pointer())
+
     def on_recall(self, callback):
         """Have `callback` called with an Event when somebody waits for what these weights hold:
         `why`, `for_whom`, and `deadline_ms`, in which whoever waits gets an answer. Let go by
