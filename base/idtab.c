@@ -78,7 +78,7 @@ void idtab_remove(struct idtab *tab, void *object)
 	slot->tag = (slot->tag + 1) & TAG_MASK;
 	tab->n_used--;
 	if (slot->tag == 0) {
-		return; /* every tag was used once: a new one could be taken for an old id */
+		return; /* the last tag: one of before could be taken for an old id */
 	}
 	slot->next_free = tab->first_free;
 	tab->first_free = index + 1;

@@ -193,7 +193,7 @@ static void take_response(struct distorch *c, const struct wire_packet *packet,
 		return;
 	}
 	call->has_lost_fds = arrival->has_lost_fds &&
-			     (!call->needs_no_fds || packet->spill_bytes > 0);
+			     (!call->is_whole_without_fds || packet->spill_bytes > 0);
 	is_kept = !call->has_lost_fds;
 	if (is_kept) {
 		call->answer->packet = malloc(arrival->size);
@@ -457,7 +457,7 @@ static int call_run(struct distorch *c, const struct request *request, struct an
 	struct call call = {
 		.method = request->method,
 		.tag = request->tag,
-		.needs_no_fds = request->needs_no_fds,
+		.is_whole_without_fds = request->is_whole_without_fds,
 		.has_progress = request->method == WIRE_METHOD_LOAD ||
 				request->method == WIRE_METHOD_PLACE,
 		.answer = answer,

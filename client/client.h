@@ -65,10 +65,10 @@ struct request {
 	const void *body; /* the generated request struct, or NULL where there is nothing to say */
 	const int *fds;
 	uint32_t n_fds;
-	struct source *source; /* the rest of its files follows; NULL: there is none */
-	bool is_patient;       /* waits as long as the daemon answers pings */
-	bool is_hello;         /* goes out while is_opening */
-	bool needs_no_fds;     /* its answer counts without them */
+	struct source *source;     /* the rest of its files follows; NULL: there is none */
+	bool is_patient;           /* waits as long as the daemon answers pings */
+	bool is_hello;             /* goes out while is_opening */
+	bool is_whole_without_fds; /* its answer */
 	uint64_t tag;
 	distorch_progress_fn progress;
 	void *user;
@@ -91,11 +91,12 @@ struct call {
 	uint64_t serial; /* of the connection that it was sent on */
 	enum wire_method method;
 	uint64_t tag;
-	bool has_progress;               /* a load or a move */
-	bool is_done;                    /* 'answer' is there */
-	bool is_without_memory;          /* the answer came, but could not be kept */
-	bool needs_no_fds, has_lost_fds; /* as the request's; the answer came without them */
-	bool is_cancelled;               /* by us; 'cancel' was sent */
+	bool has_progress;         /* a load or a move */
+	bool is_done;              /* 'answer' is there */
+	bool is_without_memory;    /* the answer came, but could not be kept */
+	bool is_whole_without_fds; /* as the request's */
+	bool has_lost_fds;         /* the answer came without them */
+	bool is_cancelled;         /* by us; 'cancel' was sent */
 	uint64_t cancelled_ms;
 	bool has_news; /* of progress */
 	char model[WIRE_LOAD_PROGRESS_EVENT_MODEL_MAX + 1];
@@ -134,10 +135,8 @@ int client_enter(struct distorch *c);
 bool client_can_return(const struct distorch *c); /* is a lost one worth another try? */
 void client_leave(struct distorch *c);
 
-/*
- * Connect and say hello, also again after a loss; then what the connection had is restored. Lock
- * held, given back while waiting; nobody else may be connecting.
- */
+/* Connect and say hello, also again after a loss; then what the connection had is restored. Lock
+ * held, given back while waiting; nobody else may be connecting. */
 int client_connect(struct distorch *c);
 
 void client_ref(struct distorch *c); /* owners of the memory of 'c' */

@@ -117,6 +117,7 @@ void keeper_await(struct distorch *c, enum wire_method method, uint32_t id)
 					     .awaited_id = id,
 					     .awaited = method};
 		list_append(&c->leases, &lease->link);
+		keeper_start(c); /* nobody else may ever read again */
 	}
 }
 
@@ -154,7 +155,7 @@ static bool is_in_vain(const struct distorch *c, const struct kept_lease *lease)
 static bool is_untold(const struct distorch *c, const struct kept_lease *lease)
 {
 	return lease->is_over && lease->epoch != 0 && lease->awaited != WIRE_METHOD_RESERVE &&
-	       (lease->told_id == 0 || lease->told_serial != c->serial);
+	       (c->is_lost || lease->told_id == 0 || lease->told_serial != c->serial);
 }
 
 void keeper_pay(struct distorch *c)
@@ -233,7 +234,7 @@ static bool assert_again(struct distorch *c, struct kept_lease *lease)
 					.fds = &fd,
 					.n_fds = 1,
 					.is_hello = true,
-					.needs_no_fds = true};
+					.is_whole_without_fds = true};
 	AUTO_ANSWER struct answer answer = {0};
 	struct wire_attach_response response;
 	int rc = client_call(c, &request, &answer, &response);
@@ -350,6 +351,7 @@ static void *keep(void *argument)
 			wait_ms = wait_ms * 2 < LONGEST_WAIT_MS ? wait_ms * 2 : LONGEST_WAIT_MS;
 		}
 	}
+	c->has_keeper = false; /* what a fork from now on finds */
 	pthread_mutex_unlock(&c->lock);
 	client_unref(c);
 	return NULL;

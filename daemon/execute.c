@@ -56,6 +56,7 @@ static void execute_read_header(struct daemon *daemon, const struct core_action 
 		job->placement = action->fill.placement;
 		job->is_tabled = action->fill.is_tabled;
 		job->with_host = action->fill.with_host;
+		job->may_share = action->fill.may_share;
 		job->by_tensor = request.by_tensor = placement != NULL && placement->by_tensor;
 	}
 	if (action->fill.insists_backing && wish == CACHE_IF_LOCAL) {

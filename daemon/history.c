@@ -151,6 +151,9 @@ const char *history_why_text(const struct record *record, char *buffer, uint32_t
 		(void)snprintf(buffer, buffer_size, "to make room for %s", record->for_whom);
 	} else if (record->why == CORE_WHY_RESERVED && record->type != CORE_NOTE_EVICTED) {
 		(void)snprintf(buffer, buffer_size, "back after make-room");
+	} else if (record->why == CORE_WHY_BAD_SUM &&
+		   (record->type == CORE_NOTE_LOAD_BEGUN || record->type == CORE_NOTE_LOAD_DONE)) {
+		(void)snprintf(buffer, buffer_size, "again, as a copy was bad");
 	} else if (record->why == CORE_WHY_LOST && record->type != CORE_NOTE_EVICTED) {
 		(void)snprintf(buffer, buffer_size, "back on its devices");
 	} else if (record->why == CORE_WHY_RESERVED && record->for_whom[0] != '\0') {

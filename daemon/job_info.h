@@ -34,6 +34,7 @@ struct job_info {
 	uint64_t moved;           /* bytes of what it fills */
 	bool is_tabled;           /* its table is made apart */
 	bool with_host;           /* all of it in images, besides blocks on devices */
+	bool may_share;           /* the published copies are of the same content */
 	bool by_tensor;           /* each tensor is a block */
 	uint64_t *held;           /* segments of an earlier generation that its fills may read */
 	uint32_t n_held;

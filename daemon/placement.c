@@ -504,8 +504,8 @@ static int plan_map(const struct daemon *daemon, const struct placement *placeme
 	if (blocks == NULL || room == NULL) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory to plan");
 	}
-	placement_look(daemon, job->model, info != NULL && is_comparable(&info->current, job),
-		       room);
+	placement_look(daemon, job->model,
+		       job->may_share && info != NULL && is_comparable(&info->current, job), room);
 	placement_request(placement, room, donors, &request);
 	request.blocks = blocks;
 	request.n_blocks = map->n_blocks;

@@ -200,24 +200,37 @@ static int wait_for_end(struct ctl *ctl, struct distorch_drain *drain)
 	return status;
 }
 
-/* A card that was let go of is opened again: until then it takes no loads. */
+static bool is_any_starting(const struct ctl *ctl, const struct distorch_devices *devices)
+{
+	const char *name = ctl->arguments.device;
+	const struct distorch_device *named = name == NULL ? NULL : device_find(devices, name);
+
+	for (size_t i = 0; i < devices->n_devices; i++) {
+		if ((name == NULL || devices->devices[i] == named) &&
+		    strcmp(devices->devices[i]->state, "starting") == 0) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* A card that was let go of is opened again: until then it takes no loads. What is wrong with one
+ * that is not, whoever loads there is told. */
 static void wait_for_start(struct ctl *ctl)
 {
 	const struct timespec pause = {.tv_nsec = LOOK_MS * 1000000L};
 	const uint64_t begun_ms = ctl_now_ms();
 	const uint64_t limit_ms = ctl->arguments.timeout_ms != 0 ? ctl->arguments.timeout_ms
 								 : START_MS;
-	bool is_starting = ctl->arguments.device != NULL;
+	bool is_starting = true;
 
 	while (is_starting && ctl_now_ms() - begun_ms < limit_ms) {
 		struct distorch_devices *devices = NULL;
-		const struct distorch_device *device;
 
 		if (distorch_devices(ctl->c, &devices) < 0) {
-			return; /* whoever loads there is told what is wrong */
+			return;
 		}
-		device = device_find(devices, ctl->arguments.device);
-		is_starting = device != NULL && strcmp(device->state, "starting") == 0;
+		is_starting = is_any_starting(ctl, devices);
 		distorch_devices_free(devices);
 		if (is_starting) {
 			(void)nanosleep(&pause, NULL);
@@ -232,8 +245,9 @@ static int run(struct ctl *ctl)
 	int status;
 
 	if (arguments->off && arguments->no_wait) {
-		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", "say one of them",
-				  "--off waits for nothing, so --no-wait means nothing with it");
+		return ctl_refuse(
+			ctl, EXIT_USAGE, "bad-argument", "say one of them",
+			"--off waits for no load and no lease, so --no-wait means nothing with it");
 	}
 	status = ctl_connect(ctl);
 	if (status != EXIT_DONE) {

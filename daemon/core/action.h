@@ -139,6 +139,7 @@ struct core_action {
 			uint32_t index;     /* of the file or block */
 			bool is_block;      /* fills */
 			bool with_host;     /* headers: all of it in images besides */
+			bool may_share; /* headers: the published copies are of the same content */
 			bool is_tabled; /* headers: of its generation ACT_MAKE_TABLE makes the table */
 			enum core_backing backing; /* headers: wished; fills: decided */
 			bool insists_backing;      /* headers */

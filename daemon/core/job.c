@@ -87,7 +87,7 @@ void job_join(struct job *job, const struct core_file_key *key)
 {
 	if (!model_is_same_content(key, &job->key)) {
 		job->joined = *key;
-		job->has_joined = true;
+		job->has_joined = job->is_mixed = true;
 	}
 }
 
@@ -163,6 +163,7 @@ static void start(struct core *core, struct job *job)
 	action->fill.insists_backing = job->insists;
 	action->fill.placement = job->placement;
 	action->fill.with_host = job->with_host;
+	action->fill.may_share = job->may_share;
 	job->is_tabled = job_is_placed(job) ||
 			 (job->may_share && job->model->placement > CORE_PLACEMENT_HOST);
 	action->fill.is_tabled = job->is_tabled;
@@ -287,6 +288,9 @@ void job_fail(struct core *core, struct job *job, int code)
 						   job->is_move || job->is_demotion || is_spared
 					   ? 0
 					   : code;
+	}
+	if (job->is_move && code != WIRE_SHUTTING_DOWN) {
+		place_serve_suited(core, job);
 	}
 	answer_all(core, job, code);
 	if (model->file == 0) {
@@ -600,8 +604,9 @@ static void publish(struct core *core, struct job *job)
 	action->model = idtab_id(&core->models, model);
 	action->fill.generation = model->generation;
 	if (is_moved) {
-		core_note(core, CORE_NOTE_PLACED, job->is_demotion ? job->why : CORE_WHY_ASKED,
-			  model, job->moved);
+		core_note(core, CORE_NOTE_PLACED,
+			  job->is_demotion || job->is_reload ? job->why : CORE_WHY_ASKED, model,
+			  job->moved);
 	} else {
 		core->counters.misses++;
 		core_note(core, CORE_NOTE_LOAD_DONE, job->is_reload ? job->why : CORE_WHY_NONE,

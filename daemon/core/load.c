@@ -69,6 +69,7 @@ static void answer_resident(struct core *core, const struct core_event *event,
 	if (lease_grant(core, &now, model, CORE_SOURCE_RAM, NULL)) {
 		lease_count_hit(core, model);
 	}
+	place_stay(core, model); /* also without a lease: it is told where it lies */
 	if (event->load.insists_backing) {
 		model->wanted = (uint8_t)event->load.backing;
 	}
@@ -85,7 +86,7 @@ void load_answer_begun(struct core *core, const struct client *client, uint32_t 
 	job->no_wait = true;
 	job->is_demotion = false;
 	job->is_asked = true;
-	if (placement != CORE_PLACEMENT_ANY) { /* the last who said one counts */
+	if (place_decides(job->model, client, placement)) { /* the last who said one counts */
 		job->next_placement = placement == job->placement ? CORE_PLACEMENT_ANY : placement;
 		job->next_uid = client->uid;
 		job->is_next_admin = client->is_admin;
@@ -117,7 +118,7 @@ static bool wait_for(struct core *core, const struct core_event *event, struct c
 		core_reply_too_many(core, client, event->request, CORE_LIMIT_WAITERS, job->model);
 		return false;
 	}
-	place_supersede(job, event->load.placement);
+	place_supersede(job, client, event->load.placement);
 	return true;
 }
 

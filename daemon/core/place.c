@@ -103,10 +103,34 @@ struct job *place_begin(struct core *core, struct model *model, uint64_t placeme
 	return job;
 }
 
-void place_supersede(struct job *job, uint64_t placement)
+bool place_decides(const struct model *model, const struct client *client, uint64_t wanted)
 {
-	if (placement != CORE_PLACEMENT_ANY) {
+	return wanted != CORE_PLACEMENT_ANY &&
+	       !(wanted == CORE_PLACEMENT_HOST && is_foreign(model, client));
+}
+
+void place_supersede(struct job *job, const struct client *client, uint64_t placement)
+{
+	if (place_decides(job->model, client, placement)) {
 		job->next_placement = CORE_PLACEMENT_ANY;
+	}
+}
+
+void place_serve_suited(struct core *core, struct job *job)
+{
+	const struct model *model = job->model;
+
+	if (job->is_mixed || !model_is_unchanged(model, &job->key)) {
+		return; /* what is there is not what they presented */
+	}
+	LIST_FOR_EACH_SAFE (link, &job->waiters) {
+		struct waiter *waiter = OF(link, struct waiter, by_owner);
+
+		if (waiter->placement != CORE_PLACEMENT_ANY && model_is_resident(model) &&
+		    place_suits(model, waiter->client, waiter->placement, waiter->is_place)) {
+			(void)lease_grant(core, waiter, job->model, CORE_SOURCE_RAM, NULL);
+			waiter_remove(core, waiter);
+		}
 	}
 }
 
@@ -131,7 +155,7 @@ static void wait_for(struct core *core, const struct core_event *event, struct c
 		core_reply_too_many(core, client, event->request, CORE_LIMIT_WAITERS, model);
 		job_drop_if_unwanted(core, job);
 	} else {
-		place_supersede(job, event->place.placement);
+		place_supersede(job, client, event->place.placement);
 	}
 }
 

@@ -291,6 +291,7 @@ struct job {
 	bool is_deferred;      /* in admit_run */
 	bool has_shortage;
 	bool has_joined; /* with 'joined', another content than the one being read */
+	bool is_mixed;   /* somebody joined with another content at any time */
 	uint32_t short_device;
 	struct core_shortage shortage;
 	struct core_file_key joined;
@@ -606,9 +607,12 @@ void place_drop_blocks(struct core *core, struct model *model, enum core_why why
 /* A job of 'uid' for the content that is there; NULL: none can be begun. */
 struct job *place_begin(struct core *core, struct model *model, uint64_t placement,
 			uint32_t placed_uid, uint32_t uid);
-/* Somebody waits for a placement (CORE_PLACEMENT_ANY: for none): who said one before, and did not
- * wait, gets that no more. */
-void place_supersede(struct job *job, uint64_t placement);
+/* Does he say where its blocks are to lie? CORE_PLACEMENT_ANY does not, nor who has its images. */
+bool place_decides(const struct model *model, const struct client *client, uint64_t wanted);
+/* Somebody waits for a placement: who said one before, and did not wait, gets that no more. */
+void place_supersede(struct job *job, const struct client *client, uint64_t placement);
+/* The move fails: for whom it lies as he asked still, it has not. */
+void place_serve_suited(struct core *core, struct job *job);
 /* Those whom the published generation does not suit get another. */
 void place_go_on(struct core *core, struct model *model, struct job *ended);
 void place_on_device_back(struct core *core, const struct core_event *event);
