@@ -9,11 +9,15 @@ from placed import MIB, make_blocks
 from test_ctl import CTL, ctl, ctl_json
 
 
+def start(start_daemon, link):
+    return start_daemon("memory.ram=256M", "sim.count=2", "sim.memory=64M", f"sim.link={link}",
+                        "gpu.budget=100%")
+
+
 @pytest.fixture
 def slow(start_daemon):
-    """A block takes a quarter of a second, a model one and a half."""
-    return start_daemon("memory.ram=256M", "sim.count=2", "sim.memory=64M", "sim.link=16M",
-                        "gpu.budget=100%")
+    """A model takes three seconds."""
+    return start(start_daemon, "8M")
 
 
 @pytest.fixture
@@ -80,8 +84,9 @@ def test_who_waits_is_not_moved_away_by_an_older_word(slow, path):
     assert move.wait(30) == 0
 
 
-def test_unload_says_that_it_ended_a_load(slow, path):
+def test_unload_says_that_it_ended_a_load(start_daemon, path):
     """It said that nothing was there."""
+    slow = start(start_daemon, "1M")
     load = begin(slow, "load", "--to", "sim:0", path)
     wait_until(lambda: model_of(slow) is not None, what="the load")
     done = ctl(slow, "unload", "--all")
