@@ -150,8 +150,8 @@ bool lease_grant(struct core *core, const struct waiter *waiter, struct model *m
 	if (waiter->attach) {
 		lease = lease_add(core, model, waiter->client, model->generation, waiter->map);
 	}
-	if (lease != NULL && job == NULL) {
-		place_stay(core, model);
+	if (job == NULL) {
+		place_stay(core, model); /* also without a lease: he is told where it lies */
 	}
 	if (waiter->attach && lease == NULL) {
 		core_reply_too_many(core, waiter->client, waiter->request,

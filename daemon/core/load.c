@@ -69,7 +69,6 @@ static void answer_resident(struct core *core, const struct core_event *event,
 	if (lease_grant(core, &now, model, CORE_SOURCE_RAM, NULL)) {
 		lease_count_hit(core, model);
 	}
-	place_stay(core, model); /* also without a lease: it is told where it lies */
 	if (event->load.insists_backing) {
 		model->wanted = (uint8_t)event->load.backing;
 	}
