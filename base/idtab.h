@@ -25,7 +25,8 @@ struct idtab {
 	uint32_t n_used;     /* objects now in the table */
 	uint32_t n_touched;  /* slots ever used; the rest is untouched memory */
 	uint32_t first_free; /* index + 1, 0 when none was freed */
-	uint32_t first_tag;  /* even: where the tag of a slot that was never used begins; 0 */
+	uint32_t
+		first_tag; /* even: with which a slot begins that was never used; the owner may set it */
 };
 
 void idtab_init(struct idtab *tab, void *slots, size_t slot_size, uint32_t capacity);

@@ -182,11 +182,13 @@ int distorch_code_exit(int code)
 	return wire_code_info((enum wire_code)number)->exit_code;
 }
 
-static bool code_is_retryable(int code)
+bool distorch_code_is_retryable(int code)
 {
-	return code == DISTORCH_E_NO_CONNECTION ||
-	       (code > 0 && code < WIRE_N_CODES &&
-		wire_code_info((enum wire_code)code)->is_retryable);
+	int number = code < 0 ? -code : code;
+
+	return number == DISTORCH_E_NO_CONNECTION ||
+	       (number > 0 && number < WIRE_N_CODES &&
+		wire_code_info((enum wire_code)number)->is_retryable);
 }
 
 static struct distorch_error *error_new(int code)
@@ -199,7 +201,7 @@ static struct distorch_error *error_new(int code)
 			.code = code,
 			.word = distorch_code_word(code),
 			.exit_code = distorch_code_exit(code),
-			.is_retryable = code_is_retryable(code),
+			.is_retryable = distorch_code_is_retryable(code),
 			.message = distorch_code_text(code),
 		};
 	}

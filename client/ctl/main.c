@@ -103,20 +103,15 @@ int ctl_fail(struct ctl *ctl)
 	return ctl_interrupted ? EXIT_INTERRUPTED : error->exit_code;
 }
 
-/* As the table of codes has it (proto/schema.toml). */
+/* As the library has it of the code with this word. */
 static bool is_retryable(const char *word)
 {
-	static const char *const words[] = {
-		"not-resident",          "busy",    "no-memory",     "too-many",      "stale",
-		"changed-while-reading", "timeout", "shutting-down", "no-connection",
-	};
-
-	for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
-		if (strcmp(words[i], word) == 0) {
-			return true;
+	for (int code = 1; code <= DISTORCH_E_INTERNAL; code++) {
+		if (strcmp(distorch_code_word(code), word) == 0) {
+			return distorch_code_is_retryable(code);
 		}
 	}
-	return false;
+	return strcmp(distorch_code_word(DISTORCH_E_NO_CONNECTION), word) == 0;
 }
 
 struct distorch_error ctl_error(const char *word, const char *hint, const char *message)

@@ -140,11 +140,13 @@ struct distorch; /* a connection */
  */
 DISTORCH_PUBLIC const struct distorch_error *distorch_error(const struct distorch *c);
 
-/* The word ("no-memory"), a sentence, and the exit status of a code, which may be given
- * negative; for unknown ones those of DISTORCH_E_INTERNAL. Static storage. */
+/* The word ("no-memory"), a sentence, the exit status of a code, and whether the same call may
+ * succeed later. It may be given negative; for unknown ones those of DISTORCH_E_INTERNAL. Static
+ * storage. */
 DISTORCH_PUBLIC const char *distorch_code_word(int code);
 DISTORCH_PUBLIC const char *distorch_code_text(int code);
 DISTORCH_PUBLIC int distorch_code_exit(int code);
+DISTORCH_PUBLIC bool distorch_code_is_retryable(int code);
 
 /* ---- Connection ---- */
 

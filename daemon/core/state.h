@@ -607,7 +607,8 @@ void place_drop_blocks(struct core *core, struct model *model, enum core_why why
 /* A job of 'uid' for the content that is there; NULL: none can be begun. */
 struct job *place_begin(struct core *core, struct model *model, uint64_t placement,
 			uint32_t placed_uid, uint32_t uid);
-/* Does he say where its blocks are to lie? CORE_PLACEMENT_ANY does not, nor who has its images. */
+/* Does he say where its blocks are to lie? Not with CORE_PLACEMENT_ANY, and not who is to have its
+ * images beside the blocks of another user. */
 bool place_decides(const struct model *model, const struct client *client, uint64_t wanted);
 /* Somebody waits for a placement: who said one before, and did not wait, gets that no more. */
 void place_supersede(struct job *job, const struct client *client, uint64_t placement);

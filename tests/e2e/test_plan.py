@@ -4,12 +4,11 @@ import csv
 import io
 import json
 import os
-import re
 import struct
 import subprocess
 
 import pytest
-from conftest import BUILD, ROOT, make_safetensors
+from conftest import BUILD, make_safetensors
 from sharded import Sharded
 from test_ctl import ctl, ctl_json
 
@@ -204,14 +203,6 @@ def test_a_shortage_is_told_to_programs_too(twelve):
     assert error["detail"] == {"need": 12000 * MIB} and error["retryable"] is True
     error = plan_json(twelve, "cuda:7", "--devices", CARDS, status=2)["error"]
     assert error["detail"] == {} and error["retryable"] is False
-
-
-def test_codes_are_worth_another_try_as_the_table_has_it():
-    source = (ROOT / "client" / "ctl" / "main.c").read_text()
-    words = re.search(r"bool is_retryable\(.*?words\[\] = \{(.*?)\}", source, re.S)[1]
-    table = re.findall('^code = "(.*)"\nretryable = true$',
-                       (ROOT / "proto" / "schema.toml").read_text(), re.M)
-    assert table and set(re.findall('"(.*?)"', words)) == {*table, "no-connection"}
 
 
 @pytest.mark.daemon("sim.count=1", "sim.memory=64M", "gpu.budget=100%", "memory.ram=1G",

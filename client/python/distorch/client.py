@@ -174,9 +174,8 @@ class _Recall:
     """What on_recall asked for. Its weights own it and the connection refers to it weakly: the
     callback may hold the weights, and then all three go together."""
 
-    def __init__(self, lease, epoch, callback):
+    def __init__(self, lease, callback):
         self.lease = weakref.ref(lease)
-        self.epoch = epoch  # of the daemon's life that gave the lease
         self.callback = callback
 
     def is_of(self, number):
@@ -602,8 +601,8 @@ class Connection:
 
     # ---- recalls ----
 
-    def _on_recall(self, lease, epoch, callback):
-        recall = _Recall(lease, epoch, callback)
+    def _on_recall(self, lease, callback):
+        recall = _Recall(lease, callback)
         with self._lock:
             self._recalls.add(recall)
             if self._listener is None:
@@ -613,23 +612,11 @@ class Connection:
                 self._listener = thread
         return recall
 
-    def _epoch(self):
-        """Which life of the daemon's it is."""
-        try:
-            return self.server().epoch
-        except results.Error:
-            return None  # it is away
-
     def _told_by(self, event):
-        """The callbacks for a recall. Weights whose lease ended with the daemon keep its number,
-        which another lease may have now: where one of this life has it, that is the one."""
+        """The callbacks for a recall."""
         with self._lock:
             found = list(self._recalls)
-        found = [recall for recall in found if recall.is_of(event.lease)]
-        if len(found) > 1:
-            epoch = self._epoch()
-            found = [recall for recall in found if recall.epoch == epoch] or found
-        return [recall.callback for recall in found]
+        return [recall.callback for recall in found if recall.is_of(event.lease)]
 
     def _tell(self, event):
         """Call who asked for the recalls of its lease; False: nobody did."""

@@ -184,7 +184,6 @@ class Weights(Mapping):
         self._lease = lease
         self._index = None
         self._connection = connection
-        self._epoch = None if connection is None else connection._epoch()
         self._recall = None  # what on_recall has asked for
         self.source = source
         self.id = library().weights_model(lease.pointer).decode()
@@ -221,7 +220,7 @@ class Weights(Mapping):
         if self._connection is None:
             raise ValueError("these weights only describe: nobody waits for them")
         self._recall = None if callback is None else \
-            self._connection._on_recall(self._lease, self._epoch, callback)
+            self._connection._on_recall(self._lease, callback)
 
     def blocks(self):
         """The blocks of the model, in order, as Blocks."""

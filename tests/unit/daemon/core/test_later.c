@@ -9,27 +9,40 @@ static struct scene_load at(const char *layout, bool no_wait)
 	return (struct scene_load){.placement = placed_as(layout), .no_wait = no_wait};
 }
 
-static void a_load_to_where_it_is_moved_from_has_it_back(void **state)
+/* It is moved away, and somebody asks for it where it was. */
+struct asked {
+	struct scene *scene;
+	uint64_t client;
+	uint32_t move, load;
+};
+
+static struct asked asked_back(void)
 {
 	const struct core_config config = placed_config();
-	struct scene *scene = scene_new(&config);
-	uint64_t client = scene_open(scene, 1000);
-	uint32_t move;
-	uint32_t load;
+	struct asked asked = {.scene = scene_new(&config)};
+
+	asked.client = scene_open(asked.scene, 1000);
+	(void)placed_loaded(asked.scene, asked.client, 1, "1111", plain);
+	asked.move = placed_place(asked.scene, asked.client, 1, "2222");
+	placed_header(asked.scene, 1, false);
+	asked.load = scene_load(asked.scene, asked.client, 1, at("1111", false));
+	assert_null(scene_reply(asked.scene, asked.client, asked.load));
+	return asked;
+}
+
+static void a_load_to_where_it_is_moved_from_has_it_back(void **state)
+{
+	const struct asked asked = asked_back();
+	struct scene *scene = asked.scene;
 
 	(void)state;
-	(void)placed_loaded(scene, client, 1, "1111", plain);
-	move = placed_place(scene, client, 1, "2222");
-	placed_header(scene, 1, false);
-	load = scene_load(scene, client, 1, at("1111", false));
-	assert_null(scene_reply(scene, client, load));
-	scene_expect(scene, client, scene_load(scene, client, 1, plain), 0); /* anywhere */
+	scene_expect(scene, asked.client, scene_load(scene, asked.client, 1, plain), 0);
 	scene_fill(scene, 1, 0);
 	placed_tabled(scene, 1, 0);
-	scene_expect(scene, client, move, 0);
+	scene_expect(scene, asked.client, asked.move, 0);
 	scene_drop_all(scene);
 	placed_finish(scene, 1, false);
-	scene_expect(scene, client, load, 0);
+	scene_expect(scene, asked.client, asked.load, 0);
 	scene_drop_all(scene);
 	placed_assert(scene, 1, "1111");
 	scene_free(scene);
@@ -37,21 +50,14 @@ static void a_load_to_where_it_is_moved_from_has_it_back(void **state)
 
 static void for_whom_it_lies_as_he_asked_a_failed_move_is_none(void **state)
 {
-	const struct core_config config = placed_config();
-	struct scene *scene = scene_new(&config);
-	uint64_t client = scene_open(scene, 1000);
-	uint32_t move;
-	uint32_t load;
+	const struct asked asked = asked_back();
+	struct scene *scene = asked.scene;
 
 	(void)state;
-	(void)placed_loaded(scene, client, 1, "1111", plain);
-	move = placed_place(scene, client, 1, "2222");
-	placed_header(scene, 1, false);
-	load = scene_load(scene, client, 1, at("1111", false));
 	scene_fill(scene, 1, 0);
 	placed_tabled(scene, 1, WIRE_IO);
-	scene_expect(scene, client, move, WIRE_IO);
-	scene_expect(scene, client, load, 0);
+	scene_expect(scene, asked.client, asked.move, WIRE_IO);
+	scene_expect(scene, asked.client, asked.load, 0);
 	scene_drop_all(scene);
 	placed_assert(scene, 1, "1111");
 	scene_free(scene);
