@@ -59,9 +59,10 @@ def test_a_reservation_that_comes_after_its_call_gave_up_is_released(start_daemo
             d.reserve("sim:0", 16 << 20)
         resume(daemon)
         assert caught.value.code == "timeout"
-        wait_until(lambda: d.devices()[1].reserved == 0, what="the room is free again")
+        # nobody calls again: the daemon is asked by others
+        wait_until(lambda: daemon.status()["devices"][1]["reserved"] == 0, what="the room is free again")
         time.sleep(0.2)
-        assert d.devices()[1].reserved == 0
+        assert daemon.status()["devices"][1]["reserved"] == 0
 
 
 def test_a_reservation_of_the_daemon_before_releases_none_of_this_one(start_daemon, distorch):
@@ -116,3 +117,49 @@ def test_leases_end_though_the_daemon_took_nothing_when_they_did(daemon, distorc
     resume(daemon)
     wait_until(lambda: n_leases(daemon) == 0, what="the end of all leases")
     d.close()
+
+
+def test_a_lease_that_was_given_back_to_a_daemon_that_died_is_not_asked_for_again(held, distorch,
+                                                                                 make_model):
+    with distorch.connect(str(held.socket)) as d:
+        gone, kept = (d.open(make_model(f"{name}.safetensors")) for name in "ab")
+        assert gone["t.0"].buffer and kept["t.0"].buffer
+        pid = held.daemon_pid()
+        os.kill(pid, signal.SIGSTOP)
+        gone.close()
+        os.kill(pid, signal.SIGKILL)
+        held.wait_for_another(pid)
+        d.ping()
+        wait_until(lambda: n_leases(held) == 1, what="the one that is kept")
+        kept.close()
+        wait_until(lambda: n_leases(held) == 0, what="the end of all leases")
+
+
+FORKS = """
+import os, sys, threading, distorch
+for i in range(40):
+    d = distorch.connect(sys.argv[1])
+    w = d.open(sys.argv[2])
+    w["t.0"].buffer
+    closing = threading.Thread(target=d.close)
+    closing.start()
+    if i % 2:
+        closing.join()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with distorch.connect(sys.argv[1]) as own:
+                own.ping()
+                code = 0
+        finally:
+            os._exit(code)
+    closing.join()
+    w.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+
+
+def test_a_fork_beside_or_after_a_close_leaves_a_child_that_can_connect(daemon, make_model):
+    run_python(FORKS, daemon.socket, make_model())
+    wait_until(lambda: n_leases(daemon) == 0, what="the end of all leases")

@@ -318,6 +318,7 @@ def test_while_it_is_lost_people_are_told_why(start_daemon, make_model):
     wait_until(lambda: state(daemon) == "lost", SLOW)
     device = devices(daemon)["sim:0"]
     assert device["text"] == "its worker was ended by signal 6" and "pid" not in device
+    assert device["free"] == 0
     assert "lost: its worker was ended by signal 6" in ctl(daemon, "status").stdout
     assert "why       its worker was ended" in ctl(daemon, "devices", "sim:0").stdout
     plan = ctl(daemon, "plan", make_model("lost.safetensors"), "sim:0", "--json")

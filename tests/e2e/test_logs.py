@@ -29,6 +29,17 @@ def logs(socket, *words, environment=None):
     return ctl(None, "--socket", socket, "logs", *words, environment=environment)
 
 
+def test_a_programs_log_says_of_which_device_something_went(start_daemon, make_model):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "log.format=json")
+    path = make_model("logged.safetensors", size=1 << 20)
+    assert ctl(daemon, "load", path, "--to", "sim:0").returncode == 0
+    assert ctl(daemon, "unload", path.name).returncode == 0
+    told = {line["DISTORCHD_EVENT"]: line for line in daemon.log_events()
+            if line.get("DISTORCHD_MODEL") == path.name}
+    assert told["unloaded"]["DISTORCHD_DEVICE"] == "sim:0"
+    assert " from sim:0: as asked" in told["unloaded"]["message"]
+
+
 # ---- of a file ---------------------------------------------------------------------------
 
 

@@ -1340,3 +1340,21 @@ def test_a_recall_that_could_not_make_the_room_is_not_waited_for(cards, raw, tmp
     raw.call("unload", {"select": {"models": [str(other)]}})
     raw.call("set", {"model": str(path), "policy": {"pin": False}})
     unload_all(raw)
+
+
+def test_a_file_that_has_changed_finds_no_room_where_its_old_blocks_are_in_use(start_daemon, tmp_path):
+    """It took them for its own, and was refused by what it had planned itself."""
+    daemon = start_daemon("memory.ram=256M", "memory.reserve=0", "sim.count=1", "sim.memory=64M",
+                          "gpu.budget=100%")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB - 4096] * 12)
+    with daemon.raw() as raw:
+        old = load(raw, path, "sim:0")
+        make_blocks(path, [4 * MIB - 4096] * 12, seed=2)
+        done = ctl(daemon, "load", path, "--to", "auto", "--compute", "sim:0")
+        assert done.returncode == 0, done.stderr
+        assert account(raw, "sim:0")["used"] + account(raw, "sim:0")["held"] <= 64 * MIB
+        new = attach(raw, path)
+        assert new.tensors() != old.tensors()
+        new.close()
+        old.close()
