@@ -58,7 +58,8 @@ static uint64_t bytes_on(const struct daemon *daemon, const struct core_holder_v
 
 	while (core_segment_next(daemon->core, held->model, &cursor, &segment)) {
 		if ((device == CORE_ALL_DEVICES || segment.device == device) &&
-		    core_segment_is_of(&segment, held->generation)) {
+		    core_segment_is_of(&segment, held->generation) &&
+		    segment.generation > held->before) {
 			bytes += is_charged ? segment.bytes : segment.is_bare ? 0 : segment.size;
 		}
 	}

@@ -239,10 +239,17 @@ static uint64_t free_after(const struct call *call, const struct planning *plann
 {
 	const uint64_t free = planning->room.devices[device].free;
 	const uint64_t taken = planning->summary.shares[device].taken;
+	struct core_account_view account;
+	uint64_t used;
+	uint64_t above;
 	uint64_t freed;
 
-	if (free >= taken) {
-		return free - taken;
+	if (free >= taken) { /* of what the model has there now some may be above the budget */
+		core_account_get(call->daemon->core, device, &account);
+		used = account.resident + account.loading + account.dropping + account.held +
+		       account.reserved;
+		above = used > account.budget ? used - account.budget : 0;
+		return free - taken > above ? free - taken - above : 0;
 	}
 	freed = core_would_free(call->daemon->core, device, taken - free, planning->model);
 	return freed > taken - free ? freed - (taken - free) : 0;
@@ -287,6 +294,40 @@ struct arrivals {
 	bool is_any[CORE_MAX_DEVICES];
 };
 
+static bool is_present(const uint8_t *present, uint32_t block)
+{
+	return (present[block / 8] >> block % 8 & 1) != 0;
+}
+
+/* A file's image of which other blocks are to be is made anew, whole, beside the one that is there;
+ * so is one that is not there. */
+static uint64_t count_image_bytes(const struct planning *planning,
+				  const struct generation_info *current, const uint8_t *present)
+{
+	const struct table_header *header = planning->table.header;
+	AUTO_FREE uint64_t *bytes = sys_calloc((size_t)header->n_shards + 1, sizeof *bytes);
+	AUTO_FREE bool *is_new = sys_calloc((size_t)header->n_shards + 1, sizeof *is_new);
+	uint64_t sum = 0;
+
+	if (bytes == NULL || is_new == NULL) {
+		return 0; /* the move itself will tell */
+	}
+	for (uint32_t i = 0; i < header->n_tensors; i++) {
+		const struct table_tensor *tensor = &planning->table.tensors[i];
+		const bool is_there = current->with_host || current->places == NULL ||
+				      current->places[tensor->block] == 0;
+		const bool comes = planning->places[tensor->block] == 0;
+
+		bytes[tensor->shard] += comes ? tensor->size : 0;
+		is_new[tensor->shard] = is_new[tensor->shard] || comes != is_there ||
+					(comes && !is_present(present, tensor->block));
+	}
+	for (uint32_t i = 0; i < header->n_shards; i++) {
+		sum += is_new[i] ? bytes[i] : 0;
+	}
+	return sum;
+}
+
 /* Apart: what is present is kept off its callers' stacks. */
 __attribute__((noinline)) static struct arrivals find_arrivals(const struct daemon *daemon,
 							       const struct planning *planning)
@@ -304,7 +345,7 @@ __attribute__((noinline)) static struct arrivals find_arrivals(const struct daem
 		const uint8_t place = planning->places[i];
 
 		if (is_known && place == (places == NULL ? 0 : places[i]) &&
-		    (present[i / 8] >> i % 8 & 1) != 0) {
+		    is_present(present, i)) {
 			continue;
 		}
 		ret.is_any[place] = true;
@@ -312,6 +353,9 @@ __attribute__((noinline)) static struct arrivals find_arrivals(const struct daem
 			ret.bytes[place] += device_charge(daemon->devices[place].device,
 							  planning->described[i].packed);
 		}
+	}
+	if (is_known && planning->memory != NULL) {
+		ret.bytes[0] = count_image_bytes(planning, &info->current, present);
 	}
 	return ret;
 }
@@ -335,8 +379,7 @@ static bool is_crowded(const struct daemon *daemon, const struct planning *plann
 {
 	struct core_account_view account;
 
-	/* Of the host it is in images too. */
-	for (uint32_t i = 1; planning->model != 0 && i < planning->room.n_devices; i++) {
+	for (uint32_t i = 0; planning->model != 0 && i < planning->room.n_devices; i++) {
 		const struct plan_device *device = &planning->room.devices[i];
 
 		core_account_get(daemon->core, i, &account);
@@ -445,9 +488,8 @@ __attribute__((noinline)) static bool find_model(const struct call *call, struct
 __attribute__((noinline)) static void refuse_not_resident(const struct call *call, uint64_t model)
 {
 	struct failure failure;
-	char name[512];
 
-	failure_set_not_resident(&failure, describe_name(call->daemon, model, name));
+	failure_set_not_resident(&failure, call->daemon, model);
 	call_fail(call, &failure);
 }
 

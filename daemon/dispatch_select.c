@@ -264,8 +264,7 @@ static int refuse_absent(const struct daemon *daemon, const struct selection *se
 
 	for (uint32_t i = 0; i < selection->count; i++) {
 		if (!is_resident(daemon, selection->models[i])) {
-			failure_set_not_resident(failure,
-						 describe_name(daemon, selection->models[i], name));
+			failure_set_not_resident(failure, daemon, selection->models[i]);
 			return -WIRE_NOT_RESIDENT;
 		}
 		if (!is_image(daemon, selection->models[i])) {

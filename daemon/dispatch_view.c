@@ -165,10 +165,9 @@ APART bool open_table(const struct call *call, const struct model_info *info,
 {
 	bool is_going = state == CORE_MODEL_DRAINING; /* the table goes with the last byte */
 	struct failure failure;
-	char name[512];
 
 	if (is_going || info->current.table_fd < 0) {
-		failure_set_not_resident(&failure, describe_name(call->daemon, info->id, name));
+		failure_set_not_resident(&failure, call->daemon, info->id);
 		call_fail(call, &failure);
 		return false;
 	}

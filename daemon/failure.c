@@ -85,8 +85,18 @@ static void hint_for_code(struct failure *failure, enum wire_code code)
 	}
 }
 
-void failure_set_not_resident(struct failure *failure, const char *name)
+void failure_set_not_resident(struct failure *failure, const struct daemon *daemon, uint64_t model)
 {
+	struct core_model_view view;
+	char name[512];
+
+	(void)describe_name(daemon, model, name);
+	if (core_model_get(daemon->core, model, &view) && view.job != 0) {
+		failure_set(failure, WIRE_NOT_RESIDENT, "%s is still being loaded", name);
+		failure_set_hint(failure, "try again when it is there: distorchctl ps shows how "
+					  "far it is, distorchctl load FILE waits for it");
+		return;
+	}
 	failure_set(failure, WIRE_NOT_RESIDENT, "%s is known but not in memory", name);
 	hint_for_code(failure, WIRE_NOT_RESIDENT);
 }
@@ -252,7 +262,7 @@ void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 	switch ((int)code) {
 	case WIRE_NOT_RESIDENT:
 		if (action->model != 0) {
-			failure_set_not_resident(failure, name);
+			failure_set_not_resident(failure, daemon, action->model);
 			return;
 		}
 		failure_set(failure, code, "nobody has loaded this file");

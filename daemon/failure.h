@@ -52,7 +52,7 @@ void failure_set_hint(struct failure *failure, const char *format, ...)
 void failure_set_field(struct failure *failure, const char *field);
 
 /* What load, show and verify say of a model that has no bytes. */
-void failure_set_not_resident(struct failure *failure, const char *name);
+void failure_set_not_resident(struct failure *failure, const struct daemon *daemon, uint64_t model);
 
 /* What a room reported. 'name' of the model is put before the text where it is not empty. */
 void failure_from_err(struct failure *failure, const char *name, const struct err *err);

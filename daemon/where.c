@@ -90,9 +90,13 @@ const char *where_before(const struct daemon *daemon, const struct core_model_vi
 	uint64_t before = 0;
 	uint32_t cursor = 0;
 
+	/* The newest that a copy was of: one that ended, or one that has stayed. */
 	while (core_segment_next(daemon->core, view->id, &cursor, &segment)) {
-		if (segment.last < view->generation && segment.last > before) {
-			before = segment.last;
+		const uint64_t was = segment.last < view->generation ? segment.last
+								     : segment.generation;
+
+		if (was < view->generation && was > before) {
+			before = was;
 		}
 	}
 	find_shares(daemon, view, before, true, &shares);

@@ -153,7 +153,7 @@ static void tell_idle(const struct ctl *ctl)
 	device = device_find(devices, name);
 	if (device != NULL && device->used > 0 && strcmp(device->name, "cpu") != 0) {
 		(void)printf("%s of models that nobody uses stay there, and its driver in use: "
-			     "distorchctl unload --device %s\n",
+			     "distorchctl unload --device %s (pinned ones: distorchctl unpin)\n",
 			     size_text(ctl, device->used, size),
 			     safe_text(name, safe, sizeof safe));
 	}

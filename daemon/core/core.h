@@ -161,7 +161,9 @@ struct core_lease_view {
 
 /* One client's leases of one generation: it holds those bytes once, however many they are. */
 struct core_holder_view {
-	uint64_t client, model, generation, bytes;
+	uint64_t client, model, generation;
+	uint64_t before; /* the client's next older generation of it; 0: none */
+	uint64_t bytes;  /* less what is of that one too */
 	uint32_t n_leases;
 	bool is_mapped; /* one of them is */
 };

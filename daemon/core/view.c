@@ -134,14 +134,34 @@ static const void *next_part(const struct idtab *tab, const struct model *model,
 #define NEXT_PART(core, parts, model, cursor) \
 	((model) == NULL ? NULL : next_part(&(core)->parts, model, &(model)->parts, cursor))
 
-static uint64_t generation_bytes(const struct model *model, uint64_t generation)
+/* The client's next older generation of the model, of those that it maps or of all; 0: none. A copy
+ * is of a row of generations: what an older one has is counted with that. */
+static uint64_t generation_before(const struct holder *last, bool is_mapped)
+{
+	uint64_t before = 0;
+
+	LIST_FOR_EACH (link, &last->model->holders) {
+		const struct holder *holder = OF(link, struct holder, by_model);
+
+		if (holder->client == last->client && (!is_mapped || holder->n_mapped > 0) &&
+		    holder->generation < last->generation && holder->generation > before) {
+			before = holder->generation;
+		}
+	}
+	return before;
+}
+
+/* Less what is of the generation before it too; 0: none. */
+static uint64_t generation_bytes(const struct model *model, uint64_t generation, uint64_t before)
 {
 	uint64_t bytes = 0;
 
 	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		bytes += segment_is_of(segment, generation) ? segment->size : 0;
+		bytes += segment_is_of(segment, generation) && segment->generation > before
+				 ? segment->size
+				 : 0;
 	}
 	return bytes;
 }
@@ -154,7 +174,7 @@ static void view_lease(const struct core *core, const struct lease *lease,
 		.client = idtab_id(&core->clients, lease->client),
 		.model = idtab_id(&core->models, lease->model),
 		.generation = lease->generation,
-		.bytes = generation_bytes(lease->model, lease->generation),
+		.bytes = generation_bytes(lease->model, lease->generation, 0),
 		.is_mapped = lease->is_mapped,
 		.is_ghost = lease->is_ghost,
 		.has_blocks = lease->has_blocks,
@@ -181,38 +201,13 @@ bool core_lease_next(const struct core *core, uint32_t *cursor, struct core_leas
 	return lease != NULL;
 }
 
-/* Does an earlier one of the client's holders map it too? */
-static bool is_counted(const struct client *client, const struct holder *last,
-		       const struct segment *segment)
-{
-	LIST_FOR_EACH (link, &client->holders) {
-		const struct holder *holder = OF(link, struct holder, by_client);
-
-		if (holder == last) {
-			break;
-		}
-		if (holder->model == last->model && holder->n_mapped > 0 &&
-		    segment_is_of(segment, holder->generation)) {
-			return true;
-		}
-	}
-	return false;
-}
-
 /* Of what the holder maps, each byte once: generations have copies in common. */
-static uint64_t held_bytes(const struct client *client, const struct holder *holder)
+static uint64_t held_bytes(const struct holder *holder)
 {
-	uint64_t bytes = 0;
+	const uint64_t before = generation_before(holder, true);
 
-	LIST_FOR_EACH (link, &holder->model->segments) {
-		const struct segment *segment = OF(link, struct segment, by_model);
-
-		bytes += holder->n_mapped > 0 && segment_is_of(segment, holder->generation) &&
-					 !is_counted(client, holder, segment)
-				 ? segment->size
-				 : 0;
-	}
-	return bytes;
+	return holder->n_mapped == 0 ? 0
+				     : generation_bytes(holder->model, holder->generation, before);
 }
 
 static void view_client(const struct core *core, const struct client *client,
@@ -228,7 +223,7 @@ static void view_client(const struct core *core, const struct client *client,
 		const struct holder *holder = OF(link, struct holder, by_client);
 
 		ret->n_leases += holder->n_leases;
-		ret->held_bytes += held_bytes(client, holder);
+		ret->held_bytes += held_bytes(holder);
 	}
 }
 
@@ -361,11 +356,14 @@ bool core_wish_next(const struct core *core, uint64_t model_id, uint32_t *cursor
 static void view_holder(const struct core *core, const struct holder *holder,
 			struct core_holder_view *ret)
 {
+	const uint64_t before = generation_before(holder, false);
+
 	*ret = (struct core_holder_view){
 		.client = idtab_id(&core->clients, holder->client),
 		.model = idtab_id(&core->models, holder->model),
 		.generation = holder->generation,
-		.bytes = generation_bytes(holder->model, holder->generation),
+		.before = before,
+		.bytes = generation_bytes(holder->model, holder->generation, before),
 		.n_leases = holder->n_leases,
 		.is_mapped = holder->n_mapped > 0,
 	};

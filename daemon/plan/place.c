@@ -366,7 +366,7 @@ static int refuse_device(const struct place_work *work, const struct spec *spec,
 	return err_set(work->err, WIRE_NO_MEMORY,
 		       "%s%s%s%s of it%s would be on %s, where %s can be had (%s)", named,
 		       part != NULL && part->mode == SPEC_AUTO ? "auto: " : "",
-		       shortage->is_head ? "its head stays where it computes: " : "",
+		       shortage->is_head ? "with its head, which stays where it computes: " : "",
 		       units_format_size(shortage->need, size[0], sizeof size[0]),
 		       shortage->need - bytes > bytes / 8 ? ", its blocks rounded up," : "",
 		       name_label(device, label, sizeof label),
@@ -480,7 +480,9 @@ static void check_tight(struct place_work *work, uint32_t compute)
 	uint64_t room = UINT64_MAX; /* what nobody uses */
 	uint64_t used;
 
-	(void)checked_add(place_room(device), device->spare, &room);
+	if (checked_add(place_room(device), device->later, &room)) {
+		(void)checked_add(room, device->spare, &room);
+	}
 	used = device->total > room ? device->total - room : 0;
 	used += work->shares[compute].taken;
 	if (device->is_host || work->shares[compute].taken == 0 ||

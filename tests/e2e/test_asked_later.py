@@ -114,3 +114,13 @@ def test_after_drain_off_a_load_finds_the_device(slow, path):
     assert "are taken" in ctl(slow, "drain", "--off", "--device", "sim:0").stdout
     done = ctl(slow, "load", "--to", "sim:0", path)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_still_being_loaded_is_not_to_be_loaded_first(slow, path):
+    load = begin(slow, "load", "--to", "sim:0", path)
+    wait_until(lambda: model_of(slow) is not None, what="the load")
+    for verb in "place", "plan":
+        done = ctl(slow, verb, path.name, "sim:1")
+        assert done.returncode != 0 and "is still being loaded" in done.stderr, done
+        assert "load it first" not in done.stderr
+    assert load.wait(30) == 0

@@ -272,7 +272,7 @@ def test_a_head_that_does_not_fit_is_told_with_what_auto_can_do(cards, raw, tmp_
     token = raw.call("reserve", {"device": "sim:0", "bytes": 50 * MIB})["token"]
     for words in (("load", "--to", "auto", str(path)), ("plan", str(path), "auto")):
         told = ctl(cards, *words)
-        assert told.returncode == 6 and "its head stays where it computes" in told.stderr
+        assert told.returncode == 6 and "with its head, which stays where it computes" in told.stderr
         assert "--compute DEVICE" in told.stderr and "cpu,*" not in told.stderr, told.stderr
     assert ctl(cards, "load", "--to", "auto", "--compute", "sim:1", str(path)).returncode == 0
     raw.call("release", {"token": token})
@@ -1358,3 +1358,82 @@ def test_a_file_that_has_changed_finds_no_room_where_its_old_blocks_are_in_use(s
         assert new.tensors() != old.tensors()
         new.close()
         old.close()
+
+
+def small_cards(start_daemon, *settings):
+    return start_daemon("memory.ram=64M", "memory.reserve=0", "sim.count=1", "sim.memory=64M",
+                        "gpu.budget=100%", *settings)
+
+
+@pytest.mark.parametrize("allocation", ["sim:0,4M;cpu,*", "ram"])
+def test_a_plan_knows_that_an_image_is_made_anew_beside_the_old(start_daemon, tmp_path, allocation):
+    daemon = small_cards(start_daemon)
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB - 4096] * 12)
+    assert ctl(daemon, "load", "--to", "sim:0,24M;cpu,*", path).returncode == 0
+    refused = ctl(daemon, "place", path.name, allocation)
+    assert refused.returncode == 6
+    for model in path.name, path:
+        planned = ctl(daemon, "plan", model, allocation)
+        assert planned.returncode == 6, planned.stdout
+        assert planned.stderr.split("budget")[1].split(";")[0] == refused.stderr.split("budget")[1].split(";")[0]
+    # what stays as it is needs nothing, and what leaves RAM less
+    for fits in "sim:0,24M;cpu,*", "sim:0,36M;cpu,*":
+        assert ctl(daemon, "plan", path.name, fits).returncode == 0
+        assert ctl(daemon, "place", path.name, fits).returncode == 0
+
+
+def test_bytes_that_generations_have_in_common_are_told_once(start_daemon, distorch, tmp_path):
+    daemon = small_cards(start_daemon)
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB - 4096] * 4)
+    with distorch.connect(str(daemon.socket)) as d, daemon.raw() as raw:
+        held = [d.open(path, to=to) for to in ("sim:0,12M;cpu,*", "sim:0,8M;cpu,*", "sim:0,4M;cpu,*")]
+        assert all(w[next(iter(w))].buffer for w in held)
+        big = tmp_path / "big.safetensors"
+        make_blocks(big, [4 * MIB - 4096] * 15)
+        detail = ctl_json(daemon, "load", "--to", "sim:0", big, status=6)["error"]["detail"]
+        assert sum(one["held_bytes"] for one in detail["holders"]) == detail["in_use"]
+        users = daemon.models(everything=True)[0]["users"]
+        assert sum(user["held_bytes"] for user in users) == raw.call("clients")["clients"][0]["held_bytes"]
+        for w in held:
+            w.close()
+
+
+def test_after_a_plan_no_more_is_free_than_the_budget_has(start_daemon, tmp_path):
+    daemon = small_cards(start_daemon)
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB - 4096] * 10)
+    assert ctl(daemon, "load", "--pin", "--to", "sim:0,40M;cpu,*", path).returncode == 0
+    assert ctl(daemon, "budget", "sim:0", "16M").returncode == 0
+    plan = ctl_json(daemon, "plan", path.name, "sim:0,8M;cpu,*")
+    planned = next(one["free_after"] for one in plan["devices"] if one["name"] == "sim:0")
+    assert ctl(daemon, "place", path.name, "sim:0,8M;cpu,*").returncode == 0
+    with daemon.raw() as raw:
+        wait_until(lambda: account(raw, "sim:0")["free"] == planned, what="as it was planned")
+
+
+def test_what_goes_once_loads_have_ended_is_in_use_no_more(start_daemon, tmp_path):
+    daemon = small_cards(start_daemon, "sim.link=8M")
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    make_blocks(first, [4 * MIB - 4096] * 12)
+    make_blocks(second, [4 * MIB - 4096] * 8, seed=2)
+    assert ctl(daemon, "load", "--no-wait", "--to", "sim:0", first).returncode == 0
+    with daemon.raw() as raw:
+        wait_until(lambda: account(raw, "sim:0")["loading"] > 0, what="the load")
+    plan = ctl_json(daemon, "plan", second, "sim:0")
+    assert not any("are in use then" in warning for warning in plan["warnings"]), plan["warnings"]
+
+
+def test_a_move_of_nothing_comes_from_nowhere(start_daemon, distorch, tmp_path):
+    """It was told to come from where older copies lay, which a lease kept."""
+    daemon = small_cards(start_daemon)
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB - 4096] * 4, head=0)
+    with distorch.connect(str(daemon.socket)) as d, d.open(path, to="sim:0") as w:
+        assert w[next(iter(w))].buffer
+        for to in "ram", "sim:0,0;cpu,*":
+            assert ctl(daemon, "place", path.name, to).returncode == 0
+        placed = [line for line in ctl(daemon, "why", path.name).stdout.splitlines() if "placed" in line]
+        assert len(placed) == 2 and "from sim:0 to ram" in placed[0], placed
+        assert "from" not in placed[1] and "to ram" in placed[1], placed

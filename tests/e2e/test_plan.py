@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused_with_what_would_do(twelve, tmp_path):
     make_safetensors(headed, {"head": ("F32", [1024, 1024]), "layers.0.w": ("F32", [16, 16])})
     for words in (("cuda:0,0.5;cpu,*",), ("--virtual-vram", "1")):
         head = plan(headed, *words, "--devices", "cuda:0=2M,cpu=64M")
-        assert head.returncode == 6 and "its head stays where it computes: 4.0M" in head.stderr
+        assert head.returncode == 6 and "with its head, which stays where it computes: 4.0M" in head.stderr
         assert "let another device compute" in head.stderr
     tiny = tmp_path / "tiny.safetensors"
     make_safetensors(tiny, {f"layers.{i}.w": ("F32", [16, 16]) for i in range(4)})
