@@ -552,6 +552,7 @@ void execute_result(struct daemon *daemon, struct load_result *result)
 		take_header(daemon, result);
 		break;
 	case LOAD_FILLED:
+		tell_available(daemon, result); /* what it took is gone from it */
 		take_filled(daemon, result);
 		break;
 	case LOAD_TABLED:

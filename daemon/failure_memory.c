@@ -251,7 +251,8 @@ static void fill_detail(struct failure *failure, const struct daemon *daemon, ui
 	detail->device = wire_str(describe_device_name(daemon, device, failure->device));
 	detail->has_need = detail->has_budget = detail->has_free = true;
 	detail->has_evictable = detail->has_held = detail->has_foreign = true;
-	detail->need = shortage->need;
+	/* Of a hole as large as numbers are it is more than the wire has, rounded to pages. */
+	detail->need = shortage->need < INT64_MAX ? shortage->need : INT64_MAX;
 	detail->budget = shortage->budget;
 	detail->free = shortage->free;
 	detail->evictable = shortage->evictable;
@@ -411,7 +412,7 @@ void failure_from_plan(struct failure *failure, const struct daemon *daemon,
 				 "clients show all), or raise a budget");
 		fill_users(failure);
 		failure->wire.detail.has_need = true;
-		failure->wire.detail.need = plan->need;
+		failure->wire.detail.need = plan->need < INT64_MAX ? plan->need : INT64_MAX;
 		return;
 	}
 	core_account_get(daemon->core, plan->device, &account);

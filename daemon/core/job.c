@@ -408,15 +408,13 @@ void job_on_header(struct core *core, const struct core_event *event)
 	struct job *job = job_of(core, event->header.job);
 	bool is_good = event->header.code == 0 && event->header.n_needs > 0 &&
 		       event->header.n_needs <= CORE_MAX_NEEDS;
+	bool is_cached;
 
 	if (job == NULL || (job->state != JOB_HEADER && job->state != JOB_ENDING) ||
 	    !take_result(core, job)) {
 		return;
 	}
-	for (uint32_t i = 0; is_good && i < event->header.n_needs; i++) {
-		is_good = event->header.needs[i].device < core->config.n_devices;
-	}
-	if (!is_good) {
+	if (!is_good || !retain_is_countable(core, event->header.needs, event->header.n_needs)) {
 		fail_or_restart(core, job,
 				event->header.code != 0 ? event->header.code : WIRE_INTERNAL);
 		return;
@@ -429,12 +427,13 @@ void job_on_header(struct core *core, const struct core_event *event)
 		return;
 	}
 	job->may_share = job->may_share && model_is_unchanged(job->model, &job->key);
-	/* A move keeps what lies in the cache there. */
+	/* A move keeps what lies in the cache there, and brings nothing there. */
+	is_cached = event->header.is_cached ||
+		    (job->is_move && job->model->backing != CORE_BACKING_IMAGE);
 	job->backing = job_is_placed(job)
 			       ? CORE_BACKING_IMAGE
 			       : (uint8_t)backing_choose(core, job->model,
-							 (enum core_backing)job->wanted,
-							 event->header.is_cached || job->is_move);
+							 (enum core_backing)job->wanted, is_cached);
 	if (is_contrary(job)) {
 		restart(core, job);
 	} else if (!retain_plan(core, job, event->header.needs, event->header.n_needs)) {
@@ -490,6 +489,7 @@ void job_fill(struct core *core, struct job *job)
 
 	tell_begun(core, job);
 	list_remove(&job->by_room);
+	job->has_shortage = false; /* what it waited for is there */
 	job->state = JOB_FILLING;
 	job->filling_ns = core->now_ns;
 	LIST_FOR_EACH (link, &model->segments) {

@@ -181,7 +181,8 @@ void place_on_place(struct core *core, const struct core_event *event)
 		code = WIRE_NOT_ALLOWED;
 	}
 	is_first = code == 0 && model->job == NULL;
-	if (is_first && model_is_resident(model) && place_suits(model, client, placement, true)) {
+	if (code == 0 && (is_first || model->job->is_demotion) && model_is_resident(model) &&
+	    place_suits(model, client, placement, true)) {
 		model->last_used_ns = core->now_ns;
 		model_touch(core, model);
 		(void)lease_grant(core,
@@ -423,7 +424,7 @@ void place_give_up(struct core *core, struct model *model)
 	model_settle(core, model);
 }
 
-static void come_back(struct core *core, struct model *model)
+void place_come_back(struct core *core, struct model *model)
 {
 	/* Images that are there are worth keeping besides, once all of it is in them. */
 	bool has_images = model->placement == CORE_PLACEMENT_HOST && model_is_resident(model);
@@ -455,7 +456,7 @@ void place_on_device_back(struct core *core, const struct core_event *event)
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
 		if (model->is_torn && (model->torn_devices >> device & 1) != 0 &&
 		    !account_is_lost(core, model->torn_devices)) { /* with the last of them */
-			come_back(core, model);
+			place_come_back(core, model);
 		}
 	}
 	reserve_bring_back(core, device);
@@ -479,7 +480,7 @@ void place_on_devices_found(struct core *core, const struct core_event *event)
 	}
 	model_touch(core, model);
 	if (!account_is_lost(core, devices)) {
-		come_back(core, model);
+		place_come_back(core, model);
 	}
 }
 

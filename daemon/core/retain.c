@@ -4,6 +4,7 @@
  * only while it waits for room may the one that is first in the order take that away, and then it
  * makes anew what it lost: else two that wait for each other's copies would do so for ever.
  */
+#include "base/checked.h"
 #include "base/require.h"
 
 #include <string.h>
@@ -74,6 +75,21 @@ static bool plan_copy(struct core *core, struct job *job, const struct core_need
 		return plan_new(core, job, need);
 	}
 	segment->is_retained = true;
+	return true;
+}
+
+/* Sums of hostile sizes fit, so that no account wraps. */
+bool retain_is_countable(const struct core *core, const struct core_need *needs, uint32_t n_needs)
+{
+	uint64_t sums[CORE_MAX_DEVICES] = {0};
+
+	for (uint32_t i = 0; i < n_needs; i++) {
+		if (needs[i].device >= core->config.n_devices ||
+		    !checked_add(sums[needs[i].device], needs[i].bytes, &sums[needs[i].device]) ||
+		    sums[needs[i].device] > 1ULL << 63) {
+			return false;
+		}
+	}
 	return true;
 }
 

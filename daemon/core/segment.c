@@ -194,7 +194,10 @@ enum segment_sum segment_sum_of(const struct core *core, const struct segment *s
 		return segment_is_leased(segment) || segment_is_held(segment) ? SUM_NONE
 									      : SUM_EVICTABLE;
 	}
-	return job != NULL && job->n_attaching == 0 ? SUM_LATER : SUM_NONE;
+	return job != NULL && job->n_attaching == 0 && !segment_is_leased(segment) &&
+			       !segment_is_held(segment)
+		       ? SUM_LATER
+		       : SUM_NONE;
 }
 
 void segment_on_filled(struct core *core, const struct core_event *event)

@@ -571,6 +571,7 @@ void load_answer_begun(struct core *core, const struct client *client, uint32_t 
 
 /* retain.c */
 /* What the job takes over and what it makes. False: the table is full. */
+bool retain_is_countable(const struct core *core, const struct core_need *needs, uint32_t n_needs);
 bool retain_plan(struct core *core, struct job *job, const struct core_need *needs,
 		 uint32_t n_needs);
 /* Those who wait for room, but for one model's, let go of what is on these devices (bits): the
@@ -622,6 +623,7 @@ void place_on_devices_found(struct core *core, const struct core_event *event);
 void place_tear(struct model *model);
 /* It is not to come back. */
 void place_give_up(struct core *core, struct model *model);
+void place_come_back(struct core *core, struct model *model); /* of what is torn */
 /* After a restart too? */
 bool place_comes_back(const struct model *model);
 void place_settle(struct core *core); /* tell of those that do not any more */

@@ -283,7 +283,8 @@ static bool is_own_job(const struct client *client, const struct job *job)
 static bool ends_job(const struct core_event *event, const struct client *client,
 		     const struct job *job)
 {
-	return (event->unload.by_name || (job->is_reload && list_is_empty(&job->waiters))) &&
+	return (event->unload.by_name ||
+		((job->is_reload || !job->is_asked) && list_is_empty(&job->waiters))) &&
 	       (client->is_admin || is_own_job(client, job));
 }
 
@@ -310,6 +311,7 @@ static void unload_one(struct core *core, const struct core_event *event, struct
 	}
 	model->is_torn = false; /* it need not come back */
 	model->is_displaced = false;
+	model->placement = model->generation == 0 ? CORE_PLACEMENT_ANY : model->placement;
 	model_touch(core, model);
 	if (model->job != NULL) {
 		if (ends_job(event, client, model->job)) {

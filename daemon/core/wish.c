@@ -97,6 +97,9 @@ void wish_apply(struct core *core, struct wish *wish, const struct core_policy *
 	    ((policy->said & CORE_SAID_PRIORITY) != 0 && policy->priority > 0)) {
 		wish->model->is_doomed = false; /* said after the unload that waits */
 	}
+	if (wish->pin && !was_pinned) {
+		place_stay(core, wish->model);
+	}
 	wish_changed(core, wish);
 	if (policy->said != 0) {
 		wish_record(core, wish);

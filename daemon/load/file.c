@@ -378,8 +378,8 @@ int file_join_keys(const struct file_key *keys, uint32_t n_keys, struct file_key
 		numbers[2 * i] = keys[i].dev;
 		numbers[2 * i + 1] = keys[i].ino;
 		all.is_young = all.is_young || keys[i].is_young;
-		if (!checked_add(all.size, keys[i].size, &all.size)) {
-			return err_set(err, WIRE_TOO_LARGE, "the files have more than 2^64 bytes");
+		if (!checked_add(all.size, keys[i].size, &all.size) || all.size > INT64_MAX) {
+			return err_set(err, WIRE_TOO_LARGE, "the files have more than 2^63 bytes");
 		}
 	}
 	hash_wide(numbers, n_numbers * sizeof *numbers, hash);

@@ -460,8 +460,12 @@ int reader_run(const struct reader *reader, struct err *err)
 
 bool reader_is_cached(const struct file *file, uint64_t bytes)
 {
+	const uint64_t page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
 	uint64_t cached = 0;
 
+	if (bytes / page_bytes > (uint64_t)sysconf(_SC_PHYS_PAGES)) {
+		return false; /* a hole may be as large as numbers are: looking would never end */
+	}
 	for (uint64_t begin = 0; begin < bytes; begin += HASH_RANGE_BYTES) {
 		const uint64_t left = bytes - begin;
 		const uint64_t size = left < HASH_RANGE_BYTES ? left : HASH_RANGE_BYTES;

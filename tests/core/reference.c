@@ -707,6 +707,7 @@ static bool is_file(const struct reference *r, const struct reference_job *job)
 static void take_header(struct reference *r, const struct core_event *event)
 {
 	struct reference_job *job = find_job(r, event->header.job);
+	const struct reference_model *model;
 
 	if (job == NULL || event->header.code != 0) {
 		return;
@@ -714,7 +715,9 @@ static void take_header(struct reference *r, const struct core_event *event)
 	job->key = *event->header.key;
 	job->n_needs = event->header.n_needs;
 	memcpy(job->needs, event->header.needs, job->n_needs * sizeof job->needs[0]);
-	job->may_be_file = event->header.is_cached || job->is_move;
+	model = find_model(r, job->model);
+	job->may_be_file = event->header.is_cached ||
+			   (job->is_move && model != NULL && model->backing != CORE_BACKING_IMAGE);
 	job->is_of_file = is_file(r, job);
 	job->is_free = job->is_of_file && !is_wished(r, job->model, true);
 	job->is_waiting = true;

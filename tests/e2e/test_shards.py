@@ -2,9 +2,11 @@
 """Models of several files by their index, as libraries and people use them."""
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 
 import pytest
@@ -337,6 +339,25 @@ def test_parts_that_do_not_fit_are_refused(daemon, connect, tmp_path, how, code,
     failure = refusal(connect, paths[0])
     assert failure.code == code and words in failure.message, failure
     nothing_is_left(daemon)
+
+
+@pytest.mark.parametrize("backing", ["image", "auto"])
+def test_parts_that_are_holes_beyond_all_numbers_are_refused(daemon, tmp_path, backing):
+    """Their sum wrapped an account, which ended the daemon; and to look how much of them is in the
+    page cache took a thread for ever."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        paths = write_parts(pathlib.Path(folder), 2, {f"blk.{i}.w": pattern(i, 128) for i in range(2)})
+        for path in paths:
+            try:
+                os.truncate(path, (1 << 63) - 1)
+            except OSError:
+                pytest.skip("no file can be that large here")
+        done = ctl(daemon, "load", "--backing", backing, paths[0])
+        assert done.returncode != 0 and "more than 2^63 bytes" in done.stderr, done
+        alone = paths[0].rename(pathlib.Path(folder) / "alone.gguf")
+        done = ctl(daemon, "load", "--backing", backing, alone, "--timeout", "20s")
+        assert done.returncode == 6, done
+    assert daemon.status()["models"] == 0
 
 
 def test_a_gguf_file_in_one_part_is_a_file(daemon, connect, tmp_path):

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What is asked while a model moves: the last word counts, and what failed took nothing away. */
-#include "tests/unit/daemon/core/placed.h"
+#include "tests/unit/daemon/core/room.h"
 
 static const struct scene_load plain;
 
@@ -10,16 +10,16 @@ static struct scene_load at(const char *layout, bool no_wait)
 }
 
 /* It is moved away, and somebody asks for it where it was. */
-struct asked {
+struct away {
 	struct scene *scene;
 	uint64_t client;
 	uint32_t move, load;
 };
 
-static struct asked asked_back(void)
+static struct away asked_back(void)
 {
 	const struct core_config config = placed_config();
-	struct asked asked = {.scene = scene_new(&config)};
+	struct away asked = {.scene = scene_new(&config)};
 
 	asked.client = scene_open(asked.scene, 1000);
 	(void)placed_loaded(asked.scene, asked.client, 1, "1111", plain);
@@ -32,7 +32,7 @@ static struct asked asked_back(void)
 
 static void a_load_to_where_it_is_moved_from_has_it_back(void **state)
 {
-	const struct asked asked = asked_back();
+	const struct away asked = asked_back();
 	struct scene *scene = asked.scene;
 
 	(void)state;
@@ -50,7 +50,7 @@ static void a_load_to_where_it_is_moved_from_has_it_back(void **state)
 
 static void for_whom_it_lies_as_he_asked_a_failed_move_is_none(void **state)
 {
-	const struct asked asked = asked_back();
+	const struct away asked = asked_back();
 	struct scene *scene = asked.scene;
 
 	(void)state;
@@ -107,22 +107,146 @@ static void another_users_images_supersede_no_move(void **state)
 	scene_free(scene);
 }
 
-static void what_runs_out_stays_for_who_asks_for_it_there(void **state)
+/* Its time on the device has run out, and it is on its way to the host. */
+static struct scene *on_its_way(uint64_t *ret_client)
 {
 	const struct core_config config = placed_config();
 	struct scene *scene = scene_new(&config);
-	uint64_t client = scene_open(scene, 1000);
 
-	(void)state;
-	(void)placed_loaded(scene, client, 1, "1111", plain);
+	*ret_client = scene_open(scene, 1000);
+	(void)placed_loaded(scene, *ret_client, 1, "1111", plain);
 	scene->now_ns = scene->next_deadline_ns;
 	(void)scene_step(scene, (struct core_event){.type = EV_TICK});
 	placed_header(scene, 1, false);
-	scene_expect(scene, client, scene_load(scene, client, 1, at("1111", false)), 0);
+	return scene;
+}
+
+static void expect_it_stayed(struct scene *scene)
+{
 	assert_int_equal(scene_view(scene, 1).job, 0);
 	scene_fill(scene, 1, WIRE_CANCELLED);
 	scene_drop_all(scene);
 	placed_assert(scene, 1, "1111");
+	scene_free(scene);
+}
+
+static void what_runs_out_stays_for_who_asks_for_it_there(void **state)
+{
+	uint64_t client;
+	struct scene *scene = on_its_way(&client);
+
+	(void)state;
+	scene_expect(scene, client, scene_load(scene, client, 1, at("1111", false)), 0);
+	expect_it_stayed(scene);
+}
+
+static void what_runs_out_stays_for_who_places_it_there(void **state)
+{
+	uint64_t client;
+	struct scene *scene = on_its_way(&client);
+
+	(void)state;
+	scene_expect(scene, client, placed_place(scene, client, 1, "1111"), 0);
+	expect_it_stayed(scene);
+}
+
+static void what_runs_out_stays_once_it_is_pinned(void **state)
+{
+	uint64_t client;
+	struct scene *scene = on_its_way(&client);
+
+	(void)state;
+	scene_set(scene, client, 1, (struct core_policy){.said = CORE_SAID_PIN, .pin = true});
+	expect_it_stayed(scene);
+}
+
+static void what_runs_out_is_unloaded_with_all_that_is_not_kept(void **state)
+{
+	uint64_t client;
+	struct scene *scene = on_its_way(&client);
+
+	(void)state;
+	(void)scene_step(scene, (struct core_event){.type = EV_UNLOAD,
+						    .client = client,
+						    .request = ++scene->last_request,
+						    .unload = {.not_kept = true, .mine = true}});
+	assert_int_equal(scene_find(scene, ACT_UNLOAD_ITEM, 0)->unload.outcome,
+			 CORE_OUTCOME_UNLOADED);
+	scene_fill(scene, 1, WIRE_CANCELLED);
+	scene_drop_all(scene);
+	assert_false(scene_is_resident(scene, 1));
+	scene_free(scene);
+}
+
+/* What was to come back from where it lay, and was unloaded: nobody's blocks lie anywhere. */
+static void once_unloaded_nobody_else_is_refused_for_where_it_lay(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t owner = scene_open(scene, 1000);
+	uint64_t other = scene_open(scene, 1001);
+	uint64_t model;
+	uint32_t load;
+
+	(void)state;
+	(void)placed_loaded(scene, owner, 1, "1111", plain);
+	(void)reserve(scene, owner, (struct asked){.bytes = 100 * MIB, .device = 1});
+	scene_drop_all(scene);
+	model = scene_model(scene, 1);
+	(void)scene_step(scene, (struct core_event){.type = EV_UNLOAD,
+						    .client = owner,
+						    .request = ++scene->last_request,
+						    .unload = {.models = &model,
+							       .n_models = 1,
+							       .by_name = true}});
+	load = scene_load(scene, other, 1, at("2222", false));
+	assert_null(scene_reply(scene, other, load));
+	assert_int_not_equal(scene_view(scene, 1).job, 0);
+	scene_free(scene);
+}
+
+static void drain(struct scene *scene, bool is_on)
+{
+	(void)scene_step(scene, (struct core_event){.type = EV_DRAIN,
+						    .drain = {.device = 1, .is_on = is_on}});
+}
+
+/* A card is reset: drained, lost, back, and used again. */
+static void what_was_lost_while_drained_comes_back_after_it(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t owner = scene_open(scene, 1000);
+
+	(void)state;
+	(void)placed_loaded(scene, owner, 1, "1111", plain);
+	drain(scene, true);
+	placed_lose(scene, 1);
+	placed_back(scene, 1);
+	placed_header(scene, 1, false);
+	assert_int_equal(scene_view(scene, 1).job, 0);
+	drain(scene, false);
+	placed_finish(scene, 1, false);
+	placed_assert(scene, 1, "1111");
+	scene_free(scene);
+}
+
+/* Two parts of a model whose sizes are holes of a hostile file. */
+static void sizes_that_no_sum_holds_are_refused(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	const struct core_need needs[] = {{.bytes = 1ULL << 63}, {.index = 1, .bytes = 1ULL << 63}};
+	const uint32_t load = scene_load(scene, client, 1, plain);
+
+	(void)state;
+	(void)scene_step(scene, (struct core_event){.type = EV_HEADER_READ,
+						    .header = {.job = scene_view(scene, 1).job,
+							       .key = &scene->keys[1],
+							       .needs = needs,
+							       .n_needs = 2}});
+	scene_expect(scene, client, load, WIRE_INTERNAL);
 	scene_free(scene);
 }
 
@@ -134,6 +258,12 @@ int main(void)
 		cmocka_unit_test(who_waits_is_not_moved_away_by_an_older_word),
 		cmocka_unit_test(another_users_images_supersede_no_move),
 		cmocka_unit_test(what_runs_out_stays_for_who_asks_for_it_there),
+		cmocka_unit_test(what_runs_out_stays_for_who_places_it_there),
+		cmocka_unit_test(what_runs_out_stays_once_it_is_pinned),
+		cmocka_unit_test(what_runs_out_is_unloaded_with_all_that_is_not_kept),
+		cmocka_unit_test(once_unloaded_nobody_else_is_refused_for_where_it_lay),
+		cmocka_unit_test(what_was_lost_while_drained_comes_back_after_it),
+		cmocka_unit_test(sizes_that_no_sum_holds_are_refused),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
