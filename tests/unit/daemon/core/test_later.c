@@ -250,6 +250,34 @@ static void sizes_that_no_sum_holds_are_refused(void **state)
 	scene_free(scene);
 }
 
+/* Who named it ends his load, and none that somebody else waits for too. */
+static void unloading_ends_ones_own_load_only(void **state)
+{
+	const struct core_config config = placed_config();
+
+	(void)state;
+	for (uint32_t joins = 0; joins < 2; joins++) {
+		struct scene *scene = scene_new(&config);
+		uint64_t client = scene_open(scene, 1000);
+		uint64_t other = scene_open(scene, 1001);
+		uint32_t load = scene_load(scene, client, 1, plain);
+		uint64_t model = scene_model(scene, 1);
+
+		if (joins == 1) {
+			(void)scene_load(scene, other, 1, plain);
+		}
+		(void)scene_step(scene, (struct core_event){.type = EV_UNLOAD,
+							    .client = client,
+							    .request = ++scene->last_request,
+							    .unload = {.models = &model,
+								       .n_models = 1,
+								       .by_name = true}});
+		assert_int_equal(scene_reply(scene, client, load) != NULL, joins == 0);
+		assert_int_equal(scene_view(scene, 1).job == 0, joins == 0);
+		scene_free(scene);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -264,6 +292,7 @@ int main(void)
 		cmocka_unit_test(once_unloaded_nobody_else_is_refused_for_where_it_lay),
 		cmocka_unit_test(what_was_lost_while_drained_comes_back_after_it),
 		cmocka_unit_test(sizes_that_no_sum_holds_are_refused),
+		cmocka_unit_test(unloading_ends_ones_own_load_only),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
