@@ -241,6 +241,12 @@ static void fill_users(struct failure *failure)
 	detail->has_uids = n_uids > 0;
 }
 
+/* Of a hole as large as numbers are it is more than the wire has, rounded to pages. */
+static uint64_t told_need(uint64_t need)
+{
+	return need < INT64_MAX ? need : INT64_MAX;
+}
+
 static void fill_detail(struct failure *failure, const struct daemon *daemon, uint32_t device,
 			const struct core_shortage *shortage)
 {
@@ -251,8 +257,7 @@ static void fill_detail(struct failure *failure, const struct daemon *daemon, ui
 	detail->device = wire_str(describe_device_name(daemon, device, failure->device));
 	detail->has_need = detail->has_budget = detail->has_free = true;
 	detail->has_evictable = detail->has_held = detail->has_foreign = true;
-	/* Of a hole as large as numbers are it is more than the wire has, rounded to pages. */
-	detail->need = shortage->need < INT64_MAX ? shortage->need : INT64_MAX;
+	detail->need = told_need(shortage->need);
 	detail->budget = shortage->budget;
 	detail->free = shortage->free;
 	detail->evictable = shortage->evictable;
@@ -412,7 +417,7 @@ void failure_from_plan(struct failure *failure, const struct daemon *daemon,
 				 "clients show all), or raise a budget");
 		fill_users(failure);
 		failure->wire.detail.has_need = true;
-		failure->wire.detail.need = plan->need < INT64_MAX ? plan->need : INT64_MAX;
+		failure->wire.detail.need = told_need(plan->need);
 		return;
 	}
 	core_account_get(daemon->core, plan->device, &account);

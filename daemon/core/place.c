@@ -416,15 +416,20 @@ void place_tear(struct model *model)
 	model->torn_devices = model->devices;
 }
 
-void place_give_up(struct core *core, struct model *model)
+void place_stay_away(struct core *core, struct model *model)
 {
 	model->is_torn = model->is_displaced = false;
 	model->placement = model->generation == 0 ? CORE_PLACEMENT_ANY : model->placement;
 	model_touch(core, model);
+}
+
+void place_give_up(struct core *core, struct model *model)
+{
+	place_stay_away(core, model);
 	model_settle(core, model);
 }
 
-void place_come_back(struct core *core, struct model *model)
+static void come_back(struct core *core, struct model *model)
 {
 	/* Images that are there are worth keeping besides, once all of it is in them. */
 	bool has_images = model->placement == CORE_PLACEMENT_HOST && model_is_resident(model);
@@ -443,23 +448,22 @@ void place_come_back(struct core *core, struct model *model)
 	}
 }
 
+void place_come_back(struct core *core, struct model *model, uint32_t device)
+{
+	if (model->is_torn && model->job == NULL && (model->torn_devices >> device & 1) != 0 &&
+	    !account_is_lost(core, model->torn_devices)) { /* with the last of them */
+		come_back(core, model);
+	}
+}
+
 void place_on_device_back(struct core *core, const struct core_event *event)
 {
-	struct model *model;
-	uint32_t cursor = 0;
-	uint32_t device = event->device.device;
+	const uint32_t device = event->device.device;
 
-	if (device >= core->config.n_devices || !core->accounts[device].is_lost) {
-		return;
+	if (device < core->config.n_devices && core->accounts[device].is_lost) {
+		core->accounts[device].is_lost = false;
+		reserve_bring_back(core, device);
 	}
-	core->accounts[device].is_lost = false;
-	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
-		if (model->is_torn && (model->torn_devices >> device & 1) != 0 &&
-		    !account_is_lost(core, model->torn_devices)) { /* with the last of them */
-			place_come_back(core, model);
-		}
-	}
-	reserve_bring_back(core, device);
 }
 
 void place_on_devices_found(struct core *core, const struct core_event *event)
@@ -480,7 +484,7 @@ void place_on_devices_found(struct core *core, const struct core_event *event)
 	}
 	model_touch(core, model);
 	if (!account_is_lost(core, devices)) {
-		place_come_back(core, model);
+		come_back(core, model);
 	}
 }
 

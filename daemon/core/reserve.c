@@ -74,15 +74,11 @@ void reserve_bring_back(struct core *core, uint32_t device)
 	uint32_t cursor = 0;
 
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
+		place_come_back(core, model, device);
 		/* Not only where it lay: what has been away for long comes back to the host. */
 		if (model->is_displaced && ((model->devices | 1) >> device & 1) != 0) {
 			model->n_tries = 0;
 			bring_back(core, model);
-		} else if (model->is_torn && model->job == NULL &&
-			   (model->torn_devices >> device & 1) != 0 &&
-			   !account_is_lost(core, model->torn_devices)) {
-			place_come_back(core,
-					model); /* its device was back before there was room */
 		}
 	}
 }

@@ -78,7 +78,6 @@ static bool plan_copy(struct core *core, struct job *job, const struct core_need
 	return true;
 }
 
-/* Sums of hostile sizes fit, so that no account wraps. */
 bool retain_is_countable(const struct core *core, const struct core_need *needs, uint32_t n_needs)
 {
 	uint64_t sums[CORE_MAX_DEVICES] = {0};
@@ -86,7 +85,7 @@ bool retain_is_countable(const struct core *core, const struct core_need *needs,
 	for (uint32_t i = 0; i < n_needs; i++) {
 		if (needs[i].device >= core->config.n_devices ||
 		    !checked_add(sums[needs[i].device], needs[i].bytes, &sums[needs[i].device]) ||
-		    sums[needs[i].device] > 1ULL << 63) {
+		    sums[needs[i].device] > 1ULL << 63) { /* accounts add one such at most */
 			return false;
 		}
 	}

@@ -190,14 +190,13 @@ enum segment_sum segment_sum_of(const struct core *core, const struct segment *s
 	if (segment->state > SEGMENT_READY || model_is_pinned(core, model)) {
 		return SUM_NONE;
 	}
-	if (segment_is_droppable(segment)) {
-		return segment_is_leased(segment) || segment_is_held(segment) ? SUM_NONE
-									      : SUM_EVICTABLE;
+	if (segment_is_leased(segment) || segment_is_held(segment)) {
+		return SUM_NONE;
 	}
-	return job != NULL && job->n_attaching == 0 && !segment_is_leased(segment) &&
-			       !segment_is_held(segment)
-		       ? SUM_LATER
-		       : SUM_NONE;
+	if (segment_is_droppable(segment)) {
+		return SUM_EVICTABLE;
+	}
+	return job != NULL && job->n_attaching == 0 ? SUM_LATER : SUM_NONE;
 }
 
 void segment_on_filled(struct core *core, const struct core_event *event)

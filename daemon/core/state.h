@@ -570,8 +570,9 @@ void load_answer_begun(struct core *core, const struct client *client, uint32_t 
 		       struct job *job, uint64_t placement);
 
 /* retain.c */
-/* What the job takes over and what it makes. False: the table is full. */
+/* Are they on devices that there are, and does what each device needs fit a number? */
 bool retain_is_countable(const struct core *core, const struct core_need *needs, uint32_t n_needs);
+/* What the job takes over and what it makes. False: the table is full. */
 bool retain_plan(struct core *core, struct job *job, const struct core_need *needs,
 		 uint32_t n_needs);
 /* Those who wait for room, but for one model's, let go of what is on these devices (bits): the
@@ -621,9 +622,11 @@ void place_on_device_back(struct core *core, const struct core_event *event);
 void place_on_devices_found(struct core *core, const struct core_event *event);
 /* It is to come back as it lies now. */
 void place_tear(struct model *model);
-/* It is not to come back. */
+/* It is not to come back; with give_up, settled. */
+void place_stay_away(struct core *core, struct model *model);
 void place_give_up(struct core *core, struct model *model);
-void place_come_back(struct core *core, struct model *model); /* of what is torn */
+/* What the device's loss tore, once all of its devices are there. */
+void place_come_back(struct core *core, struct model *model, uint32_t device);
 /* After a restart too? */
 bool place_comes_back(const struct model *model);
 void place_settle(struct core *core); /* tell of those that do not any more */
@@ -631,7 +634,8 @@ void place_settle(struct core *core); /* tell of those that do not any more */
 /* reserve.c */
 void reserve_on_reserve(struct core *core, const struct core_event *event);
 void reserve_on_release(struct core *core, const struct core_event *event);
-/* What had to go for reservations, and lay on the device too, is loaded again if it has room now. */
+/* What had to go for reservations or was lost, and lay on the device too, is loaded again if it has
+ * room now. */
 void reserve_bring_back(struct core *core, uint32_t device);
 /* One of them has gone. */
 void reserve_note_displaced(struct model *model);

@@ -309,10 +309,7 @@ static void unload_one(struct core *core, const struct core_event *event, struct
 		last_action(core)->unload.uid = obstacle->uid;
 		return;
 	}
-	model->is_torn = false; /* it need not come back */
-	model->is_displaced = false;
-	model->placement = model->generation == 0 ? CORE_PLACEMENT_ANY : model->placement;
-	model_touch(core, model);
+	place_stay_away(core, model);
 	if (model->job != NULL) {
 		if (ends_job(event, client, model->job)) {
 			job_fail(core, model->job, WIRE_CANCELLED);

@@ -42,19 +42,6 @@ static void what_several_displaced_comes_back(void **state)
 	}
 }
 
-static void unload(struct scene *scene, uint64_t client, uint32_t inode)
-{
-	const uint64_t model = scene_model(scene, inode);
-
-	(void)scene_step(scene, (struct core_event){.type = EV_UNLOAD,
-						    .client = client,
-						    .request = ++scene->last_request,
-						    .unload = {.models = &model,
-							       .n_models = 1,
-							       .by_name = true}});
-	scene_drop_all(scene);
-}
-
 /* All four blocks of the first had to go, one for the room itself and three for the second model,
  * which lies there when the room ends: then three have room. */
 static struct scene *crowded(uint64_t *ret_client)
@@ -123,6 +110,7 @@ static void what_comes_back_takes_nothing_from_others(void **state)
 			scene_budget(scene, 1, 7 * BLOCK); /* others have left it */
 		} else {
 			unload(scene, client, 2);
+			scene_drop_all(scene);
 		}
 		placed_header(scene, 1, false);
 		assert_int_equal(scene_note(scene, CORE_NOTE_LOAD_BEGUN)->note.why,
@@ -203,6 +191,7 @@ static void what_the_planner_refused_is_tried_again(void **state)
 	refuse_header(scene, WIRE_NO_MEMORY);
 	assert_null(scene_note(scene, CORE_NOTE_REFUSED));
 	unload(scene, client, 2);
+	scene_drop_all(scene);
 	let_retry(scene);
 	placed_finish(scene, 1, false);
 	placed_assert(scene, 1, "1111");
@@ -304,12 +293,6 @@ static void what_another_device_needs_does_not_bring_it_back(void **state)
 	scene_free(scene);
 }
 
-static void drain(struct scene *scene, bool is_on)
-{
-	(void)scene_step(scene, (struct core_event){.type = EV_DRAIN,
-						    .drain = {.device = 1, .is_on = is_on}});
-}
-
 static void what_may_not_be_put_back_waits_for_its_device(void **state)
 {
 	const struct core_config config = placed_config();
@@ -352,6 +335,7 @@ static void unloaded_meanwhile_or_overdue_it_stays_away(void **state)
 	(void)placed_loaded(scene, client, 2, "1111", short_lived);
 	token = take_all(scene, client, 1);
 	unload(scene, client, 1);
+	scene_drop_all(scene);
 	scene->now_ns += 2 * ONE_SECOND;
 	release(scene, client, token);
 	for (uint32_t inode = 1; inode <= 2; inode++) {

@@ -185,30 +185,17 @@ static void once_unloaded_nobody_else_is_refused_for_where_it_lay(void **state)
 	struct scene *scene = scene_new(&config);
 	uint64_t owner = scene_open(scene, 1000);
 	uint64_t other = scene_open(scene, 1001);
-	uint64_t model;
 	uint32_t load;
 
 	(void)state;
 	(void)placed_loaded(scene, owner, 1, "1111", plain);
 	(void)reserve(scene, owner, (struct asked){.bytes = 100 * MIB, .device = 1});
 	scene_drop_all(scene);
-	model = scene_model(scene, 1);
-	(void)scene_step(scene, (struct core_event){.type = EV_UNLOAD,
-						    .client = owner,
-						    .request = ++scene->last_request,
-						    .unload = {.models = &model,
-							       .n_models = 1,
-							       .by_name = true}});
+	unload(scene, owner, 1);
 	load = scene_load(scene, other, 1, at("2222", false));
 	assert_null(scene_reply(scene, other, load));
 	assert_int_not_equal(scene_view(scene, 1).job, 0);
 	scene_free(scene);
-}
-
-static void drain(struct scene *scene, bool is_on)
-{
-	(void)scene_step(scene, (struct core_event){.type = EV_DRAIN,
-						    .drain = {.device = 1, .is_on = is_on}});
 }
 
 /* A card is reset: drained, lost, back, and used again. */
@@ -231,7 +218,17 @@ static void what_was_lost_while_drained_comes_back_after_it(void **state)
 	scene_free(scene);
 }
 
-/* Two parts of a model whose sizes are holes of a hostile file. */
+static void of_size(struct scene *scene, uint32_t inode, const struct core_need *needs,
+		    uint32_t n_needs)
+{
+	(void)scene_step(scene, (struct core_event){.type = EV_HEADER_READ,
+						    .header = {.job = scene_view(scene, inode).job,
+							       .key = &scene->keys[inode],
+							       .needs = needs,
+							       .n_needs = n_needs}});
+}
+
+/* Parts of a model are holes of a hostile file; alone they fit a number, and wait for nobody. */
 static void sizes_that_no_sum_holds_are_refused(void **state)
 {
 	const struct core_config config = placed_config();
@@ -241,12 +238,15 @@ static void sizes_that_no_sum_holds_are_refused(void **state)
 	const uint32_t load = scene_load(scene, client, 1, plain);
 
 	(void)state;
-	(void)scene_step(scene, (struct core_event){.type = EV_HEADER_READ,
-						    .header = {.job = scene_view(scene, 1).job,
-							       .key = &scene->keys[1],
-							       .needs = needs,
-							       .n_needs = 2}});
+	of_size(scene, 1, needs, 2);
 	scene_expect(scene, client, load, WIRE_INTERNAL);
+	for (uint32_t inode = 2; inode < 6; inode++) { /* the second waits for the first */
+		const struct core_need usual = {.bytes = 70 * MIB};
+
+		(void)scene_load(scene, scene_open(scene, 1000 + inode), inode, plain);
+		of_size(scene, inode, inode < 4 ? &usual : needs, 1);
+		assert_int_equal(scene_view(scene, inode).job != 0, inode < 4);
+	}
 	scene_free(scene);
 }
 
@@ -261,17 +261,11 @@ static void unloading_ends_ones_own_load_only(void **state)
 		uint64_t client = scene_open(scene, 1000);
 		uint64_t other = scene_open(scene, 1001);
 		uint32_t load = scene_load(scene, client, 1, plain);
-		uint64_t model = scene_model(scene, 1);
 
 		if (joins == 1) {
 			(void)scene_load(scene, other, 1, plain);
 		}
-		(void)scene_step(scene, (struct core_event){.type = EV_UNLOAD,
-							    .client = client,
-							    .request = ++scene->last_request,
-							    .unload = {.models = &model,
-								       .n_models = 1,
-								       .by_name = true}});
+		unload(scene, client, 1);
 		assert_int_equal(scene_reply(scene, client, load) != NULL, joins == 0);
 		assert_int_equal(scene_view(scene, 1).job == 0, joins == 0);
 		scene_free(scene);
