@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is asked while a load or a move is under way: the last word counts, and is told truly."""
+import os
 import subprocess
 
 import distorch
@@ -124,3 +125,28 @@ def test_what_is_still_being_loaded_is_not_to_be_loaded_first(slow, path):
         assert done.returncode != 0 and "is still being loaded" in done.stderr, done
         assert "load it first" not in done.stderr
     assert load.wait(30) == 0
+
+
+def test_what_is_pinned_on_its_way_off_a_device_stays_there(start_daemon, tmp_path):
+    """Each time it is seen on its way; now and then it has arrived before the word does."""
+    daemon = start_daemon("memory.ram=512M", "sim.count=1", "sim.memory=256M", "gpu.budget=100%",
+                          "gpu.linger=500ms")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [16 * MIB] * 8)
+
+    def stays():
+        assert ctl(daemon, "load", "--to", "sim:0", path).returncode == 0
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with daemon.raw() as raw:
+            wait_until(lambda: raw.call("list", {})["models"][0].get("moving", False), 20,
+                       "the end of its time there")
+            raw.call("set", {"model": path.name, "policy": {"pin": True}})
+        wait_until(lambda: is_still(daemon), what="an end", seconds=20)
+        return places(daemon) == ["sim:0"]
+
+    for _ in range(10):
+        if stays():
+            return
+        assert ctl(daemon, "unpin", path.name).returncode == 0
+    pytest.fail("it left, however early it was pinned")
