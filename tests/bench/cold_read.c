@@ -13,6 +13,7 @@
 #include "base/os/mailbox.h"
 #include "base/os/sys.h"
 #include "base/require.h"
+#include "tests/bench/machine_memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -34,7 +35,6 @@
 #include "daemon/device/device.h"
 #include "daemon/load/image_set.h"
 #include "daemon/load/loader.h"
-#include "tests/bench/machine_memory.h"
 
 #define MIB         (1ULL << 20)
 #define N_FILES     4U

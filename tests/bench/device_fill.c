@@ -14,6 +14,7 @@
  */
 #include "base/os/mailbox.h"
 #include "base/require.h"
+#include "tests/bench/machine_memory.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -35,7 +36,6 @@
 #include "daemon/load/loader.h"
 #include "daemon/load/reader.h"
 #include "daemon/load/thread.h"
-#include "tests/bench/machine_memory.h"
 
 #define MIB         (1ULL << 20)
 #define BLOCK_BYTES (32 * MIB)

@@ -8,6 +8,7 @@
 #ifndef BENCH_MACHINE_MEMORY_H
 #define BENCH_MACHINE_MEMORY_H
 
+#include "base/os/sys.h"
 #include "base/require.h"
 
 #include <stdint.h>
@@ -15,13 +16,12 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "base/os/sys.h"
-
 static inline double seconds_to_take(uint64_t bytes)
 {
 	struct timespec begun;
 	struct timespec end;
-	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *memory =
+		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	REQUIRE(memory != MAP_FAILED && clock_gettime(CLOCK_MONOTONIC, &begun) == 0);
 	(void)madvise(memory, bytes, MADV_HUGEPAGE); /* the host takes back whole ones */

@@ -243,8 +243,9 @@ static void of_auto_the_head_alone_may_be_too_much(void **state)
 	given_cards(&scene);
 	scene.blocks[0].is_head = true;
 	scene.devices[1].free = GIB / 2;
-	expect_refusal(&scene, "auto", WIRE_NO_MEMORY,
-		       "auto: with its head, which stays where it computes: 1.0G of it would be on cuda:0");
+	expect_refusal(
+		&scene, "auto", WIRE_NO_MEMORY,
+		"auto: with its head, which stays where it computes: 1.0G of it would be on cuda:0");
 	assert_true(scene.summary.shortage.is_head);
 	scene.devices[0].free = scene.devices[2].free = 0;
 	scene.devices[1].free = 2 * GIB;
