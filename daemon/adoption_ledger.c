@@ -116,6 +116,7 @@ static void adopt_leases(struct daemon *daemon)
 		event.client = client->id;
 		event.adopt_lease.model = model->id;
 		event.adopt_lease.generation = lease.generation;
+		event.adopt_lease.bytes = lease.bytes;
 		*origin = (struct origin){.lease = daemon_step(daemon, &event),
 					  .epoch = lease.epoch,
 					  .known_as = lease.lease};

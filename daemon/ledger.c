@@ -18,11 +18,12 @@
 #include "daemon/load/hash.h"
 #include "proto/gen/wire_code.h"
 
-#define LEDGER_LAYOUT 1U
+#define LEDGER_LAYOUT 2U
 #define HEADER_BYTES  4096U
-#define RECORD_BYTES  64U
+#define RECORD_BYTES  72U /* of a lease, and of a wish */
 #define MAX_RECORDS   (1U << 22)
 #define MAX_TEXT      (1U << 26)
+#define TEXT_UNIT     64U
 
 static const char magic[8] = {'D', 'S', 'T', 'L', 'E', 'D', 'G', 'R'};
 
@@ -33,7 +34,7 @@ struct ledger_header {
 	uint32_t leases_touched, wishes_touched; /* records ever written; the rest is no memory */
 	uint32_t is_complete;
 	uint32_t n_failed_starts;
-	uint32_t text_bytes; /* of each of the two; a multiple of RECORD_BYTES */
+	uint32_t text_bytes; /* of each of the two; a multiple of TEXT_UNIT */
 	uint64_t life;
 	uint8_t suspect[16];
 };
@@ -78,7 +79,7 @@ static bool size_of(const struct ledger_room *room, uint64_t *ret)
 	uint64_t n_records = (uint64_t)room->n_leases + room->n_wishes;
 
 	return room->n_leases <= MAX_RECORDS && room->n_wishes <= MAX_RECORDS &&
-	       room->text_bytes <= MAX_TEXT && room->text_bytes % RECORD_BYTES == 0 &&
+	       room->text_bytes <= MAX_TEXT && room->text_bytes % TEXT_UNIT == 0 &&
 	       checked_mul(n_records, RECORD_BYTES, ret) && checked_add(*ret, HEADER_BYTES, ret) &&
 	       checked_add(*ret, 2ULL * room->text_bytes, ret);
 }

@@ -17,8 +17,9 @@ struct ledger;
 
 /* A lease whose bytes a process may map. Zero uuid: none. */
 struct ledger_lease {
-	uint8_t uuid[16]; /* of the model */
-	uint64_t generation;
+	uint8_t uuid[16];      /* of the model */
+	uint64_t generation;   /* the first that its images are of */
+	uint64_t bytes;        /* of these, held by who maps them if nobody kept them */
 	uint64_t epoch, lease; /* as its client knows it */
 	uint64_t start_time;   /* of the process, as /proc/PID/stat has it: with pid, who it is */
 	uint32_t pid, uid;
@@ -31,12 +32,12 @@ struct ledger_wish {
 	uint32_t uid;
 	int16_t priority;
 	uint8_t pin, keep;
-	uint64_t reserved;
+	uint64_t reserved[2];
 	uint64_t sum;
 };
 
-_Static_assert(sizeof(struct ledger_lease) == 64, "layout");
-_Static_assert(sizeof(struct ledger_wish) == 64, "layout");
+_Static_assert(sizeof(struct ledger_lease) == 72, "layout");
+_Static_assert(sizeof(struct ledger_wish) == 72, "layout");
 
 /* How much there is room for; what is not written is no memory. */
 struct ledger_room {

@@ -194,20 +194,64 @@ void adopt_wish(struct core *core, const struct core_event *event)
 	wish_record(core, wish);
 }
 
+/* Images that nobody kept while the daemon was gone but who maps them: their memory is taken until
+ * he lets go. Their place in the table, which they get once they have a holder. */
+static struct segment *remnant_new(struct core *core, const struct model *model,
+				   const struct core_event *event)
+{
+	const uint64_t bytes = event->adopt_lease.bytes;
+	const uint64_t generation = event->adopt_lease.generation;
+	uint64_t id = 0;
+
+	if (bytes == 0 || generation == 0 || generation > model->last_generation ||
+	    bytes > account_left(INT64_MAX, account_charged(&core->accounts[0]))) {
+		return NULL;
+	}
+	return idtab_add(&core->segments, &id);
+}
+
+static void remnant_take(struct core *core, struct model *model, struct segment *segment,
+			 const struct core_event *event)
+{
+	segment->model = model;
+	segment->generation = segment->last = event->adopt_lease.generation;
+	segment->size = segment->bytes = event->adopt_lease.bytes;
+	segment->backing = CORE_BACKING_IMAGE;
+	segment->state = SEGMENT_HELD;
+	list_append(&model->segments, &segment->by_model);
+	core->accounts[0].bucket[SEGMENT_HELD] += segment->bytes;
+	user_take(segment);
+}
+
 /* A client that mapped it when the daemon ended. It is told apart from a living one as any
  * client whose connection is gone: the corridor closes it next. */
 uint64_t adopt_lease(struct core *core, const struct core_event *event)
 {
 	struct client *client = client_of(core, event->client);
 	struct model *model = idtab_find(&core->models, event->adopt_lease.model);
+	struct segment *remnant = NULL;
 	struct lease *lease;
 
-	if (client == NULL || model == NULL ||
-	    find_copy(model, event->adopt_lease.generation, 0, 0) == NULL) {
+	if (client == NULL || model == NULL) {
 		return 0;
 	}
+	if (find_copy(model, event->adopt_lease.generation, 0, 0) == NULL) {
+		remnant = remnant_new(core, model, event);
+		if (remnant == NULL) {
+			return 0;
+		}
+	}
 	lease = lease_add(core, model, client, event->adopt_lease.generation, true);
-	return lease == NULL ? 0 : idtab_id(&core->leases, lease);
+	if (lease == NULL) {
+		if (remnant != NULL) {
+			idtab_remove(&core->segments, remnant);
+		}
+		return 0;
+	}
+	if (remnant != NULL) {
+		remnant_take(core, model, remnant, event);
+	}
+	return idtab_id(&core->leases, lease);
 }
 
 /* All is back: hash it in the background, and let those who used it come back first. */

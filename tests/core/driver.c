@@ -979,7 +979,9 @@ static void begin(struct driver *driver)
 
 /* ---- what survived a restart ---- */
 
-static void adopt_lease(struct driver *driver, uint32_t place, uint64_t model, uint64_t generation)
+/* 'bytes' of images, where they are not there any more. */
+static void adopt_lease(struct driver *driver, uint32_t place, uint64_t model, uint64_t generation,
+			uint64_t bytes)
 {
 	struct driver_client *client = &driver->clients[place];
 	struct core_event event = {.type = EV_ADOPT_LEASE};
@@ -994,6 +996,7 @@ static void adopt_lease(struct driver *driver, uint32_t place, uint64_t model, u
 	event.client = client->id;
 	event.adopt_lease.model = model;
 	event.adopt_lease.generation = generation;
+	event.adopt_lease.bytes = bytes;
 	lease = step(driver, &event);
 	remember(driver->leases, &driver->n_leases, lease);
 	close_client(driver, client);
@@ -1030,7 +1033,8 @@ static void adopt_copy(struct driver *driver, uint32_t byte)
 		byte % 7 == 0 ? driver->now_ns + byte : UINT64_MAX;
 	(void)step(driver, &wish);
 	if ((byte & 2) != 0) {
-		adopt_lease(driver, byte % DRIVER_CLIENTS, segment.model, segment.generation);
+		adopt_lease(driver, byte % DRIVER_CLIENTS, segment.model, segment.generation,
+			    rounded(byte));
 	}
 }
 
@@ -1054,6 +1058,9 @@ static void adopt_placed(struct driver *driver, uint32_t byte)
 	id = step(driver, &event);
 	if (id != 0) {
 		remember(driver->models, &driver->n_models, id);
+		if ((byte & 4) != 0) {
+			adopt_lease(driver, byte % DRIVER_CLIENTS, id, byte % 3, rounded(byte));
+		}
 	}
 }
 

@@ -1075,6 +1075,36 @@ static void made_placed(struct reference *r, uint64_t id)
 	(void)grant(r, id, r->event.adopt_placed.owner_uid, NULL);
 }
 
+/* Who maps images that are not there holds their bytes, once a generation. */
+static void made_remnant(struct reference *r, uint64_t model, uint64_t generation, uint64_t bytes)
+{
+	struct reference_copy *place = NULL;
+	struct core_segment_view view;
+	uint64_t remnant = UINT64_MAX; /* of no copy: the next comparison says so */
+	uint32_t cursor = 0;
+
+	EACH(r->copies, copy)
+	{
+		if (copy->segment != 0 && copy->model == model && copy->generation == generation &&
+		    copy->device == 0 && copy->index == 0) {
+			return;
+		}
+		place = place == NULL && copy->segment == 0 ? copy : place;
+	}
+	while (core_segment_next(r->core, model, &cursor, &view)) {
+		remnant = view.generation == generation && view.state == SEGMENT_HELD ? view.id
+										      : remnant;
+	}
+	*place = (struct reference_copy){.segment = remnant,
+					 .model = model,
+					 .generation = generation,
+					 .last = generation,
+					 .size = bytes,
+					 .bytes = bytes,
+					 .backing = CORE_BACKING_IMAGE,
+					 .state = SEGMENT_HELD};
+}
+
 void reference_made(struct reference *r, uint64_t id)
 {
 	if (id == 0) {
@@ -1085,6 +1115,10 @@ void reference_made(struct reference *r, uint64_t id)
 	}
 	if (r->event.type == EV_ADOPT) {
 		made_copy(r, id);
+	}
+	if (r->event.type == EV_ADOPT_LEASE) {
+		made_remnant(r, r->event.adopt_lease.model, r->event.adopt_lease.generation,
+			     r->event.adopt_lease.bytes);
 	}
 	EACH(r->leases, lease)
 	{

@@ -269,7 +269,7 @@ def text_of(ledger):
     """Where the two texts are, and how long each may be."""
     _magic, _layout, n_leases, n_wishes, *_rest, room = \
         [ledger[:8]] + [int.from_bytes(ledger[at:at + 4], "little") for at in range(8, 40, 4)]
-    return 4096 + 64 * (n_leases + n_wishes), room
+    return 4096 + 72 * (n_leases + n_wishes), room
 
 
 def spoil(fd, how):

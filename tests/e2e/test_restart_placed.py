@@ -270,6 +270,8 @@ def test_who_used_it_before_finds_the_truth(cards, tmp_path):
                        [lease.images[0]])
         assert again.call("show", {"model": path.name})["model"]["leases"] == 0
     lease.close(detach=False)
+    with cards.raw() as again:
+        again.call("unmapped", {"lease": lease.number, "epoch": raw.server["epoch"]})
     raw.close()
     check(cards, path, expected)
 
@@ -504,6 +506,73 @@ def test_who_reads_from_ram_meanwhile_keeps_it_and_the_blocks_come_back(cards, t
     wait_until_back(cards, path.name)
     check(cards, path, expected)
 
+
+
+def held_in_ram(daemon):
+    with daemon.raw() as raw:
+        return account(raw, "cpu")["held"]
+
+
+@pytest.mark.fault("S01")
+def test_what_a_client_maps_of_a_placed_model_is_held_over_deaths(cards, tmp_path, child):
+    """Its image has what lies in RAM only and is not parked: the kernel alone keeps it."""
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [4 * MIB] * 10)
+    place(cards, path)
+    reader = child(READER, cards.socket, path)
+    with cards.raw() as raw:
+        mapped = account(raw, "cpu")["used"]
+    assert mapped >= 4 * MIB and held_in_ram(cards) == 0
+    for _ in range(2):
+        cards.kill_daemon()
+        wait_until_back(cards, path.name)
+        assert held_in_ram(cards) == mapped, "once, beside the image that was made anew"
+        check(cards, path, expected)
+    assert "older on ram" in ctl(cards, "ps").stdout
+    assert reader.ask("close") == "same"
+    wait_until(lambda: held_in_ram(cards) == 0, what="its bytes free")
+    with cards.raw() as raw:
+        assert account(raw, "cpu")["used"] == mapped
+
+
+def test_what_generations_share_is_held_once_over_a_death(cards, tmp_path, child):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB] * 10)
+    place(cards, path, "sim:0,8M;cpu,*")
+    readers = [child(READER, cards.socket, path)]
+    with cards.raw() as raw:
+        mapped = account(raw, "cpu")["used"]
+        raw.call("place", {"model": path.name, "allocation": "sim:1,8M;cpu,*"})
+        assert account(raw, "cpu")["used"] == mapped, "the move made no image anew"
+    readers.append(child(READER, cards.socket, path))
+    assert show(cards, path.name)["model"]["generation"] == 2
+    cards.kill_daemon()
+    wait_until_back(cards, path.name)
+    assert held_in_ram(cards) == mapped
+    for reader, left in zip(readers, (mapped, 0)):
+        reader.end()
+        wait_until(lambda left=left: held_in_ram(cards) == left, what=f"{left} held")
+
+
+def test_what_was_held_already_is_held_over_a_death(cards, tmp_path):
+    """The blocks' older place was dropped while a client without connection maps it."""
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB] * 10)
+    raw = cards.raw()
+    lease = load(raw, path, "sim:0,8M;cpu,*")
+    epoch = cards.status()["epoch"]
+    raw.close()
+    with cards.raw() as other:
+        wait_until(lambda: other.call("clients")["clients"], what="the ghost")
+        other.call("place", {"model": path.name, "allocation": "sim:0,16M;cpu,*"})
+        held = wait_until(lambda: held_in_ram(cards), what="the older image held")
+    cards.kill_daemon()
+    wait_until_back(cards, path.name)
+    assert held_in_ram(cards) == held
+    lease.close(detach=False)
+    with cards.raw() as other:
+        other.call("unmapped", {"lease": lease.number, "epoch": epoch})
+    assert held_in_ram(cards) == 0
 
 
 @pytest.mark.parametrize("backing", ["auto", "file", "image"])

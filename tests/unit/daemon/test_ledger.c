@@ -12,7 +12,7 @@
 #include "daemon/ledger.h"
 #include "proto/gen/wire_code.h"
 
-#define TEXT_AT   (4096 + 16 * 64) /* the first; the second TEXT_ROOM behind it */
+#define TEXT_AT   (4096 + 16 * 72) /* the first; the second TEXT_ROOM behind it */
 #define TEXT_ROOM 128
 #define LONGEST   (TEXT_ROOM - 24)
 

@@ -385,6 +385,72 @@ static void a_move_that_somebody_asked_for_is_use(void **state)
 	scene_free(scene);
 }
 
+/* Of a client that mapped it when the daemon ended, and whose process is there. */
+static uint64_t adopt_lease(struct scene *scene, uint64_t client, uint64_t generation,
+			    uint64_t bytes)
+{
+	return scene_step(scene, (struct core_event){.type = EV_ADOPT_LEASE,
+						     .client = client,
+						     .adopt_lease = {.model = scene_model(scene, 1),
+								     .generation = generation,
+								     .bytes = bytes}});
+}
+
+static uint64_t held_on_host(struct scene *scene)
+{
+	struct core_account_view view;
+
+	core_account_get(scene->core, 0, &view);
+	return view.held;
+}
+
+/* Its image was not kept: who maps it holds its bytes all the same, once. */
+static void what_is_still_mapped_is_held_over_a_restart(void **state)
+{
+	struct scene *scene = begun();
+	uint64_t client = scene_open(scene, 1000);
+	uint64_t other = scene_open(scene, 1000);
+
+	(void)state;
+	assert_true(adopt(scene, 1, 5, "1120") != 0);
+	assert_true(adopt_lease(scene, client, 5, BLOCK) != 0);
+	assert_true(adopt_lease(scene, other, 5, BLOCK) != 0);
+	assert_true(adopt_lease(scene, client, 4, 2 * BLOCK) != 0); /* of one before */
+	assert_int_equal(held_on_host(scene), 3 * BLOCK);
+	scene_client_event(scene, EV_CLIENT_CLOSED, client);
+	scene_client_event(scene, EV_CLIENT_CLOSED, other);
+	adopted(scene);
+	assert_int_equal(held_on_host(scene), 3 * BLOCK);
+	placed_back(scene, 1);
+	placed_back(scene, 2);
+	found(scene, 1, "1120", 0x7);
+	placed_finish(scene, 1, false);
+	assert_int_equal(scene_view(scene, 1).generation, 6); /* beside what is held */
+	scene_client_event(scene, EV_PROCESS_GONE, client);
+	assert_int_equal(held_on_host(scene), BLOCK);
+	scene_client_event(scene, EV_PROCESS_GONE, other);
+	assert_int_equal(held_on_host(scene), 0);
+	scene_free(scene);
+}
+
+/* Also of what an image has that is there: that is charged already. */
+static void what_a_ledger_cannot_mean_is_not_held(void **state)
+{
+	struct scene *scene = begun();
+	uint64_t client = scene_open(scene, 1000);
+
+	(void)state;
+	assert_true(adopt_image(scene, 1, 4) != 0);
+	assert_true(adopt_lease(scene, client, 4, BLOCK) != 0);
+	assert_int_equal(adopt_lease(scene, client, 3, 0), 0);
+	assert_int_equal(adopt_lease(scene, client, 0, BLOCK), 0);
+	assert_int_equal(adopt_lease(scene, client, 5, BLOCK), 0); /* of no generation yet */
+	assert_int_equal(adopt_lease(scene, client, 3, INT64_MAX), 0);
+	assert_int_equal(adopt_lease(scene, client, 3, UINT64_MAX), 0);
+	assert_int_equal(held_on_host(scene), 0);
+	scene_free(scene);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -402,6 +468,8 @@ int main(void)
 		cmocka_unit_test(what_is_lost_with_its_device_still_comes_back),
 		cmocka_unit_test(what_comes_back_was_not_used_by_that),
 		cmocka_unit_test(a_move_that_somebody_asked_for_is_use),
+		cmocka_unit_test(what_is_still_mapped_is_held_over_a_restart),
+		cmocka_unit_test(what_a_ledger_cannot_mean_is_not_held),
 	};
 
 	return cmocka_run_group_tests_name("daemon/core/return", tests, NULL, NULL);
