@@ -101,6 +101,12 @@ static int refusal(const struct core *core, const struct job *job)
 						     : 0;
 }
 
+/* Until when it lets others go first, and those that come and go. */
+static uint64_t patient_until(const struct job *job)
+{
+	return account_add(job->room_ns, CORE_SHARE_PATIENCE_NS);
+}
+
 static bool has_room(struct core *core, const struct job *job, const uint64_t *older)
 {
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {
@@ -108,8 +114,7 @@ static bool has_room(struct core *core, const struct job *job, const uint64_t *o
 
 		/* Where it was refused before, what goes for it has to be gone; but others that
 		 * come and go there do not keep it for ever. */
-		if (need > 0 && job->refused[device] > 0 &&
-		    core->now_ns < account_add(job->room_ns, CORE_SHARE_PATIENCE_NS) &&
+		if (need > 0 && job->refused[device] > 0 && core->now_ns < patient_until(job) &&
 		    account_sum(core, device, SUM_DROPPING) > 0) {
 			return false;
 		}
@@ -215,7 +220,7 @@ static void defer(struct core *core)
 	LIST_FOR_EACH (link, &core->rooms) {
 		struct job *job = OF(link, struct job, by_room);
 		struct user *user = job->model->owner;
-		bool is_patient = core->now_ns < account_add(job->room_ns, CORE_SHARE_PATIENCE_NS);
+		bool is_patient = core->now_ns < patient_until(job);
 		bool is_other = are_several || (within != NULL && within != user);
 
 		job->is_deferred = user->is_deferred ||
@@ -268,4 +273,16 @@ void admit_run(struct core *core)
 				   is_first;
 		}
 	}
+}
+
+uint64_t admit_deadline(const struct core *core)
+{
+	uint64_t soonest_ns = NEVER;
+
+	LIST_FOR_EACH (link, &core->rooms) {
+		const uint64_t at_ns = patient_until(OF(link, struct job, by_room));
+
+		soonest_ns = at_ns > core->now_ns && at_ns < soonest_ns ? at_ns : soonest_ns;
+	}
+	return soonest_ns;
 }

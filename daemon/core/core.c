@@ -432,7 +432,7 @@ void core_step(struct core *core, const struct core_event *event, struct core_up
 {
 	const struct timers *const timers[] = {&core->lapses, &core->expiries, &core->lingers,
 					       &core->retries, &core->reservation_ends};
-	uint64_t soonest_ns = NEVER;
+	uint64_t soonest_ns;
 
 	*update = (struct core_update){.deadline_ns = NEVER};
 	if (event->type != EV_CONTINUE) {
@@ -460,6 +460,7 @@ void core_step(struct core *core, const struct core_event *event, struct core_up
 	}
 	core->n_given += update->n_actions;
 	update->again = core->n_given < core->n_actions;
+	soonest_ns = admit_deadline(core);
 	for (size_t i = 0; i < sizeof timers / sizeof timers[0]; i++) {
 		const uint64_t at_ns = timer_deadline(timers[i]);
 

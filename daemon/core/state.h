@@ -497,7 +497,8 @@ bool evict_is_overdue(const struct core *core, const struct model *model);
 void evict_expired(struct core *core);
 
 /* admit.c */
-void admit_run(struct core *core); /* let waiting jobs go on that can */
+void admit_run(struct core *core);                /* let waiting jobs go on that can */
+uint64_t admit_deadline(const struct core *core); /* when one has let others go first; NEVER */
 
 /* job.c */
 enum core_limit job_limit(const struct core *core, uint32_t uid); /* in the way of one more */

@@ -88,8 +88,9 @@ static void what_a_device_refuses_waits_for_what_goes_for_a_while(void **state)
 	scene_fill(scene, 1, WIRE_NO_MEMORY);
 	placed_header(scene, 1, false);
 	assert_int_equal(placed_count(scene, 1, 1, SEGMENT_FILLING), 0);
+	assert_int_equal(scene->next_deadline_ns, scene->now_ns + CORE_SHARE_PATIENCE_NS);
 	scene->now_ns += CORE_SHARE_PATIENCE_NS;
-	(void)scene_open(scene, 1001); /* whatever comes next */
+	(void)scene_step(scene, (struct core_event){.type = EV_TICK}); /* nothing else happens */
 	assert_int_equal(placed_count(scene, 1, 1, SEGMENT_FILLING), N_BLOCKS);
 	scene_free(scene);
 }
