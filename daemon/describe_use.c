@@ -58,8 +58,7 @@ static uint64_t bytes_on(const struct daemon *daemon, const struct core_holder_v
 
 	while (core_segment_next(daemon->core, held->model, &cursor, &segment)) {
 		if ((device == CORE_ALL_DEVICES || segment.device == device) &&
-		    core_segment_is_of(&segment, held->generation) &&
-		    segment.generation > held->before) {
+		    core_holder_counts(held, &segment)) {
 			bytes += is_charged ? segment.bytes : segment.is_bare ? 0 : segment.size;
 		}
 	}

@@ -162,10 +162,12 @@ struct core_lease_view {
 /* One client's leases of one generation: it holds those bytes once, however many they are. */
 struct core_holder_view {
 	uint64_t client, model, generation;
-	uint64_t before; /* the client's next older generation of it; 0: none */
-	uint64_t bytes;  /* less what is of that one too */
+	/* What is of these older generations of the client's too is counted with them; 0: none. */
+	uint64_t images_before, blocks_before;
+	uint64_t bytes; /* the rest */
 	uint32_t n_leases;
-	bool is_mapped; /* one of them is */
+	bool is_mapped;  /* one of them is */
+	bool has_blocks; /* as they lie; else the images alone */
 };
 
 /* Room that was granted for what is not ours. */
@@ -212,6 +214,15 @@ bool core_wish_get(const struct core *core, uint64_t wish, struct core_wish_view
 static inline bool core_segment_is_of(const struct core_segment_view *segment, uint64_t generation)
 {
 	return segment->generation <= generation && generation <= segment->last;
+}
+/* Is it of what the holder's bytes are? */
+static inline bool core_holder_counts(const struct core_holder_view *holder,
+				      const struct core_segment_view *segment)
+{
+	return core_segment_is_of(segment, holder->generation) &&
+	       (segment->is_block
+			? holder->has_blocks && segment->generation > holder->blocks_before
+			: segment->generation > holder->images_before);
 }
 bool core_segment_get(const struct core *core, uint64_t segment, struct core_segment_view *ret);
 /* Does somebody who is there lease it? Not part of the view: it asks all who lease the model. */

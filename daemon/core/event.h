@@ -244,7 +244,7 @@ struct core_event {
 			uint64_t model;
 			uint64_t generation;
 			uint64_t bytes; /* of its images: held, where they are not there any more */
-		} adopt_lease; /* of 'client', which is closed next */
+		} adopt_lease;          /* of 'client', which is closed next */
 		struct {
 			const struct core_file_key *key;
 			const uint8_t *uuid; /* 16 bytes */

@@ -308,7 +308,7 @@ void job_fail(struct core *core, struct job *job, int code)
 		reserve_note_failed(core, model, job);
 	}
 	if (job->is_demotion && code != WIRE_CANCELLED && code != WIRE_SHUTTING_DOWN &&
-	    !model_is_leased(model, model->generation) && !model_is_pinned(core, model)) {
+	    !place_is_leased(model) && !model_is_pinned(core, model)) {
 		place_drop_blocks(core, model, job->why);
 	}
 	model_drain(core, model); /* bad ones that it counted on */

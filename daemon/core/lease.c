@@ -21,6 +21,7 @@ static struct holder *get_holder(struct core *core, struct model *model, struct 
 	holder->model = model;
 	holder->client = client;
 	holder->generation = generation;
+	holder->has_blocks = place_has_blocks_for(model, client->uid);
 	list_append(&model->holders, &holder->by_model);
 	list_append(&client->holders, &holder->by_client);
 	return holder;
@@ -58,7 +59,6 @@ struct lease *lease_add(struct core *core, struct model *model, struct client *c
 	lease->client = client;
 	lease->generation = generation;
 	lease->is_mapped = map;
-	lease->has_blocks = place_has_blocks_for(model, client->uid);
 	lease->holder = get_holder(core, model, client, generation);
 	lease->holder->n_leases++;
 	lease->holder->n_live++;

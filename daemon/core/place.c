@@ -214,10 +214,23 @@ static bool has_blocks(const struct model *model)
 	return false;
 }
 
+bool place_is_leased(const struct model *model)
+{
+	LIST_FOR_EACH (link, &model->holders) {
+		const struct holder *holder = OF(link, struct holder, by_model);
+
+		if (holder->generation == model->generation && holder->has_blocks &&
+		    holder->n_live > 0) {
+			return true;
+		}
+	}
+	return false;
+}
+
 /* When its blocks have lain on other devices long enough. */
 static uint64_t stays_until(const struct core *core, const struct model *model)
 {
-	if (core->config.linger_ns == 0 || model_is_leased(model, model->generation) ||
+	if (core->config.linger_ns == 0 || place_is_leased(model) ||
 	    model->placement <= CORE_PLACEMENT_HOST || model_is_pinned(core, model)) {
 		return NEVER;
 	}

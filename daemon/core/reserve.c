@@ -197,7 +197,7 @@ static void recall(struct core *core, struct reservation *reservation)
 		return;
 	}
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
-		uint64_t generation = 0; /* looked at last: most leases are of the same one */
+		const struct holder *holder = NULL; /* looked at last: most have the same */
 		bool lies_on = false;
 
 		if (model_is_pinned(core, model)) {
@@ -209,9 +209,9 @@ static void recall(struct core *core, struct reservation *reservation)
 			if (lease->is_ghost || lease->client == reservation->client) {
 				continue;
 			}
-			if (lease->generation != generation) {
-				generation = lease->generation;
-				lies_on = segment_lies_on(model, generation, reservation->device);
+			if (!holder_is_like(lease->holder, holder)) {
+				holder = lease->holder;
+				lies_on = holder_lies_on(holder, reservation->device);
 			}
 			if (lies_on) {
 				recall_lease(core, reservation, lease);
@@ -228,14 +228,14 @@ static void recall(struct core *core, struct reservation *reservation)
 static bool is_obstacle(const struct reservation *reservation, const struct segment *segment,
 			const struct holder *holder)
 {
-	bool is_of = segment_is_of(segment, holder->generation);
+	bool has_it = segment_is_had_by(segment, holder);
 
 	if (holder->n_live == 0) { /* once all were asked it may be one who ends for that */
-		return is_of && holder->n_mapped > 0 && segment->backing == CORE_BACKING_IMAGE &&
+		return has_it && holder->n_mapped > 0 && segment->backing == CORE_BACKING_IMAGE &&
 		       !reservation->has_recalled;
 	}
-	return is_of && (holder->client == reservation->client ||
-			 !segment_lies_on(segment->model, holder->generation, reservation->device));
+	return has_it && (holder->client == reservation->client ||
+			  !holder_lies_on(holder, reservation->device));
 }
 
 static bool may_be_recalled(const struct reservation *reservation, const struct segment *segment)

@@ -130,6 +130,18 @@ bool segment_is_good(const struct segment *segment)
 	       !segment->is_stale;
 }
 
+bool segment_is_had_by(const struct segment *segment, const struct holder *holder)
+{
+	return segment_is_of(segment, holder->generation) &&
+	       (!segment->is_block || holder->has_blocks);
+}
+
+bool holder_is_like(const struct holder *holder, const struct holder *other)
+{
+	return other != NULL && holder->model == other->model &&
+	       holder->generation == other->generation && holder->has_blocks == other->has_blocks;
+}
+
 bool segment_is_held(const struct segment *segment)
 {
 	if (segment->backing != CORE_BACKING_IMAGE) {
@@ -138,7 +150,7 @@ bool segment_is_held(const struct segment *segment)
 	LIST_FOR_EACH (link, &segment->model->holders) {
 		const struct holder *holder = OF(link, struct holder, by_model);
 
-		if (holder->n_mapped > 0 && segment_is_of(segment, holder->generation)) {
+		if (holder->n_mapped > 0 && segment_is_had_by(segment, holder)) {
 			return true;
 		}
 	}
@@ -150,7 +162,7 @@ bool segment_is_leased(const struct segment *segment)
 	LIST_FOR_EACH (link, &segment->model->holders) {
 		const struct holder *holder = OF(link, struct holder, by_model);
 
-		if (holder->n_live > 0 && segment_is_of(segment, holder->generation)) {
+		if (holder->n_live > 0 && segment_is_had_by(segment, holder)) {
 			return true;
 		}
 	}
@@ -163,13 +175,13 @@ bool segment_is_older(const struct segment *segment)
 	       (segment_is_held(segment) || segment_is_leased(segment));
 }
 
-bool segment_lies_on(const struct model *model, uint64_t generation, uint32_t device)
+bool holder_lies_on(const struct holder *holder, uint32_t device)
 {
-	LIST_FOR_EACH (link, &model->segments) {
+	LIST_FOR_EACH (link, &holder->model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
 		if (segment->device == device && segment->state == SEGMENT_READY &&
-		    segment->bytes > 0 && segment_is_of(segment, generation)) {
+		    segment->bytes > 0 && segment_is_had_by(segment, holder)) {
 			return true;
 		}
 	}
@@ -307,7 +319,7 @@ static void quarantine(struct core *core, const struct segment *segment)
 	LIST_FOR_EACH (link, &model->leases) {
 		const struct lease *lease = OF(link, struct lease, by_model);
 
-		if (segment_is_of(segment, lease->generation) && !lease->is_ghost) {
+		if (segment_is_had_by(segment, lease->holder) && !lease->is_ghost) {
 			struct core_action *action = core_act(core, ACT_LOST);
 
 			action->client = idtab_id(&core->clients, lease->client);
@@ -387,7 +399,7 @@ void segment_on_verified(struct core *core, const struct core_event *event)
 /* Who leases the generation cannot trust what he maps of it. */
 static void tell_lost(struct core *core, const struct model *model, uint32_t device)
 {
-	uint64_t generation = 0; /* looked at last: most leases are of the same one */
+	const struct holder *holder = NULL; /* looked at last: most have the same */
 	bool has_lost = false;
 
 	LIST_FOR_EACH (link, &model->leases) {
@@ -396,9 +408,9 @@ static void tell_lost(struct core *core, const struct model *model, uint32_t dev
 		if (lease->is_ghost) {
 			continue;
 		}
-		if (lease->generation != generation) {
-			generation = lease->generation;
-			has_lost = segment_lies_on(model, generation, device);
+		if (!holder_is_like(lease->holder, holder)) {
+			holder = lease->holder;
+			has_lost = holder_lies_on(holder, device);
 		}
 		if (has_lost) {
 			struct core_action *action = core_act(core, ACT_LOST);

@@ -149,6 +149,7 @@ struct holder {
 	uint32_t n_leases;
 	uint32_t n_live;   /* of them not ghosts */
 	uint32_t n_mapped; /* of them with descriptors out */
+	bool has_blocks;   /* as they lie, whatever becomes of the model; else its images alone */
 };
 
 struct lease {
@@ -161,7 +162,6 @@ struct lease {
 	uint64_t generation;
 	bool is_mapped;
 	bool is_ghost;
-	bool has_blocks; /* its generation's as they lie, whatever becomes of the model */
 };
 
 struct wish {
@@ -400,8 +400,10 @@ bool model_is_resident(const struct model *model);
 bool model_is_idle(const struct model *model); /* no lease of a live connection */
 bool model_is_leased(const struct model *model, uint64_t generation); /* by the living */
 bool segment_is_leased(const struct segment *segment);
-/* Does what lies there serve the generation? A lease of it is in the way, and asked or told. */
-bool segment_lies_on(const struct model *model, uint64_t generation, uint32_t device);
+bool segment_is_had_by(const struct segment *segment, const struct holder *holder);
+bool holder_is_like(const struct holder *holder, const struct holder *other); /* has the same */
+/* Has the holder something there? Its leases are in the way, and asked or told. */
+bool holder_lies_on(const struct holder *holder, uint32_t device);
 bool model_is_pinned(const struct core *core, const struct model *model);
 bool model_is_kept(const struct core *core, const struct model *model);
 int16_t model_priority(const struct model *model);
@@ -585,6 +587,7 @@ void retain_lose_bad(struct core *core, struct job *job);  /* it counts on copie
 /* place.c */
 /* May this uid have the blocks where they lie? */
 bool place_has_blocks_for(const struct model *model, uint32_t uid);
+bool place_is_leased(const struct model *model); /* as it is published, by one who has blocks */
 /* Is there what it may have: that, or for another uid images of all of it? */
 bool place_serves(const struct model *model, uint32_t uid);
 /* Is the next generation that lies as this one to be in images besides: for the uid, or because it

@@ -134,32 +134,44 @@ static const void *next_part(const struct idtab *tab, const struct model *model,
 #define NEXT_PART(core, parts, model, cursor) \
 	((model) == NULL ? NULL : next_part(&(core)->parts, model, &(model)->parts, cursor))
 
-/* The client's next older generation of the model, of those that it maps or of all; 0: none. A copy
- * is of a row of generations: what an older one has is counted with that. */
-static uint64_t generation_before(const struct holder *last, bool is_mapped)
+/* Where what a client holds is counted with an older generation of it already, up to that one. */
+struct counted {
+	uint64_t images, blocks;
+};
+
+/* The newest older generation that the client has too, of those that it maps or of all; 0: none. A
+ * copy is of a row of generations: what an older one has is counted with that. */
+static struct counted counted_before(const struct holder *last, bool is_mapped)
 {
-	uint64_t before = 0;
+	struct counted before = {0};
 
 	LIST_FOR_EACH (link, &last->model->holders) {
 		const struct holder *holder = OF(link, struct holder, by_model);
 
-		if (holder->client == last->client && (!is_mapped || holder->n_mapped > 0) &&
-		    holder->generation < last->generation && holder->generation > before) {
-			before = holder->generation;
+		if (holder->client != last->client || (is_mapped && holder->n_mapped == 0) ||
+		    holder->generation >= last->generation) {
+			continue;
+		}
+		if (holder->generation > before.images) {
+			before.images = holder->generation;
+		}
+		if (holder->has_blocks && holder->generation > before.blocks) {
+			before.blocks = holder->generation;
 		}
 	}
 	return before;
 }
 
-/* Less what is of the generation before it too; 0: none. */
-static uint64_t generation_bytes(const struct model *model, uint64_t generation, uint64_t before)
+/* Of what it may have, less what was counted before. */
+static uint64_t bytes_beside(const struct holder *holder, struct counted before)
 {
 	uint64_t bytes = 0;
 
-	LIST_FOR_EACH (link, &model->segments) {
+	LIST_FOR_EACH (link, &holder->model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
+		uint64_t until = segment->is_block ? before.blocks : before.images;
 
-		bytes += segment_is_of(segment, generation) && segment->generation > before
+		bytes += segment_is_had_by(segment, holder) && segment->generation > until
 				 ? segment->size
 				 : 0;
 	}
@@ -174,10 +186,10 @@ static void view_lease(const struct core *core, const struct lease *lease,
 		.client = idtab_id(&core->clients, lease->client),
 		.model = idtab_id(&core->models, lease->model),
 		.generation = lease->generation,
-		.bytes = generation_bytes(lease->model, lease->generation, 0),
+		.bytes = bytes_beside(lease->holder, (struct counted){0}),
 		.is_mapped = lease->is_mapped,
 		.is_ghost = lease->is_ghost,
-		.has_blocks = lease->has_blocks,
+		.has_blocks = lease->holder->has_blocks,
 	};
 }
 
@@ -204,10 +216,7 @@ bool core_lease_next(const struct core *core, uint32_t *cursor, struct core_leas
 /* Of what the holder maps, each byte once: generations have copies in common. */
 static uint64_t held_bytes(const struct holder *holder)
 {
-	const uint64_t before = generation_before(holder, true);
-
-	return holder->n_mapped == 0 ? 0
-				     : generation_bytes(holder->model, holder->generation, before);
+	return holder->n_mapped == 0 ? 0 : bytes_beside(holder, counted_before(holder, true));
 }
 
 static void view_client(const struct core *core, const struct client *client,
@@ -297,7 +306,7 @@ uint64_t core_segment_mapper(const struct core *core, uint64_t id)
 	LIST_FOR_EACH (link, &segment->model->holders) {
 		const struct holder *holder = OF(link, struct holder, by_model);
 
-		if (holder->n_mapped > 0 && segment_is_of(segment, holder->generation)) {
+		if (holder->n_mapped > 0 && segment_is_had_by(segment, holder)) {
 			return idtab_id(&core->clients, holder->client);
 		}
 	}
@@ -356,14 +365,16 @@ bool core_wish_next(const struct core *core, uint64_t model_id, uint32_t *cursor
 static void view_holder(const struct core *core, const struct holder *holder,
 			struct core_holder_view *ret)
 {
-	const uint64_t before = generation_before(holder, false);
+	const struct counted before = counted_before(holder, false);
 
 	*ret = (struct core_holder_view){
 		.client = idtab_id(&core->clients, holder->client),
 		.model = idtab_id(&core->models, holder->model),
 		.generation = holder->generation,
-		.before = before,
-		.bytes = generation_bytes(holder->model, holder->generation, before),
+		.has_blocks = holder->has_blocks,
+		.images_before = before.images,
+		.blocks_before = before.blocks,
+		.bytes = bytes_beside(holder, before),
 		.n_leases = holder->n_leases,
 		.is_mapped = holder->n_mapped > 0,
 	};

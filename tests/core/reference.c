@@ -155,6 +155,13 @@ static bool is_of(const struct reference_copy *copy, uint64_t generation)
 	return copy->generation <= generation && generation <= copy->last;
 }
 
+/* Its client may have it. */
+static bool has_copy(const struct reference_lease *lease, const struct reference_copy *copy)
+{
+	return lease->id != 0 && lease->model == copy->model && is_of(copy, lease->generation) &&
+	       (!copy->is_block || lease->has_blocks);
+}
+
 static uint32_t count_leases_of(const struct reference *r, const struct reference_copy *copy,
 				bool live, bool mapped)
 {
@@ -162,8 +169,7 @@ static uint32_t count_leases_of(const struct reference *r, const struct referenc
 
 	EACH(r->leases, lease)
 	{
-		if (lease->id != 0 && lease->model == copy->model &&
-		    is_of(copy, lease->generation) && (!live || !lease->is_ghost) &&
+		if (has_copy(lease, copy) && (!live || !lease->is_ghost) &&
 		    (!mapped || lease->is_mapped)) {
 			n_leases++;
 		}
@@ -498,11 +504,16 @@ static int expect_reassert(struct reference *r, const struct core_event *event)
 	return expect_room_for_lease(r, find_client(r, event->client)->uid);
 }
 
-/* Its blocks lie for this uid, or all of it is in images. */
+/* Its blocks lie for this uid. */
+static bool has_blocks(const struct reference_model *model, uint32_t uid)
+{
+	return model->placement <= CORE_PLACEMENT_HOST || uid == 0 || uid == model->placed_uid;
+}
+
+/* Or all of it is in images. */
 static bool is_for(const struct reference_model *model, uint32_t uid)
 {
-	return model->placement <= CORE_PLACEMENT_HOST || model->has_host || uid == 0 ||
-	       uid == model->placed_uid;
+	return model->has_host || has_blocks(model, uid);
 }
 
 /* All that the uid may have of it is there: for another than whom the blocks lie for, the images. */
@@ -1105,6 +1116,28 @@ static void made_remnant(struct reference *r, uint64_t model, uint64_t generatio
 					 .state = SEGMENT_HELD};
 }
 
+/* Of what was published when it was adopted. */
+static void made_lease(struct reference *r, uint64_t id)
+{
+	const struct reference_model *model = find_model(r, r->event.adopt_lease.model);
+	const uint64_t generation = r->event.adopt_lease.generation;
+	const uint32_t uid = find_client(r, r->event.client)->uid;
+
+	made_remnant(r, model->id, generation, r->event.adopt_lease.bytes);
+	EACH(r->leases, lease)
+	{
+		if (lease->id == 0) {
+			*lease = (struct reference_lease){.id = id,
+							  .client = r->event.client,
+							  .model = model->id,
+							  .generation = generation,
+							  .is_mapped = true,
+							  .has_blocks = has_blocks(model, uid)};
+			return;
+		}
+	}
+}
+
 void reference_made(struct reference *r, uint64_t id)
 {
 	if (id == 0) {
@@ -1117,20 +1150,7 @@ void reference_made(struct reference *r, uint64_t id)
 		made_copy(r, id);
 	}
 	if (r->event.type == EV_ADOPT_LEASE) {
-		made_remnant(r, r->event.adopt_lease.model, r->event.adopt_lease.generation,
-			     r->event.adopt_lease.bytes);
-	}
-	EACH(r->leases, lease)
-	{
-		if (r->event.type == EV_ADOPT_LEASE && lease->id == 0) {
-			*lease = (struct reference_lease){.id = id,
-							  .client = r->event.client,
-							  .model = r->event.adopt_lease.model,
-							  .generation =
-								  r->event.adopt_lease.generation,
-							  .is_mapped = true};
-			return;
-		}
+		made_lease(r, id);
 	}
 }
 
@@ -1462,24 +1482,25 @@ static const char *act_lease(struct reference *r, const struct core_action *acti
 {
 	const struct reference_model *model = find_model(r, action->model);
 	bool is_again = is_reassertion(r, action);
+	uint32_t uid = find_client(r, action->client)->uid;
 
 	if (model == NULL || action->reply.generation != model->generation ||
 	    (is_again && !is_resident(r, model))) {
 		return "I5 a lease is given on the published generation of a resident model";
 	}
-	if (!may(r, action->client, action->model) ||
-	    (!is_again && !serves(r, model, find_client(r, action->client)->uid))) {
+	if (!may(r, action->client, action->model) || (!is_again && !serves(r, model, uid))) {
 		return "I10 a lease is given to a uid that has the right, of what is there";
 	}
 	EACH(r->leases, lease)
 	{
 		if (lease->id == 0) {
-			*lease = (struct reference_lease){.id = action->reply.lease,
-							  .client = action->client,
-							  .model = action->model,
-							  .generation = action->reply.generation,
-							  .is_mapped = is_again ||
-								       action->reply.map};
+			*lease =
+				(struct reference_lease){.id = action->reply.lease,
+							 .client = action->client,
+							 .model = action->model,
+							 .generation = action->reply.generation,
+							 .is_mapped = is_again || action->reply.map,
+							 .has_blocks = has_blocks(model, uid)};
 			if (is_again) {
 				end_ghost(r, action);
 			}
@@ -1770,7 +1791,7 @@ static const char *compare_leases(struct reference *r)
 
 		if (lease == NULL || lease->client != view.client || lease->model != view.model ||
 		    lease->generation != view.generation || lease->is_mapped != view.is_mapped ||
-		    lease->is_ghost != view.is_ghost) {
+		    lease->is_ghost != view.is_ghost || lease->has_blocks != view.has_blocks) {
 			return "the leases are the expected ones";
 		}
 		n_seen--;
@@ -1797,9 +1818,8 @@ static const char *compare_clients(struct reference *r)
 			}
 			EACH(r->leases, lease)
 			{
-				is_mapped |= lease->id != 0 && lease->client == view.id &&
-					     lease->model == copy->model && lease->is_mapped &&
-					     is_of(copy, lease->generation);
+				is_mapped |= lease->client == view.id && lease->is_mapped &&
+					     has_copy(lease, copy);
 			}
 			bytes += is_mapped ? copy->size : 0;
 		}
@@ -1893,7 +1913,7 @@ static const char *compare_placement(struct reference *r, struct reference_model
 				     const struct core_model_view *view)
 {
 	bool has_ready = false;
-	bool has_blocks = false;
+	bool has_some = false;
 	bool is_due = false; /* before its time */
 	bool was_overdue;
 
@@ -1902,7 +1922,8 @@ static const char *compare_placement(struct reference *r, struct reference_model
 		bool is_ready = is_current(copy, model) && copy->state == SEGMENT_READY;
 
 		has_ready |= is_ready;
-		has_blocks |= is_ready && copy->is_block;
+		has_some |= is_ready && copy->is_block &&
+			    count_leases_of(r, copy, true, false) == 0;
 		is_due |= is_ready && r->event.type == EV_DEVICE_SHORT &&
 			  copy->device == r->event.device.device;
 	}
@@ -1915,9 +1936,8 @@ static const char *compare_placement(struct reference *r, struct reference_model
 		return "blocks lie where they were put";
 	}
 	was_overdue = model->is_overdue;
-	model->is_overdue = has_blocks && view->placement > CORE_PLACEMENT_HOST && view->job == 0 &&
-			    !r->is_shut && view->n_leases == 0 && !view->is_pinned &&
-			    r->config.linger_ns > 0 &&
+	model->is_overdue = has_some && view->placement > CORE_PLACEMENT_HOST && view->job == 0 &&
+			    !r->is_shut && !view->is_pinned && r->config.linger_ns > 0 &&
 			    (is_due || r->now_ns >= view->last_used_ns + r->config.linger_ns);
 	if ((was_overdue || is_due) && model->is_overdue) { /* at once, or with the next tick */
 		return "blocks that nobody uses leave other devices";

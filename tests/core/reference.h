@@ -34,6 +34,7 @@ struct reference_lease {
 	uint64_t id; /* 0: free */
 	uint64_t client, model, generation;
 	bool is_mapped, is_ghost;
+	bool has_blocks; /* as they lie; else the images alone */
 };
 
 struct reference_model {

@@ -6,7 +6,7 @@ import socket
 
 import msgpack
 import pytest
-from conftest import RawError, close_all, slowness
+from conftest import RawError, close_all, slowness, wait_until
 from placed import MIB, account, attach, load, make_blocks
 from test_wire_hostile import needs_root
 
@@ -197,6 +197,28 @@ def test_another_user_is_served_from_ram_though_the_card_is_full(daemon, person,
     assert alice.refused("load", path)["code"] == "no-memory"
     raw.call("release", {"token": token})
     assert alice.do("load", path)["tensors"] == expected
+
+
+def test_who_uses_it_from_ram_keeps_nothing_on_another_users_card(daemon, person, make, raw):
+    """He maps no block: neither do they stay for him, nor are they held by him, nor is he asked."""
+    path, expected = make("m", [2 * MIB] * 8)
+    alice, bob = person(ALICE), person(BOB)
+    alice.do("load", path, "sim:0,60%;cpu,40%")
+    bob.do("load", path)
+    holders = {one["pid"]: one["held_bytes"]
+               for one in raw.call("show", {"model": path.name})["clients"]}
+    assert 16 * MIB < holders[bob.pid] < 17 * MIB, "his image"
+    assert used(raw, "sim:0") > 8 * MIB
+    alice.do("close")
+    token = raw.call("reserve", {"device": "sim:0", "bytes": 60 * MIB})["token"]
+    assert account(raw, "sim:0")["held"] == 0 and used(raw, "sim:0") < 4 * MIB
+    assert bob.do("look")["tensors"] == expected
+    raw.call("release", {"token": token})
+    assert alice.do("load", path)["tensors"] == expected
+    raw.call("unload", {"select": {"models": [path.name]}})
+    alice.do("close")
+    wait_until(lambda: used(raw, "sim:0") == 0, what="the card empty")
+    assert bob.do("look")["tensors"] == expected
 
 
 def test_what_a_client_says_of_itself_is_for_its_own_user(daemon, person, make):
