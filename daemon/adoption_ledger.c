@@ -121,6 +121,9 @@ static void adopt_leases(struct daemon *daemon)
 					  .epoch = lease.epoch,
 					  .known_as = lease.lease};
 		if (origin->lease == 0) {
+			if (lease.bytes > 0) {
+				warn_of_lost_lease(&lease);
+			}
 			free(origin);
 			continue;
 		}

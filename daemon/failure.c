@@ -324,7 +324,7 @@ static void add_users(struct sentence *sentence, const struct daemon *daemon,
 	while (core_holder_next(daemon->core, copy->model, &cursor, &user)) {
 		const struct client *client = daemon_find_client(daemon, user.client);
 
-		if (client == NULL || !core_segment_is_of(copy, user.generation)) {
+		if (client == NULL || !core_holder_counts(&user, copy)) {
 			continue;
 		}
 		if (n_users < n_named) { /* by the kernel's word: this is for others too */

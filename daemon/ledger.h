@@ -18,7 +18,7 @@ struct ledger;
 /* A lease whose bytes a process may map. Zero uuid: none. */
 struct ledger_lease {
 	uint8_t uuid[16];      /* of the model */
-	uint64_t generation;   /* the first that its images are of */
+	uint64_t generation;   /* the first that its images are of, of several the last */
 	uint64_t bytes;        /* of these, held by who maps them if nobody kept them */
 	uint64_t epoch, lease; /* as its client knows it */
 	uint64_t start_time;   /* of the process, as /proc/PID/stat has it: with pid, who it is */

@@ -379,23 +379,6 @@ static struct origin *find_origin(const struct persist *persist, uint64_t lease)
 	return NULL;
 }
 
-/* What a process maps of the generation in host memory: it outlives the daemon, kept or not. */
-static void record_images(const struct daemon *daemon, const struct core_lease_view *lease,
-			  struct ledger_lease *record)
-{
-	struct core_segment_view copy;
-	uint32_t cursor = 0;
-
-	record->generation = lease->generation;
-	while (core_segment_next(daemon->core, lease->model, &cursor, &copy)) {
-		if (!copy.is_block && copy.backing == CORE_BACKING_IMAGE &&
-		    core_segment_is_of(&copy, lease->generation)) {
-			record->generation = copy.generation;
-			record->bytes += copy.bytes;
-		}
-	}
-}
-
 void persist_record_lease(struct daemon *daemon, uint64_t id)
 {
 	struct persist *persist = daemon->persist;
@@ -427,7 +410,7 @@ void persist_record_lease(struct daemon *daemon, uint64_t id)
 		record.lease = origin->known_as;
 	}
 	memcpy(record.uuid, model.uuid, sizeof record.uuid);
-	record_images(daemon, &lease, &record);
+	core_lease_images(daemon->core, id, &record.generation, &record.bytes);
 	record.start_time = client->start_time;
 	record.pid = client->pid;
 	record.uid = client->uid;

@@ -194,16 +194,14 @@ void adopt_wish(struct core *core, const struct core_event *event)
 	wish_record(core, wish);
 }
 
-/* Images that nobody kept while the daemon was gone but who maps them: their memory is taken until
- * he lets go. Their place in the table, which they get once they have a holder. */
-static struct segment *remnant_new(struct core *core, const struct model *model,
-				   const struct core_event *event)
+/* A place in the table for images that nobody kept but who maps them. NULL: it is refused, or full. */
+static struct segment *remnant_new(struct core *core, const struct core_event *event)
 {
 	const uint64_t bytes = event->adopt_lease.bytes;
 	const uint64_t generation = event->adopt_lease.generation;
 	uint64_t id = 0;
 
-	if (bytes == 0 || generation == 0 || generation > model->last_generation ||
+	if (bytes == 0 || generation == 0 || generation > INT64_MAX ||
 	    bytes > account_left(INT64_MAX, account_charged(&core->accounts[0]))) {
 		return NULL;
 	}
@@ -218,6 +216,10 @@ static void remnant_take(struct core *core, struct model *model, struct segment 
 	segment->size = segment->bytes = event->adopt_lease.bytes;
 	segment->backing = CORE_BACKING_IMAGE;
 	segment->state = SEGMENT_HELD;
+	segment->is_remnant = true;
+	if (segment->generation > model->last_generation) {
+		model->last_generation = segment->generation; /* it was not parked at all */
+	}
 	list_append(&model->segments, &segment->by_model);
 	core->accounts[0].bucket[SEGMENT_HELD] += segment->bytes;
 	user_take(segment);
@@ -229,17 +231,16 @@ uint64_t adopt_lease(struct core *core, const struct core_event *event)
 {
 	struct client *client = client_of(core, event->client);
 	struct model *model = idtab_find(&core->models, event->adopt_lease.model);
+	const struct segment *copy;
 	struct segment *remnant = NULL;
 	struct lease *lease;
 
 	if (client == NULL || model == NULL) {
 		return 0;
 	}
-	if (find_copy(model, event->adopt_lease.generation, 0, 0) == NULL) {
-		remnant = remnant_new(core, model, event);
-		if (remnant == NULL) {
-			return 0;
-		}
+	copy = find_copy(model, event->adopt_lease.generation, 0, 0);
+	if (copy == NULL && (remnant = remnant_new(core, event)) == NULL) {
+		return 0;
 	}
 	lease = lease_add(core, model, client, event->adopt_lease.generation, true);
 	if (lease == NULL) {
@@ -251,6 +252,7 @@ uint64_t adopt_lease(struct core *core, const struct core_event *event)
 	if (remnant != NULL) {
 		remnant_take(core, model, remnant, event);
 	}
+	lease->holder->is_remnant = remnant != NULL || copy->is_remnant;
 	return idtab_id(&core->leases, lease);
 }
 

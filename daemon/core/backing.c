@@ -36,7 +36,7 @@ void backing_settle(struct core *core, struct model *model)
 	    !model_is_resident(model) || better == (enum core_backing)model->backing) {
 		return;
 	}
-	if (better == CORE_BACKING_FILE && model_is_leased(model, model->generation)) {
+	if (better == CORE_BACKING_FILE && model_is_leased(model)) {
 		return; /* locked until nobody uses it: else it would be charged for each pin */
 	}
 	/* Not begun, it serves as it is; the next pin or keep tries again. */

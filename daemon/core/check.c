@@ -113,9 +113,9 @@ static const char *check_segment(const struct core *core, const struct segment *
 	LIST_FOR_EACH (link, &segment->model->segments) {
 		const struct segment *other = OF(link, struct segment, by_model);
 
-		if (other != segment && other->index == segment->index &&
-		    other->is_block == segment->is_block && other->device == segment->device &&
-		    other->generation <= last_of(segment) &&
+		if (other != segment && other->is_remnant == segment->is_remnant &&
+		    other->index == segment->index && other->is_block == segment->is_block &&
+		    other->device == segment->device && other->generation <= last_of(segment) &&
 		    segment->generation <= last_of(other) && is_wanted(core, other) &&
 		    is_wanted(core, segment)) {
 			return "I13 one copy a device, counted once";

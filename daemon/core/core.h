@@ -132,7 +132,8 @@ struct core_model_view {
 	int16_t priority;
 	uint64_t ttl_left_ns; /* UINT64_MAX: until needed */
 	uint64_t last_used_ns;
-	uint64_t load_ns; /* how long the last load read */
+	uint64_t blocks_used_ns; /* likewise, by those who have what lies on other devices */
+	uint64_t load_ns;        /* how long the last load read */
 };
 
 struct core_segment_view {
@@ -148,6 +149,7 @@ struct core_segment_view {
 	bool is_counted; /* a load under way counts on it: it stays until that ends */
 	bool may_go;     /* it is of what core_account_view.evictable counts */
 	bool is_bare;    /* an image of no tensor's bytes */
+	bool is_remnant; /* images that nobody kept over a restart but who maps them */
 	bool is_older;   /* of no generation that is to be had, but somebody leases or maps it */
 	enum segment_state state;
 };
@@ -168,6 +170,7 @@ struct core_holder_view {
 	uint32_t n_leases;
 	bool is_mapped;  /* one of them is */
 	bool has_blocks; /* as they lie; else the images alone */
+	bool is_remnant; /* has what was made before a restart, and nothing else */
 };
 
 /* Room that was granted for what is not ours. */
@@ -209,6 +212,9 @@ struct core_counters {
 bool core_model_get(const struct core *core, uint64_t model, struct core_model_view *ret);
 bool core_client_get(const struct core *core, uint64_t client, struct core_client_view *ret);
 bool core_lease_get(const struct core *core, uint64_t lease, struct core_lease_view *ret);
+/* What its process maps in host memory: the first generation that it is of, and its bytes. */
+void core_lease_images(const struct core *core, uint64_t id, uint64_t *ret_generation,
+		       uint64_t *ret_bytes);
 bool core_wish_get(const struct core *core, uint64_t wish, struct core_wish_view *ret);
 /* Is the copy of this generation, which was published? */
 static inline bool core_segment_is_of(const struct core_segment_view *segment, uint64_t generation)
@@ -219,7 +225,8 @@ static inline bool core_segment_is_of(const struct core_segment_view *segment, u
 static inline bool core_holder_counts(const struct core_holder_view *holder,
 				      const struct core_segment_view *segment)
 {
-	return core_segment_is_of(segment, holder->generation) &&
+	return segment->is_remnant == holder->is_remnant &&
+	       core_segment_is_of(segment, holder->generation) &&
 	       (segment->is_block
 			? holder->has_blocks && segment->generation > holder->blocks_before
 			: segment->generation > holder->images_before);

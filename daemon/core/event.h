@@ -243,8 +243,9 @@ struct core_event {
 		struct {
 			uint64_t model;
 			uint64_t generation;
-			uint64_t bytes; /* of its images: held, where they are not there any more */
-		} adopt_lease;          /* of 'client', which is closed next */
+			/* Of its images: held, where they are not there any more. */
+			uint64_t bytes;
+		} adopt_lease; /* of 'client', which is closed next */
 		struct {
 			const struct core_file_key *key;
 			const uint8_t *uuid; /* 16 bytes */

@@ -308,7 +308,7 @@ void job_fail(struct core *core, struct job *job, int code)
 		reserve_note_failed(core, model, job);
 	}
 	if (job->is_demotion && code != WIRE_CANCELLED && code != WIRE_SHUTTING_DOWN &&
-	    !place_is_leased(model) && !model_is_pinned(core, model)) {
+	    !model_is_leased(model) && !model_is_pinned(core, model)) {
 		place_drop_blocks(core, model, job->why);
 	}
 	model_drain(core, model); /* bad ones that it counted on */
@@ -596,7 +596,7 @@ static void publish(struct core *core, struct job *job)
 		model->load_ns = load_ns(core, job);
 	}
 	if (job->is_asked) { /* what moves by itself is as idle as it was */
-		model->last_used_ns = core->now_ns;
+		model_use(core, model, job->uid);
 	}
 	model->is_doomed = false;
 	action = core_act(core, ACT_PUBLISH);
@@ -680,7 +680,7 @@ void job_on_rechecked(struct core *core, const struct core_event *event)
 	} else if (event->rechecked.is_equal && model_is_resident(model) && !is_outdated(job) &&
 		   backing_suits(model, insisted(job))) {
 		model->key = job->key;
-		model->last_used_ns = core->now_ns;
+		model_use(core, model, job->uid);
 		core_close_file(core, model->file);
 		model->file = job->file;
 		job->file = 0;

@@ -27,6 +27,33 @@ static struct holder *get_holder(struct core *core, struct model *model, struct 
 	return holder;
 }
 
+bool holder_has(const struct holder *holder, const struct segment *segment)
+{
+	return segment->is_remnant == holder->is_remnant &&
+	       segment_is_of(segment, holder->generation) &&
+	       (!segment->is_block || holder->has_blocks);
+}
+
+bool holder_is_like(const struct holder *holder, const struct holder *other)
+{
+	return other != NULL && holder->model == other->model &&
+	       holder->generation == other->generation && holder->has_blocks == other->has_blocks &&
+	       holder->is_remnant == other->is_remnant;
+}
+
+bool holder_lies_on(const struct holder *holder, uint32_t device)
+{
+	LIST_FOR_EACH (link, &holder->model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->device == device && segment->state == SEGMENT_READY &&
+		    segment->bytes > 0 && holder_has(holder, segment)) {
+			return true;
+		}
+	}
+	return false;
+}
+
 /* In the way of one more lease. */
 static enum core_limit limit_of(const struct core *core, const struct model *model,
 				const struct client *client)
@@ -68,7 +95,7 @@ struct lease *lease_add(struct core *core, struct model *model, struct client *c
 	list_append(&client->leases, &lease->by_client);
 	model->n_leases++;
 	model->is_doomed = false; /* somebody wants it again */
-	model->last_used_ns = core->now_ns;
+	model_use(core, model, client->uid);
 	model_touch(core, model);
 	lease_record(core, lease);
 	return lease;
@@ -99,7 +126,7 @@ static void stop_living(struct core *core, const struct lease *lease)
 {
 	lease->holder->n_live--;
 	lease->model->n_leases--;
-	lease->model->last_used_ns = core->now_ns;
+	model_use(core, lease->model, lease->client->uid);
 	model_touch(core, lease->model);
 }
 
@@ -150,7 +177,7 @@ bool lease_grant(struct core *core, const struct waiter *waiter, struct model *m
 	if (waiter->attach) {
 		lease = lease_add(core, model, waiter->client, model->generation, waiter->map);
 	}
-	if (job == NULL) {
+	if (job == NULL && place_has_blocks_for(model, waiter->client->uid)) {
 		place_stay(core, model); /* also without a lease: he is told where it lies */
 	}
 	if (waiter->attach && lease == NULL) {
@@ -158,6 +185,8 @@ bool lease_grant(struct core *core, const struct waiter *waiter, struct model *m
 				    limit_of(core, model, waiter->client), model);
 		return false;
 	}
+	model_use(core, model, waiter->client->uid);
+	model_touch(core, model);
 	core_reply(core, waiter->client, waiter->request, 0, model);
 	action = &core->actions[core->n_actions - 1];
 	action->job = job == NULL ? 0 : idtab_id(&core->job_table, job);
@@ -238,7 +267,9 @@ static void reassert(struct core *core, const struct core_event *event, struct c
 				    model);
 		return;
 	}
-	place_stay(core, model);
+	if (place_has_blocks_for(model, client->uid)) {
+		place_stay(core, model);
+	}
 	core_reply(core, client, event->request, 0, model);
 	action = &core->actions[core->n_actions - 1];
 	action->reply.source = CORE_SOURCE_RAM;

@@ -64,8 +64,6 @@ static void answer_resident(struct core *core, const struct core_event *event,
 
 	core_close_file(core, event->load.file);
 	model->is_doomed = false;
-	model->last_used_ns = core->now_ns;
-	model_touch(core, model);
 	if (lease_grant(core, &now, model, CORE_SOURCE_RAM, NULL)) {
 		lease_count_hit(core, model);
 	}

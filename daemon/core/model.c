@@ -164,7 +164,7 @@ struct model *model_add(struct core *core, const struct core_file_key *key, cons
 	model->owner = user_get(core, uid);
 	model->owner->n_models++;
 	model->expiry.at_ns = model->linger.at_ns = model->retry.at_ns = NEVER;
-	model->last_used_ns = core->now_ns;
+	model->last_used_ns = model->blocks_used_ns = core->now_ns;
 	list_init(&model->segments);
 	list_init(&model->wishes);
 	list_init(&model->leases);
@@ -362,16 +362,25 @@ uint64_t model_drop(struct core *core, struct model *model, enum core_note_type 
 	return bytes;
 }
 
-bool model_is_leased(const struct model *model, uint64_t generation)
+bool model_is_leased(const struct model *model)
 {
 	LIST_FOR_EACH (link, &model->holders) {
 		const struct holder *holder = OF(link, struct holder, by_model);
 
-		if (holder->generation == generation && holder->n_live > 0) {
+		if (holder->generation == model->generation && holder->has_blocks &&
+		    holder->n_live > 0) {
 			return true;
 		}
 	}
 	return false;
+}
+
+void model_use(const struct core *core, struct model *model, uint32_t uid)
+{
+	model->last_used_ns = core->now_ns;
+	if (place_has_blocks_for(model, uid)) {
+		model->blocks_used_ns = core->now_ns;
+	}
 }
 
 void model_drain(struct core *core, struct model *model)

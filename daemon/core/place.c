@@ -183,8 +183,6 @@ void place_on_place(struct core *core, const struct core_event *event)
 	is_first = code == 0 && model->job == NULL;
 	if (code == 0 && (is_first || model->job->is_demotion) && model_is_resident(model) &&
 	    place_suits(model, client, placement, true)) {
-		model->last_used_ns = core->now_ns;
-		model_touch(core, model);
 		(void)lease_grant(core,
 				  &(struct waiter){.client = client, .request = event->request},
 				  model, CORE_SOURCE_RAM, NULL);
@@ -214,27 +212,14 @@ static bool has_blocks(const struct model *model)
 	return false;
 }
 
-bool place_is_leased(const struct model *model)
-{
-	LIST_FOR_EACH (link, &model->holders) {
-		const struct holder *holder = OF(link, struct holder, by_model);
-
-		if (holder->generation == model->generation && holder->has_blocks &&
-		    holder->n_live > 0) {
-			return true;
-		}
-	}
-	return false;
-}
-
 /* When its blocks have lain on other devices long enough. */
 static uint64_t stays_until(const struct core *core, const struct model *model)
 {
-	if (core->config.linger_ns == 0 || place_is_leased(model) ||
+	if (core->config.linger_ns == 0 || model_is_leased(model) ||
 	    model->placement <= CORE_PLACEMENT_HOST || model_is_pinned(core, model)) {
 		return NEVER;
 	}
-	return account_add(model->last_used_ns, core->config.linger_ns);
+	return account_add(model->blocks_used_ns, core->config.linger_ns);
 }
 
 uint64_t place_linger(const struct core *core, const struct model *model)

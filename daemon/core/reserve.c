@@ -228,7 +228,7 @@ static void recall(struct core *core, struct reservation *reservation)
 static bool is_obstacle(const struct reservation *reservation, const struct segment *segment,
 			const struct holder *holder)
 {
-	bool has_it = segment_is_had_by(segment, holder);
+	bool has_it = holder_has(holder, segment);
 
 	if (holder->n_live == 0) { /* once all were asked it may be one who ends for that */
 		return has_it && holder->n_mapped > 0 && segment->backing == CORE_BACKING_IMAGE &&

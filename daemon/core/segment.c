@@ -130,31 +130,22 @@ bool segment_is_good(const struct segment *segment)
 	       !segment->is_stale;
 }
 
-bool segment_is_had_by(const struct segment *segment, const struct holder *holder)
+const struct holder *segment_mapper(const struct segment *segment)
 {
-	return segment_is_of(segment, holder->generation) &&
-	       (!segment->is_block || holder->has_blocks);
-}
+	LIST_FOR_EACH (link, &segment->model->holders) {
+		const struct holder *holder = OF(link, struct holder, by_model);
 
-bool holder_is_like(const struct holder *holder, const struct holder *other)
-{
-	return other != NULL && holder->model == other->model &&
-	       holder->generation == other->generation && holder->has_blocks == other->has_blocks;
+		if (holder->n_mapped > 0 && holder_has(holder, segment)) {
+			return holder;
+		}
+	}
+	return NULL;
 }
 
 bool segment_is_held(const struct segment *segment)
 {
-	if (segment->backing != CORE_BACKING_IMAGE) {
-		return false; /* the page cache is the kernel's to give back */
-	}
-	LIST_FOR_EACH (link, &segment->model->holders) {
-		const struct holder *holder = OF(link, struct holder, by_model);
-
-		if (holder->n_mapped > 0 && segment_is_had_by(segment, holder)) {
-			return true;
-		}
-	}
-	return false;
+	return segment->backing == CORE_BACKING_IMAGE && /* else it is the kernel's to give back */
+	       segment_mapper(segment) != NULL;
 }
 
 bool segment_is_leased(const struct segment *segment)
@@ -162,7 +153,7 @@ bool segment_is_leased(const struct segment *segment)
 	LIST_FOR_EACH (link, &segment->model->holders) {
 		const struct holder *holder = OF(link, struct holder, by_model);
 
-		if (holder->n_live > 0 && segment_is_had_by(segment, holder)) {
+		if (holder->n_live > 0 && holder_has(holder, segment)) {
 			return true;
 		}
 	}
@@ -173,19 +164,6 @@ bool segment_is_older(const struct segment *segment)
 {
 	return !segment_is_current(segment) && segment->last != NEVER &&
 	       (segment_is_held(segment) || segment_is_leased(segment));
-}
-
-bool holder_lies_on(const struct holder *holder, uint32_t device)
-{
-	LIST_FOR_EACH (link, &holder->model->segments) {
-		const struct segment *segment = OF(link, struct segment, by_model);
-
-		if (segment->device == device && segment->state == SEGMENT_READY &&
-		    segment->bytes > 0 && segment_is_had_by(segment, holder)) {
-			return true;
-		}
-	}
-	return false;
 }
 
 enum segment_sum segment_sum_of(const struct core *core, const struct segment *segment)
@@ -246,7 +224,7 @@ static void note_held(struct core *core, const struct segment *last)
 	LIST_FOR_EACH (link, &last->model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		if (segment->last != last->last) {
+		if (segment->last != last->last || segment->is_remnant) {
 			continue;
 		}
 		if (segment->state == SEGMENT_DROPPING) {
@@ -319,7 +297,7 @@ static void quarantine(struct core *core, const struct segment *segment)
 	LIST_FOR_EACH (link, &model->leases) {
 		const struct lease *lease = OF(link, struct lease, by_model);
 
-		if (segment_is_had_by(segment, lease->holder) && !lease->is_ghost) {
+		if (holder_has(lease->holder, segment) && !lease->is_ghost) {
 			struct core_action *action = core_act(core, ACT_LOST);
 
 			action->client = idtab_id(&core->clients, lease->client);

@@ -95,6 +95,7 @@ struct model {
 	struct timer linger;     /* core::lingers: its blocks leave other devices */
 	struct timer retry;      /* core::retries: what went for a reservation comes back */
 	uint64_t last_used_ns;
+	uint64_t blocks_used_ns; /* likewise, by those who have what lies on other devices */
 	uint64_t load_ns;
 	uint64_t unload; /* core::n_unloads when one last named it */
 	uint64_t going;  /* bytes of victims that are not noted yet */
@@ -135,6 +136,7 @@ struct segment {
 	bool is_bare;     /* an image of no tensor's bytes */
 	bool is_bad;      /* failed its checksum */
 	bool is_stale;    /* its file is another by now */
+	bool is_remnant;  /* images that nobody kept over a restart but who maps them */
 	bool is_above;    /* while victims are chosen: its user has more than the share */
 };
 
@@ -150,6 +152,7 @@ struct holder {
 	uint32_t n_live;   /* of them not ghosts */
 	uint32_t n_mapped; /* of them with descriptors out */
 	bool has_blocks;   /* as they lie, whatever becomes of the model; else its images alone */
+	bool is_remnant;   /* has what an earlier life's daemon made, and nothing of this one's */
 };
 
 struct lease {
@@ -398,12 +401,9 @@ void model_settle(struct core *core, struct model *model); /* gives up what noth
 void model_forget(struct core *core, struct model *model);
 bool model_is_resident(const struct model *model);
 bool model_is_idle(const struct model *model); /* no lease of a live connection */
-bool model_is_leased(const struct model *model, uint64_t generation); /* by the living */
-bool segment_is_leased(const struct segment *segment);
-bool segment_is_had_by(const struct segment *segment, const struct holder *holder);
-bool holder_is_like(const struct holder *holder, const struct holder *other); /* has the same */
-/* Has the holder something there? Its leases are in the way, and asked or told. */
-bool holder_lies_on(const struct holder *holder, uint32_t device);
+/* As it is published, by the living who have all of it, not its images alone. */
+bool model_is_leased(const struct model *model);
+void model_use(const struct core *core, struct model *model, uint32_t uid); /* now, by this one */
 bool model_is_pinned(const struct core *core, const struct model *model);
 bool model_is_kept(const struct core *core, const struct model *model);
 int16_t model_priority(const struct model *model);
@@ -442,8 +442,11 @@ void segment_remove(struct core *core, struct segment *segment);
 /* Current, and would serve. */
 bool segment_is_good(const struct segment *segment);
 bool segment_is_droppable(const struct segment *segment); /* whole, and no job counts on it */
+bool segment_is_leased(const struct segment *segment);    /* by the living */
 /* Would a process still map its bytes after we let go: by a lease or a ghost? */
 bool segment_is_held(const struct segment *segment);
+/* One who has its descriptor; NULL: none has. */
+const struct holder *segment_mapper(const struct segment *segment);
 enum segment_sum segment_sum_of(const struct core *core, const struct segment *segment);
 void segment_answer_verifiers(struct core *core, const struct model *model, int code);
 void segment_verify(struct core *core, struct segment *segment);
@@ -537,6 +540,10 @@ void lease_set_mapped(struct core *core, struct lease *lease, bool is_mapped);
 void lease_become_ghost(struct core *core, struct lease *lease);
 void lease_end(struct core *core, struct lease *lease);
 void lease_record(struct core *core, const struct lease *lease);
+bool holder_has(const struct holder *holder, const struct segment *segment);
+bool holder_is_like(const struct holder *holder, const struct holder *other); /* has the same */
+/* Has it something there? Its leases are in the way, and asked or told. */
+bool holder_lies_on(const struct holder *holder, uint32_t device);
 bool lease_grant(struct core *core, const struct waiter *waiter, struct model *model,
 		 enum core_source source, const struct job *job);
 void lease_count_hit(struct core *core, const struct model *model); /* served from memory */
@@ -587,7 +594,6 @@ void retain_lose_bad(struct core *core, struct job *job);  /* it counts on copie
 /* place.c */
 /* May this uid have the blocks where they lie? */
 bool place_has_blocks_for(const struct model *model, uint32_t uid);
-bool place_is_leased(const struct model *model); /* as it is published, by one who has blocks */
 /* Is there what it may have: that, or for another uid images of all of it? */
 bool place_serves(const struct model *model, uint32_t uid);
 /* Is the next generation that lies as this one to be in images besides: for the uid, or because it

@@ -128,28 +128,39 @@ static void withdraw(struct core *core, const struct client *client, struct mode
 	}
 }
 
-static const struct lease *find_lease(const struct model *model, bool is_ghost)
+static const struct lease *find_living(const struct model *model)
 {
 	LIST_FOR_EACH (link, &model->leases) {
 		const struct lease *lease = OF(link, struct lease, by_model);
 
-		if (lease->is_ghost == is_ghost && (!is_ghost || lease->is_mapped)) {
+		if (!lease->is_ghost) {
 			return lease;
 		}
 	}
 	return NULL;
 }
 
-static uint64_t held_bytes(const struct model *model)
+/* What comes free when it is dropped, and what stays while a process maps it, by now or then; the
+ * last of those: NULL where there are none. */
+static void split_bytes(const struct model *model, uint64_t *ret_free, uint64_t *ret_mapped,
+			const struct holder **ret_mapper)
 {
-	uint64_t bytes = 0;
-
+	*ret_free = *ret_mapped = 0;
+	*ret_mapper = NULL;
 	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
+		bool is_held = segment->state == SEGMENT_HELD;
 
-		bytes += segment->state == SEGMENT_HELD ? segment->bytes : 0;
+		if (!is_held && !segment_is_droppable(segment)) {
+			continue;
+		}
+		if (is_held || segment_is_held(segment)) {
+			*ret_mapped += segment->size;
+			*ret_mapper = segment_mapper(segment);
+		} else {
+			*ret_free += segment->size;
+		}
 	}
-	return bytes;
 }
 
 static void recall_lease(struct core *core, const struct core_event *event,
@@ -199,35 +210,34 @@ static void unload_leased(struct core *core, const struct core_event *event, str
 	last_action(core)->unload.holder = idtab_id(&core->clients, lease->client);
 }
 
-/* Drop what is there; a process that still maps it holds the bytes. 'had_job': its load has just
+/* Drop what is there; a process that still maps some of it holds that. 'had_job': its load has just
  * been ended, which is told where there is nothing else. */
 static void unload_copies(struct core *core, const struct core_event *event, struct model *model,
 			  bool had_job)
 {
-	const struct lease *lease = find_lease(model, false);
-	const struct lease *ghost = model->backing == CORE_BACKING_IMAGE ? find_lease(model, true)
-									 : NULL;
-	uint64_t bytes = ready_bytes(model);
-	uint64_t freed = model->backing == CORE_BACKING_FILE ? 0 : bytes;
+	const struct lease *lease = find_living(model);
+	const struct holder *mapper;
+	uint64_t dropped;
+	uint64_t mapped;
 
 	if (lease != NULL) {
 		unload_leased(core, event, model, lease);
 		return;
 	}
-	if (bytes > 0) {
+	split_bytes(model, &dropped, &mapped, &mapper);
+	if (ready_bytes(model) > 0) {
 		(void)model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
 	}
-	bytes += ghost != NULL ? held_bytes(model) : 0;
-	if (bytes > 0 || had_job) {
-		report(core, event, model,
-		       ghost != NULL ? CORE_OUTCOME_HELD : CORE_OUTCOME_UNLOADED,
-		       ghost != NULL ? CORE_WHY_MAPPED
-		       : bytes > 0   ? CORE_WHY_ASKED
-				     : CORE_WHY_CANCELLED);
-		last_action(core)->unload.bytes = bytes;
-		last_action(core)->unload.freed = freed;
-		last_action(core)->unload.holder =
-			ghost == NULL ? 0 : idtab_id(&core->clients, ghost->client);
+	if (dropped > 0 || (had_job && mapped == 0)) {
+		report(core, event, model, CORE_OUTCOME_UNLOADED,
+		       dropped > 0 ? CORE_WHY_ASKED : CORE_WHY_CANCELLED);
+		last_action(core)->unload.bytes = dropped;
+		last_action(core)->unload.freed = model->backing == CORE_BACKING_FILE ? 0 : dropped;
+	}
+	if (mapped > 0) {
+		report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_MAPPED);
+		last_action(core)->unload.bytes = mapped;
+		last_action(core)->unload.holder = idtab_id(&core->clients, mapper->client);
 	}
 }
 
@@ -237,7 +247,7 @@ static bool is_of_older(const struct lease *lease, uint32_t device)
 	LIST_FOR_EACH (link, &lease->model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		if (is_older_on(segment, device) && segment_is_of(segment, lease->generation)) {
+		if (is_older_on(segment, device) && holder_has(lease->holder, segment)) {
 			return true;
 		}
 	}

@@ -36,6 +36,7 @@ static void view_model(const struct core *core, const struct model *model,
 		.priority = model_priority(model),
 		.ttl_left_ns = NEVER,
 		.last_used_ns = model->last_used_ns,
+		.blocks_used_ns = model->blocks_used_ns,
 		.load_ns = model->load_ns,
 	};
 	if (ttl_ns != NEVER) {
@@ -171,9 +172,8 @@ static uint64_t bytes_beside(const struct holder *holder, struct counted before)
 		const struct segment *segment = OF(link, struct segment, by_model);
 		uint64_t until = segment->is_block ? before.blocks : before.images;
 
-		bytes += segment_is_had_by(segment, holder) && segment->generation > until
-				 ? segment->size
-				 : 0;
+		bytes += holder_has(holder, segment) && segment->generation > until ? segment->size
+										    : 0;
 	}
 	return bytes;
 }
@@ -201,6 +201,27 @@ bool core_lease_get(const struct core *core, uint64_t id, struct core_lease_view
 		view_lease(core, lease, ret);
 	}
 	return lease != NULL;
+}
+
+void core_lease_images(const struct core *core, uint64_t id, uint64_t *ret_generation,
+		       uint64_t *ret_bytes)
+{
+	const struct lease *lease = idtab_find(&core->leases, id);
+
+	*ret_generation = lease == NULL ? 0 : lease->generation;
+	*ret_bytes = 0;
+	if (lease == NULL) {
+		return;
+	}
+	LIST_FOR_EACH (link, &lease->model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (!segment->is_block && segment->backing == CORE_BACKING_IMAGE &&
+		    holder_has(lease->holder, segment)) {
+			*ret_generation = segment->generation;
+			*ret_bytes += segment->bytes;
+		}
+	}
 }
 
 bool core_lease_next(const struct core *core, uint32_t *cursor, struct core_lease_view *ret)
@@ -269,6 +290,7 @@ static void view_segment(const struct core *core, const struct segment *segment,
 		.is_counted = segment->job != 0 && segment->state == SEGMENT_READY,
 		.may_go = segment->sum == SUM_EVICTABLE,
 		.is_bare = segment->is_bare,
+		.is_remnant = segment->is_remnant,
 		.is_older = segment_is_older(segment),
 		.size = segment->size,
 		.padding = segment->padding,
@@ -299,18 +321,9 @@ bool core_segment_is_leased(const struct core *core, uint64_t id)
 uint64_t core_segment_mapper(const struct core *core, uint64_t id)
 {
 	const struct segment *segment = idtab_find(&core->segments, id);
+	const struct holder *mapper = segment == NULL ? NULL : segment_mapper(segment);
 
-	if (segment == NULL) {
-		return 0;
-	}
-	LIST_FOR_EACH (link, &segment->model->holders) {
-		const struct holder *holder = OF(link, struct holder, by_model);
-
-		if (holder->n_mapped > 0 && segment_is_had_by(segment, holder)) {
-			return idtab_id(&core->clients, holder->client);
-		}
-	}
-	return 0;
+	return mapper == NULL ? 0 : idtab_id(&core->clients, mapper->client);
 }
 
 bool core_segment_next(const struct core *core, uint64_t model_id, uint32_t *cursor,
@@ -372,6 +385,7 @@ static void view_holder(const struct core *core, const struct holder *holder,
 		.model = idtab_id(&core->models, holder->model),
 		.generation = holder->generation,
 		.has_blocks = holder->has_blocks,
+		.is_remnant = holder->is_remnant,
 		.images_before = before.images,
 		.blocks_before = before.blocks,
 		.bytes = bytes_beside(holder, before),

@@ -1059,7 +1059,7 @@ static void adopt_placed(struct driver *driver, uint32_t byte)
 	if (id != 0) {
 		remember(driver->models, &driver->n_models, id);
 		if ((byte & 4) != 0) {
-			adopt_lease(driver, byte % DRIVER_CLIENTS, id, byte % 3, rounded(byte));
+			adopt_lease(driver, byte % DRIVER_CLIENTS, id, byte % 7, rounded(byte));
 		}
 	}
 }

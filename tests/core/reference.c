@@ -159,7 +159,7 @@ static bool is_of(const struct reference_copy *copy, uint64_t generation)
 static bool has_copy(const struct reference_lease *lease, const struct reference_copy *copy)
 {
 	return lease->id != 0 && lease->model == copy->model && is_of(copy, lease->generation) &&
-	       (!copy->is_block || lease->has_blocks);
+	       lease->is_remnant == copy->is_remnant && (!copy->is_block || lease->has_blocks);
 }
 
 static uint32_t count_leases_of(const struct reference *r, const struct reference_copy *copy,
@@ -1086,8 +1086,8 @@ static void made_placed(struct reference *r, uint64_t id)
 	(void)grant(r, id, r->event.adopt_placed.owner_uid, NULL);
 }
 
-/* Who maps images that are not there holds their bytes, once a generation. */
-static void made_remnant(struct reference *r, uint64_t model, uint64_t generation, uint64_t bytes)
+/* Who maps images that are not there holds their bytes, once a generation. Are they such? */
+static bool made_remnant(struct reference *r, uint64_t model, uint64_t generation, uint64_t bytes)
 {
 	struct reference_copy *place = NULL;
 	struct core_segment_view view;
@@ -1098,13 +1098,12 @@ static void made_remnant(struct reference *r, uint64_t model, uint64_t generatio
 	{
 		if (copy->segment != 0 && copy->model == model && copy->generation == generation &&
 		    copy->device == 0 && copy->index == 0) {
-			return;
+			return copy->is_remnant;
 		}
 		place = place == NULL && copy->segment == 0 ? copy : place;
 	}
 	while (core_segment_next(r->core, model, &cursor, &view)) {
-		remnant = view.generation == generation && view.state == SEGMENT_HELD ? view.id
-										      : remnant;
+		remnant = view.generation == generation && view.is_remnant ? view.id : remnant;
 	}
 	*place = (struct reference_copy){.segment = remnant,
 					 .model = model,
@@ -1113,17 +1112,22 @@ static void made_remnant(struct reference *r, uint64_t model, uint64_t generatio
 					 .size = bytes,
 					 .bytes = bytes,
 					 .backing = CORE_BACKING_IMAGE,
-					 .state = SEGMENT_HELD};
+					 .state = SEGMENT_HELD,
+					 .is_remnant = true};
+	return true;
 }
 
 /* Of what was published when it was adopted. */
 static void made_lease(struct reference *r, uint64_t id)
 {
-	const struct reference_model *model = find_model(r, r->event.adopt_lease.model);
+	struct reference_model *model = find_model(r, r->event.adopt_lease.model);
 	const uint64_t generation = r->event.adopt_lease.generation;
 	const uint32_t uid = find_client(r, r->event.client)->uid;
+	const bool is_remnant = made_remnant(r, model->id, generation, r->event.adopt_lease.bytes);
 
-	made_remnant(r, model->id, generation, r->event.adopt_lease.bytes);
+	if (generation > model->last_generation) {
+		model->last_generation = generation;
+	}
 	EACH(r->leases, lease)
 	{
 		if (lease->id == 0) {
@@ -1132,7 +1136,8 @@ static void made_lease(struct reference *r, uint64_t id)
 							  .model = model->id,
 							  .generation = generation,
 							  .is_mapped = true,
-							  .has_blocks = has_blocks(model, uid)};
+							  .has_blocks = has_blocks(model, uid),
+							  .is_remnant = is_remnant};
 			return;
 		}
 	}
@@ -1938,7 +1943,7 @@ static const char *compare_placement(struct reference *r, struct reference_model
 	was_overdue = model->is_overdue;
 	model->is_overdue = has_some && view->placement > CORE_PLACEMENT_HOST && view->job == 0 &&
 			    !r->is_shut && !view->is_pinned && r->config.linger_ns > 0 &&
-			    (is_due || r->now_ns >= view->last_used_ns + r->config.linger_ns);
+			    (is_due || r->now_ns >= view->blocks_used_ns + r->config.linger_ns);
 	if ((was_overdue || is_due) && model->is_overdue) { /* at once, or with the next tick */
 		return "blocks that nobody uses leave other devices";
 	}

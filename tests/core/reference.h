@@ -27,7 +27,7 @@ struct reference_copy {
 	uint32_t device, index;
 	enum core_backing backing;
 	enum segment_state state;
-	bool is_block, is_bad, is_verifying, is_stale;
+	bool is_block, is_bad, is_verifying, is_stale, is_remnant;
 };
 
 struct reference_lease {
@@ -35,6 +35,7 @@ struct reference_lease {
 	uint64_t client, model, generation;
 	bool is_mapped, is_ghost;
 	bool has_blocks; /* as they lie; else the images alone */
+	bool is_remnant; /* has what was made before a restart, and nothing else */
 };
 
 struct reference_model {

@@ -87,7 +87,7 @@ def test_who_waits_is_not_moved_away_by_an_older_word(slow, path):
 
 def test_unload_says_that_it_ended_a_load(start_daemon, path):
     """It said that nothing was there."""
-    slow = start(start_daemon, "1M")
+    slow = start(start_daemon, "4M")
     load = begin(slow, "load", "--to", "sim:0", path)
     wait_until(lambda: model_of(slow) is not None, what="the load")
     done = ctl(slow, "unload", "--all")

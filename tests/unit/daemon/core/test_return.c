@@ -444,9 +444,50 @@ static void what_a_ledger_cannot_mean_is_not_held(void **state)
 	assert_true(adopt_lease(scene, client, 4, BLOCK) != 0);
 	assert_int_equal(adopt_lease(scene, client, 3, 0), 0);
 	assert_int_equal(adopt_lease(scene, client, 0, BLOCK), 0);
-	assert_int_equal(adopt_lease(scene, client, 5, BLOCK), 0); /* of no generation yet */
+	assert_int_equal(adopt_lease(scene, client, 1ULL << 63, BLOCK), 0);
 	assert_int_equal(adopt_lease(scene, client, 3, INT64_MAX), 0);
 	assert_int_equal(adopt_lease(scene, client, 3, UINT64_MAX), 0);
+	assert_int_equal(held_on_host(scene), 0);
+	scene_free(scene);
+}
+
+/* An image of before that all who come make theirs, beside one that only who maps it has. */
+static void what_is_mapped_still_is_not_what_came_back(void **state)
+{
+	struct scene *scene = begun();
+	uint64_t image = scene_open(scene, 1000);
+	uint64_t sparse = scene_open(scene, 1000);
+	uint64_t unparked = scene_open(scene, 1000);
+	struct core_client_view view;
+
+	(void)state;
+	assert_true(adopt_image(scene, 1, 4) != 0);
+	assert_true(adopt(scene, 1, 5, "1120") != 0);
+	assert_true(adopt_lease(scene, image, 4, N_BLOCKS * BLOCK) != 0);
+	assert_true(adopt_lease(scene, sparse, 5, BLOCK) != 0);
+	assert_true(adopt_lease(scene, unparked, 6, BLOCK) != 0);
+	scene_client_event(scene, EV_CLIENT_CLOSED, image);
+	scene_client_event(scene, EV_CLIENT_CLOSED, sparse);
+	scene_client_event(scene, EV_CLIENT_CLOSED, unparked);
+	adopted(scene);
+	placed_back(scene, 1);
+	placed_back(scene, 2);
+	found(scene, 1, "1120", 0x7);
+	placed_header(scene, 1, true);
+	scene_fill(scene, 1, 0);
+	placed_tabled(scene, 1, 0);
+	assert_int_equal(scene_view(scene, 1).generation, 7); /* never one that somebody maps */
+	assert_int_equal(held_on_host(scene), 2 * BLOCK);
+	assert_true(core_client_get(scene->core, sparse, &view));
+	assert_int_equal(view.held_bytes, BLOCK);
+	scene_client_event(scene, EV_PROCESS_GONE, image);
+	assert_true(core_client_get(scene->core, sparse, &view));
+	assert_int_equal(view.held_bytes, BLOCK);
+	(void)unload(scene, scene_open(scene, 0), 1, false);
+	scene_drop_all(scene);
+	assert_int_equal(held_on_host(scene), 2 * BLOCK); /* the image is free */
+	scene_client_event(scene, EV_PROCESS_GONE, unparked);
+	scene_client_event(scene, EV_PROCESS_GONE, sparse);
 	assert_int_equal(held_on_host(scene), 0);
 	scene_free(scene);
 }
@@ -470,6 +511,7 @@ int main(void)
 		cmocka_unit_test(a_move_that_somebody_asked_for_is_use),
 		cmocka_unit_test(what_is_still_mapped_is_held_over_a_restart),
 		cmocka_unit_test(what_a_ledger_cannot_mean_is_not_held),
+		cmocka_unit_test(what_is_mapped_still_is_not_what_came_back),
 	};
 
 	return cmocka_run_group_tests_name("daemon/core/return", tests, NULL, NULL);
