@@ -77,6 +77,14 @@ void gather_forget(struct client *client)
 	}
 }
 
+void gather_use_placements(const struct client *client, void (*use)(void *context, uint64_t id),
+			   void *context)
+{
+	LIST_FOR_EACH (link, &client->gatherings) {
+		use(context, container_of(link, struct gathering, link)->wish.placement);
+	}
+}
+
 static struct gathering *find(const struct client *client, uint32_t request)
 {
 	LIST_FOR_EACH (link, &client->gatherings) {

@@ -28,6 +28,9 @@ void gather_part(const struct call *call, const struct wire_load_part_request *r
 
 /* End one that waits, answering it with cancelled. False: there is none of this id. */
 bool gather_cancel(const struct call *call, uint32_t request);
+/* The placements that those who wait have named. */
+void gather_use_placements(const struct client *client, void (*use)(void *context, uint64_t id),
+			   void *context);
 /* The connection is gone: nothing more will come. */
 void gather_forget(struct client *client);
 

@@ -20,11 +20,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <utlist.h>
 
 #include "daemon/daemon.h"
 #include "daemon/device/device.h"
 #include "daemon/format/format.h"
 #include "daemon/format/segment_layout.h"
+#include "daemon/gather.h"
 #include "daemon/load/hash.h"
 #include "daemon/load/image_set.h"
 #include "daemon/placed_record.h"
@@ -209,10 +211,15 @@ static void mark_used(void *context, uint64_t id)
 
 static void forget_unused(struct daemon *daemon)
 {
+	const struct client *client;
 	struct placement *placement;
 	struct placement *next;
 
 	core_placements_used(daemon->core, mark_used, daemon);
+	DL_FOREACH(daemon->clients, client)
+	{
+		gather_use_placements(client, mark_used, daemon);
+	}
 	HASH_ITER(hh, daemon->placements, placement, next)
 	{
 		if (placement->is_used) {

@@ -94,8 +94,9 @@ int workers_spawn(struct workers *workers, uv_process_t *process, const char *na
 	int code;
 
 	(void)snprintf(argument, sizeof argument, "%s", name);
-	/* Without it, it is begun all the same, and ends at once. */
-	(void)socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends);
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) < 0) {
+		return uv_translate_sys_error(errno);
+	}
 	streams[STDERR_FILENO].data.fd = STDERR_FILENO;
 	streams[WORKER_SOCKET].data.fd = ends[1];
 	code = uv_spawn(&workers->daemon->loop, process, &options);

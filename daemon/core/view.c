@@ -2,6 +2,15 @@
 /* Read-only snapshots for listings. */
 #include "daemon/core/state.h"
 
+/* A job that makes another generation of the same content has it meanwhile. */
+static uint64_t file_of(const struct model *model)
+{
+	return model->file != 0 || model->job == NULL ||
+			       !model_is_same_content(&model->job->key, &model->key)
+		       ? model->file
+		       : model->job->file;
+}
+
 static void view_model(const struct core *core, const struct model *model,
 		       struct core_model_view *ret)
 {
@@ -27,7 +36,7 @@ static void view_model(const struct core *core, const struct model *model,
 			     model->job->is_move,
 		.is_torn = model->is_torn,
 		.torn_devices = model->torn_devices,
-		.file = model->file,
+		.file = file_of(model),
 		.progress_bytes = model->job == NULL ? 0 : model->job->progress,
 		.job = model->job == NULL ? 0 : idtab_id(&core->job_table, model->job),
 		.n_leases = model->n_leases,

@@ -16,8 +16,9 @@
 #include "proto/gen/wire_gen.h"
 #include "proto/wire.h"
 
-#define OPEN_LIMITS 4              /* so many times longer may opening take */
-#define QUEUE_BYTES (512ULL << 20) /* that may be before us on the link */
+#define OPEN_LIMITS     4 /* so many times longer may opening take */
+#define MAX_GRANULARITY (1ULL << 30)
+#define QUEUE_BYTES     (512ULL << 20) /* that may be before us on the link */
 
 struct remote_device {
 	struct device base;
@@ -199,6 +200,17 @@ static void describe_sims(const struct remote_options *options, struct wire_work
 	}
 }
 
+/* With a number that no plan can be made with, all other devices would be refused too. */
+static int check_granularity(const struct device *device, uint64_t bytes, struct err *err)
+{
+	if (bytes > 0 && bytes <= MAX_GRANULARITY && (bytes & (bytes - 1)) == 0) {
+		return 0;
+	}
+	return err_set(err, WIRE_DEVICE_LOST,
+		       "%s: its worker says that memory comes in pieces of %llu bytes",
+		       device->name, (unsigned long long)bytes);
+}
+
 int remote_attach(struct device *device, int socket, const struct remote_options *options,
 		  struct device_info *ret, bool *ret_has_ended, struct err *err)
 {
@@ -220,6 +232,9 @@ int remote_attach(struct device *device, int socket, const struct remote_options
 	}
 	describe_sims(options, sims);
 	code = worker_link_call(link, &call, NULL, take_open_answer, &info, err);
+	if (code == 0) {
+		code = check_granularity(device, info.granularity, err);
+	}
 	if (code < 0) {
 		if (ret_has_ended != NULL) {
 			*ret_has_ended = worker_link_has_ended(link);

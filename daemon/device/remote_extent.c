@@ -275,16 +275,17 @@ int remote_release(struct extent *base, struct err *err)
 					 .fd = -1,
 					 .limit_ns = extent->limit_ns};
 	struct err failure = {0};
-	int code = worker_link_call(extent->link, &call, NULL, NULL, NULL, &failure);
+	char reason[sizeof failure.text + 64];
 
+	(void)err;
+	/* What the worker had is free with it; and what it does not take back with nothing else. */
+	if (worker_link_call(extent->link, &call, NULL, NULL, NULL, &failure) < 0) {
+		(void)snprintf(reason, sizeof reason, "it did not take back %llu bytes: %s",
+			       (unsigned long long)extent->base.bytes, failure.text);
+		worker_link_lose(extent->link, reason);
+	}
 	free_extent(extent);
-	if (code == -WIRE_DEVICE_LOST) {
-		return 0; /* what the worker had is free with it */
-	}
-	if (code < 0 && err != NULL) {
-		*err = failure;
-	}
-	return code;
+	return 0;
 }
 
 int remote_export(const struct extent *base, int *ret_fd, struct err *err)

@@ -14,6 +14,7 @@
 #include "base/require.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
@@ -478,6 +479,12 @@ int worker_link_borrow(struct worker_link *link, uint64_t bytes, struct staging 
 	}
 	staging->fd = -1;
 	code = memfd_create_sized("distorch-staging", STAGING_BYTES, &staging->fd, err);
+	/* Its worker has it for writing: what it cuts off would end who reads it. */
+	if (code == 0 &&
+	    sys_fcntl(staging->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
+		code = err_set_sys(err, WIRE_INTERNAL, errno, "sealing a staging buffer: %s",
+				   strerror(errno));
+	}
 	if (code == 0) {
 		code = memfd_map(staging->fd, STAGING_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED,
 				 &memory, err);

@@ -107,6 +107,17 @@ static struct job *find_verification(const struct loader *loader, const struct e
 	return job != NULL ? job : find_verification_in(&loader->running, extent);
 }
 
+/* One that has not begun, and need not wait for its turn; the first to be hashed may have. */
+static struct job *find_queued(const struct loader *loader, const struct extent *extent)
+{
+	struct job *job = find_verification_in(&loader->to_verify, extent);
+
+	if (job == NULL) {
+		return find_verification_in(&loader->waiting, extent);
+	}
+	return loader->to_verify.next == &job->link ? NULL : job;
+}
+
 /* The first drop for which there was no memory, once nobody compares its copy. */
 static void drop_without_job_locked(struct loader *loader)
 {
@@ -286,12 +297,11 @@ void loader_drop(struct loader *loader, uint64_t segment, struct extent *extent)
 				    : extent->device;
 	}
 	thread_lock(&loader->lock);
-	verification = extent == NULL ? NULL : find_verification(loader, extent);
-	if (verification == NULL && extent != NULL) {
-		verification = find_verification_in(&loader->waiting, extent);
-		if (verification != NULL) {
-			job_queue_drop_locked(verification); /* it need not wait for its turn */
-		}
+	verification = extent == NULL ? NULL : find_queued(loader, extent);
+	if (verification != NULL) {
+		job_queue_drop_locked(verification);
+	} else if (extent != NULL) {
+		verification = find_verification(loader, extent);
 	}
 	if (verification != NULL) {
 		job_stop_locked(verification, WIRE_CANCELLED);

@@ -66,7 +66,6 @@ struct load_result {
 	uint64_t checksum; /* XXH3-64 of the sums as little-endian bytes */
 	uint64_t duration_ns;
 	uint64_t available; /* bytes the host could give now; in every final result */
-	bool is_unreleased; /* failed, and the device did not take its memory back: no extent */
 	bool is_spare;      /* the loader's own business */
 };
 
@@ -101,7 +100,7 @@ void loader_read_header(struct loader *loader, const struct header_request *requ
 /*
  * -> LOAD_PROGRESS*, LOAD_FILLED with a sealed extent. Of one job's fills two run at once on each
  * device. What is already in memory is not read again: see image_set.h. One that failed has given
- * its memory back, unless the result says is_unreleased.
+ * its memory back.
  */
 void loader_fill(struct loader *loader, const struct fill_request *request);
 

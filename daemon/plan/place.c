@@ -17,25 +17,45 @@
 #include "daemon/plan/name.h"
 #include "proto/gen/wire_code.h"
 
-#define MAX_BYTES (1ULL << 62)
+#define MAX_BYTES     (1ULL << 62)
+#define MAX_READ_NAME 128U /* what is an embedding says so before */
 
 /* ---- blocks and devices ---- */
+
+static bool begins_with(const char *text, size_t size, const char *word)
+{
+	size_t length = strlen(word);
+
+	return size >= length && memcmp(text, word, length) == 0;
+}
 
 /* Names of text encoders' embeddings. "conditioner.embedders.0" is a whole encoder. */
 static bool is_embedding(const char *part, size_t size)
 {
-	static const char *const words[] = {"embed", "wte", "wpe", "shared"};
+	bool is_other = false;
 
-	for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
-		size_t length = strlen(words[i]);
+	for (size_t at = 0; at < size; at++) {
+		const char *text = &part[at];
+		const size_t left = size - at;
 
-		for (size_t at = 0; at + length <= size; at++) {
-			if (memcmp(&part[at], words[i], length) == 0) {
-				return size - at < 9 || memcmp(&part[at], "embedders", 9) != 0;
+		switch (*text) { /* once through: a file's names are of any length */
+		case 'e':
+			if (begins_with(text, left, "embed")) {
+				return !begins_with(text, left, "embedders");
 			}
+			break;
+		case 'w':
+			is_other = is_other || begins_with(text, left, "wte") ||
+				   begins_with(text, left, "wpe");
+			break;
+		case 's':
+			is_other = is_other || begins_with(text, left, "shared");
+			break;
+		default:
+			break;
 		}
 	}
-	return false;
+	return is_other;
 }
 
 static bool is_number(const char *part, size_t size)
@@ -50,14 +70,15 @@ static bool is_number(const char *part, size_t size)
 
 bool place_is_head(const struct plan_block *block)
 {
+	const uint32_t size = block->name_size < MAX_READ_NAME ? block->name_size : MAX_READ_NAME;
 	uint32_t start = 0;
 
 	if (block->is_head || block->component != PLAN_CLIP) {
 		return block->is_head;
 	}
 	/* Up to the number: what is behind it is inside of a numbered place. */
-	for (uint32_t at = 0; at <= block->name_size; at++) {
-		if (at < block->name_size && block->name[at] != '.') {
+	for (uint32_t at = 0; at <= size; at++) {
+		if (at < size && block->name[at] != '.') {
 			continue;
 		}
 		if (is_number(&block->name[start], at - start)) {

@@ -61,6 +61,21 @@ def test_an_attach_gathers_too(raw, sharded):
     raw.call("detach", {"lease": result["lease"]})
 
 
+def test_what_others_plan_meanwhile_is_not_in_its_way(start_daemon, tmp_path):
+    """Placements that nothing has use for are forgotten; one waits for its files."""
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "gpu.budget=100%")
+    sharded = Sharded(tmp_path / "m", n=3)
+    blocks = [{"name": "a.0", "bytes": 1 << 20}]
+    with daemon.raw() as raw, daemon.raw() as other:
+        load = raw_request(raw, "load", sharded, first=1, allocation="sim:0,1M;cpu,*")
+        for i in range(2200):
+            other.call("plan", {"blocks": blocks, "allocation": f"sim:0,{i + 1}k;cpu,*"})
+            if i % 500 == 499:  # it is not late
+                raw.call("ping")
+        raw_part(raw, load, sharded, sharded.names[1:])
+        assert done(raw.wait(load))["model"]["name"] == "model.safetensors"
+
+
 def test_map_gives_ranges(raw, tmp_path):
     sharded = Sharded(tmp_path / "m", n=70)
     load = raw_request(raw, "load", sharded, first=31, attach=True, map=True)

@@ -2,10 +2,11 @@
 """Blocks on devices are compared with what they were made of: many at once take few threads and
 descriptors, what they are compared with stays until they are done, and each is answered once."""
 import os
+import signal
 import time
 
 import pytest
-from conftest import RawError, list_fds, opened, slowness, wait_until
+from conftest import RawError, list_fds, need_hooks, opened, slowness, wait_until
 from placed import MIB, account, load, make_blocks
 from test_device_users import ALICE, BOB, SLOW, Person
 from test_wire_hostile import needs_root
@@ -130,3 +131,22 @@ def test_short_of_memory_each_verification_has_one_answer_and_keeps_nothing(shar
         assert [check["ok"] for check in raw.call("verify")["checks"]] == [True]
         raw.call("unload", {"select": {"all": True}})
         wait_until(lambda: n_images(shared) == 0, 10.0 * slowness(), "the image's end")
+
+
+def test_blocks_are_verified_while_they_are_moved(start_daemon, tmp_path):
+    """It said that the file had changed: the move has the file meanwhile."""
+    need_hooks()
+    daemon = start_daemon("sim.count=2", "sim.memory=64M", "gpu.budget=100%", "memory.ram=256M",
+                          "memory.reserve=0")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB] * 4)
+    with daemon.raw(timeout=SLOW) as raw, daemon.raw(timeout=SLOW) as mover:
+        load(raw, path, "sim:0").close()
+        daemon.tell("worker sim:1 alloc:1:hang")
+        place = mover.request("place", {"model": path.name, "allocation": "sim:1"})
+        wait_until(lambda: raw.call("list")["models"][0].get("moving"), what="the move")
+        checks = raw.call("verify")["checks"]
+        assert [check["ok"] for check in checks] == [True], checks
+        os.kill(daemon.status()["devices"][2]["pid"], signal.SIGKILL)
+        error, _result, _fds = mover.wait(place)
+        assert error["code"] == "device-lost"

@@ -921,6 +921,38 @@ static void a_drop_waits_for_the_verification_that_it_cancels(void **state)
 	(void)load_result_free(filled);
 }
 
+/* After a restart all images are hashed, one after the other: what goes meanwhile goes first. */
+static void a_drop_does_not_wait_for_the_verifications_of_others(void **state)
+{
+	struct load_result *hashed = given_filled(66 * MIB);
+	struct tensor_map *map = read_header();
+	struct load_result *dropped = fill(map);
+	struct load_result *result;
+
+	(void)state;
+	(void)tensor_map_free(map);
+	assert_true(
+		sys_fault_set("pread",
+			      (struct sys_fault){.nth = 1, .delay_ms = 40, .is_forever = true}));
+	loader_verify(fixture.loader, SEGMENT, hashed->extent, hashed->sums, hashed->n_sums);
+	loader_verify(fixture.loader, SEGMENT + 1, dropped->extent, dropped->sums, dropped->n_sums);
+	slow_call_await("pread");
+	loader_drop(fixture.loader, SEGMENT + 1, dropped->extent);
+	dropped->extent = NULL;
+	assert_failed(next_final(), LOAD_VERIFIED, WIRE_CANCELLED);
+	result = next_final();
+	assert_int_equal(result->type, LOAD_DROPPED);
+	assert_int_equal(result->segment, SEGMENT + 1);
+	(void)load_result_free(result);
+	sys_fault_clear();
+	result = next_final();
+	assert_int_equal(result->type, LOAD_VERIFIED);
+	assert_true(result->is_equal);
+	(void)load_result_free(result);
+	(void)load_result_free(dropped);
+	(void)load_result_free(hashed);
+}
+
 /* ---- many, none, the end ---- */
 
 /* fault: M10 */
@@ -1240,6 +1272,7 @@ int main(void)
 		CASE(a_verification_finds_the_one_byte_that_went_bad),
 		CASE(a_drop_frees_the_image_and_answers),
 		CASE(a_drop_waits_for_the_verification_that_it_cancels),
+		CASE(a_drop_does_not_wait_for_the_verifications_of_others),
 		CASE(without_any_memory_every_submission_is_still_answered),
 		CASE(without_memory_many_submissions_at_once_are_answered),
 		CASE(a_slow_proc_holds_no_submission_up),

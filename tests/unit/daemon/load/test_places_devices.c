@@ -49,7 +49,6 @@ static void what_a_device_says_is_handed_on_unchanged(void **state)
 		(void)generation_collect(&generation, generation_submit(&generation, NULL));
 		/* Of "b.1" one fill is all. */
 		assert_int_equal(generation.blocks[block_of("b.0.w")]->err.code, ways[i].code);
-		assert_false(generation.blocks[block_of("b.0.w")]->is_unreleased);
 		/* The other device and the host did not notice. */
 		generation_check_copies(&generation);
 		generation_fini(&generation);
@@ -82,10 +81,14 @@ static void a_full_device_says_so_and_nothing_stays_there(void **state)
 	assert_int_equal(device_release(extent, NULL), 0);
 }
 
-static void memory_that_is_not_taken_back_is_told(void **state)
+/* Its worker's end frees it, and nothing else. */
+static void a_device_that_does_not_take_memory_back_is_lost(void **state)
 {
+	const struct device_alloc least = {.name = "least", .bytes = SIM_GRANULE};
 	struct generation generation = {0};
 	struct load_result *result;
+	struct extent *extent = NULL;
+	struct err err = {0};
 
 	(void)state;
 	generation_place(&generation, "b.1.w=1");
@@ -95,10 +98,10 @@ static void memory_that_is_not_taken_back_is_told(void **state)
 	assert_int_equal(generation_collect(&generation, generation_submit(&generation, NULL)), 1);
 	result = generation.blocks[block_of("b.1.w")];
 	assert_int_equal(result->err.code, WIRE_IO); /* what came first */
-	assert_true(result->is_unreleased);
 	generation_fini(&generation);
-	(void)remote_test(spread.devices[1], "abort", NULL); /* or it would stay taken */
-	assert_true(worker_wait(spread.workers[1]) != 0);
+	assert_int_equal(device_alloc(spread.devices[1], &least, &extent, &err), -WIRE_DEVICE_LOST);
+	assert_non_null(strstr(err.text, "it did not take back"));
+	(void)worker_wait(spread.workers[1]);
 	spread.workers[1] = 0;
 }
 
@@ -369,7 +372,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CASE(what_a_device_says_is_handed_on_unchanged),
 		CASE(a_full_device_says_so_and_nothing_stays_there),
-		CASE(memory_that_is_not_taken_back_is_told),
+		CASE(a_device_that_does_not_take_memory_back_is_lost),
 		CASE(a_worker_that_dies_takes_only_its_own_fills_with_it),
 		CASE(a_hung_device_holds_up_nobody_else_and_not_the_end),
 		CASE(a_cancelled_fill_ends_between_two_windows),
