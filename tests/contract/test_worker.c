@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What is true of devices in worker processes, beside the contract: copies between them, and
- * workers that end, hang, lie or are begun anew.
+ * workers that end, hang or are begun anew.
  */
 #include "base/err.h"
 #include "base/os/clock.h"
 #include "base/os/fdpass.h"
-#include "base/require.h"
 #include "tests/support/baseline.h"
 #include "tests/support/scratch.h"
 #include "tests/support/unit.h"
@@ -467,150 +466,6 @@ static void a_worker_that_was_given_up_ends_when_it_can(void **state)
 	release(extent);
 }
 
-static size_t encode_answer(uint32_t id, int kind, uint8_t *bytes, size_t capacity)
-{
-	struct wire_buffer buffer = {.bytes = bytes, .capacity = capacity};
-	struct wire_worker_open_response response = {
-		.info = {.uuid = wire_str("x"), .product = wire_str(""), .pci = wire_str("")}};
-
-	switch (kind) {
-	case 0:
-		memset(bytes, 0xc1, 64);
-		return 64;
-	case 1: /* an id that nobody waits for */
-		assert_true(wire_encode_response(&buffer, id + 1, WIRE_METHOD_WORKER_OPEN,
-						 &response, 0));
-		break;
-	case 2: /* descriptors that are announced and do not come */
-		assert_true(
-			wire_encode_response(&buffer, id, WIRE_METHOD_WORKER_OPEN, &response, 1));
-		break;
-	case 3: /* a response of another method */
-		assert_true(wire_encode_response(&buffer, id, WIRE_METHOD_WORKER_ALLOC,
-						 &(struct wire_worker_alloc_response){.extent = 1},
-						 0));
-		break;
-	default: /* a request */
-		assert_true(wire_encode_request(&buffer, id, WIRE_METHOD_PING, NULL, 0));
-		break;
-	}
-	return buffer.size;
-}
-
-static void a_worker_that_speaks_another_language_is_given_up(void **state)
-{
-	(void)state;
-	for (int kind = 0; kind < 5; kind++) {
-		struct device *device = NULL;
-		uint8_t bytes[512];
-		struct err err = {0};
-		int ends[2];
-
-		assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
-		assert_int_equal(send(ends[1], bytes, encode_answer(0, kind, bytes, sizeof bytes),
-				      0) > 0,
-				 1);
-		assert_int_equal(device_open("remote", "sim:0", &device, &err), 0);
-		assert_int_equal(remote_attach(device, ends[0], &options, NULL, NULL, &err),
-				 -WIRE_DEVICE_LOST);
-		assert_non_null(strstr(err.text, "does not speak our protocol"));
-		(void)close(ends[1]);
-		(void)device_close(device);
-	}
-}
-
-/* One that does nothing of what it says, and cuts off what it was lent to read into. */
-static void *cut_what_is_lent(void *argument)
-{
-	static const enum wire_method methods[] = {WIRE_METHOD_WORKER_OPEN,
-						   WIRE_METHOD_WORKER_ALLOC,
-						   WIRE_METHOD_WORKER_READ,
-						   WIRE_METHOD_WORKER_RELEASE};
-	const int socket = *(const int *)argument;
-	bool was_refused = false;
-
-	for (uint32_t id = 0; id < sizeof methods / sizeof methods[0]; id++) {
-		const struct wire_worker_open_response opened = {.info = {.total = 1 << 20,
-									  .granularity = 4096,
-									  .uuid = wire_str("x"),
-									  .product = wire_str(""),
-									  .pci = wire_str("")}};
-		const struct wire_worker_alloc_response allocated = {.extent = 1};
-		uint8_t bytes[4096];
-		struct wire_buffer buffer = {.bytes = bytes, .capacity = sizeof bytes};
-		struct fdpass_packet packet;
-
-		while (fdpass_receive(socket, bytes, sizeof bytes, &packet) == FDPASS_AGAIN) {
-			scratch_sleep_ms(1);
-		}
-		if (packet.n_fds == 1) {
-			was_refused = ftruncate(packet.fds[0], 0) < 0 && errno == EPERM;
-		}
-		fdpass_close_all(packet.fds, packet.n_fds);
-		REQUIRE(wire_encode_response(&buffer, id, methods[id],
-					     id == 0   ? (const void *)&opened
-					     : id == 1 ? (const void *)&allocated
-						       : NULL,
-					     0));
-		REQUIRE(send(socket, bytes, buffer.size, 0) == (ssize_t)buffer.size);
-	}
-	return was_refused ? argument : NULL;
-}
-
-static void what_a_worker_is_lent_stays_as_long_as_it_was(void **state)
-{
-	struct device *device = NULL;
-	struct extent *extent;
-	struct err err = {0};
-	void *was_refused = NULL;
-	pthread_t thread;
-	uint8_t byte;
-	int ends[2];
-
-	(void)state;
-	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
-	assert_int_equal(pthread_create(&thread, NULL, cut_what_is_lent, &ends[1]), 0);
-	assert_int_equal(device_open("remote", "sim:0", &device, &err), 0);
-	assert_int_equal(remote_attach(device, ends[0], &options, NULL, NULL, &err), 0);
-	extent = given_extent(device, 4096);
-	assert_int_equal(device_read(extent, 0, &byte, 1, &err), 0); /* and not SIGBUS */
-	release(extent);
-	assert_int_equal(pthread_join(thread, &was_refused), 0);
-	assert_non_null(was_refused);
-	(void)close(ends[1]);
-	(void)device_close(device);
-}
-
-static void a_worker_with_pieces_that_no_plan_can_be_made_with_is_refused(void **state)
-{
-	static const uint64_t pieces[] = {0, 3, 1ULL << 31, 1ULL << 61};
-
-	(void)state;
-	for (size_t i = 0; i < sizeof pieces / sizeof pieces[0]; i++) {
-		const struct wire_worker_open_response response = {
-			.info = {.granularity = pieces[i],
-				 .uuid = wire_str("x"),
-				 .product = wire_str(""),
-				 .pci = wire_str("")}};
-		uint8_t bytes[512];
-		struct wire_buffer buffer = {.bytes = bytes, .capacity = sizeof bytes};
-		struct device *device = NULL;
-		struct err err = {0};
-		int ends[2];
-
-		assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
-		assert_true(
-			wire_encode_response(&buffer, 0, WIRE_METHOD_WORKER_OPEN, &response, 0));
-		assert_int_equal(send(ends[1], bytes, buffer.size, 0), (ssize_t)buffer.size);
-		assert_int_equal(device_open("remote", "sim:0", &device, &err), 0);
-		assert_int_equal(remote_attach(device, ends[0], &options, NULL, NULL, &err),
-				 -WIRE_DEVICE_LOST);
-		assert_non_null(strstr(err.text, "memory comes in pieces"));
-		(void)close(ends[1]);
-		(void)device_close(device);
-	}
-}
-
 static void a_worker_of_another_version_refuses(void **state)
 {
 	const struct wire_worker_open_request request = {.version = wire_str("9.9.9")};
@@ -762,9 +617,6 @@ int main(void)
 		CASE(another_failure_is_told_as_it_happened_and_leaves_nothing),
 		CASE(a_worker_that_does_not_answer_is_given_up_in_time),
 		CASE(a_worker_that_was_given_up_ends_when_it_can),
-		CASE(a_worker_that_speaks_another_language_is_given_up),
-		CASE(what_a_worker_is_lent_stays_as_long_as_it_was),
-		CASE(a_worker_with_pieces_that_no_plan_can_be_made_with_is_refused),
 		CASE(a_worker_of_another_version_refuses),
 		CASE(a_worker_ends_at_what_is_no_request_of_ours),
 		CASE(a_worker_has_what_it_needs_and_no_more),

@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Workers that lie: what they say and what they do with what they are lent ends no daemon. */
+#include "base/err.h"
+#include "base/os/fdpass.h"
+#include "base/require.h"
+#include "tests/support/baseline.h"
+#include "tests/support/scratch.h"
+#include "tests/support/unit.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "daemon/device/device.h"
+#include "daemon/device/remote.h"
+#include "proto/gen/wire_gen.h"
+#include "proto/wire.h"
+
+static const struct remote_options options = {.limit_ns = 60000000000ULL};
+
+static struct baseline before;
+
+static int setup(void **state)
+{
+	(void)state;
+	before = baseline_take();
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	(void)state;
+	baseline_check(&before);
+	return 0;
+}
+
+static size_t encode_answer(uint32_t id, int kind, uint8_t *bytes, size_t capacity)
+{
+	struct wire_buffer buffer = {.bytes = bytes, .capacity = capacity};
+	struct wire_worker_open_response response = {
+		.info = {.uuid = wire_str("x"), .product = wire_str(""), .pci = wire_str("")}};
+
+	switch (kind) {
+	case 0:
+		memset(bytes, 0xc1, 64);
+		return 64;
+	case 1: /* an id that nobody waits for */
+		assert_true(wire_encode_response(&buffer, id + 1, WIRE_METHOD_WORKER_OPEN,
+						 &response, 0));
+		break;
+	case 2: /* descriptors that are announced and do not come */
+		assert_true(
+			wire_encode_response(&buffer, id, WIRE_METHOD_WORKER_OPEN, &response, 1));
+		break;
+	case 3: /* a response of another method */
+		assert_true(wire_encode_response(&buffer, id, WIRE_METHOD_WORKER_ALLOC,
+						 &(struct wire_worker_alloc_response){.extent = 1},
+						 0));
+		break;
+	default: /* a request */
+		assert_true(wire_encode_request(&buffer, id, WIRE_METHOD_PING, NULL, 0));
+		break;
+	}
+	return buffer.size;
+}
+
+static void a_worker_that_speaks_another_language_is_given_up(void **state)
+{
+	(void)state;
+	for (int kind = 0; kind < 5; kind++) {
+		struct device *device = NULL;
+		uint8_t bytes[512];
+		struct err err = {0};
+		int ends[2];
+
+		assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+		assert_int_equal(send(ends[1], bytes, encode_answer(0, kind, bytes, sizeof bytes),
+				      0) > 0,
+				 1);
+		assert_int_equal(device_open("remote", "sim:0", &device, &err), 0);
+		assert_int_equal(remote_attach(device, ends[0], &options, NULL, NULL, &err),
+				 -WIRE_DEVICE_LOST);
+		assert_non_null(strstr(err.text, "does not speak our protocol"));
+		(void)close(ends[1]);
+		(void)device_close(device);
+	}
+}
+
+/* One that does nothing of what it says, and cuts off what it was lent to read into. */
+static void *cut_what_is_lent(void *argument)
+{
+	static const enum wire_method methods[] = {WIRE_METHOD_WORKER_OPEN,
+						   WIRE_METHOD_WORKER_ALLOC,
+						   WIRE_METHOD_WORKER_READ,
+						   WIRE_METHOD_WORKER_RELEASE};
+	const int socket = *(const int *)argument;
+	bool was_refused = false;
+
+	for (uint32_t id = 0; id < sizeof methods / sizeof methods[0]; id++) {
+		const struct wire_worker_open_response opened = {.info = {.total = 1 << 20,
+									  .granularity = 4096,
+									  .uuid = wire_str("x"),
+									  .product = wire_str(""),
+									  .pci = wire_str("")}};
+		const struct wire_worker_alloc_response allocated = {.extent = 1};
+		uint8_t bytes[4096];
+		struct wire_buffer buffer = {.bytes = bytes, .capacity = sizeof bytes};
+		struct fdpass_packet packet;
+
+		while (fdpass_receive(socket, bytes, sizeof bytes, &packet) == FDPASS_AGAIN) {
+			scratch_sleep_ms(1);
+		}
+		if (packet.n_fds == 1) {
+			was_refused = ftruncate(packet.fds[0], 0) < 0 && errno == EPERM;
+		}
+		fdpass_close_all(packet.fds, packet.n_fds);
+		REQUIRE(wire_encode_response(&buffer, id, methods[id],
+					     id == 0   ? (const void *)&opened
+					     : id == 1 ? (const void *)&allocated
+						       : NULL,
+					     0));
+		REQUIRE(send(socket, bytes, buffer.size, 0) == (ssize_t)buffer.size);
+	}
+	return was_refused ? argument : NULL;
+}
+
+static void what_a_worker_is_lent_stays_as_long_as_it_was(void **state)
+{
+	const struct device_alloc request = {.name = "test", .bytes = 4096};
+	struct device *device = NULL;
+	struct extent *extent = NULL;
+	struct err err = {0};
+	void *was_refused = NULL;
+	pthread_t thread;
+	uint8_t byte;
+	int ends[2];
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+	assert_int_equal(pthread_create(&thread, NULL, cut_what_is_lent, &ends[1]), 0);
+	assert_int_equal(device_open("remote", "sim:0", &device, &err), 0);
+	assert_int_equal(remote_attach(device, ends[0], &options, NULL, NULL, &err), 0);
+	assert_int_equal(device_alloc(device, &request, &extent, &err), 0);
+	assert_int_equal(device_read(extent, 0, &byte, 1, &err), 0); /* and not SIGBUS */
+	assert_int_equal(device_release(extent, NULL), 0);
+	assert_int_equal(pthread_join(thread, &was_refused), 0);
+	assert_non_null(was_refused);
+	(void)close(ends[1]);
+	(void)device_close(device);
+}
+
+static void a_worker_with_pieces_that_no_plan_can_be_made_with_is_refused(void **state)
+{
+	static const uint64_t pieces[] = {0, 3, 1ULL << 31, 1ULL << 61};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof pieces / sizeof pieces[0]; i++) {
+		const struct wire_worker_open_response response = {
+			.info = {.granularity = pieces[i],
+				 .uuid = wire_str("x"),
+				 .product = wire_str(""),
+				 .pci = wire_str("")}};
+		uint8_t bytes[512];
+		struct wire_buffer buffer = {.bytes = bytes, .capacity = sizeof bytes};
+		struct device *device = NULL;
+		struct err err = {0};
+		int ends[2];
+
+		assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+		assert_true(
+			wire_encode_response(&buffer, 0, WIRE_METHOD_WORKER_OPEN, &response, 0));
+		assert_int_equal(send(ends[1], bytes, buffer.size, 0), (ssize_t)buffer.size);
+		assert_int_equal(device_open("remote", "sim:0", &device, &err), 0);
+		assert_int_equal(remote_attach(device, ends[0], &options, NULL, NULL, &err),
+				 -WIRE_DEVICE_LOST);
+		assert_non_null(strstr(err.text, "memory comes in pieces"));
+		(void)close(ends[1]);
+		(void)device_close(device);
+	}
+}
+
+#define CASE(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		CASE(a_worker_that_speaks_another_language_is_given_up),
+		CASE(what_a_worker_is_lent_stays_as_long_as_it_was),
+		CASE(a_worker_with_pieces_that_no_plan_can_be_made_with_is_refused),
+	};
+
+	device_register(&remote_device_ops);
+	return cmocka_run_group_tests_name("contract/lies", tests, NULL, NULL);
+}
