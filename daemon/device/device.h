@@ -9,7 +9,8 @@
  * out-parameters untouched. 'err' may be NULL. An extent may be used by several threads at
  * once, fills and reads of different ranges included; alloc, seal, lock, release and import of
  * one extent are one thread's. After seal nothing changes the bytes; release ends the extent from
- * any state. A release that fails means that the bytes are not free: they stay charged.
+ * any state. A release that fails means that the bytes are not free: a worker of which
+ * that is true is lost, and its end frees them.
  */
 #ifndef DEVICE_DEVICE_H
 #define DEVICE_DEVICE_H
