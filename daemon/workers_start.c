@@ -91,14 +91,16 @@ int workers_spawn(struct workers *workers, uv_process_t *process, const char *na
 					.stdio = streams,
 					.stdio_count = WORKER_SOCKET + 1};
 	int ends[2] = {-1, -1};
+	int failure = 0;
 	int code;
 
 	(void)snprintf(argument, sizeof argument, "%s", name);
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) < 0) {
-		return uv_translate_sys_error(errno);
+		failure = uv_translate_sys_error(errno);
 	}
 	streams[STDERR_FILENO].data.fd = STDERR_FILENO;
 	streams[WORKER_SOCKET].data.fd = ends[1];
+	/* Without a socket it is refused, and its handle is to be closed as after any failure. */
 	code = uv_spawn(&workers->daemon->loop, process, &options);
 	if (ends[1] >= 0) {
 		(void)close(ends[1]); /* the worker's */
@@ -108,7 +110,7 @@ int workers_spawn(struct workers *workers, uv_process_t *process, const char *na
 	} else {
 		*ret_socket = ends[0];
 	}
-	return code;
+	return code < 0 && failure < 0 ? failure : code;
 }
 
 static void find_program(char *ret, size_t size)

@@ -440,6 +440,20 @@ def test_without_its_program_a_device_is_unavailable_until_it_is_installed(start
     wait_ok(daemon)
 
 
+def test_without_descriptors_it_is_begun_when_there_are_some_again(start_daemon):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", environment=environment(rest=20))
+    worker = wait_ok(daemon)
+    before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    with daemon.raw() as raw:
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (5, before[1]))
+        os.kill(worker, signal.SIGKILL)
+        text = wait_until(lambda: re.search("cannot be begun: .*", raw.call("devices")["devices"]
+                                            [1].get("text", "")), SLOW, "the failure")[0]
+        assert text == "cannot be begun: too many open files"
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
+    wait_ok(daemon, after=worker)
+
+
 @pytest.mark.fault("G05")
 def test_one_that_cannot_be_opened_is_tried_again_with_longer_and_longer_rests(start_daemon):
     daemon = lone(start_daemon, "date +%s.%N >> ${0%/*}/tries; exit 7\n", rest=20)
