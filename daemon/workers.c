@@ -260,14 +260,16 @@ static void on_hangup(uv_poll_t *poll, int status, int events)
 	}
 }
 
+/* And nothing that was begun before will. */
 static bool holds_nothing(const struct worker *worker)
 {
 	struct core_account_view account;
 
 	core_account_get(worker->daemon->core, worker->device, &account);
 	return account.resident + account.loading + account.dropping + account.held +
-		       account.reserved ==
-	       0;
+			       account.reserved ==
+		       0 &&
+	       !core_is_awaited(worker->daemon->core, worker->device);
 }
 
 /* Nothing is lost by it. */

@@ -434,6 +434,22 @@ bool core_reservation_next(const struct core *core, uint32_t *cursor,
 	return reservation != NULL;
 }
 
+bool core_is_awaited(const struct core *core, uint32_t device)
+{
+	LIST_FOR_EACH (link, &core->jobs) {
+		const struct job *job = OF(link, struct job, by_age);
+		bool may_need = job->state < JOB_ROOM /* its header says where */
+					? job->placement != CORE_PLACEMENT_HOST
+					: (job->devices >> device & 1) != 0;
+
+		if (job->model != NULL && may_need &&
+		    job->age <= core->accounts[device].drained_age) {
+			return true;
+		}
+	}
+	return false;
+}
+
 void core_account_get(const struct core *core, uint32_t device, struct core_account_view *ret)
 {
 	const struct account *account = &core->accounts[device];

@@ -7,7 +7,7 @@ import subprocess
 import distorch
 import metrics
 import pytest
-from conftest import HeldDaemon, RawError, close_all, opened, slowness, wait_until
+from conftest import HeldDaemon, RawError, close_all, need_hooks, opened, slowness, wait_until
 from placed import MIB, load, make_blocks
 from test_ctl import CTL, ctl, ctl_json
 from test_wire_hostile import as_nobody, needs_root
@@ -98,6 +98,24 @@ def test_one_device_that_drains_is_named_and_auto_goes_elsewhere(start_daemon, t
     assert ctl(daemon, "drain", "--no-wait").stdout.startswith("New loads are refused.")
     refused = ctl(daemon, "load", "--to", "sim:1", str(path))
     assert "distorchd is draining" in refused.stderr
+
+
+def test_a_load_that_was_begun_before_its_device_drained_goes_on(start_daemon, tmp_path):
+    """Its header was not read yet, so that nothing was charged: the device was let go of at once."""
+    need_hooks()
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "memory.ram=64M", "memory.reserve=0")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 4)
+    with daemon.raw(timeout=SLOW) as raw, daemon.raw(timeout=SLOW) as other, opened(path) as fd:
+        daemon.tell("fault pread:1:delay=1000")
+        loading = other.request("load", {"allocation": "sim:0"}, [fd])
+        wait_until(lambda: daemon.tell("hits pread") != "0", SLOW, "its header is read")
+        raw.call("drain", {"device": "sim:0", "on": True})
+        error, result, _fds = other.wait(loading)
+        assert error is None, error
+        assert [place["device"] for place in result["model"]["where"]] == ["sim:0"]
+        raw.call("unload", {"select": {"models": [path.name]}})
+        wait_until(lambda: "pid" not in raw.call("devices")["devices"][1], SLOW, "its end")
 
 
 def test_it_waits_for_loads_and_leases_and_says_for_which(daemon, make_model):
