@@ -145,7 +145,7 @@ struct waiter *waiter_add(struct core *core, const struct waiter *like, struct j
 	list_append(job != NULL ? &job->waiters : &waiter->model->verifiers, &waiter->by_owner);
 	if (job != NULL) {
 		job->is_demotion = false; /* somebody wants it now */
-		job->is_asked = true;
+		place_ask(job, waiter->client);
 	}
 	if (job != NULL && waiter->attach) {
 		job->n_attaching++;

@@ -596,7 +596,8 @@ static void publish(struct core *core, struct job *job)
 		model->load_ns = load_ns(core, job);
 	}
 	if (job->is_asked) { /* what moves by itself is as idle as it was */
-		model_use(core, model, job->uid);
+		model->last_used_ns = core->now_ns;
+		model->blocks_used_ns = job->uses_blocks ? core->now_ns : model->blocks_used_ns;
 	}
 	model->is_doomed = false;
 	action = core_act(core, ACT_PUBLISH);
@@ -680,7 +681,7 @@ void job_on_rechecked(struct core *core, const struct core_event *event)
 	} else if (event->rechecked.is_equal && model_is_resident(model) && !is_outdated(job) &&
 		   backing_suits(model, insisted(job))) {
 		model->key = job->key;
-		model_use(core, model, job->uid);
+		model->last_used_ns = model->blocks_used_ns = core->now_ns; /* on the host */
 		core_close_file(core, model->file);
 		model->file = job->file;
 		job->file = 0;

@@ -95,7 +95,7 @@ struct lease *lease_add(struct core *core, struct model *model, struct client *c
 	list_append(&client->leases, &lease->by_client);
 	model->n_leases++;
 	model->is_doomed = false; /* somebody wants it again */
-	model_use(core, model, client->uid);
+	model_use(core, model, client);
 	model_touch(core, model);
 	lease_record(core, lease);
 	return lease;
@@ -126,7 +126,7 @@ static void stop_living(struct core *core, const struct lease *lease)
 {
 	lease->holder->n_live--;
 	lease->model->n_leases--;
-	model_use(core, lease->model, lease->client->uid);
+	model_use(core, lease->model, lease->client);
 	model_touch(core, lease->model);
 }
 
@@ -177,7 +177,7 @@ bool lease_grant(struct core *core, const struct waiter *waiter, struct model *m
 	if (waiter->attach) {
 		lease = lease_add(core, model, waiter->client, model->generation, waiter->map);
 	}
-	if (job == NULL && place_has_blocks_for(model, waiter->client->uid)) {
+	if (job == NULL && !place_is_foreign(model, waiter->client)) {
 		place_stay(core, model); /* also without a lease: he is told where it lies */
 	}
 	if (waiter->attach && lease == NULL) {
@@ -185,7 +185,7 @@ bool lease_grant(struct core *core, const struct waiter *waiter, struct model *m
 				    limit_of(core, model, waiter->client), model);
 		return false;
 	}
-	model_use(core, model, waiter->client->uid);
+	model_use(core, model, waiter->client);
 	model_touch(core, model);
 	core_reply(core, waiter->client, waiter->request, 0, model);
 	action = &core->actions[core->n_actions - 1];
@@ -267,7 +267,7 @@ static void reassert(struct core *core, const struct core_event *event, struct c
 				    model);
 		return;
 	}
-	if (place_has_blocks_for(model, client->uid)) {
+	if (!place_is_foreign(model, client)) {
 		place_stay(core, model);
 	}
 	core_reply(core, client, event->request, 0, model);

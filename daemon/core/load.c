@@ -82,7 +82,7 @@ void load_answer_begun(struct core *core, const struct client *client, uint32_t 
 
 	job->no_wait = true;
 	job->is_demotion = false;
-	job->is_asked = true;
+	place_ask(job, client);
 	if (place_decides(job->model, client, placement)) { /* the last who said one counts */
 		job->next_placement = placement == job->placement ? CORE_PLACEMENT_ANY : placement;
 		job->next_uid = client->uid;

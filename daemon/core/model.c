@@ -375,10 +375,10 @@ bool model_is_leased(const struct model *model)
 	return false;
 }
 
-void model_use(const struct core *core, struct model *model, uint32_t uid)
+void model_use(const struct core *core, struct model *model, const struct client *client)
 {
 	model->last_used_ns = core->now_ns;
-	if (place_has_blocks_for(model, uid)) {
+	if (!place_is_foreign(model, client)) {
 		model->blocks_used_ns = core->now_ns;
 	}
 }

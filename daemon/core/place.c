@@ -43,10 +43,16 @@ bool place_needs_host(const struct model *model, uint32_t uid)
 	return !place_has_blocks_for(model, uid);
 }
 
-static bool is_foreign(const struct model *model, const struct client *client)
+bool place_is_foreign(const struct model *model, const struct client *client)
 {
 	return model->placement > CORE_PLACEMENT_HOST && client->uid != model->placed_uid &&
 	       !client->is_admin;
+}
+
+void place_ask(struct job *job, const struct client *client)
+{
+	job->is_asked = true;
+	job->uses_blocks = job->uses_blocks || !place_is_foreign(job->model, client);
 }
 
 bool core_client_may_place(const struct core *core, uint64_t client, uint64_t id)
@@ -54,7 +60,7 @@ bool core_client_may_place(const struct core *core, uint64_t client, uint64_t id
 	const struct model *model = idtab_find(&core->models, id);
 	const struct client *asking = idtab_find(&core->clients, client);
 
-	return model != NULL && asking != NULL && !is_foreign(model, asking);
+	return model != NULL && asking != NULL && !place_is_foreign(model, asking);
 }
 
 bool place_suits(const struct model *model, const struct client *client, uint64_t wanted,
@@ -62,19 +68,20 @@ bool place_suits(const struct model *model, const struct client *client, uint64_
 {
 	return (is_place || place_serves(model, client->uid)) &&
 	       (wanted == CORE_PLACEMENT_ANY || wanted == model->placement ||
-		(wanted == CORE_PLACEMENT_HOST && model->has_host && is_foreign(model, client)));
+		(wanted == CORE_PLACEMENT_HOST && model->has_host &&
+		 place_is_foreign(model, client)));
 }
 
 bool place_stays(const struct model *model, const struct client *client, uint64_t wanted)
 {
 	return model->placement > CORE_PLACEMENT_HOST &&
 	       (wanted == CORE_PLACEMENT_ANY || wanted == model->placement ||
-		(wanted == CORE_PLACEMENT_HOST && is_foreign(model, client)));
+		(wanted == CORE_PLACEMENT_HOST && place_is_foreign(model, client)));
 }
 
 bool place_may(const struct model *model, const struct client *client, uint64_t wanted)
 {
-	return wanted <= CORE_PLACEMENT_HOST || !is_foreign(model, client);
+	return wanted <= CORE_PLACEMENT_HOST || !place_is_foreign(model, client);
 }
 
 uint32_t place_uid(const struct model *model, const struct client *client)
@@ -106,7 +113,7 @@ struct job *place_begin(struct core *core, struct model *model, uint64_t placeme
 bool place_decides(const struct model *model, const struct client *client, uint64_t wanted)
 {
 	return wanted != CORE_PLACEMENT_ANY &&
-	       !(wanted == CORE_PLACEMENT_HOST && is_foreign(model, client));
+	       !(wanted == CORE_PLACEMENT_HOST && place_is_foreign(model, client));
 }
 
 void place_supersede(struct job *job, const struct client *client, uint64_t placement)
@@ -177,7 +184,7 @@ void place_on_place(struct core *core, const struct core_event *event)
 		model = NULL;
 	} else if (model->generation == 0 || (model->file == 0 && model->job == NULL)) {
 		code = WIRE_NOT_RESIDENT;
-	} else if (is_foreign(model, client)) {
+	} else if (place_is_foreign(model, client)) {
 		code = WIRE_NOT_ALLOWED;
 	}
 	is_first = code == 0 && model->job == NULL;
@@ -369,7 +376,7 @@ static struct job *begin_next(struct core *core, struct model *model, const stru
 
 	if (job != NULL) {
 		job->with_host = stays;
-		job->is_asked = true;
+		place_ask(job, client);
 		job->no_wait = list_is_empty(&ended->waiters);
 		job->next_placement = job->no_wait ? CORE_PLACEMENT_ANY : ended->next_placement;
 		job->next_uid = ended->next_uid;

@@ -283,6 +283,7 @@ struct job {
 	bool is_running; /* keeps a reader busy or holds room: counted in its user */
 	bool no_wait;
 	bool is_asked;         /* by somebody, be he gone: that is use */
+	bool uses_blocks;      /* by one for whom its blocks are not another's */
 	bool is_reload;        /* what was lost comes back, for 'why': nobody asked */
 	bool is_return;        /* after a reservation that it had to go for */
 	bool is_told;          /* that it has begun */
@@ -403,7 +404,8 @@ bool model_is_resident(const struct model *model);
 bool model_is_idle(const struct model *model); /* no lease of a live connection */
 /* As it is published, by the living who have all of it, not its images alone. */
 bool model_is_leased(const struct model *model);
-void model_use(const struct core *core, struct model *model, uint32_t uid); /* now, by this one */
+/* Now, by this one. */
+void model_use(const struct core *core, struct model *model, const struct client *client);
 bool model_is_pinned(const struct core *core, const struct model *model);
 bool model_is_kept(const struct core *core, const struct model *model);
 int16_t model_priority(const struct model *model);
@@ -594,6 +596,9 @@ void retain_lose_bad(struct core *core, struct job *job);  /* it counts on copie
 /* place.c */
 /* May this uid have the blocks where they lie? */
 bool place_has_blocks_for(const struct model *model, uint32_t uid);
+/* Do its blocks lie for another, and may he not move them either? */
+bool place_is_foreign(const struct model *model, const struct client *client);
+void place_ask(struct job *job, const struct client *client); /* he wants what it makes */
 /* Is there what it may have: that, or for another uid images of all of it? */
 bool place_serves(const struct model *model, uint32_t uid);
 /* Is the next generation that lies as this one to be in images besides: for the uid, or because it

@@ -140,13 +140,17 @@ static const struct lease *find_living(const struct model *model)
 	return NULL;
 }
 
-/* What comes free when it is dropped, and what stays while a process maps it, by now or then; the
- * last of those: NULL where there are none. */
-static void split_bytes(const struct model *model, uint64_t *ret_free, uint64_t *ret_mapped,
-			const struct holder **ret_mapper)
+/* What comes free when it is dropped, what stays while a process maps it, by now or then, and what
+ * stays because it is leased. */
+struct split {
+	uint64_t free, mapped, leased;
+	const struct holder *mapper; /* the last of those; NULL: there are none */
+};
+
+static struct split split_bytes(const struct model *model)
 {
-	*ret_free = *ret_mapped = 0;
-	*ret_mapper = NULL;
+	struct split split = {0};
+
 	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 		bool is_held = segment->state == SEGMENT_HELD;
@@ -154,13 +158,16 @@ static void split_bytes(const struct model *model, uint64_t *ret_free, uint64_t 
 		if (!is_held && !segment_is_droppable(segment)) {
 			continue;
 		}
-		if (is_held || segment_is_held(segment)) {
-			*ret_mapped += segment->size;
-			*ret_mapper = segment_mapper(segment);
+		if (!is_held && segment_is_leased(segment)) {
+			split.leased += segment->size;
+		} else if (is_held || segment_is_held(segment)) {
+			split.mapped += segment->size;
+			split.mapper = segment_mapper(segment);
 		} else {
-			*ret_free += segment->size;
+			split.free += segment->size;
 		}
 	}
+	return split;
 }
 
 static void recall_lease(struct core *core, const struct core_event *event,
@@ -191,53 +198,37 @@ static void recall(struct core *core, const struct core_event *event, const stru
 	}
 }
 
-/* What they do not lease goes at once: the rest, with its holder, when the last one lets go. */
-static void unload_leased(struct core *core, const struct core_event *event, struct model *model,
-			  const struct lease *lease)
-{
-	const uint64_t all = ready_bytes(model);
-	const uint64_t dropped = model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
-
-	recall(core, event, model);
-	model->is_doomed = true;
-	if (dropped > 0) {
-		report(core, event, model, CORE_OUTCOME_UNLOADED, CORE_WHY_ASKED);
-		last_action(core)->unload.bytes = dropped;
-		last_action(core)->unload.freed = model->backing == CORE_BACKING_FILE ? 0 : dropped;
-	}
-	report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_IN_USE);
-	last_action(core)->unload.bytes = all - dropped;
-	last_action(core)->unload.holder = idtab_id(&core->clients, lease->client);
-}
-
-/* Drop what is there; a process that still maps some of it holds that. 'had_job': its load has just
- * been ended, which is told where there is nothing else. */
+/* Drop what is there. What is leased goes with its last lease, and what a process still maps is
+ * held by it. 'had_job': its load has just been ended, which is told where there is nothing else. */
 static void unload_copies(struct core *core, const struct core_event *event, struct model *model,
 			  bool had_job)
 {
+	const struct split split = split_bytes(model);
 	const struct lease *lease = find_living(model);
-	const struct holder *mapper;
-	uint64_t dropped;
-	uint64_t mapped;
 
-	if (lease != NULL) {
-		unload_leased(core, event, model, lease);
-		return;
-	}
-	split_bytes(model, &dropped, &mapped, &mapper);
 	if (ready_bytes(model) > 0) {
 		(void)model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
 	}
-	if (dropped > 0 || (had_job && mapped == 0)) {
-		report(core, event, model, CORE_OUTCOME_UNLOADED,
-		       dropped > 0 ? CORE_WHY_ASKED : CORE_WHY_CANCELLED);
-		last_action(core)->unload.bytes = dropped;
-		last_action(core)->unload.freed = model->backing == CORE_BACKING_FILE ? 0 : dropped;
+	if (lease != NULL) {
+		recall(core, event, model);
+		model->is_doomed = true;
 	}
-	if (mapped > 0) {
+	if (split.free > 0 || (had_job && split.mapped == 0 && lease == NULL)) {
+		report(core, event, model, CORE_OUTCOME_UNLOADED,
+		       split.free > 0 ? CORE_WHY_ASKED : CORE_WHY_CANCELLED);
+		last_action(core)->unload.bytes = split.free;
+		last_action(core)->unload.freed = model->backing == CORE_BACKING_FILE ? 0
+										      : split.free;
+	}
+	if (split.mapped > 0) {
 		report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_MAPPED);
-		last_action(core)->unload.bytes = mapped;
-		last_action(core)->unload.holder = idtab_id(&core->clients, mapper->client);
+		last_action(core)->unload.bytes = split.mapped;
+		last_action(core)->unload.holder = idtab_id(&core->clients, split.mapper->client);
+	}
+	if (lease != NULL) {
+		report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_IN_USE);
+		last_action(core)->unload.bytes = split.leased;
+		last_action(core)->unload.holder = idtab_id(&core->clients, lease->client);
 	}
 }
 

@@ -438,7 +438,8 @@ bool core_is_awaited(const struct core *core, uint32_t device)
 {
 	LIST_FOR_EACH (link, &core->jobs) {
 		const struct job *job = OF(link, struct job, by_age);
-		bool may_need = job->state < JOB_ROOM /* its header says where */
+		bool is_before = job->state < JOB_ROOM || job->state == JOB_CHECKING;
+		bool may_need = is_before /* its header says where */
 					? job->placement != CORE_PLACEMENT_HOST
 					: (job->devices >> device & 1) != 0;
 

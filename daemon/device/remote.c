@@ -158,17 +158,37 @@ static void take_open_answer(const void *response, void *to)
 	take_info(&((const struct wire_worker_open_response *)response)->info, to);
 }
 
+/* With a number that no plan can be made with, all other devices would be refused too. */
+static int check_granularity(uint64_t bytes, struct err *err)
+{
+	if (bytes > 0 && bytes <= MAX_GRANULARITY && (bytes & (bytes - 1)) == 0) {
+		return 0;
+	}
+	return err_set(err, WIRE_DEVICE_LOST,
+		       "its worker says that memory comes in pieces of %llu bytes",
+		       (unsigned long long)bytes);
+}
+
 static int remote_info(const struct device *base, struct device_info *ret, struct err *err)
 {
 	struct worker_call call = {.method = WIRE_METHOD_WORKER_INFO, .fd = -1};
+	struct device_info info;
 	struct remote_extent use;
+	struct err failure = {0};
 	int code = remote_use_link(base, &use, err);
 
 	if (code < 0) {
 		return code;
 	}
 	call.limit_ns = use.limit_ns;
-	code = worker_link_call(use.link, &call, NULL, take_info_answer, ret, err);
+	code = worker_link_call(use.link, &call, NULL, take_info_answer, &info, err);
+	if (code == 0 && check_granularity(info.granularity, &failure) < 0) {
+		worker_link_lose(use.link, failure.text);
+		code = err_set(err, failure.code, "%s: %s", base->name, failure.text);
+	}
+	if (code == 0) {
+		*ret = info;
+	}
 	(void)worker_link_unref(use.link);
 	return code;
 }
@@ -200,17 +220,6 @@ static void describe_sims(const struct remote_options *options, struct wire_work
 	}
 }
 
-/* With a number that no plan can be made with, all other devices would be refused too. */
-static int check_granularity(const struct device *device, uint64_t bytes, struct err *err)
-{
-	if (bytes > 0 && bytes <= MAX_GRANULARITY && (bytes & (bytes - 1)) == 0) {
-		return 0;
-	}
-	return err_set(err, WIRE_DEVICE_LOST,
-		       "%s: its worker says that memory comes in pieces of %llu bytes",
-		       device->name, (unsigned long long)bytes);
-}
-
 int remote_attach(struct device *device, int socket, const struct remote_options *options,
 		  struct device_info *ret, bool *ret_has_ended, struct err *err)
 {
@@ -233,7 +242,7 @@ int remote_attach(struct device *device, int socket, const struct remote_options
 	describe_sims(options, sims);
 	code = worker_link_call(link, &call, NULL, take_open_answer, &info, err);
 	if (code == 0) {
-		code = check_granularity(device, info.granularity, err);
+		code = check_granularity(info.granularity, err);
 	}
 	if (code < 0) {
 		if (ret_has_ended != NULL) {

@@ -266,24 +266,30 @@ int remote_seal(struct extent *base, struct err *err)
 	return worker_link_call(extent->link, &call, NULL, NULL, NULL, err);
 }
 
-int remote_release(struct extent *base, struct err *err)
+/* What the worker had is free with it; and what it does not take back with nothing else. */
+static void give_back(struct worker_link *link, uint64_t id, uint64_t bytes, uint64_t limit_ns)
 {
-	struct remote_extent *extent = container_of(base, struct remote_extent, base);
-	const struct wire_worker_release_request wire = {.extent = extent->id};
+	const struct wire_worker_release_request wire = {.extent = id};
 	const struct worker_call call = {.method = WIRE_METHOD_WORKER_RELEASE,
 					 .request = &wire,
 					 .fd = -1,
-					 .limit_ns = extent->limit_ns};
+					 .limit_ns = limit_ns};
 	struct err failure = {0};
 	char reason[sizeof failure.text + 64];
 
-	(void)err;
-	/* What the worker had is free with it; and what it does not take back with nothing else. */
-	if (worker_link_call(extent->link, &call, NULL, NULL, NULL, &failure) < 0) {
+	if (worker_link_call(link, &call, NULL, NULL, NULL, &failure) < 0) {
 		(void)snprintf(reason, sizeof reason, "it did not take back %llu bytes: %s",
-			       (unsigned long long)extent->base.bytes, failure.text);
-		worker_link_lose(extent->link, reason);
+			       (unsigned long long)bytes, failure.text);
+		worker_link_lose(link, reason);
 	}
+}
+
+int remote_release(struct extent *base, struct err *err)
+{
+	struct remote_extent *extent = container_of(base, struct remote_extent, base);
+
+	(void)err;
+	give_back(extent->link, extent->id, base->bytes, extent->limit_ns);
 	free_extent(extent);
 	return 0;
 }
@@ -357,11 +363,6 @@ static int copy_between(const struct remote_extent *to, const struct remote_exte
 			struct err *err)
 {
 	struct remote_extent imported = {.link = to->link, .limit_ns = to->limit_ns};
-	struct wire_worker_release_request wire;
-	struct worker_call release = {.method = WIRE_METHOD_WORKER_RELEASE,
-				      .request = &wire,
-				      .fd = -1,
-				      .limit_ns = to->limit_ns};
 	int fd = -1;
 	int code = remote_export(&from->base, &fd, err);
 
@@ -374,9 +375,7 @@ static int copy_between(const struct remote_extent *to, const struct remote_exte
 		return code;
 	}
 	code = copy_within(to, imported.id, err);
-	wire.extent = imported.id;
-	/* Refused: it is the worker's to keep, and the copy is there all the same. */
-	(void)worker_link_call(to->link, &release, NULL, NULL, NULL, NULL);
+	give_back(to->link, imported.id, from->base.bytes, to->limit_ns);
 	return code;
 }
 

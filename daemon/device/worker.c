@@ -368,7 +368,7 @@ static int do_copy(struct request *request, struct err *err)
 	return code < 0 ? code : device_copy(to, from, err);
 }
 
-/* Refused, its bytes stay taken, but nobody can say so a second time. */
+/* Refused, its bytes stay taken as long as this process lives: who asked ends it. */
 static int do_release(struct request *request, struct err *err)
 {
 	struct slot *slot;

@@ -180,6 +180,57 @@ static void a_worker_with_pieces_that_no_plan_can_be_made_with_is_refused(void *
 	}
 }
 
+/* It opens as it should, and says another number when it is asked how it is. */
+static void *say_another_number(void *argument)
+{
+	static const uint64_t pieces[] = {4096, 3};
+	const int socket = *(const int *)argument;
+
+	for (uint32_t id = 0; id < 2; id++) {
+		const struct wire_worker_info info = {.total = 1 << 20,
+						      .granularity = pieces[id],
+						      .uuid = wire_str("x"),
+						      .product = wire_str(""),
+						      .pci = wire_str("")};
+		const struct wire_worker_open_response opened = {.info = info};
+		const struct wire_worker_info_response looked = {.info = info};
+		uint8_t bytes[4096];
+		struct wire_buffer buffer = {.bytes = bytes, .capacity = sizeof bytes};
+
+		REQUIRE(recv(socket, bytes, sizeof bytes, 0) > 0);
+		REQUIRE(wire_encode_response(&buffer, id,
+					     id == 0 ? WIRE_METHOD_WORKER_OPEN
+						     : WIRE_METHOD_WORKER_INFO,
+					     id == 0 ? (const void *)&opened
+						     : (const void *)&looked,
+					     0));
+		REQUIRE(send(socket, bytes, buffer.size, 0) == (ssize_t)buffer.size);
+	}
+	return NULL;
+}
+
+static void a_worker_whose_pieces_change_is_given_up(void **state)
+{
+	struct device_info info = {.granularity = 7};
+	struct device *device = NULL;
+	struct err err = {0};
+	pthread_t thread;
+	int ends[2];
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+	assert_int_equal(pthread_create(&thread, NULL, say_another_number, &ends[1]), 0);
+	assert_int_equal(device_open("remote", "sim:0", &device, &err), 0);
+	assert_int_equal(remote_attach(device, ends[0], &options, NULL, NULL, &err), 0);
+	assert_int_equal(device_info(device, &info, &err), -WIRE_DEVICE_LOST);
+	assert_non_null(strstr(err.text, "memory comes in pieces of 3 bytes"));
+	assert_int_equal(info.granularity, 7);
+	assert_int_equal(device_info(device, &info, &err), -WIRE_DEVICE_LOST); /* at once */
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	(void)close(ends[1]);
+	(void)device_close(device);
+}
+
 #define CASE(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int main(void)
@@ -187,6 +238,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CASE(a_worker_that_speaks_another_language_is_given_up),
 		CASE(what_a_worker_is_lent_stays_as_long_as_it_was),
+		CASE(a_worker_whose_pieces_change_is_given_up),
 		CASE(a_worker_with_pieces_that_no_plan_can_be_made_with_is_refused),
 	};
 

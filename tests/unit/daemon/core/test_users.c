@@ -74,6 +74,54 @@ static void blocks_give_way_though_another_uses_the_images(void **state)
 	scene_free(scene);
 }
 
+/* He may move them and has none himself: what he places stays there like anybody's. */
+static void what_an_administrator_places_lingers(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	const uint64_t owner = scene_open(scene, 1000);
+	const uint64_t admin =
+		scene_step(scene, (struct core_event){.type = EV_CLIENT_OPENED,
+						      .opened = {.uid = 500, .is_admin = true}});
+	uint32_t request;
+
+	(void)state;
+	(void)scene_loaded(scene, owner, 1, N_BLOCKS * BLOCK, plain);
+	scene->now_ns += 2 * LINGER_NS;
+	placed_moved(scene, admin, 1, "1122");
+	assert_int_equal(scene_view(scene, 1).job, 0);
+	assert_true(scene->next_deadline_ns > scene->now_ns);
+	scene->now_ns = scene->next_deadline_ns;
+	(void)scene_step(scene, (struct core_event){.type = EV_TICK});
+	assert_int_equal(scene_view(scene, 1).job_placement, CORE_PLACEMENT_HOST);
+	request = placed_place(scene, admin, 1, "1122"); /* while they leave */
+	scene_expect(scene, admin, request, 0);
+	assert_int_equal(scene_view(scene, 1).job, 0);
+	placed_assert(scene, 1, "1122");
+	scene_free(scene);
+}
+
+/* Her process maps the blocks without a connection, and he leases the images. */
+static void what_a_ghost_maps_beside_a_lease_is_not_told_as_freed(void **state)
+{
+	uint64_t alice;
+	uint64_t bob;
+	struct scene *scene = given_both(&alice, &bob);
+	const struct core_action *held;
+
+	(void)state;
+	(void)scene_load(scene, alice, 1, attached);
+	scene_client_event(scene, EV_CLIENT_CLOSED, alice);
+	unload(scene, scene_open(scene, 0), 1);
+	assert_null(find_item(scene, CORE_OUTCOME_UNLOADED));
+	held = find_item(scene, CORE_OUTCOME_HELD);
+	assert_int_equal(held->unload.why, CORE_WHY_MAPPED);
+	assert_int_equal(held->unload.bytes, N_BLOCKS * BLOCK);
+	assert_int_equal(held->unload.holder, alice);
+	assert_int_equal(scene_count(scene, ACT_UNLOAD_ITEM), 2); /* and the images, in use */
+	scene_free(scene);
+}
+
 static void what_a_ghost_does_not_map_is_unloaded_and_not_held(void **state)
 {
 	uint64_t alice;
@@ -127,6 +175,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(blocks_leave_for_want_of_use_though_another_uses_the_images),
 		cmocka_unit_test(blocks_give_way_though_another_uses_the_images),
+		cmocka_unit_test(what_an_administrator_places_lingers),
+		cmocka_unit_test(what_a_ghost_maps_beside_a_lease_is_not_told_as_freed),
 		cmocka_unit_test(what_a_ghost_does_not_map_is_unloaded_and_not_held),
 		cmocka_unit_test(of_an_older_place_only_who_has_blocks_is_named),
 	};
