@@ -9,7 +9,7 @@ import time
 
 import distorch
 import pytest
-from conftest import BUILD, HeldDaemon, make_safetensors, slowness, wait_until
+from conftest import BUILD, HeldDaemon, make_safetensors, run_python, slowness, wait_until
 from screen import Terminal
 from test_ctl import CTL, ctl, ctl_json
 from test_top import environment_of, top_on
@@ -509,6 +509,30 @@ def test_ctrl_c_ends_the_wait_for_those_who_are_asked(cards, child, twelve, verb
             wait_until(lambda: d.events(types="evicted"), what="the room")
             wait_until(lambda: not d.devices()[1].reserved, what="its end")
         assert victim.ask() == "usable"
+
+
+OFTEN_INTERRUPTED = """
+import random, signal, time
+from distorch.client import _interruptibly
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+for _ in range(1500):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.random() * 0.0006 + 1e-6)
+        _interruptibly(lambda: time.sleep(0.002))
+        time.sleep(10)
+    except KeyboardInterrupt:
+        pass
+print("always an interrupt")
+"""
+
+
+def test_ctrl_c_at_any_moment_of_a_wait_is_ctrl_c():
+    """Waiting by a condition it was, one time in a thousand, a RuntimeError of a lock."""
+    assert run_python(OFTEN_INTERRUPTED) == "always an interrupt\n"
 
 
 def test_the_live_view_has_each_card(cards, twelve):

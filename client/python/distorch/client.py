@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A connection to distorchd."""
 
+import _thread
 import collections
 import concurrent.futures
 import contextlib
@@ -152,17 +153,22 @@ def _interruptibly(call, undo=None):
     if not _in_main_thread():
         return call()
     future = concurrent.futures.Future()
+    done = _thread.allocate_lock()
 
     def work():
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(call())
-        except BaseException as failure:  # for who waits
-            future.set_exception(failure)
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(call())
+            except BaseException as failure:  # for who waits
+                future.set_exception(failure)
+        done.release()
 
     try:
-        threading.Thread(target=work, daemon=True, name="distorch-call").start()
+        done.acquire()
+        # Not by a condition, as Thread.start and Future.result wait: interrupted as it lets go of
+        # its lock it raises RuntimeError.
+        _thread.start_new_thread(work, ())
+        done.acquire()
         return future.result()
     except BaseException:
         if not future.cancel() and undo is not None:  # it has begun
