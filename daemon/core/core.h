@@ -266,7 +266,8 @@ uint64_t core_share(const struct core *core, uint32_t device);
 bool core_above_share(const struct core *core, uint32_t device, uint32_t *ret_uid,
 		      uint64_t *ret_bytes);
 void core_account_get(const struct core *core, uint32_t device, struct core_account_view *ret);
-/* Does a load that was begun before the device drained wait for room there, or may it come to? */
+/* Does a load that was begun before the device drained wait for room there, or may it yet ask for
+ * some once its header is read? */
 bool core_is_awaited(const struct core *core, uint32_t device);
 /* What a load of the model (0: of one that is not known) would have evicted there for so many bytes
  * that are not free: at least these, or 0 where it cannot be had. */

@@ -159,7 +159,8 @@ static struct counted counted_before(const struct holder *last, bool is_mapped)
 		const struct holder *holder = OF(link, struct holder, by_model);
 
 		if (holder->client != last->client || (is_mapped && holder->n_mapped == 0) ||
-		    holder->generation >= last->generation) {
+		    holder->generation >= last->generation ||
+		    holder->is_remnant != last->is_remnant) { /* they have nothing in common */
 			continue;
 		}
 		if (holder->generation > before.images) {
