@@ -353,6 +353,7 @@ void answer_unload_item(struct daemon *daemon, const struct core_action *action)
 	struct pending *pending = client == NULL ? NULL
 						 : client_find_pending(client, action->request);
 	struct answer_line *line;
+	uint64_t mapper;
 
 	if (pending == NULL || (line = describe_add_line(daemon, pending, action->model)) == NULL) {
 		return;
@@ -361,6 +362,9 @@ void answer_unload_item(struct daemon *daemon, const struct core_action *action)
 	line->why = action->unload.why;
 	line->bytes = action->unload.bytes;
 	line->freed = action->unload.freed;
+	if (line->why == CORE_WHY_IN_USE) {
+		line->was_mapped = recall_mapped(daemon, action->model, &mapper);
+	}
 	line->holder = action->unload.holder;
 	line->uid = action->unload.uid;
 }

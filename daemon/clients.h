@@ -26,6 +26,7 @@ struct answer_line {
 	enum core_outcome outcome;
 	enum core_why why;
 	uint64_t bytes, freed;
+	uint64_t was_mapped; /* of the model, while it was going already */
 	uint64_t holder;
 	uint32_t uid;
 	int code;

@@ -3,7 +3,9 @@
 #include "daemon/recall.h"
 
 #include "base/os/clock.h"
+#include "base/os/log.h"
 
+#include <string.h>
 #include <utlist.h>
 
 #include "daemon/answer.h"
@@ -14,6 +16,28 @@
 
 /* An answer waits so long for what is being dropped: closing a large image takes seconds. */
 #define DROP_NS 10000000000U
+
+uint64_t recall_mapped(const struct daemon *daemon, uint64_t model, uint64_t *ret_mapper)
+{
+	struct core_segment_view segment;
+	uint64_t bytes = 0;
+	uint32_t cursor = 0;
+
+	*ret_mapper = 0;
+	while (core_segment_next(daemon->core, model, &cursor, &segment)) {
+		uint64_t mapper;
+
+		if (segment.state != SEGMENT_DROPPING && segment.state != SEGMENT_HELD) {
+			continue;
+		}
+		mapper = core_segment_mapper(daemon->core, segment.id);
+		if (mapper != 0) {
+			bytes += segment.bytes;
+			*ret_mapper = mapper;
+		}
+	}
+	return bytes;
+}
 
 static bool is_leased(const struct daemon *daemon, const struct answer_line *line)
 {
@@ -34,39 +58,71 @@ static bool has_leased(const struct daemon *daemon, const struct pending *pendin
 	return false;
 }
 
-/* What nobody leases any more was dropped with its last lease. Some process may still map it. */
-static void note_dropped(const struct daemon *daemon, struct answer_line *line)
-{
-	struct core_segment_view segment;
-	uint64_t held = 0;
-	uint32_t cursor = 0;
-
-	line->holder = 0;
-	while (core_segment_next(daemon->core, line->model, &cursor, &segment)) {
-		uint64_t mapper;
-
-		if (segment.state != SEGMENT_DROPPING && segment.state != SEGMENT_HELD) {
-			continue;
-		}
-		mapper = core_segment_mapper(daemon->core, segment.id);
-		if (mapper != 0) {
-			held += segment.bytes;
-			line->holder = mapper;
-		}
-	}
-	line->outcome = held > 0 ? CORE_OUTCOME_HELD : CORE_OUTCOME_UNLOADED;
-	line->why = held > 0 ? CORE_WHY_MAPPED : CORE_WHY_ASKED;
-	line->freed = held < line->bytes ? line->bytes - held : 0;
-}
-
-static void note_all_dropped(const struct daemon *daemon, struct pending *pending)
+static struct answer_line *find_line(struct pending *pending, uint64_t model,
+				     enum core_outcome outcome, enum core_why why)
 {
 	for (uint32_t i = 0; i < pending->n_lines; i++) {
 		struct answer_line *line = &pending->lines[i];
 
+		if (line->model == model && line->outcome == outcome && line->why == why) {
+			return line;
+		}
+	}
+	return NULL;
+}
+
+/* A part of what 'like' told, with what is told of its model already. */
+static void add_part(struct pending *pending, const struct answer_line *like,
+		     enum core_outcome outcome, enum core_why why, uint64_t bytes, uint64_t holder)
+{
+	struct answer_line *line = find_line(pending, like->model, outcome, why);
+
+	if (line == NULL) {
+		line = pending_add_line(pending);
+		if (line == NULL) {
+			log_warning("an answer lost a line: no memory");
+			return;
+		}
+		*line = *like;
+		line->bytes = line->freed = 0;
+	}
+	line->outcome = outcome;
+	line->why = why;
+	line->bytes += bytes;
+	line->freed += outcome == CORE_OUTCOME_UNLOADED && like->freed > 0 ? bytes : 0;
+	line->holder = holder;
+}
+
+/* What nobody leases any more was dropped with its last lease. Some process may still map it, or
+ * a part of it. */
+static void note_dropped(const struct daemon *daemon, struct pending *pending, uint32_t index)
+{
+	const struct answer_line like = pending->lines[index];
+	uint64_t mapper;
+	uint64_t held = recall_mapped(daemon, like.model, &mapper);
+
+	held -= held < like.was_mapped ? held : like.was_mapped;
+	held = held < like.bytes ? held : like.bytes;
+	pending->n_lines--;
+	memmove(&pending->lines[index], &pending->lines[index + 1],
+		(pending->n_lines - index) * sizeof like);
+	if (held < like.bytes || held == 0) {
+		add_part(pending, &like, CORE_OUTCOME_UNLOADED, CORE_WHY_ASKED, like.bytes - held,
+			 0);
+	}
+	if (held > 0) {
+		add_part(pending, &like, CORE_OUTCOME_HELD, CORE_WHY_MAPPED, held, mapper);
+	}
+}
+
+static void note_all_dropped(const struct daemon *daemon, struct pending *pending)
+{
+	for (uint32_t i = pending->n_lines; i-- > 0;) {
+		const struct answer_line *line = &pending->lines[i];
+
 		if (line->outcome == CORE_OUTCOME_HELD && line->why == CORE_WHY_IN_USE &&
 		    !is_leased(daemon, line)) {
-			note_dropped(daemon, line);
+			note_dropped(daemon, pending, i);
 		}
 	}
 }

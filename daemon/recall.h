@@ -15,6 +15,9 @@ struct pending;
 
 void recall_init(struct daemon *daemon);
 
+/* The bytes of the model that a process maps while they are going; 'ret_mapper': one of those who
+ * map them, 0: none. */
+uint64_t recall_mapped(const struct daemon *daemon, uint64_t model, uint64_t *ret_mapper);
 /* Does the answer of this unload have to wait? */
 bool recall_waits(struct daemon *daemon, struct pending *pending);
 /* Answer one of this id that waits, as it stands. False: there is none. */

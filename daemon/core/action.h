@@ -161,7 +161,7 @@ struct core_action {
 			enum core_outcome outcome;
 			enum core_why why;
 			uint64_t bytes;
-			uint64_t freed;  /* of them charged: the page cache is not ours to free */
+			uint64_t freed; /* of them charged, by now or then: the page cache is not */
 			uint64_t holder; /* client, where one is in the way; 0: none */
 			uint32_t uid;    /* whose wish, where one is in the way */
 		} unload;

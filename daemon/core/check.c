@@ -191,6 +191,19 @@ static const char *check_model(const struct core *core, const struct model *mode
 	return NULL;
 }
 
+/* Who waits for a verification waits for a copy of the published generation. */
+static const char *check_verifiers(const struct model *model)
+{
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		if (segment->is_verifying && segment_is_current(segment)) {
+			return NULL;
+		}
+	}
+	return list_is_empty(&model->verifiers) ? NULL : "I8 who waits is answered by something";
+}
+
 static const char *check_client(const struct client *client)
 {
 	if (!client->is_connected && !list_is_empty(&client->waiters)) {
@@ -320,6 +333,7 @@ const char *core_check(const struct core *core)
 	cursor = 0;
 	while (broken == NULL && (model = idtab_next(&core->models, &cursor)) != NULL) {
 		broken = check_model(core, model);
+		broken = broken != NULL ? broken : check_verifiers(model);
 	}
 	cursor = 0;
 	while (broken == NULL && (client = idtab_next(&core->clients, &cursor)) != NULL) {

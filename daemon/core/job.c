@@ -616,6 +616,7 @@ static void publish(struct core *core, struct job *job)
 	core->actions[core->n_actions - 1].note.duration_ns = core->now_ns - job->begun_ns;
 	model_touch(core, model);
 	end(core, job, model);
+	segment_verify_published(core, model);
 	model_drain(core, model);
 	backing_settle(core, model); /* what was said meanwhile */
 }

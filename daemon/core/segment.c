@@ -90,6 +90,7 @@ void segment_answer_verifiers(struct core *core, const struct model *model, int 
 
 void segment_drop(struct core *core, struct segment *segment, enum core_why why)
 {
+	const bool is_current = segment_is_current(segment);
 	struct core_action *action;
 
 	segment->why = (uint8_t)why;
@@ -97,7 +98,9 @@ void segment_drop(struct core *core, struct segment *segment, enum core_why why)
 	segment_end(segment);
 	if (segment->is_verifying) {
 		segment->is_verifying = false; /* its result says nothing any more */
-		segment_answer_verifiers(core, segment->model, WIRE_CANCELLED);
+		if (is_current) {              /* else they wait for what was published since */
+			segment_answer_verifiers(core, segment->model, WIRE_CANCELLED);
+		}
 	}
 	segment_set_state(core, segment, SEGMENT_DROPPING);
 	action = core_act(core, ACT_DROP);
@@ -333,6 +336,31 @@ void segment_verify(struct core *core, struct segment *segment)
 	action->device = segment->device;
 }
 
+void segment_verify_all(struct core *core, const struct model *model)
+{
+	LIST_FOR_EACH (link, &model->segments) {
+		struct segment *segment = OF(link, struct segment, by_model);
+
+		/* One that is being hashed already answers for this one too. */
+		if (segment->state == SEGMENT_READY && !segment->is_verifying &&
+		    segment_is_current(segment)) {
+			segment_verify(core, segment);
+		}
+	}
+}
+
+void segment_verify_published(struct core *core, const struct model *model)
+{
+	if (list_is_empty(&model->verifiers)) {
+		return;
+	}
+	if (model->backing == CORE_BACKING_IMAGE) {
+		segment_verify_all(core, model);
+	} else {
+		segment_answer_verifiers(core, model, WIRE_UNSUPPORTED);
+	}
+}
+
 void segment_on_device_doubted(struct core *core, const struct core_event *event)
 {
 	struct segment *segment;
@@ -352,22 +380,31 @@ void segment_on_verified(struct core *core, const struct core_event *event)
 	struct segment *segment = idtab_find(&core->segments, event->verified.segment);
 	struct model *model;
 	int code = event->verified.code;
+	bool is_current;
 
 	if (segment == NULL || !segment->is_verifying) {
 		return;
 	}
 	model = segment->model;
 	segment->is_verifying = false;
+	is_current = segment_is_current(segment);
 	if (code == 0 && !event->verified.is_equal) {
 		/* First, for those that go with it are no longer verified. */
-		segment_answer_verifiers(core, model, WIRE_BAD_FILE);
+		if (is_current) {
+			segment_answer_verifiers(core, model, WIRE_BAD_FILE);
+		}
 		if (!segment->is_bad) { /* else another one of its generation was found before */
 			quarantine(core, segment);
 		}
 		return;
 	}
+	if (!is_current) {
+		return; /* they wait for what was published since */
+	}
 	LIST_FOR_EACH (link, &model->segments) {
-		if (OF(link, struct segment, by_model)->is_verifying && code == 0) {
+		const struct segment *other = OF(link, struct segment, by_model);
+
+		if (other->is_verifying && segment_is_current(other) && code == 0) {
 			return; /* the answer waits for the last copy */
 		}
 	}
@@ -432,7 +469,7 @@ static uint64_t lose_copies(struct core *core, struct model *model, uint32_t dev
 		    segment_is_current(segment)) {
 			place_tear(model);
 		}
-		if (segment->is_verifying) {
+		if (segment->is_verifying && segment_is_current(segment)) {
 			segment_answer_verifiers(core, model, WIRE_DEVICE_LOST);
 		}
 		segment_remove(core, segment);

@@ -452,6 +452,10 @@ const struct holder *segment_mapper(const struct segment *segment);
 enum segment_sum segment_sum_of(const struct core *core, const struct segment *segment);
 void segment_answer_verifiers(struct core *core, const struct model *model, int code);
 void segment_verify(struct core *core, struct segment *segment);
+/* All copies of the published generation. */
+void segment_verify_all(struct core *core, const struct model *model);
+/* Another generation was: who waits for a verification is told of that one. */
+void segment_verify_published(struct core *core, const struct model *model);
 void segment_on_filled(struct core *core, const struct core_event *event);
 void segment_on_dropped(struct core *core, const struct core_event *event);
 void segment_on_verified(struct core *core, const struct core_event *event);

@@ -205,6 +205,7 @@ static void unload_copies(struct core *core, const struct core_event *event, str
 {
 	const struct split split = split_bytes(model);
 	const struct lease *lease = find_living(model);
+	const bool is_charged = model->backing != CORE_BACKING_FILE;
 
 	if (ready_bytes(model) > 0) {
 		(void)model_drop(core, model, CORE_NOTE_UNLOADED, CORE_WHY_ASKED);
@@ -217,8 +218,7 @@ static void unload_copies(struct core *core, const struct core_event *event, str
 		report(core, event, model, CORE_OUTCOME_UNLOADED,
 		       split.free > 0 ? CORE_WHY_ASKED : CORE_WHY_CANCELLED);
 		last_action(core)->unload.bytes = split.free;
-		last_action(core)->unload.freed = model->backing == CORE_BACKING_FILE ? 0
-										      : split.free;
+		last_action(core)->unload.freed = is_charged ? split.free : 0;
 	}
 	if (split.mapped > 0) {
 		report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_MAPPED);
@@ -228,6 +228,7 @@ static void unload_copies(struct core *core, const struct core_event *event, str
 	if (lease != NULL) {
 		report(core, event, model, CORE_OUTCOME_HELD, CORE_WHY_IN_USE);
 		last_action(core)->unload.bytes = split.leased;
+		last_action(core)->unload.freed = is_charged ? split.leased : 0;
 		last_action(core)->unload.holder = idtab_id(&core->clients, lease->client);
 	}
 }
@@ -387,13 +388,5 @@ void unload_on_verify(struct core *core, const struct core_event *event)
 		core_reply(core, client, event->request, code, model);
 		return;
 	}
-	LIST_FOR_EACH (link, &model->segments) {
-		struct segment *segment = OF(link, struct segment, by_model);
-
-		/* One that is being hashed already answers for this one too. */
-		if (segment->state == SEGMENT_READY && !segment->is_verifying &&
-		    segment_is_current(segment)) {
-			segment_verify(core, segment);
-		}
-	}
+	segment_verify_all(core, model);
 }

@@ -1025,6 +1025,35 @@ def test_a_lease_that_ends_with_its_bytes_mapped_is_not_told_as_freed(cards, raw
     raw.call("unmapped", {"lease": lease.number, "epoch": cards.status()["epoch"]})
 
 
+def test_of_a_lease_that_ends_what_others_map_is_told_apart(cards, raw, tmp_path):
+    """Half of it is what a process without a connection maps of the place before."""
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 4)
+    gone = cards.raw(timeout=60.0)
+    before = load(gone, path, "sim:0")
+    before.map_blocks()
+    raw.call("place", {"model": path.name, "allocation": "sim:0,50%;sim:1,50%"})
+    gone.close()
+    wait_until(lambda: account(raw, "sim:0")["held"] > 0, 10 * slowness(), "what was there before")
+    with cards.raw(timeout=60.0) as holder:
+        lease = attach(holder, path)
+        number = raw.request("unload", {"select": {"all": True}, "mode": "recall",
+                                        "recall_ms": 3600000})
+        wait_until(lambda: holder.call("ping") is not None and
+                   any(name == "recall" for name, _ in holder.events), 10 * slowness(), "a recall")
+        lease.close()
+        error, result, _fds = raw.wait(number)
+    assert error is None
+    (unloaded,), (held,) = result["unloaded"], result["held"]
+    on = {name: account(raw, name) for name in ("sim:0", "sim:1")}
+    assert unloaded["bytes"] == result["total_bytes"] == 2 * 2 * MIB, result
+    assert 0 <= held["bytes"] - on["sim:0"]["held"] < 64 << 10, "beside it, the host's header"
+    assert on["sim:1"]["used"] == 0
+    before.close(detach=False)
+    raw.call("unmapped", {"lease": before.number, "epoch": cards.status()["epoch"]})
+    wait_until(lambda: account(raw, "sim:0")["used"] == 0, 10 * slowness(), "what was mapped")
+
+
 def test_verify_compares_blocks_with_their_file(raw, tmp_path):
     path = tmp_path / "m.safetensors"
     make_blocks(path, [MIB] * 4)

@@ -150,3 +150,20 @@ def test_blocks_are_verified_while_they_are_moved(start_daemon, tmp_path):
         os.kill(daemon.status()["devices"][2]["pid"], signal.SIGKILL)
         error, _result, _fds = mover.wait(place)
         assert error["code"] == "device-lost"
+
+
+def test_a_move_that_ends_meanwhile_ends_no_verification(start_daemon, tmp_path):
+    need_hooks()
+    daemon = start_daemon("sim.count=2", "sim.memory=64M", "gpu.budget=100%", "memory.ram=256M",
+                          "memory.reserve=0")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB] * 4)
+    with daemon.raw(timeout=SLOW) as raw, daemon.raw(timeout=SLOW) as mover:
+        load(raw, path, "sim:0").close()
+        daemon.tell("worker sim:0 read:1:hang:ever")
+        verify = raw.request("verify", {})
+        raw.call("status")  # the verification has been heard
+        mover.call("place", {"model": path.name, "allocation": "sim:1"})
+        check, = raw.wait(verify)[1]["checks"]
+        assert check["ok"], "what lies there now is told of"
+        os.kill(daemon.status()["devices"][1]["pid"], signal.SIGKILL)
