@@ -395,8 +395,10 @@ static int copy_staged(const struct remote_extent *to, const struct remote_exten
 			code = fill_staged(to, at, staging, part, err);
 		}
 	}
-	if (staging != NULL) {
+	if (code == 0) {
 		worker_link_return(to->link, staging);
+	} else if (staging != NULL) {
+		worker_link_discard(staging);
 	}
 	return code;
 }

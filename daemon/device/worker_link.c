@@ -97,7 +97,7 @@ struct worker_link *worker_link_ref(struct worker_link *link)
 	return link;
 }
 
-static void free_staging(struct staging *staging)
+void worker_link_discard(struct staging *staging)
 {
 	memfd_unmap(staging->memory, STAGING_BYTES);
 	if (staging->fd >= 0) {
@@ -115,7 +115,7 @@ struct worker_link *worker_link_unref(struct worker_link *link)
 		struct staging *staging = link->idle;
 
 		link->idle = staging->next;
-		free_staging(staging);
+		worker_link_discard(staging);
 	}
 	(void)close(link->socket); /* nothing is left unsent: every request was waited for */
 	(void)pthread_cond_destroy(&link->changed);
@@ -491,7 +491,7 @@ int worker_link_borrow(struct worker_link *link, uint64_t bytes, struct staging 
 	}
 	staging->memory = memory;
 	if (code < 0) {
-		free_staging(staging);
+		worker_link_discard(staging);
 		return code;
 	}
 	*ret = have_pages(staging, bytes);
@@ -511,6 +511,6 @@ void worker_link_return(struct worker_link *link, struct staging *staging)
 	}
 	unlock_link(link);
 	if (!is_kept) {
-		free_staging(staging);
+		worker_link_discard(staging);
 	}
 }

@@ -60,5 +60,7 @@ struct staging {
 int worker_link_borrow(struct worker_link *link, uint64_t bytes, struct staging **ret,
 		       struct err *err);
 void worker_link_return(struct worker_link *link, struct staging *staging);
+/* Instead: another link's worker may still be writing into it. */
+void worker_link_discard(struct staging *staging);
 
 #endif

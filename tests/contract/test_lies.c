@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/device/device.h"
@@ -231,6 +232,116 @@ static void a_worker_whose_pieces_change_is_given_up(void **state)
 	(void)device_close(device);
 }
 
+/* A worker by rote: answers these, and takes note of what it is lent. */
+struct rote {
+	int socket;
+	const enum wire_method *methods;
+	uint32_t n_methods;
+	bool leaves_last; /* instead of an answer */
+	ino_t lent;       /* the last */
+};
+
+static bool encode_rote(struct wire_buffer *buffer, uint32_t id, enum wire_method method)
+{
+	const struct wire_worker_open_response opened = {.info = {.total = 1 << 20,
+								  .granularity = 4096,
+								  .uuid = wire_str("x"),
+								  .product = wire_str(""),
+								  .pci = wire_str("")}};
+	const struct wire_worker_alloc_response allocated = {.extent = 1};
+	const struct wire_worker_fill_response filled = {.bytes = 4096};
+	const struct wire_error refused = {.code = wire_str("unsupported"),
+					   .message = wire_str("no peers")};
+
+	return method == WIRE_METHOD_WORKER_EXPORT
+		       ? wire_encode_error(buffer, id, &refused)
+		       : wire_encode_response(buffer, id, method,
+					      method == WIRE_METHOD_WORKER_OPEN
+						      ? (const void *)&opened
+					      : method == WIRE_METHOD_WORKER_ALLOC
+						      ? (const void *)&allocated
+					      : method == WIRE_METHOD_WORKER_FILL
+						      ? (const void *)&filled
+						      : NULL,
+					      0);
+}
+
+static void *live_by_rote(void *argument)
+{
+	struct rote *rote = argument;
+
+	for (uint32_t id = 0; id < rote->n_methods; id++) {
+		uint8_t bytes[4096];
+		struct wire_buffer buffer = {.bytes = bytes, .capacity = sizeof bytes};
+		struct fdpass_packet packet;
+		struct stat stat;
+
+		while (fdpass_receive(rote->socket, bytes, sizeof bytes, &packet) == FDPASS_AGAIN) {
+			scratch_sleep_ms(1);
+		}
+		if (packet.n_fds == 1) {
+			REQUIRE(fstat(packet.fds[0], &stat) == 0);
+			rote->lent = stat.st_ino;
+		}
+		fdpass_close_all(packet.fds, packet.n_fds);
+		if (rote->leaves_last && id + 1 == rote->n_methods) {
+			(void)shutdown(rote->socket, SHUT_RDWR);
+			break;
+		}
+		REQUIRE(encode_rote(&buffer, id, rote->methods[id]));
+		REQUIRE(send(rote->socket, bytes, buffer.size, 0) == (ssize_t)buffer.size);
+	}
+	return NULL;
+}
+
+/* What a worker may still write into is no other's buffer. */
+static void a_buffer_that_a_lost_worker_has_is_not_used_again(void **state)
+{
+	static const enum wire_method gives[] = {WIRE_METHOD_WORKER_OPEN, WIRE_METHOD_WORKER_ALLOC,
+						 WIRE_METHOD_WORKER_SEAL, WIRE_METHOD_WORKER_EXPORT,
+						 WIRE_METHOD_WORKER_READ};
+	static const enum wire_method takes[] = {WIRE_METHOD_WORKER_OPEN, WIRE_METHOD_WORKER_ALLOC,
+						 WIRE_METHOD_WORKER_FILL,
+						 WIRE_METHOD_WORKER_RELEASE};
+	const struct device_alloc request = {.name = "test", .bytes = 4096};
+	struct rote rotes[2] = {{.methods = gives, .n_methods = 5, .leaves_last = true},
+				{.methods = takes, .n_methods = 4}};
+	const int file = scratch_open();
+	const struct device_source source = {.fd = file, .bytes = 4096};
+	struct device *devices[2] = {0};
+	struct extent *extents[2] = {0};
+	struct err err = {0};
+	pthread_t threads[2];
+	uint64_t n_filled;
+	int ends[2][2];
+
+	(void)state;
+	scratch_fill(file, 0, 4096);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends[i]), 0);
+		rotes[i].socket = ends[i][1];
+		assert_int_equal(pthread_create(&threads[i], NULL, live_by_rote, &rotes[i]), 0);
+		assert_int_equal(device_open("remote", "sim:0", &devices[i], &err), 0);
+		assert_int_equal(remote_attach(devices[i], ends[i][0], &options, NULL, NULL, &err),
+				 0);
+		assert_int_equal(device_alloc(devices[i], &request, &extents[i], &err), 0);
+	}
+	assert_int_equal(device_seal(extents[0], &err), 0);
+	assert_int_equal(device_copy(extents[1], extents[0], &err), -WIRE_DEVICE_LOST);
+	assert_int_equal(pthread_join(threads[0], NULL), 0);
+	assert_int_not_equal(rotes[0].lent, 0);
+	assert_int_equal(device_fill(extents[1], 0, &source, &n_filled, &err), 0);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(device_release(extents[i], NULL), 0);
+		(void)device_close(devices[i]);
+		(void)close(ends[i][1]);
+	}
+	assert_int_equal(pthread_join(threads[1], NULL), 0);
+	assert_int_not_equal(rotes[1].lent, 0);
+	assert_int_not_equal(rotes[1].lent, rotes[0].lent);
+	(void)close(file);
+}
+
 #define CASE(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int main(void)
@@ -238,6 +349,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CASE(a_worker_that_speaks_another_language_is_given_up),
 		CASE(what_a_worker_is_lent_stays_as_long_as_it_was),
+		CASE(a_buffer_that_a_lost_worker_has_is_not_used_again),
 		CASE(a_worker_whose_pieces_change_is_given_up),
 		CASE(a_worker_with_pieces_that_no_plan_can_be_made_with_is_refused),
 	};
