@@ -42,8 +42,9 @@ static void respond(const struct client *client, const struct pending *pending,
 
 /* The descriptors of a grant: the table, then images when they are to be mapped: as many as one
  * packet takes, the rest is for `map`. */
-static int open_grant(const struct daemon *daemon, const struct core_action *action,
-		      int fds[1 + DESCRIBE_MAX_IMAGES], uint32_t *ret_n_fds)
+static int open_grant(const struct daemon *daemon, const struct client *client,
+		      const struct core_action *action, int fds[1 + DESCRIBE_MAX_IMAGES],
+		      uint32_t *ret_n_fds)
 {
 	const struct model_info *info = store_find_model(daemon->store, action->model);
 	const struct image_range range = {.model = action->model,
@@ -53,6 +54,9 @@ static int open_grant(const struct daemon *daemon, const struct core_action *act
 	int code = 0;
 
 	REQUIRE(info != NULL && info->current.table_fd >= 0);
+	if (!client_may_have_fds(daemon, client, 1)) {
+		return -WIRE_TOO_MANY;
+	}
 	fds[0] = sys_fcntl_dup(info->current.table_fd);
 	if (fds[0] < 0) {
 		return -WIRE_TOO_MANY;
@@ -169,7 +173,7 @@ static void answer_load(struct daemon *daemon, struct client *client, const stru
 	uint32_t n_fds = 0;
 	struct layout_description layout = {.letters = NULL};
 	AUTO_FREE char *letters = NULL;
-	int code = action->reply.lease == 0 ? 0 : open_grant(daemon, action, fds, &n_fds);
+	int code = action->reply.lease == 0 ? 0 : open_grant(daemon, client, action, fds, &n_fds);
 
 	if (code == 0 && !describe_lease(daemon, action, &layout)) {
 		code = -WIRE_NO_MEMORY;

@@ -6,9 +6,16 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <utlist.h>
 
+#include "daemon/daemon.h"
 #include "daemon/gather.h"
+#include "daemon/ipc/conn.h"
 #include "daemon/ipc/peer.h"
+
+#define FD_SHARE    8  /* the unread answers of one uid take this part of the descriptors at most */
+#define LEAST_SHARE 64 /* and may be two, whatever the limit is */
 
 struct pending *client_add_pending(struct client *client, uint32_t request, enum wire_method method,
 				   uint64_t now_ns)
@@ -108,6 +115,31 @@ bool client_take_devices(struct client *client, struct wire_list uuids)
 				    sizeof client->device_uuids[0]);
 	}
 	return true;
+}
+
+uint32_t clients_max_fds(void)
+{
+	struct rlimit limit;
+
+	return getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur > UINT32_MAX
+		       ? UINT32_MAX
+		       : (uint32_t)limit.rlim_cur;
+}
+
+bool client_may_have_fds(const struct daemon *daemon, const struct client *client, uint32_t n_fds)
+{
+	const uint32_t share = clients_max_fds() / FD_SHARE;
+	const struct client *other;
+	uint64_t sum = n_fds;
+
+	DL_FOREACH(daemon->clients, other)
+	{
+		if (other->uid == client->uid) {
+			sum += other->n_exporting;
+			sum += other->conn == NULL ? 0 : conn_unsent_fds(other->conn);
+		}
+	}
+	return sum <= (share > LEAST_SHARE ? share : LEAST_SHARE);
 }
 
 const char *client_display(const struct client *client)

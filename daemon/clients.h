@@ -16,6 +16,7 @@
 #include "proto/gen/wire_gen.h"
 
 struct conn;
+struct daemon;
 struct process_watch;
 
 /* One line of an unload's or a verify's answer. */
@@ -71,6 +72,7 @@ struct client {
 	char library[128];
 	char (*device_uuids)[65]; /* in its own order; NULL: it said nothing of devices */
 	uint32_t n_device_uuids;
+	uint32_t n_exporting; /* descriptors of blocks that are being opened for it */
 	uint64_t opened_ns;
 	struct pending pending[WIRE_REQUESTS_IN_FLIGHT];
 	struct list
@@ -85,6 +87,13 @@ struct pending *client_find_pending(struct client *client, uint32_t request);
 void pending_clear(struct pending *pending);
 /* Returns a zeroed line to fill, or NULL without memory. */
 struct answer_line *pending_add_line(struct pending *pending);
+
+/* That the daemon may have open. */
+uint32_t clients_max_fds(void);
+/* May an answer to the client keep so many more descriptors open? What those of one uid have not
+ * taken, and what is being opened for them, is an eighth of all at most: no user's unread answers
+ * leave the daemon without any. */
+bool client_may_have_fds(const struct daemon *daemon, const struct client *client, uint32_t n_fds);
 
 struct client *client_new(void); /* NULL: no memory */
 struct client *client_free(struct client *client);

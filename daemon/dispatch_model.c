@@ -576,7 +576,9 @@ void dispatch_map(const struct call *call, const struct wire_map_request *reques
 	range.model = lease.model;
 	range.generation = lease.generation;
 	range.count = count < DESCRIBE_MAX_IMAGES ? (uint32_t)count : DESCRIBE_MAX_IMAGES;
-	code = describe_images(call->daemon, &range, fds, &n_fds);
+	code = client_may_have_fds(call->daemon, call->client, 1)
+		       ? describe_images(call->daemon, &range, fds, &n_fds)
+		       : -WIRE_TOO_MANY;
 	if (code < 0) {
 		for (uint32_t i = 0; i < n_fds; i++) {
 			(void)close(fds[i]); /* read-only, nothing to lose */

@@ -164,6 +164,11 @@ static void export_them(struct errand *errand)
 
 static void release_them(struct daemon *daemon, const struct exporting *exporting)
 {
+	struct client *client = daemon_find_client(daemon, exporting->client);
+
+	if (client != NULL) {
+		client->n_exporting -= exporting->n_blocks;
+	}
 	for (uint32_t i = 0; i < exporting->n_blocks; i++) {
 		if (store_unhold_extent(daemon->store, exporting->segments[i])) {
 			execute_drop_now(daemon, exporting->segments[i]);
@@ -336,6 +341,12 @@ void dispatch_map_blocks(const struct call *call, const struct wire_map_request 
 	exporting->request = call->request;
 	exporting->lease = request->lease;
 	gather_blocks(call->daemon, &lease, first, count, exporting);
+	call->client->n_exporting += exporting->n_blocks;
+	if (exporting->err.code == 0 && !client_may_have_fds(call->daemon, call->client, 0)) {
+		(void)err_set(&exporting->err, WIRE_TOO_MANY,
+			      "answers of this user that nobody has read yet have all descriptors "
+			      "that are his: read them first");
+	}
 	if (call_expect(call) == NULL) {
 		release_them(call->daemon, exporting);
 		exporting_free(&exporting->errand);

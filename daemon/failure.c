@@ -161,7 +161,9 @@ static void failure_too_many(struct failure *failure, const struct core_action *
 		action->too_many.limit < CORE_LIMIT_N_VALUES ? words[action->too_many.limit] : NULL;
 
 	if (what == NULL) {
-		failure_set(failure, WIRE_TOO_MANY, "the daemon has no descriptors left");
+		failure_set(failure, WIRE_TOO_MANY,
+			    "there is no descriptor left for the answer: the daemon has none, or "
+			    "answers of this user that nobody has read yet have all of his");
 	} else {
 		failure_set(failure, WIRE_TOO_MANY, "there are as many %s as there may be: %llu",
 			    what, (unsigned long long)action->too_many.number);

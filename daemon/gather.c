@@ -11,7 +11,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <utlist.h>
 
 #include "daemon/core/core.h"
@@ -182,16 +181,6 @@ static int take_names(struct gathering *gathering, struct wire_list names, struc
 }
 
 /* ---- descriptors ---- */
-
-static uint32_t max_descriptors(void)
-{
-	struct rlimit limit;
-
-	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur > UINT32_MAX) {
-		return UINT32_MAX / FD_SHARE;
-	}
-	return (uint32_t)limit.rlim_cur / FD_SHARE;
-}
 
 static int take_index(const struct call *call, struct gathering *gathering, struct err *err)
 {
@@ -422,12 +411,13 @@ static uint32_t count_waiting(const struct client *client)
 
 static int check_share(const struct call *call, struct err *err)
 {
-	uint32_t uid = conn_peer(call->conn)->uid;
+	const uint32_t uid = conn_peer(call->conn)->uid;
+	const uint32_t share = clients_max_fds() / FD_SHARE;
 
-	if (file_n_descriptors(uid) + call->n_fds > max_descriptors()) {
+	if (file_n_descriptors(uid) + call->n_fds > share) {
 		return err_set(err, WIRE_TOO_MANY,
 			       "source files of uid %u take %u descriptors already, of %u", uid,
-			       file_n_descriptors(uid), max_descriptors());
+			       file_n_descriptors(uid), share);
 	}
 	return 0;
 }
@@ -518,7 +508,7 @@ void gather_part(const struct call *call, const struct wire_load_part_request *r
 		return;
 	}
 	begun = call_of(call->daemon, call->client, gathering);
-	if (take_named(call, gathering, request->shards, &err) < 0) {
+	if (check_share(call, &err) < 0 || take_named(call, gathering, request->shards, &err) < 0) {
 		refuse(call, &err);
 		give_up(&begun, gathering, &err);
 		arm(call->daemon);

@@ -39,7 +39,8 @@ struct waiting {
 	uint32_t id;
 	enum wire_method method;
 	bool is_answered;
-	int fd; /* that came with the answer, or -1 */
+	int fd;         /* that came with the answer, or -1 */
+	bool has_no_fd; /* one came, and there was no number left for it here */
 	size_t size;
 	uint8_t bytes[WORKER_PACKET_BYTES]; /* the answer */
 };
@@ -245,15 +246,16 @@ static __attribute__((noinline)) bool send_request(struct worker_link *link,
 /* ---- receiving ---- */
 
 /* Give a packet to who waits for it. Nobody does: a protocol of another kind. */
-static void deliver(struct worker_link *link, const uint8_t *bytes, struct fdpass_packet *received)
+static void deliver(struct worker_link *link, const uint8_t *bytes, struct fdpass_packet *received,
+		    bool is_cut)
 {
 	struct wire_packet packet;
 	struct wire_fault fault;
 	struct waiting *waiting = NULL;
 	bool is_good = wire_decode_packet(bytes, received->size, &wire_packet_limits, &packet,
 					  &fault) == 0 &&
-		       packet.kind == WIRE_RESPONSE && packet.n_fds == received->n_fds &&
-		       packet.n_fds <= 1;
+		       packet.kind == WIRE_RESPONSE && packet.n_fds <= 1 &&
+		       packet.n_fds == received->n_fds + (is_cut ? 1 : 0);
 
 	lock_link(link);
 	if (is_good) {
@@ -268,6 +270,7 @@ static void deliver(struct worker_link *link, const uint8_t *bytes, struct fdpas
 			waiting->fd = received->fds[0];
 			received->fds[0] = -1;
 		}
+		waiting->has_no_fd = is_cut;
 		waiting->is_answered = true;
 		(void)pthread_cond_broadcast(&link->changed);
 	} else {
@@ -286,15 +289,17 @@ static __attribute__((noinline)) void read_packet(struct worker_link *link, uint
 	(void)poll(&poll_fd, 1, left_ms(deadline_ns)); /* whatever it says: look */
 	switch (fdpass_receive(link->socket, bytes, sizeof bytes, &received)) {
 	case FDPASS_OK:
-		deliver(link, bytes, &received);
+		deliver(link, bytes, &received, false);
 		break;
 	case FDPASS_AGAIN:
 		break;
 	case FDPASS_END:
 		lose_ended(link);
 		break;
+	case FDPASS_BAD_FDS: /* our own want of descriptors is no fault of the worker's */
+		deliver(link, bytes, &received, received.n_fds == 0);
+		break;
 	case FDPASS_TOO_LARGE:
-	case FDPASS_BAD_FDS:
 		worker_link_lose(link, "its worker does not speak our protocol");
 		break;
 	case FDPASS_FAILED:
@@ -432,6 +437,12 @@ int worker_link_call(struct worker_link *link, const struct worker_call *call, i
 	}
 	err = err == NULL ? &own : err;
 	code = take_answer(link, &waiting, take, to, err);
+	if (code == 0 && waiting.has_no_fd) {
+		code = err_set(err, WIRE_TOO_MANY,
+			       "the daemon has no descriptor left for memory of %s: have "
+			       "LimitNOFILE or ulimit -n of it raised",
+			       link->name);
+	}
 	if (code == 0 && ret_fd != NULL) {
 		*ret_fd = waiting.fd;
 	} else if (waiting.fd >= 0) {

@@ -40,6 +40,9 @@ void conn_respond_no_memory(struct conn *conn, uint32_t request);
  */
 bool conn_send_event(struct conn *conn, enum wire_event event, const void *fields);
 
+/* Descriptors of answers that have not gone out yet. */
+uint32_t conn_unsent_fds(const struct conn *conn);
+
 /* Send what is queued (for at most a second), then close. */
 void conn_close_after_flush(struct conn *conn);
 

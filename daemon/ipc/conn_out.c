@@ -95,6 +95,7 @@ static void pop_packet(struct conn *conn)
 	}
 	conn->out_bytes -= packet->size;
 	conn->n_unsent -= packet->is_response ? 1 : 0;
+	conn->n_unsent_fds -= packet->n_fds;
 	conn->fds_outstanding = conn->fds_outstanding || packet->n_fds > 0;
 	packet_free(packet);
 }
@@ -174,6 +175,7 @@ static void append_packet(struct conn *conn, struct packet *packet)
 	conn->out_last = packet;
 	conn->out_bytes += packet->size;
 	conn->n_unsent += packet->is_response ? 1 : 0;
+	conn->n_unsent_fds += packet->n_fds;
 	conn_mark_dirty(conn);
 }
 
@@ -321,6 +323,11 @@ void conn_respond_error(struct conn *conn, uint32_t request, const struct wire_e
 	packet->is_response = true;
 	end_request(conn, request, wire_code_find(error->code));
 	queue_packet(conn, packet);
+}
+
+uint32_t conn_unsent_fds(const struct conn *conn)
+{
+	return conn->n_unsent_fds;
 }
 
 bool conn_send_event(struct conn *conn, enum wire_event event, const void *fields)

@@ -58,6 +58,7 @@ struct conn {
 	} in_flight[WIRE_REQUESTS_IN_FLIGHT];
 	uint32_t n_in_flight;
 	uint32_t n_unsent;                   /* answers in the queue */
+	uint32_t n_unsent_fds;               /* theirs */
 	struct packet *out_first, *out_last; /* owner: conn */
 	uint64_t out_bytes;
 	struct packet *reserve;  /* for an answer without memory; NULL: used up */

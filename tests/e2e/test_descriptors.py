@@ -16,6 +16,7 @@ import struct
 import msgpack
 import pytest
 from conftest import LIBC, RawError, close_all, list_fds, opened, slowness, wait_until
+from placed import attach, load, make_blocks
 from test_wire_hostile import as_nobody, goodbye, serves
 
 MIB = 1 << 20
@@ -110,6 +111,70 @@ def test_descriptors_cut_by_the_daemons_own_limit_end_their_connection(daemon):
                 resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
         assert other.call("ping") == {}
     assert daemon.log().count("bad packet from pid") == 1, "logged once, not each time"
+
+
+@pytest.fixture
+def card(start_daemon, tmp_path):
+    """A daemon with a model of 30 blocks on its only card."""
+    daemon = start_daemon("sim.count=1", "sim.memory=128M", "gpu.budget=100%", "memory.ram=64M",
+                          "memory.reserve=0")
+    make_blocks(tmp_path / "m.safetensors", [4096] * 30)
+    return daemon
+
+
+def limit_fds(daemon, number):
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (number, 4096))
+
+
+def is_ok(raw):
+    device, = (one for one in raw.call("devices")["devices"] if one["name"] == "sim:0")
+    return device["state"] == "ok"
+
+
+def test_want_of_a_descriptor_for_a_block_costs_no_card(card, tmp_path):
+    with card.raw(timeout=60.0) as raw:
+        lease = load(raw, tmp_path / "m.safetensors", "sim:0")
+        limit_fds(card, max(int(fd) for fd in os.listdir(f"/proc/{card.pid}/fd")) + 8)
+        with pytest.raises(RawError) as refused:
+            raw.call_fds("map", {"lease": lease.number, "blocks": [0, 30]})
+        limit_fds(card, 4096)
+        assert refused.value.code == "too-many" and "descriptor" in str(refused.value)
+        assert is_ok(raw)
+        _result, fds = raw.call_fds("map", {"lease": lease.number, "blocks": [0, 30]})
+        assert len(fds) == 30
+        close_all(fds)
+        lease.close()
+
+
+@pytest.mark.parametrize("method", ["map", "attach"])
+def test_answers_that_nobody_reads_keep_no_more_descriptors_than_their_share(card, tmp_path,
+                                                                             method):
+    path = tmp_path / "m.safetensors"
+    limit_fds(card, 800)
+    with card.raw(timeout=60.0) as raw:
+        load(raw, path, "sim:0").close()
+        before = raw.call("status")["open_fds"]
+        floods = [card.raw(timeout=60.0) for _ in range(8)]
+        leases = [attach(flood, path) for flood in floods]
+        numbers = [[flood.request(*(("map", {"lease": lease.number, "blocks": [0, 30]})
+                                    if method == "map" else ("attach", {"model": path.name})))
+                    for _ in range(25)] for flood, lease in zip(floods, leases, strict=True)]
+        opened_most = 0
+        for _ in range(20):
+            opened_most = max(opened_most, raw.call("status")["open_fds"] - before)
+        assert opened_most <= len(floods) * 2 + 800 // 8 + 8, "connections, and the share"
+        assert is_ok(raw)
+        for flood, asked in zip(floods, numbers, strict=True):
+            for number in asked:
+                error, _result, fds = flood.wait(number)
+                assert error is None or (error["code"] == "too-many" and error["retryable"])
+                close_all(fds)
+        _result, fds = floods[0].call_fds("map", {"lease": leases[0].number, "blocks": [0, 30]})
+        assert len(fds) == 30, "who has read all has his share again"
+        close_all(fds)
+        for flood, lease in zip(floods, leases, strict=True):
+            lease.close()
+            flood.close()
 
 
 def made(kind, folder):

@@ -282,6 +282,27 @@ def test_one_user_may_not_take_all_descriptors(daemon, sharded):
     wait_until(lambda: open_fds(daemon) == before, 5 * slowness())
 
 
+def test_nor_may_he_by_parts(daemon, sharded):
+    before = open_fds(daemon)
+    _soft, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (400, hard))
+    fds = (open_all(sharded.paths) * 30)[:30]
+    names = [f"{i:03d}" for i in range(240)]
+    with daemon.raw() as raw:
+        number = raw.request("load", {"shards": names, "index": False}, fds)
+        for at in range(30, 200 - 29, 30):
+            raw.call("load.part", {"load": number, "shards": names[at:at + 30]}, fds)
+        with pytest.raises(RawError) as part:
+            raw.call("load.part", {"load": number, "shards": names[180:210]}, fds)
+        assert part.value.code == "too-many" and "of 200" in str(part.value)
+        assert refused(raw.wait(number))["code"] == "too-many"
+        raw.load(sharded.paths[0])
+    close_all(set(fds))
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (hard, hard))
+    daemon.unload_all()
+    wait_until(lambda: open_fds(daemon) == before, 5 * slowness())
+
+
 def test_what_a_large_model_leaves_behind_is_in_nobodys_way(daemon, tmp_path, connect):
     sharded = Sharded(tmp_path / "m", n=256)
     d = connect()
