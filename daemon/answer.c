@@ -491,6 +491,7 @@ static void watch_begun_job(struct daemon *daemon, const struct core_action *act
 	}
 	job->watchers[job->n_watchers].client = action->client;
 	job->watchers[job->n_watchers].request = action->request;
+	job->watchers[job->n_watchers].placement = action->reply.placement;
 	job->n_watchers++;
 }
 

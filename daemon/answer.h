@@ -24,6 +24,9 @@ void answer_recalled(struct daemon *daemon, struct client *client, struct pendin
 void answer_recall(struct daemon *daemon, const struct core_action *action);
 void answer_lost(struct daemon *daemon, const struct core_action *action);
 void answer_note(struct daemon *daemon, const struct core_action *action);
+/* Tell those who began the load without waiting for it. */
+void answer_load_ended(struct daemon *daemon, const struct core_action *action);
+void answer_follow(struct daemon *daemon, const struct core_action *action);
 /* What was evicted, as far as an answer tells it. */
 struct answer_went {
 	uint32_t n_outcomes;

@@ -199,6 +199,12 @@ static void answer(struct daemon *daemon, const struct core_action *action)
 	case ACT_LOST:
 		answer_lost(daemon, action);
 		break;
+	case ACT_FOLLOW:
+		answer_follow(daemon, action);
+		break;
+	case ACT_LOAD_ENDED:
+		answer_load_ended(daemon, action);
+		break;
 	case ACT_NOTE:
 		answer_note(daemon, action);
 		break;
@@ -255,6 +261,8 @@ void execute(struct daemon *daemon, const struct core_action *action)
 	case ACT_REPLY:
 	case ACT_UNLOAD_ITEM:
 	case ACT_PROGRESS:
+	case ACT_FOLLOW:
+	case ACT_LOAD_ENDED:
 	case ACT_RECALL:
 	case ACT_LOST:
 	case ACT_NOTE:

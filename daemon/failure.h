@@ -84,15 +84,12 @@ void failure_difference_text(const struct daemon *daemon, const struct generatio
 			     const struct core_segment_view *copy, uint32_t shard, char *buffer,
 			     size_t buffer_size);
 
-/* What the core decided: 'action' is an ACT_REPLY with a code. */
+/* What the core decided: 'action' is an ACT_REPLY or ACT_LOAD_ENDED with a code. */
 void failure_from_reply(struct failure *failure, const struct daemon *daemon,
 			const struct core_action *action);
 
-/* A load that the core refused for want of memory, as its ACT_NOTE tells: the numbers are
- * what can be seen afterwards. For one who waits, and for everybody who may see the model. */
-void failure_from_refusal(struct failure *failure, const struct daemon *daemon,
-			  const struct client *viewer, const struct core_action *action);
-/* Returns 'buffer'. */
+/* A load that the core refused for want of memory, as its ACT_NOTE tells: the numbers are what can
+ * be seen afterwards, for everybody who may see the model. Returns 'buffer'. */
 const char *failure_refusal_text(const struct daemon *daemon, const struct core_action *action,
 				 char *buffer, uint32_t buffer_size);
 

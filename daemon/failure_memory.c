@@ -325,16 +325,6 @@ static void find_shortage(const struct daemon *daemon, const struct core_action 
 	}
 }
 
-void failure_from_refusal(struct failure *failure, const struct daemon *daemon,
-			  const struct client *viewer, const struct core_action *action)
-{
-	struct core_shortage shortage;
-
-	describe_use(daemon, viewer, action->device, action->model, &failure->use);
-	find_shortage(daemon, action, &failure->use, &shortage);
-	failure_no_memory(failure, daemon, viewer, action, &shortage);
-}
-
 const char *failure_refusal_text(const struct daemon *daemon, const struct core_action *action,
 				 char *buffer, uint32_t buffer_size)
 {

@@ -58,6 +58,7 @@ struct job_info {
 	struct {
 		uint64_t client;
 		uint32_t request;
+		uint64_t placement; /* that was asked for, or CORE_PLACEMENT_ANY */
 	} watchers[STORE_MAX_WATCHERS];
 	UT_hash_handle hh; /* store::jobs, by id */
 };

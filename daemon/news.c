@@ -345,41 +345,55 @@ static bool changes_state(enum core_note_type type)
 	return !history_is_wish(type) && type != CORE_NOTE_REFUSED;
 }
 
-/* Tell those who began the load without waiting for it. */
-static void tell_watchers(struct daemon *daemon, const struct core_action *action,
-			  const struct record *record)
+void answer_load_ended(struct daemon *daemon, const struct core_action *action)
 {
 	const struct job_info *job = store_find_job(daemon->store, action->job);
+	const struct model_info *model = store_find_model(daemon->store, action->model);
 	char id[33];
 
-	for (uint32_t i = 0; job != NULL && i < job->n_watchers; i++) {
+	for (uint32_t i = 0; job != NULL && model != NULL && i < job->n_watchers; i++) {
 		const struct client *client = daemon_find_client(daemon, job->watchers[i].client);
+		struct core_action to_him = *action;
 		struct failure failure;
 		struct wire_load_done_event event = {
 			.has_request = true,
 			.request = job->watchers[i].request,
-			.model = wire_str(describe_id(record->uuid, id)),
+			.model = wire_str(describe_id(model->uuid, id)),
 			.has_error = action->code != 0,
 		};
 
-		if (action->code != 0 && job->failure.code == action->code) {
-			failure_from_job(&failure, daemon, client, record->name, job);
-			event.error = failure.wire;
-		} else if (record->type == CORE_NOTE_REFUSED) {
-			failure_from_refusal(&failure, daemon, client, action);
-			event.error = failure.wire;
-		} else if (action->code == WIRE_BUSY) {
-			failure_set(&failure, WIRE_BUSY, "%s: %s", record->name, record->text);
-			event.error = failure.wire;
-		} else if (action->code != 0) {
-			failure_set(&failure, (enum wire_code)action->code, "%s: %s", record->name,
-				    wire_code_info((enum wire_code)action->code)->text);
+		if (client == NULL || client->conn == NULL) {
+			continue;
+		}
+		if (action->code != 0) {
+			to_him.client = client->id;
+			failure_from_reply(&failure, daemon, &to_him);
 			event.error = failure.wire;
 		}
-		if (client != NULL && client->conn != NULL) {
-			(void)conn_send_event(client->conn, WIRE_EVENT_LOAD_DONE, &event);
+		(void)conn_send_event(client->conn, WIRE_EVENT_LOAD_DONE, &event);
+	}
+}
+
+void answer_follow(struct daemon *daemon, const struct core_action *action)
+{
+	struct job_info *ended = store_find_job(daemon->store, action->job);
+	struct job_info *next;
+	uint32_t n_kept = 0;
+
+	if (ended == NULL || ended->n_watchers == 0) {
+		return;
+	}
+	next = store_get_job(daemon->store, action->follow.next, action->model);
+	for (uint32_t i = 0; i < ended->n_watchers; i++) {
+		if (next == NULL || next->n_watchers == STORE_MAX_WATCHERS ||
+		    ended->watchers[i].placement == CORE_PLACEMENT_ANY ||
+		    ended->watchers[i].placement == action->follow.placement) {
+			ended->watchers[n_kept++] = ended->watchers[i];
+		} else {
+			next->watchers[next->n_watchers++] = ended->watchers[i];
 		}
 	}
+	ended->n_watchers = n_kept;
 }
 
 static void remember_evicted(struct daemon *daemon, const struct core_action *action)
@@ -425,8 +439,6 @@ void answer_note(struct daemon *daemon, const struct core_action *action)
 {
 	struct record *record = history_add(&daemon->history);
 	enum core_note_type type = action->note.note;
-	bool is_load_end = type == CORE_NOTE_LOAD_DONE || type == CORE_NOTE_LOAD_FAILED ||
-			   type == CORE_NOTE_LOAD_CANCELLED || type == CORE_NOTE_REFUSED;
 	bool is_departure = type == CORE_NOTE_EVICTED || type == CORE_NOTE_UNLOADED;
 
 	daemon->metrics.n_notes[type][action->note.why]++;
@@ -438,9 +450,6 @@ void answer_note(struct daemon *daemon, const struct core_action *action)
 	if (type == CORE_NOTE_LOAD_DONE) {
 		daemon->metrics.bytes_read += action->note.bytes;
 		metrics_count_load(&daemon->metrics, action->note.duration_ns);
-	}
-	if (is_load_end) {
-		tell_watchers(daemon, action, record);
 	}
 	for (struct client *client = daemon->clients; client != NULL; client = client->next) {
 		if (wants(daemon, client, WIRE_EVENT_RECORD, record)) {

@@ -88,6 +88,8 @@ void testing_action(const struct core_action *action)
 		[ACT_UNLOAD_ITEM] = "do-unload-item",
 		[ACT_PROGRESS] = "do-progress",
 		[ACT_LOST] = "do-lost",
+		[ACT_FOLLOW] = "do-follow",
+		[ACT_LOAD_ENDED] = "do-load-ended",
 		[ACT_RECALL] = "do-recall",
 		[ACT_NOTE] = "do-note",
 		[ACT_RECORD_LEASE] = "do-record-lease",

@@ -31,6 +31,9 @@ enum core_action_type {
 	ACT_UNLOAD_ITEM,   /* one line of an unload's answer; ACT_REPLY follows */
 	ACT_PROGRESS,      /* tell one waiter how far its load is */
 	ACT_LOST,          /* tell the holder that its lease's bytes cannot be trusted */
+	ACT_FOLLOW,        /* who did not wait for the job, and wants it to lie elsewhere, has
+			    * another one */
+	ACT_LOAD_ENDED,    /* tell those who did not wait for it; fields as with ACT_REPLY */
 	ACT_RECALL,        /* ask the holder to let its lease go */
 	ACT_NOTE,          /* history, log line and event */
 	ACT_RECORD_LEASE,  /* a lease that maps something began, changed or ended */
@@ -149,9 +152,14 @@ struct core_action {
 			uint64_t lease; /* 0: none; of a reserve: the reservation */
 			uint64_t generation;
 			enum core_source source;
-			bool map;         /* send the image descriptors */
-			uint64_t current; /* stale: the current generation */
+			uint64_t placement; /* begun: that was asked for, or ANY */
+			bool map;           /* send the image descriptors */
+			uint64_t current;   /* stale: the current generation */
 		} reply;
+		struct {
+			uint64_t next;      /* job */
+			uint64_t placement; /* of the ended one */
+		} follow;
 		struct core_shortage shortage; /* ACT_REPLY with no-memory; busy of a reserve */
 		struct {
 			enum core_limit limit;

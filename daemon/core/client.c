@@ -88,6 +88,16 @@ void client_end_ghost(struct core *core, struct lease *ghost)
 	settle(core, client);
 }
 
+static bool waits_for(const struct client *client, const struct job *job)
+{
+	LIST_FOR_EACH (link, &client->waiters) {
+		if (OF(link, struct waiter, by_client)->job == job) {
+			return true;
+		}
+	}
+	return false;
+}
+
 void client_on_closed(struct core *core, const struct core_event *event)
 {
 	struct client *client = client_of(core, event->client);
@@ -101,7 +111,7 @@ void client_on_closed(struct core *core, const struct core_event *event)
 		struct job *job = waiter->job;
 
 		waiter_remove(core, waiter);
-		if (job != NULL) {
+		if (job != NULL && !waits_for(client, job)) { /* else once for all of his */
 			job_drop_if_unwanted(core, job);
 		}
 	}
@@ -189,6 +199,7 @@ void client_on_cancel(struct core *core, const struct core_event *event)
 		waiter_remove(core, waiter);
 		if (job != NULL) {
 			job_drop_if_unwanted(core, job);
+			break; /* the only one */
 		}
 	}
 	is_found = is_found || reserve_cancel(core, client, event->cancel.request);

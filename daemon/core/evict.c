@@ -409,3 +409,31 @@ void evict_expired(struct core *core)
 		(void)model_drop(core, model, CORE_NOTE_EVICTED, CORE_WHY_IDLE);
 	}
 }
+
+bool evict_may_for_refused(struct core *core, const struct job *job)
+{
+	bool is_refused = false;
+
+	if (job_is_modest(job)) {
+		return false;
+	}
+	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		const uint64_t bytes = job->refused[device];
+
+		if (bytes > evict_evictable(core, device, job->model)) {
+			return false;
+		}
+		is_refused = is_refused || bytes > 0;
+	}
+	return is_refused && job->n_restarts == 0 && core->now_ns >= core->quiet_until_ns;
+}
+
+void evict_for_refused(struct core *core, const struct job *job)
+{
+	for (uint32_t device = 0; device < core->config.n_devices; device++) {
+		if (job->refused[device] > 0) {
+			(void)evict_make_room(core, device, job->refused[device], job,
+					      CORE_WHY_ROOM);
+		}
+	}
+}

@@ -189,22 +189,40 @@ void job_run(struct core *core)
 	}
 }
 
-static void answer_all(struct core *core, struct job *job, int code)
+/* In the action that was made last. */
+static void describe_end(const struct core *core, const struct job *job, int code)
+{
+	struct core_action *action = &core->actions[core->n_actions - 1];
+
+	action->job = idtab_id(&core->job_table, job);
+	if (code == WIRE_NO_MEMORY && job->has_shortage) {
+		action->device = job->short_device;
+		action->shortage = job->shortage;
+	} else if (code == WIRE_TOO_MANY) { /* job_fill found no place for a copy */
+		action->too_many.limit = CORE_LIMIT_SEGMENTS;
+		action->too_many.number = core_limit_number(core, CORE_LIMIT_SEGMENTS);
+	}
+}
+
+static void tell_ended(struct core *core, const struct job *job, int code)
+{
+	struct core_action *action = core_act(core, ACT_LOAD_ENDED);
+
+	action->model = idtab_id(&core->models, job->model);
+	action->code = code;
+	describe_end(core, job, code);
+}
+
+static void answer_all(struct core *core, struct job *job, int code, bool goes_on)
 {
 	LIST_FOR_EACH_SAFE (link, &job->waiters) {
 		struct waiter *waiter = OF(link, struct waiter, by_owner);
-		struct core_action *action;
 
-		core_reply(core, waiter->client, waiter->request, code, job->model);
-		action = &core->actions[core->n_actions - 1];
-		action->job = idtab_id(&core->job_table, job);
-		if (code == WIRE_NO_MEMORY && job->has_shortage) {
-			action->device = job->short_device;
-			action->shortage = job->shortage;
-		} else if (code == WIRE_TOO_MANY) { /* job_fill found no place for a copy */
-			action->too_many.limit = CORE_LIMIT_SEGMENTS;
-			action->too_many.number = core_limit_number(core, CORE_LIMIT_SEGMENTS);
+		if (goes_on && !place_is_for(job, waiter)) {
+			continue;
 		}
+		core_reply(core, waiter->client, waiter->request, code, job->model);
+		describe_end(core, job, code);
 		waiter_remove(core, waiter);
 	}
 }
@@ -265,14 +283,12 @@ static bool is_untold(const struct job *job, int code)
 		(job->model->n_tries > 0 && (code == WIRE_BUSY || code == WIRE_DEVICE_LOST)));
 }
 
-void job_fail(struct core *core, struct job *job, int code)
+/* 'goes_on': who waits for another placement than this one's gets it. */
+static void fail(struct core *core, struct job *job, int code, bool goes_on)
 {
 	struct model *model = job->model;
 	bool is_spared;
 
-	if (model == NULL) {
-		return; /* ending already */
-	}
 	is_spared = is_untold(job, code);
 	job->code = code;
 	if (job->kind == JOB_LOAD) {
@@ -292,7 +308,7 @@ void job_fail(struct core *core, struct job *job, int code)
 	if (job->is_move && code != WIRE_SHUTTING_DOWN) {
 		place_serve_suited(core, job);
 	}
-	answer_all(core, job, code);
+	answer_all(core, job, code, goes_on);
 	if (model->file == 0) {
 		model->file = job->file; /* its inode is not reused while anything is left */
 	} else {
@@ -301,7 +317,6 @@ void job_fail(struct core *core, struct job *job, int code)
 	job->file = 0;
 	list_remove(&job->by_room);
 	job->state = JOB_ENDING;
-	job->model = NULL;
 	model->job = NULL;
 	model_touch(core, model);
 	if (model->is_displaced && job->kind == JOB_LOAD) {
@@ -312,6 +327,11 @@ void job_fail(struct core *core, struct job *job, int code)
 		place_drop_blocks(core, model, job->why);
 	}
 	model_drain(core, model); /* bad ones that it counted on */
+	if (goes_on) {
+		place_go_on(core, model, job);
+	}
+	tell_ended(core, job, code);
+	job->model = NULL;
 	if (job->n_outstanding > 0) {
 		core_act(core, ACT_CANCEL)->job = idtab_id(&core->job_table, job);
 	} else {
@@ -320,39 +340,17 @@ void job_fail(struct core *core, struct job *job, int code)
 	model_settle(core, model);
 }
 
+void job_fail(struct core *core, struct job *job, int code)
+{
+	if (job->model != NULL) { /* else it is ending already */
+		fail(core, job, code, code != WIRE_CANCELLED && place_may_go_on(job, code));
+	}
+}
+
 void job_drop_if_unwanted(struct core *core, struct job *job)
 {
-	if (job->model != NULL && list_is_empty(&job->waiters) && !job->no_wait) {
-		job_fail(core, job, WIRE_CANCELLED);
-	}
-}
-
-/* Devices had no room, though by their accounts they had: may as much be had from others there? */
-static bool may_make_room(struct core *core, const struct job *job)
-{
-	bool is_refused = false;
-
-	if (job_is_modest(job)) {
-		return false;
-	}
-	for (uint32_t device = 0; device < core->config.n_devices; device++) {
-		const uint64_t bytes = job->refused[device];
-
-		if (bytes > evict_evictable(core, device, job->model)) {
-			return false;
-		}
-		is_refused = is_refused || bytes > 0;
-	}
-	return is_refused && job->n_restarts == 0 && core->now_ns >= core->quiet_until_ns;
-}
-
-static void evict_for_refused(struct core *core, const struct job *job)
-{
-	for (uint32_t device = 0; device < core->config.n_devices; device++) {
-		if (job->refused[device] > 0) {
-			(void)evict_make_room(core, device, job->refused[device], job,
-					      CORE_WHY_ROOM);
-		}
+	if (job->model != NULL && !job->no_wait && !place_is_wanted(job)) {
+		fail(core, job, WIRE_CANCELLED, true);
 	}
 }
 
@@ -545,6 +543,7 @@ static void end(struct core *core, struct job *job, struct model *model)
 	answer_grants(core, job, model);
 	model->job = NULL;
 	place_go_on(core, model, job);
+	tell_ended(core, job, 0);
 	job->model = NULL;
 	forget(core, job);
 }
@@ -630,7 +629,7 @@ void job_result(struct core *core, struct job *job, int code)
 		job->code = code;
 	}
 	if (job->code != 0 && job->code != WIRE_CHANGED_WHILE_READING &&
-	    !(job->code == WIRE_NO_MEMORY && may_make_room(core, job))) {
+	    !(job->code == WIRE_NO_MEMORY && evict_may_for_refused(core, job))) {
 		job_fail(core, job, job->code); /* the others are told to hurry up */
 	} else if (job->n_outstanding > 0) {
 		return;

@@ -92,6 +92,8 @@ void load_answer_begun(struct core *core, const struct client *client, uint32_t 
 	action = &core->actions[core->n_actions - 1];
 	action->job = idtab_id(&core->job_table, job);
 	action->reply.source = CORE_SOURCE_BEGUN;
+	action->reply.placement = place_decides(job->model, client, placement) ? placement
+									       : CORE_PLACEMENT_ANY;
 }
 
 /* Wait for the job, or with no_wait be answered at once. False: the table is full. */

@@ -123,11 +123,17 @@ void place_supersede(struct job *job, const struct client *client, uint64_t plac
 	}
 }
 
+/* What it reads is what its model has, and what all who wait presented. */
+static bool is_of_known_content(const struct job *job)
+{
+	return !job->is_mixed && model_is_unchanged(job->model, &job->key);
+}
+
 void place_serve_suited(struct core *core, struct job *job)
 {
 	const struct model *model = job->model;
 
-	if (job->is_mixed || !model_is_unchanged(model, &job->key)) {
+	if (!is_of_known_content(job)) {
 		return; /* what is there is not what they presented */
 	}
 	LIST_FOR_EACH_SAFE (link, &job->waiters) {
@@ -322,6 +328,31 @@ void place_stay(struct core *core, const struct model *model)
 
 /* ---- what one generation did not settle ---- */
 
+bool place_is_for(const struct job *job, const struct waiter *waiter)
+{
+	return waiter->placement == CORE_PLACEMENT_ANY || waiter->placement == job->placement ||
+	       (waiter->placement == CORE_PLACEMENT_HOST && job->with_host &&
+		place_is_foreign(job->model, waiter->client));
+}
+
+bool place_is_wanted(const struct job *job)
+{
+	LIST_FOR_EACH (link, &job->waiters) {
+		if (!is_of_known_content(job) ||
+		    place_is_for(job, OF(link, struct waiter, by_owner))) {
+			return true;
+		}
+	}
+	return false;
+}
+
+bool place_may_go_on(const struct job *job, int code)
+{
+	return (code == WIRE_NO_MEMORY || code == WIRE_BAD_ARGUMENT || code == WIRE_DEVICE_LOST ||
+		code == WIRE_BUSY) &&
+	       is_of_known_content(job);
+}
+
 static void refuse_some(struct core *core, const struct model *model, struct job *ended)
 {
 	LIST_FOR_EACH_SAFE (link, &ended->waiters) {
@@ -362,7 +393,8 @@ static bool find_next(const struct job *ended, struct client *ret_client, uint64
 	*ret_client = (struct client){.uid = ended->next_uid, .is_admin = ended->is_next_admin};
 	return ended->next_placement != CORE_PLACEMENT_ANY &&
 	       place_may(ended->model, ret_client, ended->next_placement) &&
-	       !place_suits(ended->model, ret_client, ended->next_placement, true);
+	       !(model_is_resident(ended->model) &&
+		 place_suits(ended->model, ret_client, ended->next_placement, true));
 }
 
 static struct job *begin_next(struct core *core, struct model *model, const struct job *ended,
@@ -375,6 +407,12 @@ static struct job *begin_next(struct core *core, struct model *model, const stru
 		      : place_begin(core, model, placement, place_uid(model, client), client->uid);
 
 	if (job != NULL) {
+		struct core_action *action = core_act(core, ACT_FOLLOW);
+
+		action->job = idtab_id(&core->job_table, ended);
+		action->model = idtab_id(&core->models, model);
+		action->follow.next = idtab_id(&core->job_table, job);
+		action->follow.placement = ended->placement;
 		job->with_host = stays;
 		place_ask(job, client);
 		job->no_wait = list_is_empty(&ended->waiters);

@@ -500,6 +500,10 @@ uint64_t evict_would_free(struct core *core, uint32_t device, uint64_t bytes,
 /* Choose and drop victims for 'bytes' on the device; all or none. */
 bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const struct job *job,
 		     enum core_why why);
+/* Devices had no room for the job, though by their accounts they had: may as much be had from
+ * others there? */
+bool evict_may_for_refused(struct core *core, const struct job *job);
+void evict_for_refused(struct core *core, const struct job *job);
 /* Have one idle model leave, of this user or (NULL) of any: another needs its place. */
 bool evict_model(struct core *core, const struct user *owner, bool may_be_kept);
 uint64_t evict_expiry(const struct core *core, const struct model *model); /* NEVER: none */
@@ -535,6 +539,7 @@ void job_on_rechecked(struct core *core, const struct core_event *event);
 void job_fill(struct core *core, struct job *job);
 void job_result(struct core *core, struct job *job, int code); /* one fill has ended */
 void job_fail(struct core *core, struct job *job, int code);
+/* Nobody waits any more for what it makes. */
 void job_drop_if_unwanted(struct core *core, struct job *job);
 struct job *job_of(const struct core *core, uint64_t id);
 
@@ -635,6 +640,12 @@ bool place_decides(const struct model *model, const struct client *client, uint6
 void place_supersede(struct job *job, const struct client *client, uint64_t placement);
 /* The move fails: for whom it lies as he asked still, it has not. */
 void place_serve_suited(struct core *core, struct job *job);
+/* Is what the job makes what he waits for? */
+bool place_is_for(const struct job *job, const struct waiter *waiter);
+/* Does somebody wait for it, or who can have what he wants only with it? */
+bool place_is_wanted(const struct job *job);
+/* It fails with 'code': has that nothing to do with who waits for another placement? */
+bool place_may_go_on(const struct job *job, int code);
 /* Those whom the published generation does not suit get another. */
 void place_go_on(struct core *core, struct model *model, struct job *ended);
 void place_on_device_back(struct core *core, const struct core_event *event);

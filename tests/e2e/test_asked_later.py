@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is asked while a load or a move is under way: the last word counts, and is told truly."""
 import os
+import signal
 import subprocess
 
 import distorch
 import pytest
-from conftest import wait_until
-from placed import MIB, make_blocks
+from conftest import close_all, need_hooks, opened, slowness, wait_until
+from placed import MIB, load, make_blocks
 from test_ctl import CTL, ctl, ctl_json
 
 
@@ -150,3 +151,91 @@ def test_what_is_pinned_on_its_way_off_a_device_stays_there(start_daemon, tmp_pa
             return
         assert ctl(daemon, "unpin", path.name).returncode == 0
     pytest.fail("it left, however early it was pinned")
+
+
+def events_of(raw, name):
+    def found():
+        raw.call("ping")
+        return [event for one, event in raw.events if one == name]
+    wait_until(found, 30 * slowness(), f"{name}")
+    return found()
+
+
+def refusal(answer):
+    error, _result, _fds = answer
+    return error and error["code"]
+
+
+def test_who_joined_for_another_place_does_not_fail_with_the_first(slow, path):
+    """He was told of the first one's card, which is full, though he asked for RAM."""
+    need_hooks()
+    make_blocks(path, [4 * MIB] * 20)  # more than sim:0 has
+    with slow.raw(timeout=60.0) as first, slow.raw(timeout=60.0) as second, opened(path) as fd:
+        for wish in {}, {"attach": True}:
+            slow.tell("fault pread:1:delay=300")  # of the header: all are there by then
+            asked = first.request("load", {"allocation": "sim:0"}, [fd])
+            joined = second.request("load", {"allocation": "cpu"} | wish, [fd])
+            assert refusal(first.wait(asked)) == "no-memory"
+            error, result, fds = second.wait(joined)
+            assert error is None and places(slow) == ["cpu"], error
+            close_all(fds)
+            if wish:
+                second.call("detach", {"lease": result["lease"]})
+            slow.unload_all()
+
+
+def test_of_those_who_do_not_wait_one_may_fail_alone_and_each_hears_of_his(slow, path):
+    need_hooks()
+    make_blocks(path, [4 * MIB] * 20)
+    with slow.raw(timeout=60.0) as first, slow.raw(timeout=60.0) as second, opened(path) as fd:
+        slow.tell("fault pread:1:delay=300")
+        one = first.request("load", {"allocation": "sim:0", "no_wait": True}, [fd])
+        other = second.request("load", {"allocation": "cpu", "no_wait": True}, [fd])
+        assert refusal(first.wait(one)) is None and refusal(second.wait(other)) is None
+        (done,), (loaded,) = (events_of(raw, "load.done") for raw in (first, second))
+        assert done["request"] == one and done["error"]["code"] == "no-memory"
+        assert loaded["request"] == other and "error" not in loaded
+        assert places(slow) == ["cpu"]
+
+
+def test_a_card_that_dies_is_no_matter_for_who_waits_for_another(slow, path):
+    with slow.raw(timeout=60.0) as first, slow.raw(timeout=60.0) as second:
+        load(first, path, "cpu").close()
+        asked = first.request("place", {"model": path.name, "allocation": "sim:0"})
+        wait_until(lambda: is_moving(slow), what="the move")
+        joined = second.request("place", {"model": path.name, "allocation": "sim:1"})
+        second.call("status")
+        os.kill(slow.status()["devices"][1]["pid"], signal.SIGKILL)
+        assert refusal(first.wait(asked)) == "device-lost"
+        assert refusal(second.wait(joined)) is None
+        assert places(slow) == ["sim:1"]
+
+
+def test_a_move_that_only_others_wait_behind_is_not_carried_out(slow, path):
+    with slow.raw(timeout=60.0) as first, slow.raw(timeout=60.0) as second:
+        load(first, path, "cpu").close()
+        asked = first.request("place", {"model": path.name, "allocation": "sim:0"})
+        wait_until(lambda: is_moving(slow), what="the move")
+        joined = second.request("place", {"model": path.name, "allocation": "sim:1"})
+        second.call("status")
+        assert first.call("cancel", {"id": asked})["found"]
+        assert refusal(first.wait(asked)) == "cancelled"
+        assert refusal(second.wait(joined)) is None
+        assert places(slow) == ["sim:1"]
+        types = [record["type"] for record in first.call("events.history", {})["records"]]
+        assert types.count("placed") == 1, types
+
+
+@pytest.mark.parametrize("how", ["move", "recheck"])
+def test_a_load_begun_without_waiting_is_told_of_however_it_ends(slow, path, how):
+    with slow.raw(timeout=60.0) as raw:
+        load(raw, path).close()
+        if how == "recheck":
+            os.chmod(path, 0o600)
+        with opened(path) as fd:
+            wish = {"allocation": "sim:0"} if how == "move" else {}
+            number = raw.request("load", wish | {"no_wait": True}, [fd])
+            assert raw.wait(number)[1]["source"] == "begun"
+        done, = events_of(raw, "load.done")
+        assert done["request"] == number and "error" not in done
+        assert places(slow) == (["sim:0"] if how == "move" else ["cpu"])

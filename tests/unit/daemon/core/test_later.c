@@ -63,6 +63,31 @@ static void for_whom_it_lies_as_he_asked_a_failed_move_is_none(void **state)
 	scene_free(scene);
 }
 
+static void a_load_that_fails_fails_for_those_who_wanted_that(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t alice = scene_open(scene, 1000);
+	uint64_t bob = scene_open(scene, 1000);
+	uint32_t here;
+	uint32_t there;
+
+	(void)state;
+	here = scene_load(scene, alice, 1, (struct scene_load){.placement = placed_as("1111")});
+	there = scene_load(scene, bob, 1, (struct scene_load){.placement = placed_as("2222")});
+	scene_budget(scene, 1, 0);
+	placed_header(scene, 1, false);
+	scene_expect(scene, alice, here, WIRE_NO_MEMORY);
+	assert_int_equal(scene_count(scene, ACT_LOAD_ENDED), 1);
+	assert_int_equal(scene_find(scene, ACT_LOAD_ENDED, 0)->code, WIRE_NO_MEMORY);
+	assert_int_equal(scene_count(scene, ACT_FOLLOW), 1);
+	assert_null(scene_reply(scene, bob, there));
+	placed_finish(scene, 1, false);
+	scene_expect(scene, bob, there, 0);
+	placed_assert(scene, 1, "2222");
+	scene_free(scene);
+}
+
 static void who_waits_is_not_moved_away_by_an_older_word(void **state)
 {
 	const struct core_config config = placed_config();
@@ -277,6 +302,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_load_to_where_it_is_moved_from_has_it_back),
 		cmocka_unit_test(for_whom_it_lies_as_he_asked_a_failed_move_is_none),
+		cmocka_unit_test(a_load_that_fails_fails_for_those_who_wanted_that),
 		cmocka_unit_test(who_waits_is_not_moved_away_by_an_older_word),
 		cmocka_unit_test(another_users_images_supersede_no_move),
 		cmocka_unit_test(what_runs_out_stays_for_who_asks_for_it_there),
