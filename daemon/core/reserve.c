@@ -285,13 +285,12 @@ static uint64_t recallable(const struct core *core, struct reservation *reservat
 	return reservation->recallable;
 }
 
-/* It has no room by what may go: is it to wait for loads under way, and for those who are asked
- * to let go? */
-static bool may_wait(struct core *core, struct reservation *reservation, uint64_t coming)
+/* It has no room by what may go, nor by loads under way: would it have it by those who can be asked
+ * to let go? Then they are. */
+static bool may_ask(struct core *core, struct reservation *reservation, uint64_t coming)
 {
 	uint64_t asked = recallable(core, reservation);
 
-	coming = account_add(coming, evict_later(core, reservation->device, NULL));
 	if (reservation->bytes >
 	    account_room(account_of(core, reservation), account_add(coming, asked))) {
 		return false;
@@ -332,9 +331,15 @@ bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t 
 			(void)evict_make_room(core, device, lacking, NULL, CORE_WHY_RESERVED);
 			core->displacing_client = 0;
 		}
-	} else if (!may_wait(core, reservation, coming)) {
-		refuse(core, reservation, WIRE_NO_MEMORY);
-		return false;
+	} else {
+		coming = account_add(coming, evict_later(core, device, NULL));
+		if (reservation->bytes > account_room(account, coming)) {
+			if (may_ask(core, reservation, coming)) {
+				return true; /* and nobody behind it: leases end when they end */
+			}
+			refuse(core, reservation, WIRE_NO_MEMORY);
+			return false;
+		}
 	}
 	older[device] = wanted;
 	return true;

@@ -115,6 +115,26 @@ static void who_uses_it_is_asked_to_let_go(void **state)
 	scene_free(scene);
 }
 
+/* Leases end when their holders want. */
+static void who_waits_for_leases_is_in_no_loads_way(void **state)
+{
+	uint64_t client;
+	struct scene *scene = given(&client);
+	uint64_t other = scene_open(scene, 1000);
+	uint64_t lease = scene_loaded(scene, client, 1, 80 * MIB, mapped);
+	uint32_t request =
+		reserve(scene, other, (struct asked){.bytes = 50 * MIB, .recall_ns = 5000000000});
+
+	(void)state;
+	(void)scene_loaded(scene, client, 2, 10 * MIB, plain);
+	assert_true(scene_is_resident(scene, 2));
+	assert_null(scene_reply(scene, other, request));
+	scene_lease_event(scene, EV_DETACH, client, lease);
+	scene_drop_all(scene);
+	scene_expect(scene, other, request, 0);
+	scene_free(scene);
+}
+
 static void who_does_not_let_go_is_told_of(void **state)
 {
 	uint64_t client;
@@ -324,6 +344,7 @@ int main(void)
 		cmocka_unit_test(the_end_of_the_connection_ends_it),
 		cmocka_unit_test(its_time_runs_out),
 		cmocka_unit_test(who_uses_it_is_asked_to_let_go),
+		cmocka_unit_test(who_waits_for_leases_is_in_no_loads_way),
 		cmocka_unit_test(who_does_not_let_go_is_told_of),
 		cmocka_unit_test(without_recall_it_is_refused_at_once),
 		cmocka_unit_test(there_are_not_more_than_there_may_be),
