@@ -151,14 +151,23 @@ static void exporting_free(struct errand *errand)
 	free(exporting);
 }
 
+/* Those of one device by one call. */
 static void export_them(struct errand *errand)
 {
 	struct exporting *exporting = container_of(errand, struct exporting, errand);
+	int code = 0;
 
-	while (exporting->n_fds < exporting->n_blocks &&
-	       device_export(exporting->extents[exporting->n_fds],
-			     &exporting->fds[exporting->n_fds], &exporting->err) == 0) {
-		exporting->n_fds++;
+	while (code == 0 && exporting->n_fds < exporting->n_blocks) {
+		const struct extent **first = &exporting->extents[exporting->n_fds];
+		const uint32_t n_left = exporting->n_blocks - exporting->n_fds;
+		uint32_t n_extents = 1;
+
+		while (n_extents < n_left && first[n_extents]->device == first[0]->device) {
+			n_extents++;
+		}
+		code = device_export_all(first, n_extents, &exporting->fds[exporting->n_fds],
+					 &exporting->err);
+		exporting->n_fds += code == 0 ? n_extents : 0;
 	}
 }
 

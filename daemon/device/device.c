@@ -45,6 +45,22 @@ static int copy_through_host(struct extent *to, const struct extent *from, struc
 	return 0;
 }
 
+static int export_each(const struct extent *const *extents, uint32_t n_extents, int *ret_fds,
+		       struct err *err)
+{
+	for (uint32_t i = 0; i < n_extents; i++) {
+		int code = device_export(extents[i], &ret_fds[i], err);
+
+		while (code < 0 && i > 0) {
+			(void)close(ret_fds[--i]); /* of memory */
+		}
+		if (code < 0) {
+			return code;
+		}
+	}
+	return 0;
+}
+
 static void prepare_nothing(struct extent *extent, uint64_t offset, uint64_t n_bytes)
 {
 	(void)extent;
@@ -93,6 +109,7 @@ static void add_backend(const struct device_ops *ops)
 	REQUIRE(n_backends < DEVICE_MAX_BACKENDS);
 	backend = &backends[n_backends];
 	*backend = *ops;
+	backend->export_all = ops->export_all == NULL ? export_each : ops->export_all;
 	backend->copy = ops->copy == NULL ? copy_through_host : ops->copy;
 	backend->prepare = ops->prepare == NULL ? prepare_nothing : ops->prepare;
 	backend->bytes = ops->bytes == NULL ? see_nothing : ops->bytes;
@@ -217,6 +234,13 @@ int device_release(struct extent *extent, struct err *err)
 int device_export(const struct extent *extent, int *ret_fd, struct err *err)
 {
 	return extent->ops->export(extent, ret_fd, err);
+}
+
+int device_export_all(const struct extent *const *extents, uint32_t n_extents, int *ret_fds,
+		      struct err *err)
+{
+	REQUIRE(n_extents > 0 && n_extents <= DEVICE_MAX_EXPORTS);
+	return extents[0]->ops->export_all(extents, n_extents, ret_fds, err);
 }
 
 int device_import(struct device *device, int fd, uint64_t bytes, struct extent **ret,

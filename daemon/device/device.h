@@ -25,6 +25,7 @@ struct device_ops;
 #define DEVICE_NAME_SIZE    64
 #define DEVICE_UUID_SIZE    64
 #define DEVICE_PCI_SIZE     16
+#define DEVICE_MAX_EXPORTS  32 /* in one call: as many as a packet takes */
 #define DEVICE_MAX_PEERS    15
 #define DEVICE_MAX_CARDS    (DEVICE_MAX_PEERS + 1) /* of a machine, that are used */
 #define DEVICE_MAX_BACKENDS 8
@@ -128,6 +129,10 @@ struct device_ops {
 
 	/* ---- optional: registration puts what is right for a device without them ---- */
 
+	/* As export, of several extents of one device, DEVICE_MAX_EXPORTS at most: all, or none;
+	 * absent: one after the other. */
+	int (*export_all)(const struct extent *const *extents, uint32_t n_extents, int *ret_fds,
+			  struct err *err);
 	/* From a sealed extent into one that is not; absent: through the host. */
 	int (*copy)(struct extent *to, const struct extent *from, struct err *err);
 	/* Take the memory behind a range before it is written. Failure is none: it gets slower. */
@@ -170,6 +175,8 @@ int device_read(const struct extent *extent, uint64_t offset, void *bytes, uint6
 int device_seal(struct extent *extent, struct err *err);
 int device_release(struct extent *extent, struct err *err); /* NULL is fine */
 int device_export(const struct extent *extent, int *ret_fd, struct err *err);
+int device_export_all(const struct extent *const *extents, uint32_t n_extents, int *ret_fds,
+		      struct err *err);
 int device_import(struct device *device, int fd, uint64_t bytes, struct extent **ret,
 		  struct err *err);
 int device_borrow(struct device *device, int fd, uint64_t bytes, struct extent **ret,

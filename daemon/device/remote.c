@@ -336,6 +336,7 @@ const struct device_ops remote_device_ops = {
 	.seal = remote_seal,
 	.release = remote_release,
 	.export = remote_export,
+	.export_all = remote_export_all,
 	.import = remote_import,
 	.copy = remote_copy,
 };

@@ -294,19 +294,36 @@ int remote_release(struct extent *base, struct err *err)
 	return 0;
 }
 
-int remote_export(const struct extent *base, int *ret_fd, struct err *err)
+int remote_export_all(const struct extent *const *extents, uint32_t n_extents, int *ret_fds,
+		      struct err *err)
 {
-	const struct remote_extent *extent = extent_of(base);
-	const struct wire_worker_export_request wire = {.extent = extent->id};
+	const struct remote_extent *first = extent_of(extents[0]);
+	uint64_t ids[DEVICE_MAX_EXPORTS];
+	const struct wire_worker_export_request wire = {
+		.extents = {.items = ids, .count = n_extents}};
 	const struct worker_call call = {.method = WIRE_METHOD_WORKER_EXPORT,
 					 .request = &wire,
 					 .fd = -1,
-					 .limit_ns = extent->limit_ns};
+					 .limit_ns = first->limit_ns,
+					 .n_ret_fds = n_extents};
 
-	if (!extent->is_sealed) {
-		return err_set(err, WIRE_NOT_ALLOWED, "the extent is not sealed yet");
+	for (uint32_t i = 0; i < n_extents; i++) {
+		const struct remote_extent *extent = extent_of(extents[i]);
+
+		if (!extent->is_sealed) {
+			return err_set(err, WIRE_NOT_ALLOWED, "the extent is not sealed yet");
+		}
+		if (extent->link != first->link) { /* one of the two is lost */
+			return err_set(err, WIRE_DEVICE_LOST, "its worker is another one since");
+		}
+		ids[i] = extent->id;
 	}
-	return worker_link_call(extent->link, &call, ret_fd, NULL, NULL, err);
+	return worker_link_call(first->link, &call, ret_fds, NULL, NULL, err);
+}
+
+int remote_export(const struct extent *base, int *ret_fd, struct err *err)
+{
+	return remote_export_all(&base, 1, ret_fd, err);
 }
 
 /* Into 'extent', which has a link and no id yet. */

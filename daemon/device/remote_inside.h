@@ -38,6 +38,8 @@ int remote_read(const struct extent *base, uint64_t offset, void *bytes, uint64_
 int remote_seal(struct extent *base, struct err *err);
 int remote_release(struct extent *base, struct err *err);
 int remote_export(const struct extent *base, int *ret_fd, struct err *err);
+int remote_export_all(const struct extent *const *extents, uint32_t n_extents, int *ret_fds,
+		      struct err *err);
 int remote_import(struct device *device, int fd, uint64_t bytes, struct extent **ret,
 		  struct err *err);
 int remote_copy(struct extent *to_base, const struct extent *from_base, struct err *err);

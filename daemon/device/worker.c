@@ -31,7 +31,7 @@
 #include "proto/wire.h"
 
 #define MAX_EXTENTS       65536
-#define SPARE_DESCRIPTORS 32 /* for requests under way */
+#define SPARE_DESCRIPTORS (4 * DEVICE_MAX_EXPORTS) /* for requests and answers under way */
 #define MAX_THREADS       128
 #define HANGUP_MS         1000
 
@@ -59,7 +59,8 @@ struct request {
 	const union wire_body *body;
 	int fd; /* -1: none; stays the request's */
 	union wire_body response;
-	int response_fd;         /* -1: none; closed when it is sent */
+	int response_fds[DEVICE_MAX_EXPORTS]; /* closed when they are sent */
+	uint32_t n_response_fds;
 	struct device_info info; /* what a response borrows from */
 	struct wire_worker_peer peers[DEVICE_MAX_PEERS];
 };
@@ -349,10 +350,27 @@ static int do_seal(struct request *request, struct err *err)
 
 static int do_export(struct request *request, struct err *err)
 {
-	struct extent *extent = NULL;
-	int code = find_extent(request->body->worker_export_request.extent, &extent, err);
+	struct wire_list ids = request->body->worker_export_request.extents;
+	const struct extent *extents[DEVICE_MAX_EXPORTS];
+	uint32_t n_extents = 0;
+	uint64_t id;
+	int code;
 
-	return code < 0 ? code : device_export(extent, &request->response_fd, err);
+	while (wire_list_next(&ids, NULL, &id)) {
+		struct extent *extent = NULL;
+
+		code = find_extent(id, &extent, err);
+		if (code < 0) {
+			return code;
+		}
+		extents[n_extents++] = extent; /* the schema bounds them */
+	}
+	if (n_extents == 0) {
+		return err_set(err, WIRE_BAD_ARGUMENT, "no extent is named");
+	}
+	code = device_export_all(extents, n_extents, request->response_fds, err);
+	request->n_response_fds = code == 0 ? n_extents : 0;
+	return code;
 }
 
 static int do_copy(struct request *request, struct err *err)
@@ -474,15 +492,15 @@ static void end_with(int exit_code)
 	_exit(__atomic_load_n(&worker.is_lost, __ATOMIC_ACQUIRE) ? 1 : exit_code);
 }
 
-static void send_packet(const struct wire_buffer *buffer, const int *fd)
+static void send_packet(const struct wire_buffer *buffer, const int *fds, uint32_t n_fds)
 {
 	struct pollfd poll_fd = {.fd = worker.socket, .events = POLLOUT};
 	enum fdpass_status status;
 	int error = 0;
 
 	for (;;) {
-		status = fdpass_send(worker.socket, buffer->bytes, buffer->size, fd,
-				     *fd >= 0 ? 1 : 0, &error);
+		status =
+			fdpass_send(worker.socket, buffer->bytes, buffer->size, fds, n_fds, &error);
 		if (status != FDPASS_AGAIN) {
 			break;
 		}
@@ -506,10 +524,9 @@ static __attribute__((noinline)) void send_error(uint32_t id, const struct err *
 						    .errno_ = (uint64_t)(unsigned)err->sys,
 						    .has_offset = err->offset != 0,
 						    .offset = err->offset}};
-	const int none = -1;
 
 	(void)wire_encode_error(&buffer, id, &error); /* fits: the text is bounded */
-	send_packet(&buffer, &none);
+	send_packet(&buffer, NULL, 0);
 }
 
 static __attribute__((noinline)) void send_response(uint32_t id, enum wire_method method,
@@ -519,10 +536,10 @@ static __attribute__((noinline)) void send_response(uint32_t id, enum wire_metho
 	struct wire_buffer buffer = {.bytes = bytes, .capacity = sizeof bytes};
 
 	if (!wire_encode_response(&buffer, id, method, &request->response,
-				  request->response_fd >= 0 ? 1 : 0)) {
+				  request->n_response_fds)) {
 		end_with(1);
 	}
-	send_packet(&buffer, &request->response_fd);
+	send_packet(&buffer, request->response_fds, request->n_response_fds);
 }
 
 /*
@@ -539,7 +556,7 @@ static __attribute__((noinline)) void serve(const struct wire_packet *packet,
 					    const union wire_body *body, int fd)
 {
 	const enum wire_method method = (enum wire_method)packet->message->number;
-	struct request request = {.body = body, .fd = fd, .response_fd = -1};
+	struct request request = {.body = body, .fd = fd};
 	struct pollfd hangup = {.fd = worker.socket, .events = POLLRDHUP};
 	struct err err = {0};
 	int code;
@@ -555,9 +572,7 @@ static __attribute__((noinline)) void serve(const struct wire_packet *packet,
 	} else {
 		send_error(packet->id, &err);
 	}
-	if (request.response_fd >= 0) {
-		(void)close(request.response_fd); /* of memory; in the packet it lives on */
-	}
+	fdpass_close_all(request.response_fds, request.n_response_fds); /* they live on in it */
 	if (code == -WIRE_DEVICE_LOST) {
 		/* The daemon hangs up when it has heard of it: then it knows why we end. */
 		(void)poll(&hangup, 1, HANGUP_MS);

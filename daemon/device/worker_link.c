@@ -39,8 +39,9 @@ struct waiting {
 	uint32_t id;
 	enum wire_method method;
 	bool is_answered;
-	int fd;         /* that came with the answer, or -1 */
-	bool has_no_fd; /* one came, and there was no number left for it here */
+	int fds[FDPASS_MAX_FDS]; /* that came with the answer */
+	uint32_t n_fds;
+	bool are_cut; /* there was no number left here for all that came */
 	size_t size;
 	uint8_t bytes[WORKER_PACKET_BYTES]; /* the answer */
 };
@@ -254,8 +255,8 @@ static void deliver(struct worker_link *link, const uint8_t *bytes, struct fdpas
 	struct waiting *waiting = NULL;
 	bool is_good = wire_decode_packet(bytes, received->size, &wire_packet_limits, &packet,
 					  &fault) == 0 &&
-		       packet.kind == WIRE_RESPONSE && packet.n_fds <= 1 &&
-		       packet.n_fds == received->n_fds + (is_cut ? 1 : 0);
+		       packet.kind == WIRE_RESPONSE && packet.n_fds <= FDPASS_MAX_FDS &&
+		       (is_cut ? packet.n_fds > received->n_fds : packet.n_fds == received->n_fds);
 
 	lock_link(link);
 	if (is_good) {
@@ -266,11 +267,10 @@ static void deliver(struct worker_link *link, const uint8_t *bytes, struct fdpas
 	if (waiting != NULL && !waiting->is_answered) {
 		memcpy(waiting->bytes, bytes, received->size);
 		waiting->size = received->size;
-		if (received->n_fds == 1) {
-			waiting->fd = received->fds[0];
-			received->fds[0] = -1;
-		}
-		waiting->has_no_fd = is_cut;
+		memcpy(waiting->fds, received->fds, received->n_fds * sizeof waiting->fds[0]);
+		waiting->n_fds = received->n_fds;
+		received->n_fds = 0;
+		waiting->are_cut = is_cut;
 		waiting->is_answered = true;
 		(void)pthread_cond_broadcast(&link->changed);
 	} else {
@@ -297,7 +297,7 @@ static __attribute__((noinline)) void read_packet(struct worker_link *link, uint
 		lose_ended(link);
 		break;
 	case FDPASS_BAD_FDS: /* our own want of descriptors is no fault of the worker's */
-		deliver(link, bytes, &received, received.n_fds == 0);
+		deliver(link, bytes, &received, received.n_fds < FDPASS_MAX_FDS);
 		break;
 	case FDPASS_TOO_LARGE:
 		worker_link_lose(link, "its worker does not speak our protocol");
@@ -391,10 +391,9 @@ static int take_error(const struct wire_packet *packet, struct err *err)
 	return code;
 }
 
-static __attribute__((noinline)) int take_answer(struct worker_link *link,
-						 const struct waiting *waiting,
-						 void (*take)(const void *response, void *to),
-						 void *to, struct err *err)
+static __attribute__((noinline)) int
+take_answer(struct worker_link *link, const struct worker_call *call, const struct waiting *waiting,
+	    void (*take)(const void *response, void *to), void *to, struct err *err)
 {
 	const struct wire_message *message = &wire_messages[waiting->method];
 	struct wire_packet packet;
@@ -406,8 +405,7 @@ static __attribute__((noinline)) int take_answer(struct worker_link *link,
 		if (packet.error != NULL) {
 			return take_error(&packet, err);
 		}
-		if (packet.n_fds >= message->response_fds_min &&
-		    packet.n_fds <= message->response_fds_max &&
+		if (packet.n_fds == call->n_ret_fds &&
 		    wire_decode_body(message->response, packet.body, packet.body_size, false,
 				     &response, &fault) == 0) {
 			if (take != NULL) {
@@ -420,11 +418,11 @@ static __attribute__((noinline)) int take_answer(struct worker_link *link,
 	return say_lost(link, err);
 }
 
-int worker_link_call(struct worker_link *link, const struct worker_call *call, int *ret_fd,
+int worker_link_call(struct worker_link *link, const struct worker_call *call, int *ret_fds,
 		     void (*take)(const void *response, void *to), void *to, struct err *err)
 {
 	const uint64_t deadline_ns = clock_mono_ns() + call->limit_ns;
-	struct waiting waiting = {.method = call->method, .fd = -1};
+	struct waiting waiting = {.method = call->method};
 	struct err own;
 	int code;
 
@@ -436,17 +434,17 @@ int worker_link_call(struct worker_link *link, const struct worker_call *call, i
 		return say_lost(link, err);
 	}
 	err = err == NULL ? &own : err;
-	code = take_answer(link, &waiting, take, to, err);
-	if (code == 0 && waiting.has_no_fd) {
+	code = take_answer(link, call, &waiting, take, to, err);
+	if (code == 0 && waiting.are_cut) {
 		code = err_set(err, WIRE_TOO_MANY,
 			       "the daemon has no descriptor left for memory of %s: have "
 			       "LimitNOFILE or ulimit -n of it raised",
 			       link->name);
 	}
-	if (code == 0 && ret_fd != NULL) {
-		*ret_fd = waiting.fd;
-	} else if (waiting.fd >= 0) {
-		(void)close(waiting.fd); /* of memory */
+	if (code == 0 && ret_fds != NULL) {
+		memcpy(ret_fds, waiting.fds, waiting.n_fds * sizeof ret_fds[0]);
+	} else {
+		fdpass_close_all(waiting.fds, waiting.n_fds); /* of memory */
 	}
 	if (code == -WIRE_DEVICE_LOST) {
 		worker_link_lose(link, err->text);

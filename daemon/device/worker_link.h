@@ -38,14 +38,15 @@ struct worker_call {
 	const void *request; /* the generated struct; NULL: it has no fields */
 	int fd;              /* goes with it, stays the caller's; -1: none */
 	uint64_t limit_ns;   /* to be answered in */
+	uint32_t n_ret_fds;  /* that the answer has to bring */
 };
 
 /*
- * Send and wait for the answer. '*ret_fd' (NULL where the method returns none) is the caller's.
+ * Send and wait for the answer. 'ret_fds' (NULL where it brings none) are the caller's.
  * 'take' (or NULL) copies what is wanted of the response, the method's generated struct, into
  * 'to'; on success only. The response is borrowed.
  */
-int worker_link_call(struct worker_link *link, const struct worker_call *call, int *ret_fd,
+int worker_link_call(struct worker_link *link, const struct worker_call *call, int *ret_fds,
 		     void (*take)(const void *response, void *to), void *to, struct err *err);
 
 /* Memory that is shared with the worker for one call, to move bytes that it must not read itself. */

@@ -1130,7 +1130,7 @@ const struct wire_type wire_type_worker_release_response = {
 };
 
 static const struct wire_field worker_export_request_fields[] = {
-	{ .name = "extent", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_export_request, extent), .max = 9223372036854775807u },
+	{ .name = "extents", .name_size = 7, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_export_request, extents), .is_list = true, .max = 32u, .item_max = 9223372036854775807u },
 };
 const struct wire_type wire_type_worker_export_request = {
 	.name = "worker_export_request", .size = sizeof(struct wire_worker_export_request),
@@ -1341,7 +1341,7 @@ const struct wire_message wire_messages[WIRE_N_METHODS] = {
 	{ .method = "worker.read", .number = 40, .role = WIRE_ROLE_WORKER, .request_fds_min = 1, .request_fds_max = 1, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_read_request, .response = &wire_type_worker_read_response },
 	{ .method = "worker.seal", .number = 41, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_seal_request, .response = &wire_type_worker_seal_response },
 	{ .method = "worker.release", .number = 42, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_release_request, .response = &wire_type_worker_release_response },
-	{ .method = "worker.export", .number = 43, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 1, .response_fds_max = 1, .request = &wire_type_worker_export_request, .response = &wire_type_worker_export_response },
+	{ .method = "worker.export", .number = 43, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 1, .response_fds_max = 32, .request = &wire_type_worker_export_request, .response = &wire_type_worker_export_response },
 	{ .method = "worker.import", .number = 44, .role = WIRE_ROLE_WORKER, .request_fds_min = 1, .request_fds_max = 1, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_import_request, .response = &wire_type_worker_import_response },
 	{ .method = "worker.copy", .number = 45, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_copy_request, .response = &wire_type_worker_copy_response },
 	{ .method = "worker.test", .number = 46, .role = WIRE_ROLE_WORKER, .request_fds_min = 0, .request_fds_max = 0, .response_fds_min = 0, .response_fds_max = 0, .request = &wire_type_worker_test_request, .response = &wire_type_worker_test_response },

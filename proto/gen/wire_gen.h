@@ -1153,8 +1153,9 @@ struct wire_worker_release_response {
 };
 
 struct wire_worker_export_request {
-	uint64_t extent;
+	struct wire_list extents; /* list:uint */
 };
+#define WIRE_WORKER_EXPORT_REQUEST_EXTENTS_MAX 32
 
 struct wire_worker_export_response {
 	uint8_t unused; /* nothing to say */

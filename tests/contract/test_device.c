@@ -492,6 +492,30 @@ static void an_import_is_the_same_memory(void **state)
 	release(imported);
 }
 
+static void exports_of_several_are_all_there_or_none(void **state)
+{
+	const struct extent *extents[] = {given_sealed(), given_sealed(), given_sealed(),
+					  given_extent(SIZE)};
+	struct err err = {0};
+	int fds[4] = {-77, -77, -77, -77};
+
+	(void)state;
+	assert_int_equal(device_export_all(extents, 4, fds, &err), -WIRE_NOT_ALLOWED);
+	assert_int_equal(device_export_all(extents, 3, fds, &err), 0);
+	for (int i = 0; i < 3; i++) {
+		struct extent *imported = NULL;
+
+		assert_int_equal(fcntl(fds[i], F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
+		assert_int_equal(device_import(fixture.device, fds[i], SIZE, &imported, &err), 0);
+		(void)close(fds[i]);
+		assert_extent_known(imported);
+		release(imported);
+	}
+	for (int i = 0; i < 4; i++) {
+		release((struct extent *)(uintptr_t)extents[i]);
+	}
+}
+
 static void an_import_of_another_size_is_refused(void **state)
 {
 	struct extent *extent = given_sealed();
@@ -928,6 +952,7 @@ int main(int argc, char **argv)
 			CASE(nothing_is_exported_before_seal),
 			CASE(an_export_reaches_another_process_and_outlives_the_extent),
 			CASE(an_import_is_the_same_memory),
+			CASE(exports_of_several_are_all_there_or_none),
 			CASE(an_import_of_another_size_is_refused),
 			CASE(a_copy_has_the_same_bytes),
 			CASE(any_call_that_fails_leaves_nothing_behind),

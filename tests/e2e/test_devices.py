@@ -619,11 +619,11 @@ def test_a_worker_without_descriptors_refuses_and_keeps_what_it_has(start_daemon
     _soft, hard = resource.prlimit(worker, resource.RLIMIT_NOFILE)
     with daemon.raw(timeout=60.0) as raw:
         lease = placed(raw, kept, "sim:0")
-        resource.prlimit(worker, resource.RLIMIT_NOFILE, (80, hard))
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (176, hard))
         with pytest.raises(RawError) as refused:
             placed(raw, many, "sim:0")
         assert refused.value.code == "too-many"
-        assert "as many descriptors as it may (80)" in str(refused.value)
+        assert "as many descriptors as it may (176)" in str(refused.value)
         assert devices(daemon)["sim:0"]["pid"] == worker and lease.tensors() == expected
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (hard, hard))
         placed(raw, many, "sim:0").close()
