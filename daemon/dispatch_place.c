@@ -20,6 +20,7 @@
 #include "daemon/execute.h"
 #include "daemon/ipc/conn.h"
 #include "daemon/ipc/server.h"
+#include "daemon/load/memory.h"
 #include "daemon/placement.h"
 
 /* ---- place ---- */
@@ -77,6 +78,60 @@ __attribute__((noinline)) static bool takes_rooms(const struct call *call, uint3
 	return false;
 }
 
+/* owner: its errand */
+struct measuring {
+	struct errand errand;
+	struct core_event event; /* of the reservation */
+	struct host_memory memory;
+	int code;
+};
+
+static void measure(struct errand *errand)
+{
+	struct measuring *measuring = container_of(errand, struct measuring, errand);
+
+	measuring->code = host_memory_read("", &measuring->memory, NULL);
+}
+
+static void drop_measuring(struct errand *errand)
+{
+	free(container_of(errand, struct measuring, errand));
+}
+
+static void on_measured(struct daemon *daemon, struct errand *errand)
+{
+	struct measuring *measuring = container_of(errand, struct measuring, errand);
+	struct core_event event = {.type = EV_AVAILABLE,
+				   .budget = {
+					   .bytes = daemon_available(daemon,
+								     measuring->memory.available)}};
+
+	if (measuring->code == 0) {
+		(void)daemon_step(daemon, &event);
+	}
+	(void)daemon_step(daemon, &measuring->event); /* of one who is gone: nothing */
+	server_flush(daemon->server);
+	drop_measuring(errand);
+}
+
+/* What the machine has left is looked at first: nothing else here may have been for hours. */
+static void reserve_of_host(struct daemon *daemon, struct core_event *event)
+{
+	struct measuring *measuring = sys_calloc(1, sizeof *measuring);
+
+	if (measuring != NULL) {
+		measuring->errand = (struct errand){.work = measure,
+						    .done = on_measured,
+						    .drop = drop_measuring};
+		measuring->event = *event;
+		if (errand_start(daemon->errands, &measuring->errand)) {
+			return;
+		}
+	}
+	free(measuring);
+	(void)daemon_step(daemon, event); /* by what was seen last */
+}
+
 void dispatch_reserve(const struct call *call, const struct wire_reserve_request *request)
 {
 	struct core_event event = {
@@ -102,9 +157,14 @@ void dispatch_reserve(const struct call *call, const struct wire_reserve_request
 		return;
 	}
 	pending = call_expect(call);
-	if (pending != NULL) {
-		pending->device = event.reserve.device;
-		pending->n_records = call->daemon->history.n_ever;
+	if (pending == NULL) {
+		return;
+	}
+	pending->device = event.reserve.device;
+	pending->n_records = call->daemon->history.n_ever;
+	if (event.reserve.device == 0) {
+		reserve_of_host(call->daemon, &event);
+	} else {
 		(void)daemon_step(call->daemon, &event);
 	}
 }

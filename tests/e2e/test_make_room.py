@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from conftest import list_fds, wait_until
+from conftest import RawError, list_fds, wait_until
 from screen import Terminal
 from test_ctl import CTL, ctl, ctl_json
 from test_top import environment_of
@@ -285,3 +285,15 @@ def test_python_reserves_too(daemon, connect):
         d.reserve("cpu", 5 * MIB)
         assert ctl_json(daemon, "devices", "ram")["devices"][0]["reserved"] == 5 * MIB
     wait_until(lambda: reserved(daemon) == 0, 20)
+
+
+def test_room_in_ram_is_what_the_machine_has(start_daemon):
+    """Nothing had looked before the first load: more was granted than there is."""
+    with open("/proc/meminfo", encoding="ascii") as text:
+        available = next(int(line.split()[1]) << 10 for line in text if "MemAvailable" in line)
+    daemon = start_daemon("memory.ram=1T", f"memory.reserve={available // 2}")
+    with daemon.raw() as raw:
+        with pytest.raises(RawError) as refused:
+            raw.call("reserve", {"device": "cpu", "bytes": available})
+        assert refused.value.code == "no-memory"
+        assert raw.call("reserve", {"device": "cpu", "bytes": available // 8})["token"]
