@@ -17,8 +17,8 @@ _Static_assert(sizeof(struct core_action) <= 128, "an action stays small");
 /*
  * The most actions one event can cause. Every waiter may be answered and told of progress,
  * every segment dropped with two notes, every lease reported lost or in an unload and asked for
- * by one reservation, every model noted, forgotten and its file closed; leases and wishes are
- * recorded besides.
+ * by one reservation, every model noted, forgotten and its file closed, its job ended and
+ * followed by another; leases and wishes are recorded besides.
  */
 static bool count_actions(const struct core_config *config, uint64_t *ret)
 {
@@ -28,7 +28,7 @@ static bool count_actions(const struct core_config *config, uint64_t *ret)
 	       checked_add(n, 4ULL * config->max_segments, &n) &&
 	       checked_add(n, 7ULL * config->max_leases, &n) &&
 	       checked_add(n, 2ULL * config->max_reservations, &n) &&
-	       checked_add(n, 9ULL * model_capacity(config), &n) &&
+	       checked_add(n, 12ULL * model_capacity(config), &n) &&
 	       checked_add(n, 4ULL * config->max_wishes, &n) && checked_add(n, 0, ret);
 }
 
