@@ -5,6 +5,7 @@
  * fractions take blocks while they fit; percentages cut at the block's edge that is nearest.
  * See place.h.
  */
+#include "base/checked.h"
 #include "base/err.h"
 #include "base/units.h"
 
@@ -13,11 +14,16 @@
 #include "daemon/plan/place.h"
 #include "proto/gen/wire_code.h"
 
+/* What bounds items beside their quotas. "Up to": a fraction asks for no more than there is, or
+ * than there is when the loads under way have ended; a size does. */
+enum bound { BOUND_NOW, BOUND_LATER, BOUND_NONE };
+
 /* A piece of the row that is being cut. */
 struct cut {
 	const struct plan_request *request;
 	const struct spec_part *part;
 	uint32_t start, end;
+	enum bound bound;
 };
 
 /* ---- pieces ---- */
@@ -46,13 +52,23 @@ static bool is_done(const struct cut *cut)
 	return true;
 }
 
+static uint64_t bounded_room(const struct place_work *work, uint32_t index, enum bound bound)
+{
+	const struct plan_device *device = &work->request->devices[index];
+	uint64_t taken = work->shares[index].taken;
+	uint64_t room = UINT64_MAX;
+
+	if (bound == BOUND_NONE) {
+		return PLACE_NO_LIMIT;
+	}
+	(void)checked_add(place_room(device), bound == BOUND_LATER ? device->later : 0, &room);
+	return taken > room ? 0 : room - taken;
+}
+
 /* Room that is left of a device. */
 static uint64_t room_left(const struct place_work *work, uint32_t device)
 {
-	uint64_t room = place_room(&work->request->devices[device]);
-	uint64_t taken = work->shares[device].taken;
-
-	return taken > room ? 0 : room - taken;
+	return bounded_room(work, device, BOUND_NOW);
 }
 
 /* Blocks from the front or the back of the cut that fit; returns where they end or begin. */
@@ -118,12 +134,10 @@ static uint64_t quota_of(const struct plan_request *request, const struct spec_p
 static void take_quota(struct place_work *work, struct cut *cut, uint32_t device, uint64_t quota,
 		       bool from_back)
 {
-	bool is_fraction = cut->part->mode == SPEC_FRACTION;
-	/* "Up to": a fraction asks for no more than there is; a size does. */
-	uint64_t room = is_fraction ? room_left(work, device) : PLACE_NO_LIMIT;
+	uint64_t room = bounded_room(work, device, cut->bound);
 	uint32_t end = fill(cut, device, quota, room, from_back);
 
-	if (is_fraction && end != fill(cut, device, quota, PLACE_NO_LIMIT, from_back)) {
+	if (end != fill(cut, device, quota, PLACE_NO_LIMIT, from_back)) {
 		place_warn(work, PLAN_CLAMPED, device, room, quota);
 	}
 	if (from_back) {
@@ -138,7 +152,10 @@ static void cut_with_wildcard(struct place_work *work, const struct spec_part *p
 			      uint32_t wildcard, uint32_t wildcard_device, const uint64_t *quotas,
 			      struct place_layout *layout)
 {
-	struct cut cut = {.request = work->request, .part = part, .end = work->request->n_blocks};
+	struct cut cut = {.request = work->request,
+			  .part = part,
+			  .end = work->request->n_blocks,
+			  .bound = part->mode == SPEC_FRACTION ? BOUND_NOW : BOUND_NONE};
 	uint32_t n_runs = wildcard == part->n_items ? part->n_items + 1 : part->n_items;
 
 	layout->n_runs = 0;
@@ -160,9 +177,12 @@ static void cut_with_wildcard(struct place_work *work, const struct spec_part *p
 
 /* All items from the front. True: nothing is left. */
 static bool cut_from_front(struct place_work *work, const struct spec_part *part,
-			   const uint64_t *quotas, struct place_layout *layout)
+			   const uint64_t *quotas, enum bound bound, struct place_layout *layout)
 {
-	struct cut cut = {.request = work->request, .part = part, .end = work->request->n_blocks};
+	struct cut cut = {.request = work->request,
+			  .part = part,
+			  .end = work->request->n_blocks,
+			  .bound = bound};
 
 	layout->n_runs = 0;
 	for (uint32_t i = 0; i < part->n_items; i++) {
@@ -172,26 +192,42 @@ static bool cut_from_front(struct place_work *work, const struct spec_part *part
 	return is_done(&cut);
 }
 
-/* No wildcard, and something is left: sizes send it to the host, fractions do not. */
-static int cut_the_rest(struct place_work *work, const struct spec_part *part,
-			const uint64_t *quotas, struct place_layout *layout)
+/* Fractions that hold all of it where there is room: without room for that they are cut as if there
+ * were, and what is short is told, or waited for, as of sizes. */
+static int cut_fractions(struct place_work *work, const struct spec_part *part,
+			 const uint64_t *quotas, struct place_layout *layout)
+{
+	const struct plan_request *request = work->request;
+	const uint32_t n_warnings = work->summary->n_warnings;
+	uint64_t rest;
+	char left[24];
+	char all[24];
+
+	for (int bound = BOUND_NOW; bound <= BOUND_NONE; bound++) {
+		work->summary->n_warnings = n_warnings;
+		if (cut_from_front(work, part, quotas, (enum bound)bound, layout)) {
+			return 0;
+		}
+	}
+	rest = sum_bytes(request, part, layout->runs[layout->n_runs - 1].end, request->n_blocks);
+	return err_set(work->err, WIRE_BAD_ARGUMENT,
+		       "%s of %s fit in none of the fractions: raise one, or let a device "
+		       "take the rest (cpu,*)",
+		       units_format_size(rest, left, sizeof left),
+		       units_format_size(layout->bytes + layout->head_bytes, all, sizeof all));
+}
+
+/* Sizes: where something is left it goes to the host. */
+static int cut_sizes(struct place_work *work, const struct spec_part *part, const uint64_t *quotas,
+		     struct place_layout *layout)
 {
 	const struct plan_request *request = work->request;
 	uint32_t host = 0;
 	uint32_t item = 0;
 	uint64_t rest;
-	char left[24];
-	char all[24];
 
-	if (part->mode == SPEC_FRACTION) {
-		rest = sum_bytes(request, part, layout->runs[layout->n_runs - 1].end,
-				 request->n_blocks);
-		return err_set(work->err, WIRE_BAD_ARGUMENT,
-			       "%s of %s fit in none of the fractions: raise one, or let a device "
-			       "take the rest (cpu,*)",
-			       units_format_size(rest, left, sizeof left),
-			       units_format_size(layout->bytes + layout->head_bytes, all,
-						 sizeof all));
+	if (cut_from_front(work, part, quotas, BOUND_NONE, layout)) {
+		return 0;
 	}
 	if (!spec_find_host(request, &host)) {
 		return err_set(work->err, WIRE_BAD_ARGUMENT,
@@ -231,9 +267,8 @@ static int lay_quotas(struct place_work *work, const struct spec_part *part,
 		place_warn(work, PLAN_HEAD_OVER, part->compute, layout->head_bytes, 0);
 	}
 	if (wildcard == UINT32_MAX) {
-		return cut_from_front(work, part, quotas, layout)
-			       ? 0
-			       : cut_the_rest(work, part, quotas, layout);
+		return part->mode == SPEC_FRACTION ? cut_fractions(work, part, quotas, layout)
+						   : cut_sizes(work, part, quotas, layout);
 	}
 	cut_with_wildcard(work, part, wildcard, part->items[wildcard].device, quotas, layout);
 	rest = sum_bytes(work->request, part, wildcard == 0 ? 0 : layout->runs[wildcard - 1].end,

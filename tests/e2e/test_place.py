@@ -209,6 +209,25 @@ def test_what_does_not_fit_is_refused_with_numbers(raw, tmp_path):
     unload_all(raw)
 
 
+def test_fractions_without_room_are_short_of_memory_and_not_wrong(raw, tmp_path):
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    make_blocks(first, [10 * MIB] * 5)
+    make_blocks(second, [3 * MIB] * 7, seed=50)
+    lease = load(raw, first, "sim:0")
+    errors = {}
+    for allocation in "sim:0,0.9", "sim:0,24M", "sim:0,0.2":
+        with opened(second) as fd, pytest.raises(RawError) as refused:
+            raw.call("load", {"allocation": allocation}, [fd])
+        errors[allocation] = refused.value.error
+    fraction, size, small = errors.values()
+    assert fraction["code"] == size["code"] == "no-memory" and fraction["retryable"], fraction
+    assert fraction["detail"] == size["detail"] and fraction["hint"] == size["hint"]
+    assert small["code"] == "bad-argument" and "none of the fractions" in small["message"]
+    lease.close()
+    load(raw, second, "sim:0,0.9").close()
+    unload_all(raw)
+
+
 def test_what_a_move_left_behind_in_use_is_counted_as_that(cards, raw, tmp_path):
     """The model's own copies are no room for its next place while somebody reads the older ones."""
     path = tmp_path / "m.safetensors"
@@ -497,7 +516,8 @@ def slow_card(start_daemon):
                         "memory.ram=64M", "memory.reserve=0")
 
 
-def test_a_load_waits_for_one_under_way_that_may_go_then(slow_card, tmp_path):
+@pytest.mark.parametrize("allocation", ["sim:0", "sim:0,0.9"])
+def test_a_load_waits_for_one_under_way_that_may_go_then(slow_card, tmp_path, allocation):
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     make_blocks(first, [2 * MIB] * 12)
     expected = make_blocks(second, [2 * MIB] * 12, seed=50)
@@ -505,7 +525,7 @@ def test_a_load_waits_for_one_under_way_that_may_go_then(slow_card, tmp_path):
         with opened(first) as fd:
             number = raw.request("load", {"allocation": "sim:0"}, [fd])
         wait_until(lambda: account(other, "sim:0").get("used", 0) > 0, 10 * slowness(), "its begin")
-        lease = load(other, second, "sim:0")  # there is no room for both
+        lease = load(other, second, allocation)  # there is no room for both
         assert lease.tensors() == expected
         assert raw.wait(number)[0] is None
         lease.close()

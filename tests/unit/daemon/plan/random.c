@@ -285,9 +285,10 @@ static uint64_t room_of(const struct random_case *it, uint32_t device)
 struct piece {
 	uint32_t start, end; /* of the row */
 	bool from_back;
+	bool is_anywhere; /* the quota alone counts */
 };
 
-/* Of that piece of the row, blocks that the quota and the room allow. */
+/* Of that piece of the row, blocks that the quota and for fractions the room allow. */
 static uint32_t count_fitting(const struct random_case *it, const struct row *row,
 			      struct piece piece, uint32_t item, uint64_t quota)
 {
@@ -309,7 +310,8 @@ static uint32_t count_fitting(const struct random_case *it, const struct row *ro
 			bytes += block->bytes;
 			taken += (size + granule - 1) / granule * granule;
 		}
-		if (bytes <= quota && (it->mode != RANDOM_FRACTION || taken <= room)) {
+		if (bytes <= quota &&
+		    (it->mode != RANDOM_FRACTION || piece.is_anywhere || taken <= room)) {
 			return n;
 		}
 	}
@@ -348,6 +350,7 @@ static bool place_quotas(const struct random_case *it, const struct row *row, ui
 	uint32_t rest = it->n_items;
 	uint32_t start = 0;
 	uint32_t end = row->n_blocks;
+	bool is_anywhere = false;
 
 	for (uint32_t i = 0; i < it->n_items; i++) {
 		const struct random_item *item = &it->items[i];
@@ -362,9 +365,15 @@ static bool place_quotas(const struct random_case *it, const struct row *row, ui
 		rest = item->is_wildcard ? i : rest;
 	}
 	if (rest == it->n_items) {
-		for (uint32_t i = 0; i < it->n_items; i++) {
-			start += count_fitting(it, row, (struct piece){start, end, false}, i,
-					       quotas[i]);
+		for (int anywhere = 0; anywhere <= 1 && start < end; anywhere++) {
+			start = 0;
+			is_anywhere = anywhere == 1;
+			for (uint32_t i = 0; i < it->n_items; i++) {
+				start += count_fitting(it, row,
+						       (struct piece){start, end, false,
+								      is_anywhere},
+						       i, quotas[i]);
+			}
 		}
 		if (start < end && it->mode == RANDOM_FRACTION) {
 			return false;
@@ -375,14 +384,14 @@ static bool place_quotas(const struct random_case *it, const struct row *row, ui
 	}
 	start = 0;
 	for (uint32_t i = 0; i < rest; i++) {
-		uint32_t n =
-			count_fitting(it, row, (struct piece){start, end, false}, i, quotas[i]);
+		uint32_t n = count_fitting(it, row, (struct piece){start, end, false, is_anywhere},
+					   i, quotas[i]);
 
 		write_run(row, start, start + n, it->items[i].device, devices);
 		start += n;
 	}
 	for (uint32_t i = it->n_items; i > rest + 1; i--) {
-		uint32_t n = count_fitting(it, row, (struct piece){start, end, true}, i - 1,
+		uint32_t n = count_fitting(it, row, (struct piece){start, end, true, false}, i - 1,
 					   quotas[i - 1]);
 
 		write_run(row, end - n, end, it->items[i - 1].device, devices);

@@ -235,6 +235,36 @@ static void what_does_not_fit_says_what_can_be_had(void **state)
 	expect_runs(&scene, "auto", "cuda:1 10");
 }
 
+/* Fractions that would hold the model were not wrong: it is room that is short. */
+static void fractions_without_room_are_refused_as_sizes_are(void **state)
+{
+	struct scene scene;
+
+	(void)state;
+	given_cards(&scene);
+	scene.devices[1].free = 2 * GIB;
+	scene.devices[1].held = 22 * GIB;
+	expect_refusal(
+		&scene, "cuda:0,0.5", WIRE_NO_MEMORY,
+		"item 1 (column 1) \"cuda:0,0.5\": 10.0G of it would be on cuda:0 (RTX 4080, "
+		"PCI 01:00), where 2.0G can be had");
+	assert_int_equal(scene.summary.shortage.device, 1);
+	assert_int_equal(scene.summary.shortage.need, 10 * GIB);
+	expect_runs(&scene, "cuda:0,0.5;cpu,0.5", "cuda:0 2, cpu 8");
+	expect_refusal(&scene, "cuda:0,0.2;cuda:1,0.4", WIRE_BAD_ARGUMENT,
+		       "2.0G of 10.0G fit in none of the fractions");
+	/* What is loaded there now is waited for, where there is not enough without it. */
+	scene.devices[1].later = 3 * GIB;
+	expect_runs(&scene, "cuda:0,0.5;cuda:1,0.5", "cuda:0 5, cuda:1 5");
+	expect_warning(&scene, 0, "takes less than its fraction of 12.0G: only 5.0G can be had");
+	expect_runs(&scene, "cuda:0,0.5;cuda:1,0.9", "cuda:0 2, cuda:1 8");
+	expect_warning(&scene, 0, "only 2.0G can be had");
+	expect_refusal(&scene, "cuda:0,0.5", WIRE_NO_MEMORY, "10.0G of it would be on cuda:0");
+	scene.devices[1].later = 8 * GIB;
+	expect_runs(&scene, "cuda:0,0.5", "cuda:0 10");
+	assert_int_equal(scene.summary.warnings[0].kind, PLAN_TIGHT); /* and not that of a try */
+}
+
 static void of_auto_the_head_alone_may_be_too_much(void **state)
 {
 	struct scene scene;
@@ -616,6 +646,7 @@ int main(void)
 		cmocka_unit_test(a_text_that_is_too_long_is_refused),
 		cmocka_unit_test(cards_are_found_by_uuid_and_by_their_own_name),
 		cmocka_unit_test(what_does_not_fit_says_what_can_be_had),
+		cmocka_unit_test(fractions_without_room_are_refused_as_sizes_are),
 		cmocka_unit_test(of_auto_the_head_alone_may_be_too_much),
 		cmocka_unit_test(auto_leaves_draining_devices_alone_while_others_do),
 		cmocka_unit_test(blocks_take_what_the_device_gives),
