@@ -411,21 +411,34 @@ static int check_room(const struct place_work *work, const struct spec *spec)
 
 /* ---- what comes out ---- */
 
-static bool is_elastic(const struct spec_part *part)
+/* How much it takes, whatever there is room for: fixed, all of it or nothing, or as may be. */
+enum elasticity { ELASTIC_NOT, ELASTIC_BETWEEN, ELASTIC_ALL };
+
+static enum elasticity elasticity_of(const struct spec_part *part)
 {
-	return part->mode == SPEC_AUTO || part->mode == SPEC_VIRTUAL || part->mode == SPEC_FRACTION;
+	if (part->mode == SPEC_AUTO || part->mode == SPEC_VIRTUAL) {
+		return ELASTIC_ALL;
+	}
+	if (part->mode != SPEC_FRACTION || part->n_items == 1) {
+		return ELASTIC_NOT; /* a fraction alone has all of it, or is refused */
+	}
+	return part->wildcard == UINT32_MAX ? ELASTIC_BETWEEN : ELASTIC_ALL;
 }
 
-/* Those that take what is free come after those that say how much. */
+/*
+ * Those that take what is free come after those that say how much, and fractions that need all of
+ * what they name before those that have somewhere for a rest: of more room the ones in front would
+ * take what the others need.
+ */
 static int lay_parts(struct place_work *work, const struct spec *spec, struct place_layout *layouts,
 		     uint8_t *devices)
 {
-	for (int elastic = 0; elastic <= 1; elastic++) {
+	for (int elastic = ELASTIC_NOT; elastic <= ELASTIC_ALL; elastic++) {
 		for (uint32_t i = 0; i < spec->n_parts; i++) {
 			const struct spec_part *part = &spec->parts[i];
 			int code;
 
-			if (is_elastic(part) != (elastic == 1)) {
+			if ((int)elasticity_of(part) != elastic) {
 				continue;
 			}
 			code = layout_make(work, part, &layouts[i]);

@@ -34,12 +34,13 @@ static void make_blocks(struct random_case *it, uint64_t *state)
 	static const uint64_t scales[] = {1, 100, 4096, 1 << 20, 1 << 26};
 	uint64_t scale = scales[random_below(state, 5)];
 	uint64_t equal = 1 + random_below(state, 64 * scale);
-	bool has_parts = chance(state, 4);
+	bool has_parts = chance(state, it->mode == RANDOM_PARTS ? 2 : 4);
 	bool has_heads = chance(state, 2);
 
 	it->is_equal = chance(state, 3);
 	it->request.blocks = it->blocks;
-	it->request.n_blocks = (uint32_t)random_below(state, RANDOM_MAX_BLOCKS + 1);
+	it->request.n_blocks =
+		(uint32_t)random_below(state, it->by_fraction ? 10 : RANDOM_MAX_BLOCKS + 1);
 	for (uint32_t i = 0; i < it->request.n_blocks; i++) {
 		struct plan_block *block = &it->blocks[i];
 
@@ -68,7 +69,8 @@ static void make_devices(struct random_case *it, uint64_t *state)
 {
 	static const uint64_t granules[] = {0, 1, 256, 4096, 2 << 20};
 	uint64_t model = sum_of(it);
-	bool is_rich = !chance(state, 3);
+	bool is_rich =
+		!chance(state, it->by_fraction ? 1 : 3); /* parts contend for what is scarce */
 
 	it->request.devices = it->devices;
 	it->request.n_devices = 1 + (uint32_t)random_below(state, RANDOM_MAX_DEVICES);
@@ -143,7 +145,8 @@ static void make_items(struct random_case *it, uint64_t *state)
 			}
 			it->items[i].device = is_used ? it->items[i].device : other;
 		}
-		it->items[i].value = random_value(it->mode, model, state);
+		it->items[i].value =
+			random_value(it->by_fraction ? RANDOM_FRACTION : it->mode, model, state);
 		sum += it->items[i].value;
 	}
 	if (it->mode == RANDOM_RATIO && sum == 0) {
@@ -168,9 +171,9 @@ static void append(struct random_case *it, const char *text)
 	(void)snprintf(it->text + used, sizeof it->text - used, "%s", text);
 }
 
-static void append_items(struct random_case *it)
+static void append_items(struct random_case *it, uint32_t n_items)
 {
-	for (uint32_t i = 0; i < it->n_items; i++) {
+	for (uint32_t i = 0; i < n_items; i++) {
 		const struct random_item *item = &it->items[i];
 		unsigned long long value = item->value;
 		char text[48];
@@ -182,10 +185,10 @@ static void append_items(struct random_case *it)
 		}
 		if (item->is_wildcard) {
 			(void)snprintf(text, sizeof text, ",*");
+		} else if (it->mode == RANDOM_FRACTION || it->by_fraction) {
+			(void)snprintf(text, sizeof text, ",%llu.%09llu", value / ONE, value % ONE);
 		} else if (it->mode == RANDOM_BYTES || it->mode == RANDOM_PARTS) {
 			(void)snprintf(text, sizeof text, ",%lluB", value);
-		} else if (it->mode == RANDOM_FRACTION) {
-			(void)snprintf(text, sizeof text, ",%llu.%09llu", value / ONE, value % ONE);
 		} else {
 			(void)snprintf(text, sizeof text, ",%llu.%09llu%%", value / ONE,
 				       value % ONE);
@@ -207,11 +210,11 @@ static void append_parts(struct random_case *it)
 		if ((components & (1U << i)) != 0) {
 			append(it, it->text[0] == '\0' ? "" : "|");
 			append(it, names[i]);
-			append_items(it);
+			append_items(it, it->by_fraction && i != it->all_part ? 1 : it->n_items);
 		}
 	}
 	if (it->text[0] == '\0') {
-		append_items(it);
+		append_items(it, it->n_items);
 	}
 }
 
@@ -223,7 +226,7 @@ void random_write(struct random_case *it)
 	} else if (it->mode == RANDOM_AUTO) {
 		append(it, "auto");
 	} else if (it->mode != RANDOM_VIRTUAL) {
-		append_items(it);
+		append_items(it, it->n_items);
 	}
 	it->request.allocation = (struct plan_text){it->text, (uint32_t)strlen(it->text)};
 }
@@ -246,8 +249,10 @@ void random_case(struct random_case *ret, uint64_t seed)
 
 	*ret = (struct random_case){.seed = seed};
 	ret->mode = (enum random_mode)random_below(&state, RANDOM_N_MODES);
+	ret->by_fraction = ret->mode == RANDOM_PARTS && chance(&state, 2);
 	make_blocks(ret, &state);
 	make_devices(ret, &state);
+	ret->all_part = PLAN_UNET + (uint32_t)random_below(&state, PLAN_N_COMPONENTS - PLAN_UNET);
 	make_items(ret, &state);
 	if (ret->mode == RANDOM_VIRTUAL) {
 		make_virtual(ret, &state);

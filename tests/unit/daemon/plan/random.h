@@ -33,6 +33,8 @@ struct random_item {
 struct random_case {
 	uint64_t seed;
 	enum random_mode mode;
+	bool by_fraction;  /* parts: of fractions, else of bytes */
+	uint32_t all_part; /* of fractions this one has all items, the others the first alone */
 	uint32_t n_items;
 	struct random_item items[RANDOM_MAX_DEVICES];
 	uint32_t compute;

@@ -400,6 +400,38 @@ static void each_part_has_an_allocation(void **state)
 		    "cpu 1, cuda:0 1, cpu 2, cuda:0 1, cpu 1, cuda:0 2, cpu 2");
 }
 
+/* Of more room the part in front would take what the one behind it needs. */
+static void a_part_that_needs_all_its_fraction_is_laid_first(void **state)
+{
+	static const char *const strings[] = {
+		"unet=cuda:0,0.59;cpu,*|clip=cuda:0,0.5",
+		"unet=auto|clip=cuda:0,0.5",
+		"unet=cuda:0,0.59;cpu,*|clip=cuda:0,0.5;cuda:1,0.0",
+	};
+	struct scene scene;
+
+	(void)state;
+	given_cards(&scene);
+	scene.request.n_blocks = 4;
+	for (uint32_t i = 0; i < 3; i++) {
+		set_block(&scene, i, "input_blocks.1", PLAN_UNET);
+		scene.blocks[i].bytes = 30 * MIB;
+	}
+	set_block(&scene, 3, "encoder.1", PLAN_CLIP);
+	scene.blocks[3].bytes = 50 * MIB;
+	scene.request.compute = text_of("cuda:0");
+	for (size_t i = 0; i < sizeof strings / sizeof strings[0]; i++) {
+		for (uint64_t mib = 100; mib < 160; mib++) {
+			scene.devices[1] = device_of("cuda:0", mib * MIB);
+			if (plan(&scene, strings[i]) < 0) {
+				fail_msg("%s of %llu MiB: %s", strings[i], (unsigned long long)mib,
+					 scene.err.text);
+			}
+			assert_int_equal(scene.placed[3], 1);
+		}
+	}
+}
+
 static void auto_prefers_the_fastest_link(void **state)
 {
 	struct scene scene;
@@ -653,6 +685,7 @@ int main(void)
 		cmocka_unit_test(the_head_stays_where_the_model_computes),
 		cmocka_unit_test(the_embeddings_of_a_text_encoder_are_head),
 		cmocka_unit_test(each_part_has_an_allocation),
+		cmocka_unit_test(a_part_that_needs_all_its_fraction_is_laid_first),
 		cmocka_unit_test(auto_prefers_the_fastest_link),
 		cmocka_unit_test(blocks_too_unequal_to_be_spread_stay_in_runs),
 		cmocka_unit_test(unequal_blocks_are_spread_to_the_bytes_of_runs),
