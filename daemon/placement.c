@@ -302,10 +302,11 @@ int placement_take(struct daemon *daemon, const struct client *client,
 	}
 	size = normalize(wire_str(said.allocation), text);
 	if (size == 0 && said.virtual_vram == 0) {
-		if (said.compute[0] != '\0' || said.n_donors > 0) {
+		if (said.compute[0] != '\0' || said.n_donors > 0 || said.strategy != PLAN_USUAL ||
+		    words->granularity.size > 0) {
 			return err_set(err, WIRE_BAD_ARGUMENT,
-				       "compute and donors belong to an allocation or to virtual "
-				       "VRAM");
+				       "compute, donors, strategy and granularity belong to an "
+				       "allocation or to virtual VRAM: say where the blocks go");
 		}
 		*ret_id = CORE_PLACEMENT_ANY;
 		return 0;

@@ -301,9 +301,13 @@ def test_a_head_that_does_not_fit_is_told_with_what_auto_can_do(cards, raw, tmp_
 def test_options_without_an_allocation_are_refused(raw, tmp_path):
     path = tmp_path / "m.safetensors"
     make_blocks(path, [MIB])
-    with opened(path) as fd, pytest.raises(RawError) as refused:
-        raw.call("load", {"compute": "sim:0"}, [fd])
-    assert refused.value.code == "bad-argument"
+    for option in ({"compute": "sim:0"}, {"donors": ["cpu"]}, {"strategy": "spread"},
+                   {"granularity": "tensor"}, {"granularity": "block"}):
+        with opened(path) as fd, pytest.raises(RawError) as refused:
+            raw.call("load", option, [fd])
+        error = refused.value.error
+        assert error["code"] == "bad-argument" and [*option][0] in error["message"], error
+    load(raw, path, "cpu", strategy="spread", granularity="tensor").close()  # all blocks there
     with opened(path) as fd, pytest.raises(RawError) as refused:
         raw.call("load", {"allocation": "sim:0", "backing": "file"}, [fd])
     assert refused.value.code == "bad-argument" and "backing" in str(refused.value.error)
