@@ -156,6 +156,7 @@ static bool begin_images(struct daemon *daemon, struct job_info *job,
 	free(job->filled_bytes);
 	job->n_shards = tensor_map_n_shards(job->map);
 	job->n_filled = 0;
+	job->moved = 0;
 	job->filled_bytes =
 		sys_calloc((size_t)job->n_shards + job->map->n_blocks, sizeof *job->filled_bytes);
 	is_good = job->filled_bytes != NULL;

@@ -551,6 +551,22 @@ def test_a_load_waits_for_what_a_cancelled_one_lets_go_of(slow_card, tmp_path):
         unload_all(other)
 
 
+def test_a_move_that_begins_again_says_what_was_moved_in_the_end(slow_card, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB] * 6)
+    with slow_card.raw(timeout=60.0 * slowness()) as raw, slow_card.raw() as other:
+        load(raw, path, "cpu", backing="image").close()
+        number = raw.request("place", {"model": path.name, "allocation": "sim:0,17M;cpu,*"})
+        wait_until(lambda: account(other, "sim:0").get("used", 0) > 0, 10 * slowness(), "its begin")
+        os.utime(path)
+        with opened(path) as fd:  # of another content, so that it is all read again
+            other.call("load", {}, [fd])
+        error, result = raw.wait(number)[:2]
+        assert error is None, error
+        assert result["moved"] == os.path.getsize(path)
+        unload_all(other)
+
+
 def test_blocks_are_evicted_one_by_one_and_only_they_are_read_again(raw, tmp_path):
     path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
     expected = make_blocks(path, [8 * MIB] * 6)
