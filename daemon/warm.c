@@ -196,7 +196,7 @@ static bool is_resident(const struct daemon *daemon, const struct entry *entry)
 	       model.state == CORE_MODEL_RESIDENT;
 }
 
-/* What the others take of the budget: they are not to be evicted for this one. */
+/* What the others take of the RAM budget: they are not to be evicted for this one. */
 static uint64_t charged_bytes(const struct daemon *daemon, const struct entry *except)
 {
 	const struct warm *warm = daemon->warm;
@@ -209,7 +209,9 @@ static uint64_t charged_bytes(const struct daemon *daemon, const struct entry *e
 
 		while (&warm->entries[i] != except && model != 0 &&
 		       core_segment_next(daemon->core, model, &cursor, &segment)) {
-			bytes += segment.bytes;
+			bool is_there = segment.device == 0 && segment.state != SEGMENT_PLANNED;
+
+			bytes += is_there ? segment.bytes : 0;
 		}
 	}
 	return bytes;

@@ -236,6 +236,19 @@ def test_a_list_that_does_not_fit_evicts_nothing_of_itself(start, make_model):
     assert names(daemon) == [paths[0].name, paths[2].name]
 
 
+def test_what_lies_on_a_card_takes_nothing_of_the_ram_of_a_list(start, make_model, file):
+    paths = [make_model(f"m{i}.safetensors", size=6 * MIB, seed=i) for i in range(3)]
+    card = "[sim]\ncount = 1\nmemory = 64M\n"
+    daemon = start(paths[0], ram="14M", more=card)
+    wait_for_states(daemon, "loaded")
+    with daemon.raw(timeout=60.0) as raw:
+        raw.call("place", {"model": paths[0].name, "allocation": "sim:0"})
+        write(file, *paths, ram="14M", more=card)
+        raw.call("reload")
+    wait_for_states(daemon, "loaded", "loaded", "loaded")
+    assert names(daemon) == [path.name for path in paths]
+
+
 def test_a_long_list_is_loaded_to_its_end(start, make_model):
     paths = [make_model(f"m{i:03}.safetensors", size=4096, seed=i) for i in range(200)]
     daemon = start(*paths, paths[0])  # twice counts once
