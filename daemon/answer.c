@@ -538,17 +538,18 @@ void answer_progress(struct daemon *daemon, const struct core_action *action)
 		[CORE_PHASE_CHECKING] = "checking", [CORE_PHASE_STALLED] = "stalled",
 	};
 	const struct client *client = daemon_find_client(daemon, action->client);
-	const struct model_info *info = store_find_model(daemon->store, action->model);
 	struct wire_load_progress_event event;
+	struct core_model_view model;
 	char id[33];
 
-	if (client == NULL || client->conn == NULL || info == NULL) {
+	if (client == NULL || client->conn == NULL ||
+	    !core_model_get(daemon->core, action->model, &model)) {
 		return;
 	}
 	event = (struct wire_load_progress_event){
 		.has_request = true,
 		.request = action->request,
-		.model = wire_str(describe_id(info->uuid, id)),
+		.model = wire_str(describe_id(model.uuid, id)),
 		.phase = wire_str(phases[action->progress.phase]),
 		.bytes = action->progress.bytes,
 		.total = action->progress.total,

@@ -260,6 +260,11 @@ static const char *check_jobs(const struct core *core)
 		if (job->model != NULL && list_is_empty(&job->waiters) && !job->no_wait) {
 			return "I8 a job has somebody who waits";
 		}
+		LIST_FOR_EACH (waiting, &job->waiters) {
+			if (!progress_is_told(job, OF(waiting, struct waiter, by_owner))) {
+				return "I8 who waits has been told for what";
+			}
+		}
 		if (check_plan(core, job) != NULL) {
 			return check_plan(core, job);
 		}

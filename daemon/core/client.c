@@ -153,7 +153,9 @@ struct waiter *waiter_add(struct core *core, const struct waiter *like, struct j
 	waiter->placement = like->placement;
 	list_append(&waiter->client->waiters, &waiter->by_client);
 	list_append(job != NULL ? &job->waiters : &waiter->model->verifiers, &waiter->by_owner);
+	waiter->told = CORE_PHASE_READING; /* of no wait */
 	if (job != NULL) {
+		progress_touch(core, job);
 		job->is_demotion = false; /* somebody wants it now */
 		place_ask(job, waiter->client);
 	}

@@ -146,6 +146,7 @@ struct core *core_init(void *memory, const struct core_config *config)
 	core->actions = take_part(&at, n_actions, sizeof *core->actions);
 	list_init(&core->jobs);
 	list_init(&core->rooms);
+	list_init(&core->to_tell);
 	list_init(&core->reserving);
 	list_init(&core->startable);
 	list_init(&core->touched);
@@ -379,7 +380,7 @@ static void handle(struct core *core, const struct core_event *event, struct cor
 		job_on_header(core, event);
 		break;
 	case EV_FILL_PROGRESS:
-		job_on_progress(core, event);
+		progress_on_fill(core, event);
 		break;
 	case EV_FILLED:
 		segment_on_filled(core, event);
@@ -452,6 +453,7 @@ void core_step(struct core *core, const struct core_event *event, struct core_up
 		account_keep_budgets(core);
 		account_settle(core);
 		place_settle(core);
+		progress_settle(core);
 	}
 	update->actions = core->actions + core->n_given;
 	update->n_actions = core->n_actions - core->n_given;

@@ -26,6 +26,7 @@ static void forget(struct core *core, struct job *job)
 	list_remove(&job->by_user);
 	list_remove(&job->by_room);
 	list_remove(&job->by_age);
+	list_remove(&job->to_tell);
 	idtab_remove(&core->job_table, job);
 	user_may_start(core, user);
 	user_settle(core, user);
@@ -72,6 +73,7 @@ struct job *job_begin(struct core *core, struct model *model, enum job_kind kind
 	job->begun_ns = core->now_ns;
 	list_init(&job->waiters);
 	list_init(&job->by_room);
+	list_init(&job->to_tell);
 	list_append(&core->jobs, &job->by_age);
 	list_append(&job->user->queued, &job->by_user);
 	job->user->n_queued++;
@@ -80,6 +82,7 @@ struct job *job_begin(struct core *core, struct model *model, enum job_kind kind
 	model_touch(core, model);
 	model->job = job;
 	model->fail_code = 0;
+	progress_touch(core, job);
 	return job;
 }
 
@@ -169,6 +172,7 @@ static void start(struct core *core, struct job *job)
 	action->fill.is_tabled = job->is_tabled;
 	count_running(job);
 	job->state = is_load ? JOB_HEADER : JOB_CHECKING;
+	progress_touch(core, job);
 	job->has_joined = job->has_joined && !is_load; /* a header is read after they looked */
 	job->n_outstanding++;
 	if (is_load && !job_is_modest(job)) {
@@ -398,6 +402,7 @@ static void wait_for_room(struct core *core, struct job *job)
 	}
 	list_insert(after, &job->by_room);
 	job->state = JOB_ROOM;
+	progress_touch(core, job);
 	job->room_ns = core->now_ns;
 }
 
@@ -438,31 +443,6 @@ void job_on_header(struct core *core, const struct core_event *event)
 		job_fail(core, job, WIRE_TOO_MANY);
 	} else {
 		wait_for_room(core, job);
-	}
-}
-
-void job_on_progress(struct core *core, const struct core_event *event)
-{
-	struct job *job = job_of(core, event->progress.job);
-	uint64_t total;
-
-	if (job == NULL || job->model == NULL) {
-		return;
-	}
-	total = job->is_tabled ? job->moved : job->key.size;
-	job->progress = event->progress.bytes < total ? event->progress.bytes : total;
-	LIST_FOR_EACH (link, &job->waiters) {
-		const struct waiter *waiter = OF(link, struct waiter, by_owner);
-		struct core_action *action = core_act(core, ACT_PROGRESS);
-
-		action->client = idtab_id(&core->clients, waiter->client);
-		action->request = waiter->request;
-		action->model = idtab_id(&core->models, job->model);
-		action->progress.bytes = job->progress;
-		action->progress.total = total;
-		action->progress.phase = event->progress.is_stalled ? CORE_PHASE_STALLED
-					 : job->kind == JOB_RECHECK ? CORE_PHASE_CHECKING
-								    : CORE_PHASE_READING;
 	}
 }
 

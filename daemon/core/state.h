@@ -207,6 +207,7 @@ struct waiter {
 	bool is_first;      /* began the job: its source is the disk */
 	bool is_place;      /* wants no bytes: that they lie there */
 	uint64_t placement; /* that it wants */
+	enum core_phase told;
 };
 
 /* Room on a device, granted or waited for. owner: core::reservations */
@@ -240,6 +241,7 @@ struct job {
 	struct list by_age;  /* core::jobs, oldest first */
 	struct list by_user; /* user::queued, in JOB_QUEUED */
 	struct list by_room; /* core::rooms, oldest first, in JOB_ROOM */
+	struct list to_tell; /* core::to_tell */
 	struct list waiters; /* waiter::by_owner */
 	struct user *user;
 	uint64_t age;        /* grows from job to job */
@@ -324,6 +326,7 @@ struct core {
 	bool has_to_recall;         /* another one does in the next */
 	struct list jobs;           /* job::by_age */
 	struct list rooms;          /* job::by_room */
+	struct list to_tell;        /* job::to_tell, empty between steps */
 	struct list startable;      /* user::startable */
 	struct list touched;        /* model::touched */
 	uint64_t n_touches;
@@ -533,7 +536,6 @@ static inline bool job_is_placed(const struct job *job)
 void job_join(struct job *job, const struct core_file_key *key);
 void job_run(struct core *core); /* start queued ones */
 void job_on_header(struct core *core, const struct core_event *event);
-void job_on_progress(struct core *core, const struct core_event *event);
 void job_on_tabled(struct core *core, const struct core_event *event);
 void job_on_rechecked(struct core *core, const struct core_event *event);
 void job_fill(struct core *core, struct job *job);
@@ -542,6 +544,13 @@ void job_fail(struct core *core, struct job *job, int code);
 /* Nobody waits any more for what it makes. */
 void job_drop_if_unwanted(struct core *core, struct job *job);
 struct job *job_of(const struct core *core, uint64_t id);
+
+/* progress.c */
+/* It waits for something else, or others wait for it: they are told where the step leaves it. */
+void progress_touch(struct core *core, struct job *job);
+bool progress_is_told(const struct job *job, const struct waiter *waiter);
+void progress_settle(struct core *core);
+void progress_on_fill(struct core *core, const struct core_event *event);
 
 /* lease.c */
 struct lease *lease_add(struct core *core, struct model *model, struct client *client,

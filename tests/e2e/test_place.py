@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks of models over simulated cards and RAM: loads, moves, evictions, by the wire."""
+import contextlib
 import json
 import os
 import pathlib
@@ -534,6 +535,38 @@ def test_a_load_waits_for_one_under_way_that_may_go_then(slow_card, tmp_path, al
         assert raw.wait(number)[0] is None
         lease.close()
         unload_all(other)
+
+
+def test_who_waits_is_told_for_what(start_daemon, tmp_path):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "sim.link=1M", "gpu.budget=100%",
+                          "memory.ram=64M", "memory.reserve=0")
+    paths = [tmp_path / f"{name}.safetensors" for name in "abc"]
+    for seed, path in enumerate(paths):
+        make_blocks(path, [2 * MIB] * 12, seed=seed + 1)
+    with contextlib.ExitStack() as stack:
+
+        def begin(path):
+            raw = stack.enter_context(daemon.raw(timeout=20 * slowness()))
+            with opened(path) as fd:
+                raw.request("load", {"allocation": "sim:0"}, [fd])
+            return raw
+
+        def told(raw):
+            name, params = raw.recv()[0][1:]
+            assert name == "load.progress" and params["bytes"] == 0, params
+            assert (params["total"] > 0) == (params["phase"] == "room"), params
+            return params["phase"]
+
+        first = begin(paths[0])  # it takes a minute or half of one
+        assert told(first) == "header"
+        with daemon.raw() as other:
+            wait_until(lambda: account(other, "sim:0").get("used", 0) > 0, 10 * slowness(), "room")
+        second = begin(paths[1])
+        assert [told(second), told(second)] == ["header", "room"]
+        assert told(begin(paths[1])) == "room", "who joins is told at once"
+        third = begin(paths[2])
+        assert told(third) == "queued", "two of a user's run"
+        assert told(begin(paths[2])) == "queued"
 
 
 def test_a_load_waits_for_what_a_cancelled_one_lets_go_of(slow_card, tmp_path):
