@@ -20,12 +20,14 @@
 
 #define QUEUE_EVENTS       1024
 #define QUEUE_BYTES        ((size_t)4 << 20)
-#define QUEUE_OWNED_EVENTS 4096 /* more of these is not a daemon that we know */
+#define QUEUE_OWNED_EVENTS 4096 /* then the oldest of them go too */
+#define OWN_EVENT_BYTES    512
 
 struct event {
 	struct list link; /* owner: distorch::events */
 	enum wire_event number;
-	bool is_owned; /* never dropped */
+	bool is_owned;  /* others are dropped first */
+	uint64_t lease; /* of a recall or a lost; else 0 */
 	size_t size;
 	uint8_t bytes[];
 };
@@ -45,7 +47,8 @@ void client_drop_events(struct distorch *c)
 	}
 }
 
-static void event_append(struct distorch *c, enum wire_event number, const void *bytes, size_t size)
+static void event_append(struct distorch *c, enum wire_event number, uint64_t lease,
+			 const void *bytes, size_t size)
 {
 	struct event *event = malloc(sizeof *event + size);
 
@@ -56,6 +59,7 @@ static void event_append(struct distorch *c, enum wire_event number, const void 
 	event->number = number;
 	event->is_owned = wire_events[number].is_owned || number == WIRE_EVENT_GOODBYE ||
 			  number == WIRE_EVENT_OVERFLOW;
+	event->lease = lease;
 	event->size = size;
 	memcpy(event->bytes, bytes, size);
 	list_append(&c->events, &event->link);
@@ -69,28 +73,36 @@ static bool queue_is_full(const struct distorch *c)
 	return c->n_events >= QUEUE_EVENTS || c->events_bytes >= QUEUE_BYTES;
 }
 
-/* Make room: all that nobody owns go, one overflow stands for them. */
+/* A newer word takes the place of an older one that was not read yet: who never reads, and
+ * another client that asks often, do not fill the queue. */
+static void queue_forget(struct distorch *c, enum wire_event number, uint64_t lease)
+{
+	LIST_FOR_EACH_SAFE (link, &c->events) {
+		struct event *event = container_of(link, struct event, link);
+
+		if (event->number == number && event->lease == lease) {
+			event_remove(c, event);
+		}
+	}
+}
+
+/* Make room: all that nobody owns go, and where the others are too many the oldest of them; one
+ * overflow stands for what went. */
 static void queue_shed(struct distorch *c)
 {
 	const struct wire_overflow_event fields = {.seq = 0};
-	uint8_t packet[64];
-	struct wire_buffer buffer = {.bytes = packet, .capacity = sizeof packet};
-	bool has_overflow = false;
 	bool has_shed = false;
 
 	LIST_FOR_EACH_SAFE (link, &c->events) {
 		struct event *event = container_of(link, struct event, link);
 
-		if (!event->is_owned) {
+		if (!event->is_owned || c->n_events >= QUEUE_OWNED_EVENTS) {
 			event_remove(c, event);
 			has_shed = true;
-		} else if (event->number == WIRE_EVENT_OVERFLOW) {
-			has_overflow = true;
 		}
 	}
-	if (has_shed && !has_overflow &&
-	    wire_encode_event(&buffer, WIRE_EVENT_OVERFLOW, &fields, 0)) {
-		event_append(c, WIRE_EVENT_OVERFLOW, packet, buffer.size);
+	if (has_shed) {
+		client_queue_event(c, WIRE_EVENT_OVERFLOW, &fields);
 	}
 }
 
@@ -147,9 +159,27 @@ static void take_goodbye(struct distorch *c, const struct wire_packet *packet)
 	}
 }
 
+/* The lease that a recall or a lost is about; of another event, or one that is not the schema's,
+ * 0. */
+static uint64_t lease_of(const struct wire_packet *packet)
+{
+	union wire_body body;
+	struct wire_fault fault;
+	const enum wire_event number = (enum wire_event)packet->event->number;
+
+	if ((number != WIRE_EVENT_RECALL && number != WIRE_EVENT_LOST) ||
+	    wire_decode_body(wire_events[number].fields, packet->body, packet->body_size, false,
+			     &body, &fault) < 0) {
+		return 0;
+	}
+	return number == WIRE_EVENT_RECALL ? body.recall_event.lease : body.lost_event.lease;
+}
+
 void client_take_event(struct distorch *c, const struct wire_packet *packet, const void *bytes,
 		       size_t size)
 {
+	uint64_t lease;
+
 	if (packet->event == NULL || packet->body == NULL) {
 		return; /* of a newer daemon, or empty */
 	}
@@ -159,19 +189,29 @@ void client_take_event(struct distorch *c, const struct wire_packet *packet, con
 	if (packet->event->number == WIRE_EVENT_GOODBYE) {
 		take_goodbye(c, packet);
 	}
+	lease = lease_of(packet);
+	if (lease != 0) {
+		queue_forget(c, (enum wire_event)packet->event->number, lease);
+	}
 	if (queue_is_full(c)) {
 		queue_shed(c);
 	}
-	if (c->n_events >= QUEUE_OWNED_EVENTS) {
-		client_lose(c, DISTORCH_E_TOO_MANY, "the daemon floods with events");
-		return;
-	}
-	event_append(c, (enum wire_event)packet->event->number, bytes, size);
+	event_append(c, (enum wire_event)packet->event->number, lease, bytes, size);
 }
 
-void client_queue_event(struct distorch *c, enum wire_event number, const void *bytes, size_t size)
+void client_queue_event(struct distorch *c, enum wire_event number, const void *fields)
 {
-	event_append(c, number, bytes, size);
+	uint8_t packet[OWN_EVENT_BYTES];
+	struct wire_buffer buffer = {.bytes = packet, .capacity = sizeof packet};
+
+	if (number == WIRE_EVENT_OVERFLOW) {
+		queue_forget(c, number, 0);
+	} else if (queue_is_full(c)) {
+		queue_shed(c);
+	}
+	if (wire_encode_event(&buffer, number, fields, 0)) {
+		event_append(c, number, 0, packet, buffer.size);
+	}
 }
 
 /* ---- from packet to public structure ---- */

@@ -9,7 +9,7 @@
 void client_take_event(struct distorch *c, const struct wire_packet *packet, const void *bytes,
 		       size_t size);
 void client_drop_events(struct distorch *c);
-/* Queue an event of our own making. */
-void client_queue_event(struct distorch *c, enum wire_event number, const void *bytes, size_t size);
+/* Queue an event of our own making; 'fields' is its generated struct. */
+void client_queue_event(struct distorch *c, enum wire_event number, const void *fields);
 
 #endif

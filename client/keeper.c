@@ -213,12 +213,8 @@ static void tell_lost(struct distorch *c, const struct kept_lease *lease)
 	const struct wire_lost_event fields =
 		{.lease = lease->number,
 		 .reason = wire_str("the restarted daemon does not have this model any more")};
-	uint8_t packet[256];
-	struct wire_buffer buffer = {.bytes = packet, .capacity = sizeof packet};
 
-	if (wire_encode_event(&buffer, WIRE_EVENT_LOST, &fields, 0)) {
-		client_queue_event(c, WIRE_EVENT_LOST, packet, buffer.size);
-	}
+	client_queue_event(c, WIRE_EVENT_LOST, &fields);
 }
 
 /* The lock is given back while waiting: the lease may be over afterwards, or even gone. */
@@ -272,12 +268,9 @@ static void subscribe_again(struct distorch *c)
 					.is_hello = true};
 	AUTO_ANSWER struct answer answer = {0};
 	struct wire_subscribe_response response;
-	uint8_t packet[64];
-	struct wire_buffer buffer = {.bytes = packet, .capacity = sizeof packet};
 
-	if (client_call(c, &request, &answer, &response) == 0 &&
-	    wire_encode_event(&buffer, WIRE_EVENT_OVERFLOW, &fields, 0)) {
-		client_queue_event(c, WIRE_EVENT_OVERFLOW, packet, buffer.size);
+	if (client_call(c, &request, &answer, &response) == 0) {
+		client_queue_event(c, WIRE_EVENT_OVERFLOW, &fields);
 	}
 }
 

@@ -1094,9 +1094,10 @@ DISTORCH_PUBLIC int distorch_subscribe(struct distorch *c,
 
 /*
  * Take the oldest event, waiting at most 'timeout_ms' (0: look only; DISTORCH_FOREVER).
- * Events that arrive while other calls wait are queued; when more than 1,024 are, the
- * oldest that nobody owns go and one "overflow" stands for them. Free with
- * distorch_event_free.
+ * Events that arrive while other calls wait are queued; when more than 1,024 are, those that
+ * nobody owns go and one "overflow" stands for them. "load.done", "recall", "lost" and "goodbye" stay,
+ * of a lease only its newest "recall" and "lost"; of more than 4,096 of these the oldest go, into an
+ * "overflow" too. Free with distorch_event_free.
  * With weights or a subscription the library connects again by itself when the daemon has ended,
  * and the call waits on. Without either it fails, after the last queued event, until another call
  * has connected again. Codes: TIMEOUT, NO_CONNECTION, or what the event "goodbye" said:

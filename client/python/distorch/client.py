@@ -2,7 +2,6 @@
 """A connection to distorchd."""
 
 import _thread
-import collections
 import concurrent.futures
 import contextlib
 import ctypes
@@ -218,7 +217,7 @@ class Connection:
         self._running = [thread for thread in self._running if thread == threading.get_ident()]
         self._recalls = weakref.WeakSet()
         self._listener = None  # the thread that waits for recalls
-        self._unheard = collections.deque()  # recalls that are next_event's
+        self._unheard = {}  # recalls that are next_event's: the newest of each lease
         _connections.add(self)
 
     def _default_path(self):
@@ -654,7 +653,9 @@ class Connection:
             time.sleep(_EVENT_SLICE_MS / 1000)  # the daemon is away; the library comes back
             return True
         if not self._tell(event):
-            self._unheard.append(event)
+            with self._lock:
+                self._unheard.pop(event.lease, None)
+                self._unheard[event.lease] = event
         return True
 
     # ---- events as they happen ----
@@ -677,8 +678,9 @@ class Connection:
         connected again."""
         left = None if timeout is None else given.wait_ms("timeout", timeout)
         while True:
-            with contextlib.suppress(IndexError):
-                return self._unheard.popleft()
+            with self._lock:
+                if self._unheard:
+                    return self._unheard.pop(next(iter(self._unheard)))
             wait = _EVENT_SLICE_MS
             if not self._recalls and not _in_main_thread():
                 wait = _QUIET_SLICE_MS

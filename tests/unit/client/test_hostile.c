@@ -354,6 +354,63 @@ static void a_flood_of_events_is_bounded_and_said(void **state)
 	peer_stop(&peer);
 }
 
+/* 5,000 recalls and losses of two leases, and 5,000 loads that nobody asks about. */
+static void flood_with_owned_events(struct peer *p)
+{
+	const struct wire_load_done_event done = {.model = wire_str("abcd")};
+	uint32_t id = peer_expect(p, WIRE_METHOD_PING);
+
+	for (uint64_t i = 0; i < N_EVENTS; i++) {
+		const struct wire_recall_event recall = {.lease = 7 + i % 2,
+							 .reason = wire_str("room"),
+							 .deadline_ms = i};
+		const struct wire_lost_event lost = {.lease = 7 + i % 2,
+						     .reason = wire_str("gone")};
+
+		peer_event(p, WIRE_EVENT_RECALL, &recall);
+		peer_event(p, WIRE_EVENT_LOST, &lost);
+	}
+	peer_respond(p, id, WIRE_METHOD_PING, NULL, NULL, 0);
+	id = peer_expect(p, WIRE_METHOD_PING);
+	for (int i = 0; i < N_EVENTS; i++) {
+		peer_event(p, WIRE_EVENT_LOAD_DONE, &done);
+	}
+	peer_respond(p, id, WIRE_METHOD_PING, NULL, NULL, 0);
+	(void)peer_is_closed(p);
+}
+
+static void events_that_nobody_reads_end_no_connection(void **state)
+{
+	struct distorch_event *event = NULL;
+	struct distorch *c = NULL;
+	size_t n_overflows = 0;
+	size_t n_done = 0;
+
+	(void)state;
+	peer_start(&peer, flood_with_owned_events, NULL);
+	assert_int_equal(distorch_open(peer.path, NULL, &c), 0);
+	assert_int_equal(distorch_ping(c), 0);
+	for (uint64_t i = 0; i < 4; i++) { /* of each lease the newest */
+		assert_int_equal(distorch_next_event(c, 0, &event), 0);
+		assert_string_equal(event->type, i % 2 == 0 ? "recall" : "lost");
+		assert_int_equal(event->lease, 7 + (N_EVENTS - 2 + i / 2) % 2);
+		assert_true(i % 2 == 1 || event->deadline_ms == N_EVENTS - 2 + i / 2);
+		distorch_event_free(event);
+	}
+	assert_int_equal(distorch_next_event(c, 0, &event), -DISTORCH_E_TIMEOUT);
+	assert_int_equal(distorch_ping(c), 0);
+	while (distorch_next_event(c, 0, &event) == 0) {
+		n_overflows += strcmp(event->type, "overflow") == 0 ? 1 : 0;
+		n_done += strcmp(event->type, "load.done") == 0 ? 1 : 0;
+		distorch_event_free(event);
+	}
+	assert_int_equal(distorch_error(c)->code, DISTORCH_E_TIMEOUT);
+	assert_int_equal(n_overflows, 1);
+	assert_true(n_done >= 4000 && n_done <= 4096);
+	distorch_close(c);
+	peer_stop(&peer);
+}
+
 static void send_strange_events(struct peer *p)
 {
 	static const char unknown[] = "\x93\x02\xa7strange\x81\xa1x\x01";
@@ -451,6 +508,7 @@ int main(void)
 		cmocka_unit_test(a_body_of_another_type_fails_only_its_call),
 		cmocka_unit_test(spilled_lists_are_read_and_hostile_ones_refused),
 		cmocka_unit_test(a_flood_of_events_is_bounded_and_said),
+		cmocka_unit_test(events_that_nobody_reads_end_no_connection),
 		cmocka_unit_test(unknown_events_are_skipped_and_incomplete_ones_fail_once),
 		cmocka_unit_test(mutated_answers_never_overrun),
 	};
