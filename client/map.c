@@ -40,6 +40,7 @@ struct image {
 struct distorch_weights {
 	uint32_t n_refs;
 	struct distorch *c; /* counted; NULL without a lease */
+	pid_t pid;          /* whose mappings these are; a child's copy is not the driver's */
 	struct lease lease;
 	char id[ID_SIZE];
 	uint8_t *table_bytes; /* owned; private copy of the table memfd */
@@ -398,8 +399,7 @@ static int map_images(struct distorch *c, struct distorch_weights *weights, stru
 /* False: something of it is still mapped. */
 static bool weights_free(struct distorch_weights *weights)
 {
-	bool is_ours = weights->c == NULL || weights->c->pid == getpid();
-	bool is_unmapped = segments_free(&weights->segments, is_ours);
+	bool is_unmapped = segments_free(&weights->segments, weights->pid == getpid());
 
 	for (uint32_t i = 0; i < weights->n_images; i++) {
 		memory_unmap(weights->images[i].base, weights->images[i].bytes);
@@ -428,6 +428,7 @@ int weights_make(struct distorch *c, const struct lease *lease, struct answer *a
 		return failure_memory();
 	}
 	weights->n_refs = 1;
+	weights->pid = getpid();
 	weights->lease = *lease;
 	(void)pthread_mutex_init(&weights->card_lock, NULL);  /* as the next one */
 	(void)pthread_mutex_init(&weights->index_lock, NULL); /* cannot fail with defaults */

@@ -65,6 +65,37 @@ print("let go", flush=True)
 sys.stdin.readline()
 """
 
+# Another one: a child that it forks lets the weights go, and says whether they are mapped there.
+FORKING_CLIENT = """
+import gc, os, sys
+import distorch
+
+d = distorch.connect()
+w = d.open(sys.argv[1])
+for tensor in w.values():
+    tensor.__dlpack__()
+address = tensor._exchange()._what[1]
+tensor = None
+gc.collect()
+
+def is_mapped():
+    spans = ([int(end, 16) for end in line.split()[0].split("-")] + [line.split()[1]]
+             for line in open("/proc/self/maps"))
+    return any(first <= address < last and how[0] == "r" for first, last, how in spans)
+
+assert is_mapped()
+child = os.fork()
+if child == 0:
+    w.close()
+    gc.collect()
+    print("child", is_mapped(), flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0 and is_mapped()
+w.close()
+gc.collect()
+print("parent", is_mapped(), flush=True)
+"""
+
 
 @pytest.fixture
 def card():
@@ -89,9 +120,9 @@ def model(tmp_path):
     return path, make_safetensors(path, {f"layers.{i}.w": ("U8", [MIB + i]) for i in range(6)})
 
 
-def client(daemon, path, **environment):
+def client(daemon, path, program=CLIENT, **environment):
     return subprocess.Popen(
-        [sys.executable, "-c", CLIENT, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
         env={**os.environ, "DISTORCH_SOCKET": str(daemon.socket),
              "PYTHONPATH": str(ROOT / "client" / "python"), **environment})
@@ -129,6 +160,17 @@ def test_a_clients_tensors_are_those_of_the_card(daemon_with_card, card, model):
         wait_until(lambda: used(daemon) == 0, 20 * slowness())
         process.communicate("\n", timeout=60)
         assert process.returncode == 0
+
+
+@pytest.mark.skipif(slowness() > 1, reason="Python cannot load a driver with a sanitizer in it")
+def test_a_forked_child_leaves_the_driver_alone(daemon_with_card, card, model):
+    daemon, (path, _expected) = daemon_with_card, model
+    assert ctl(daemon, "load", path, "--to", "cuda:0").returncode == 0
+    with client(daemon, path, FORKING_CLIENT, **card) as process:
+        out, err = process.communicate(timeout=60)
+    assert (out, process.returncode) == ("child True\nparent False\n", 0), err
+    assert ctl(daemon, "unload", "m").returncode == 0
+    wait_until(lambda: used(daemon) == 0, 20 * slowness())
 
 
 def test_without_a_driver_the_rest_can_be_read(daemon_with_card, model, distorch):
