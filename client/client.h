@@ -128,9 +128,10 @@ int client_lost(const struct distorch *c);
 void client_lose(struct distorch *c, int code, const char *reason);
 
 /* Take the lock; fails when the connection was closed, and in a process that has not opened it
- * (clone without fork handlers). */
+ * (clone without fork handlers). Another thread may be connecting. */
 int client_lock(struct distorch *c);
-/* Likewise, and connect anew where the connection was lost, and in a forked child. */
+/* Likewise, wait for who is connecting, and connect anew where the connection was lost, and in a
+ * forked child. */
 int client_enter(struct distorch *c);
 bool client_can_return(const struct distorch *c); /* is a lost one worth another try? */
 void client_leave(struct distorch *c);

@@ -259,8 +259,16 @@ static int connect_failed(const struct distorch *c, int sys)
 			   "no daemon answers at %s: %s", c->path, strerror(sys));
 }
 
-/* Connect the descriptor; waits while the daemon's backlog is full. Returns an errno. */
-static int connect_socket(const struct distorch *c, int fd)
+static void pause_unlocked(struct distorch *c)
+{
+	pthread_mutex_unlock(&c->lock);
+	(void)poll(NULL, 0, CONNECT_RETRY_MS); /* only a pause */
+	pthread_mutex_lock(&c->lock);
+}
+
+/* Connect the descriptor; waits while the daemon's backlog is full, without the lock. Returns an
+ * errno. */
+static int connect_socket(struct distorch *c, int fd)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	uint64_t deadline = client_now_ms() + c->timeout_ms;
@@ -273,7 +281,10 @@ static int connect_socket(const struct distorch *c, int fd)
 		if (client_now_ms() >= deadline) {
 			return ETIMEDOUT;
 		}
-		(void)poll(NULL, 0, CONNECT_RETRY_MS); /* only a pause */
+		pause_unlocked(c);
+		if (c->is_closed) {
+			return ECANCELED; /* and the descriptor with it */
+		}
 	}
 	return 0;
 }
@@ -395,9 +406,7 @@ static int open_and_greet(struct distorch *c)
 		if (rc == 0 || !was_cut_off || c->is_closed || client_now_ms() >= deadline) {
 			return rc;
 		}
-		pthread_mutex_unlock(&c->lock);
-		(void)poll(NULL, 0, CONNECT_RETRY_MS); /* only a pause */
-		pthread_mutex_lock(&c->lock);
+		pause_unlocked(c);
 	}
 }
 
@@ -409,6 +418,7 @@ int client_connect(struct distorch *c)
 	rc = open_and_greet(c);
 	if (rc == 0) {
 		keeper_restore(c);
+		failure_clear(c); /* what was refused there is told by events */
 	} else {
 		close_socket(c); /* it was never usable */
 		c->is_lost = true;
@@ -536,6 +546,13 @@ void client_lose(struct distorch *c, int code, const char *reason)
 	pthread_cond_broadcast(&c->changed);
 }
 
+static int fail_if_closed(const struct distorch *c)
+{
+	return !c->is_closed ? 0
+			     : failure_set(DISTORCH_E_NO_CONNECTION, 0, NULL,
+					   "the connection was closed");
+}
+
 int client_lock(struct distorch *c)
 {
 	int rc = options_need("c", c);
@@ -548,14 +565,30 @@ int client_lock(struct distorch *c)
 				   "this connection belongs to process %d", (int)c->pid);
 	}
 	pthread_mutex_lock(&c->lock);
-	while (c->is_opening) {
-		(void)pthread_cond_wait(&c->changed, &c->lock); /* cannot fail with our lock */
-	}
-	if (c->is_closed) {
+	rc = fail_if_closed(c);
+	if (rc < 0) {
 		pthread_mutex_unlock(&c->lock);
-		return failure_set(DISTORCH_E_NO_CONNECTION, 0, NULL, "the connection was closed");
 	}
-	return 0;
+	return rc;
+}
+
+/* While another thread connects; lock held. */
+static int wait_for_opening(struct distorch *c)
+{
+	uint64_t deadline = client_now_ms() + c->timeout_ms;
+
+	while (c->is_opening && !c->is_closed) {
+		uint64_t now = client_now_ms();
+
+		if (now >= deadline) {
+			return failure_set(DISTORCH_E_TIMEOUT, 0,
+					   "is the daemon overloaded or stopped?",
+					   "the daemon at %s did not answer within %u ms", c->path,
+					   c->timeout_ms);
+		}
+		client_follow(c, deadline - now);
+	}
+	return fail_if_closed(c);
 }
 
 bool client_can_return(const struct distorch *c)
@@ -570,10 +603,11 @@ int client_enter(struct distorch *c)
 	if (rc < 0) {
 		return rc;
 	}
-	if (!c->is_lost && !c->is_led) {
+	rc = wait_for_opening(c);
+	if (rc == 0 && !c->is_lost && !c->is_led) {
 		client_read(c); /* it may have hung up while nobody looked */
 	}
-	if (c->is_lost && client_can_return(c)) { /* or in a forked child */
+	if (rc == 0 && c->is_lost && client_can_return(c)) { /* or in a forked child */
 		rc = client_connect(c);
 	}
 	if (rc < 0) {

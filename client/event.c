@@ -418,11 +418,13 @@ static int event_wait(struct distorch *c, bool of_recalls, uint32_t timeout_ms)
 	while (event_find(c, of_recalls) == NULL) {
 		uint64_t now = client_now_ms();
 
-		if (c->is_closed || (c->is_lost && (!keeper_returns(c) || !client_can_return(c)))) {
+		if (c->is_closed || (c->is_lost && !c->is_opening &&
+				     (!keeper_returns(c) || !client_can_return(c)))) {
 			return client_lost(c);
 		}
-		if (c->is_lost && (!has_looked || now < until)) {
-			client_follow(c, now < until ? until - now : 0); /* the keeper is at it */
+		if ((c->is_lost || c->is_opening) && (!has_looked || now < until)) {
+			/* Another thread is at it, and reads what it needs for that itself. */
+			client_follow(c, now < until ? until - now : 0);
 			has_looked = true;
 			continue;
 		}

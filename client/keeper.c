@@ -207,13 +207,21 @@ void keeper_orphan(struct distorch *c)
 
 /* ---- after a loss ---- */
 
-/* The lease cannot be had again: the memory stays as it is, its owner is told. */
-static void tell_lost(struct distorch *c, const struct kept_lease *lease)
+/* The lease cannot be had again, as the thread's error says: the memory stays as it is, its owner is
+ * told. */
+static void tell_lost(struct distorch *c, const struct kept_lease *lease, int rc)
 {
-	const struct wire_lost_event fields =
-		{.lease = lease->number,
-		 .reason = wire_str("the restarted daemon does not have this model any more")};
+	char reason[WIRE_LOST_EVENT_REASON_MAX + 1] =
+		"the restarted daemon does not have this model any more";
+	struct wire_lost_event fields = {.lease = lease->number};
 
+	if (rc != -DISTORCH_E_NOT_FOUND && rc != -DISTORCH_E_NOT_RESIDENT &&
+	    rc != -DISTORCH_E_STALE) {
+		(void)snprintf(reason, sizeof reason,
+			       "the restarted daemon did not give the lease again: %s",
+			       distorch_error(NULL)->message); /* may be cut */
+	}
+	fields.reason = wire_str(reason);
 	client_queue_event(c, WIRE_EVENT_LOST, &fields);
 }
 
@@ -240,7 +248,7 @@ static bool assert_again(struct distorch *c, struct kept_lease *lease)
 		lease->epoch = c->server->epoch;
 		lease->serial = c->serial;
 	} else if (!c->is_lost) {
-		tell_lost(c, lease);
+		tell_lost(c, lease, rc);
 		lease->fd = -1;
 	}
 	return !c->is_lost;
