@@ -114,6 +114,7 @@ struct top {
 	enum top_sort sort;
 	char filter[64];
 	char selected[40];                   /* id */
+	struct order asked;                  /* what MODE_CONFIRM asks about */
 	const struct distorch_model **shown; /* owner: top; into 'look' */
 	size_t n_shown;
 	size_t at;     /* of the selected one in 'shown' */
@@ -123,6 +124,8 @@ struct top {
 
 /* Choose and order what is shown, and keep the selection where it is. After each change. */
 void top_arrange(struct top *top);
+/* One that is shown, by its id; NULL: it is not. */
+const struct distorch_model *top_find(const struct top *top, const char *id);
 void top_draw(struct top *top);
 
 #endif

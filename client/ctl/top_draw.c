@@ -73,6 +73,16 @@ static bool is_wanted(const struct top *top, const struct distorch_model *model)
 	       strncmp(model->id, top->filter, strlen(top->filter)) == 0;
 }
 
+const struct distorch_model *top_find(const struct top *top, const char *id)
+{
+	for (size_t i = 0; i < top->n_shown; i++) {
+		if (strcmp(top->shown[i]->id, id) == 0) {
+			return top->shown[i];
+		}
+	}
+	return NULL;
+}
+
 /* Where the selected model is now; where it is not any more, what took its place. */
 static size_t find_selected(const struct top *top)
 {
@@ -490,13 +500,13 @@ static void draw_foot(const struct top *top, int row, int columns)
 	char safe[TOP_TEXT_SIZE / 2];
 	bool is_told = ctl_now_ms() < top->told_until_ms;
 
-	if (top->mode == MODE_CONFIRM && top->n_shown > 0) {
-		const struct distorch_model *model = top->shown[top->at];
+	if (top->mode == MODE_CONFIRM) {
+		const struct distorch_model *model = top_find(top, top->asked.model);
 
-		(void)snprintf(text, sizeof text, "Evict %s?%s",
-			       safe_text(model->name != NULL ? model->name : model->id, safe,
-					 sizeof safe),
-			       model->pinned || model->keep ? " Your pin and keep go too." : "");
+		(void)snprintf(text, sizeof text, "Evict %s?%s", top->asked.name,
+			       model != NULL && (model->pinned || model->keep)
+				       ? " Your pin and keep go too."
+				       : "");
 		screen_put(row, 0, columns, INK_BOLD, text);
 		screen_put(row + 1, 0, columns, INK_REVERSE,
 			   "y evict it   any other key: leave it");

@@ -120,20 +120,49 @@ static void tell(struct top *top, const char *text)
 	top->told_until_ms = ctl_now_ms() + TOLD_MS;
 }
 
-static void order(struct top *top, struct watcher *watcher, enum order_kind kind)
+/* What 'kind' would do with the selected model. False: there is none. */
+static bool order_of(const struct top *top, enum order_kind kind, struct order *ret)
 {
 	const struct distorch_model *model = top->n_shown > 0 ? top->shown[top->at] : NULL;
-	struct order order = {.kind = kind};
 
 	if (model == NULL) {
+		return false;
+	}
+	*ret = (struct order){.kind = kind};
+	(void)snprintf(ret->model, sizeof ret->model, "%s", model->id);
+	(void)safe_text(model->name != NULL ? model->name : model->id, ret->name, sizeof ret->name);
+	return true;
+}
+
+static void give(struct top *top, struct watcher *watcher, const struct order *order)
+{
+	if (!watcher_order(watcher, order)) {
+		tell(top, "the order before is still under way");
+	}
+}
+
+static void toggle_pin(struct top *top, struct watcher *watcher)
+{
+	struct order order;
+
+	if (!order_of(top, ORDER_PIN, &order)) {
 		tell(top, "no model is selected");
 		return;
 	}
-	(void)snprintf(order.model, sizeof order.model, "%s", model->id);
-	(void)safe_text(model->name != NULL ? model->name : model->id, order.name,
-			sizeof order.name);
-	if (!watcher_order(watcher, &order)) {
-		tell(top, "the order before is still under way");
+	order.kind = top->shown[top->at]->pinned ? ORDER_UNPIN : ORDER_PIN;
+	give(top, watcher, &order);
+}
+
+/* The question is about one model: with that it ends. */
+static void check_asked(struct top *top)
+{
+	char text[TOP_TEXT_SIZE];
+
+	if (top->mode == MODE_CONFIRM && top_find(top, top->asked.model) == NULL) {
+		top->mode = MODE_LIST;
+		(void)snprintf(text, sizeof text, "%s is gone: nothing was evicted",
+			       top->asked.name);
+		tell(top, text);
 	}
 }
 
@@ -211,11 +240,10 @@ static bool press(struct top *top, struct watcher *watcher, wint_t key)
 		top->sort = (top->sort + 1) % SORT_N;
 		break;
 	case L'p':
-		order(top, watcher,
-		      top->n_shown > 0 && top->shown[top->at]->pinned ? ORDER_UNPIN : ORDER_PIN);
+		toggle_pin(top, watcher);
 		break;
 	case L'e':
-		if (top->n_shown > 0) {
+		if (order_of(top, ORDER_EVICT, &top->asked)) {
 			top->mode = MODE_CONFIRM;
 		}
 		break;
@@ -252,7 +280,7 @@ static bool read_keys(struct top *top, struct watcher *watcher)
 		case MODE_CONFIRM:
 			top->mode = MODE_LIST;
 			if (key == L'y' || key == L'Y') {
-				order(top, watcher, ORDER_EVICT);
+				give(top, watcher, &top->asked);
 			}
 			break;
 		case MODE_HELP:
@@ -285,6 +313,7 @@ static void take_news(struct top *top, struct watcher *watcher)
 		top->told = told;
 		top->told_until_ms = ctl_now_ms() + TOLD_MS;
 	}
+	check_asked(top);
 }
 
 /* Until a key or a signal ends it; returns the signal or 0. */

@@ -101,6 +101,25 @@ def test_keys_sort_pin_evict_and_filter(daemon, make_model):
         assert top.wait() == 0 and top.is_given_back()
 
 
+def test_a_question_is_about_its_model_and_ends_with_it(daemon, make_model):
+    load_all(daemon, make_model, "flux", "ae")
+    with top_on(daemon) as top:
+        top.wait_for("flux")
+        top.press("ss")  # by name
+        top.wait_for(lambda lines: names_on(lines) == ["ae.safetensors", "flux.safetensors"])
+        top.press(UP + UP + b"e")
+        top.wait_for("Evict ae.safetensors?")
+        assert ctl(daemon, "unload", "ae").returncode == 0
+        lines = top.wait_for("ae.safetensors is gone")
+        assert "Evict" not in "\n".join(lines)
+        top.press("y")
+        time.sleep(1.2)  # another look
+        top.read(0)
+        assert [m["name"] for m in ctl_json(daemon, "ps")["models"]] == ["flux.safetensors"]
+        top.press("q")
+        assert top.wait() == 0
+
+
 def test_a_refusal_of_the_daemon_is_shown_with_its_hint(daemon, make_model, connect):
     path = make_model("flux.safetensors")
     with connect() as d, d.open(path), top_on(daemon) as top:
