@@ -7,10 +7,11 @@
 
 struct watcher {
 	struct ctl *ctl;
-	const char *doing; /* "Loading" */
-	const char *name;
-	uint64_t begun_ms; /* by progress_begin */
-	bool has_line;     /* a bar stands on the terminal */
+	const char *doing;    /* "Loading" */
+	const char *name;     /* of the model, or its path */
+	uint64_t first_bytes; /* that were there at the first look with some; 0: none yet */
+	uint64_t first_ms;    /* when that was */
+	bool has_line;        /* a bar stands on the terminal */
 };
 
 /* Around the call. */

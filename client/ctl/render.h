@@ -102,7 +102,10 @@ const char *users_text(const struct distorch_model *model, char *buffer, size_t 
 const char *bar_text(uint64_t part, uint64_t whole, unsigned width, char *buffer,
 		     size_t buffer_size);
 
-unsigned terminal_width(void);
+const char *path_base(const char *path); /* behind the last '/' */
+
+unsigned terminal_columns(int fd); /* 80 where it does not say */
+unsigned terminal_width(void);     /* of the output, as COLUMNS or the terminal says */
 
 /* How many columns it takes, and it cut to so many, the last of them "…". Returns 'buffer'. */
 size_t text_columns(const char *text);

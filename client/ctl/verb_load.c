@@ -9,13 +9,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static const char *base_name(const char *path)
-{
-	const char *slash = strrchr(path, '/');
-
-	return slash == NULL ? path : slash + 1;
-}
-
 static struct distorch_policy read_policy(const struct arguments *arguments)
 {
 	struct distorch_policy policy = {.size = sizeof policy};
@@ -102,7 +95,7 @@ static void print_loaded(struct ctl *ctl, const struct distorch_loaded *loaded, 
 	char places[512];
 	char where[1024];
 
-	(void)safe_text(model->name != NULL ? model->name : base_name(path), name, sizeof name);
+	(void)safe_text(model->name != NULL ? model->name : path_base(path), name, sizeof name);
 	(void)size_text(ctl, model->bytes, size);
 	(void)safe_text(where_text(ctl, model, places, sizeof places), where, sizeof where);
 	if (strcmp(loaded->source, "begun") == 0) {
@@ -173,7 +166,7 @@ static int load_one(struct ctl *ctl, const char *path, const struct distorch_pla
 		    struct outcome *outcome)
 {
 	const struct arguments *arguments = &ctl->arguments;
-	struct watcher watcher = {.ctl = ctl, .doing = "Loading", .name = base_name(path)};
+	struct watcher watcher = {.ctl = ctl, .doing = "Loading", .name = path};
 	struct distorch_load_options options = {.size = sizeof options,
 						.format = arguments->format,
 						.allocation = placement->allocation,

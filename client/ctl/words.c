@@ -370,16 +370,26 @@ const char *bar_text(uint64_t part, uint64_t whole, unsigned width, char *buffer
 	return buffer;
 }
 
-unsigned terminal_width(void)
+const char *path_base(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash == NULL ? path : slash + 1;
+}
+
+unsigned terminal_columns(int fd)
 {
 	struct winsize size;
+
+	return ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+unsigned terminal_width(void)
+{
 	const char *columns = getenv("COLUMNS");
 
 	if (columns != NULL && strtoul(columns, NULL, 10) > 0) {
 		return (unsigned)strtoul(columns, NULL, 10);
 	}
-	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) {
-		return size.ws_col;
-	}
-	return 80;
+	return terminal_columns(STDOUT_FILENO);
 }

@@ -484,12 +484,13 @@ def test_the_command_line_shows_a_bar_and_ctrl_c_says_what_was_cancelled(start_d
     slow = start_daemon(*CARDS, "sim.link=2M")
     with to(slow) as d:
         d.load(twelve[0])
-        with Terminal([CTL, "place", "twelve", "sim:0"],
+        with Terminal([CTL, "place", twelve[0], "sim:0"],
                       environment_of(slow, NO_COLOR="1")) as terminal:
             lines = terminal.wait_for(lambda lines: any("M/s" in line for line in lines))
             bar = next(line for line in lines if "M/s" in line)
             whole = d.show("twelve").model.where[0].tensor_bytes
-            assert bar.startswith("Moving twelve ") and f"/{whole / (1 << 20):.1f}M" in bar, bar
+            assert bar.startswith("Moving twelve.safetensors "), bar
+            assert f"/{whole / (1 << 20):.1f}M" in bar, bar
             terminal.press("\x03")
             terminal.wait_for("error: the move of twelve.safetensors was cancelled")
             assert terminal.process.wait(20) == 130
