@@ -205,6 +205,17 @@ def test_open_of_a_missing_file_takes_a_name(connect, make_model, distorch):
     assert caught.value.code == "not-resident" and caught.value.retryable
 
 
+def test_a_folder_here_does_not_hide_a_name(connect, make_model, distorch, tmp_path, monkeypatch):
+    d = connect()
+    d.load(make_model(), name="flux")
+    (tmp_path / "here" / "flux").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with d.open("flux") as weights:
+        assert "t.0" in weights
+    with pytest.raises(distorch.Error, match="is a folder"):
+        d.open("./flux")
+
+
 def test_attach_by_name_id_prefix_and_path(connect, make_model):
     path = make_model("n.safetensors")
     d = connect()

@@ -341,6 +341,8 @@ def test_it_is_there_from_python(connect, distorch, make_model):
         with pytest.raises(distorch.Error) as failure:
             d.load(path)
         assert failure.value.code == "busy"
+        with pytest.raises(TypeError, match="^on must be True or False"):
+            d.drain("off")
         drain = d.drain(False)
         assert (drain.draining, drain.loads, drain.loading, drain.leases, drain.holders) == \
             (False, 0, [], 0, [])

@@ -426,6 +426,7 @@ calls = {
     "place": lambda d: d.place("twelve", "sim:0"),
     "reserve": lambda d: d.reserve("sim:0", 60 << 20, recall=30),
     "unload": lambda d: d.unload("twelve", recall=30),
+    "verify": lambda d: sys.stdin.readline() and d.verify(),
 }
 with distorch.connect(sys.argv[1]) as d:
     print("READY")
@@ -509,6 +510,21 @@ def test_ctrl_c_ends_the_wait_for_those_who_are_asked(cards, child, twelve, verb
         if verb == "reserve":
             wait_until(lambda: d.events(types="evicted"), what="the room")
             wait_until(lambda: not d.devices()[1].reserved, what="its end")
+        assert victim.ask() == "usable"
+
+
+def test_ctrl_c_ends_the_wait_for_a_verification(cards, child, twelve):
+    with to(cards) as d:
+        d.load(twelve[0])
+        victim = child(INTERRUPTED, cards.socket, "verify")
+        cards.process.send_signal(signal.SIGSTOP)
+        try:
+            victim.process.stdin.write("go\n")
+            victim.process.stdin.flush()
+            time.sleep(0.5)  # most likely it waits now
+            interrupt(victim)
+        finally:
+            cards.process.send_signal(signal.SIGCONT)
         assert victim.ask() == "usable"
 
 

@@ -360,7 +360,8 @@ class Connection:
         no file is taken for the name or id of a resident model; then no wishes are said."""
         options = self._load_options(keep, pin, ttl, priority, duration, more)
         path = given.text("path", path)
-        if os.path.exists(path) or os.path.exists(path + b".index.json"):
+        is_name = b"/" not in path and os.path.isdir(path)  # a folder here is no model
+        if os.path.exists(path) and not is_name or os.path.exists(path + b".index.json"):
             return self._load(path, True, options, progress)[1]
         try:
             weights = self.attach(path)
@@ -536,9 +537,11 @@ class Connection:
         return self._ask_list("config", lib.SETTINGS, "settings")
 
     def verify(self, *models):
-        """Hash held copies again and compare (admin); none named: all. Returns Checks."""
+        """Hash held copies again and compare (admin); none named: all. Returns Checks.
+        KeyboardInterrupt is raised at once, and the daemon goes on with it."""
         array, count = given.model_texts(models)
-        return self._ask_list("verify", lib.CHECKS, "checks", array, count)
+        return _interruptibly(
+            lambda: self._ask_list("verify", lib.CHECKS, "checks", array, count))
 
     def metrics(self):
         """What there is to measure, as OpenMetrics text (admin)."""
@@ -597,7 +600,7 @@ class Connection:
     def drain(self, on=None, *, device=None):
         """Have the daemon refuse new loads (True), take them again (False), or only look (None);
         returns a Drain at once: what is still under way (admin)."""
-        order = 0 if on is None else 1 if on else 2
+        order = 0 if on is None else 1 if given.flag("on", on) else 2
         return self._ask_one("drain", lib.DRAIN, results.Drain,
                              given.optional_text("device", device), order)
 
