@@ -11,16 +11,31 @@
 #define LOOK_MS  200 /* between two looks */
 #define START_MS 10000
 
+/* The device that was named, by a word that a command line takes as it is: a card's own name has
+ * blanks. Returns 'buffer'. */
+static const char *short_name(const struct ctl *ctl, char buffer[64])
+{
+	struct distorch_devices *devices = NULL;
+	const struct distorch_device *device = NULL;
+
+	if (distorch_devices(ctl->c, &devices) == 0) {
+		device = device_find(devices, ctl->arguments.device);
+	}
+	(void)safe_text(device != NULL ? device_text(device->name) : ctl->arguments.device, buffer,
+			64);
+	distorch_devices_free(devices);
+	return buffer;
+}
+
 static const char *goes_on(const struct ctl *ctl)
 {
 	static char text[160];
-	const char *device = ctl->arguments.device;
-	char safe[64];
+	const bool is_of_one = ctl->arguments.device != NULL;
+	char name[64];
 
 	(void)snprintf(text, sizeof text,
 		       "it goes on draining; end that: distorchctl drain --off%s%s",
-		       device == NULL ? "" : " --device ",
-		       device == NULL ? "" : safe_text(device, safe, sizeof safe));
+		       is_of_one ? " --device " : "", is_of_one ? short_name(ctl, name) : "");
 	return text;
 }
 
@@ -155,7 +170,7 @@ static void tell_idle(const struct ctl *ctl)
 		(void)printf("%s of models that nobody uses stay there, and its driver in use: "
 			     "distorchctl unload --device %s (pinned ones: distorchctl unpin)\n",
 			     size_text(ctl, device->used, size),
-			     safe_text(name, safe, sizeof safe));
+			     safe_text(device->name, safe, sizeof safe));
 	}
 	distorch_devices_free(devices);
 }

@@ -195,6 +195,20 @@ def test_what_is_idle_on_a_drained_device_is_told_with_how_it_goes(start_daemon,
     assert "stay there" not in ctl(daemon, "drain", "--device", "sim:0").stdout
 
 
+def test_what_it_says_to_type_names_the_device_in_one_word(start_daemon, tmp_path):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "memory.ram=64M", "memory.reserve=0")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 4, head=0)
+    with daemon.raw() as raw:
+        lease = load(raw, path, "sim:0")
+        late = ctl(daemon, "drain", "--device", "Simulated device", "--timeout", "100ms")
+        assert late.returncode == 8
+        assert late.stderr.endswith("distorchctl drain --off --device sim:0\n"), late.stderr
+        lease.close()
+    said = ctl(daemon, "drain", "--device", "Simulated device").stdout
+    assert "distorchctl unload --device sim:0 (pinned" in said, said
+
+
 def test_a_device_waits_for_what_is_loaded_onto_it_alone(start_daemon, tmp_path):
     daemon = start_daemon("sim.count=2", "sim.memory=64M", "memory.ram=64M", "memory.reserve=0",
                           "sim.link=1M")
