@@ -123,13 +123,27 @@ bool file_exists(const char *text)
 	return exists;
 }
 
+/* Is there such a file, that is one of several of a model, or their index? */
+static bool is_of_several(const char *text)
+{
+	struct model_path found;
+	bool is_one = model_path_is_file(text);
+
+	if (is_one) {
+		(void)model_path_find(text, &found, NULL); /* what cannot be read is a name */
+		is_one = found.files != NULL;
+		model_path_fini(&found);
+	}
+	return is_one;
+}
+
 const char *file_model_text(const char *text, char *buffer)
 {
 	struct model_path found;
 	const char *path;
 
-	if (strchr(text, '/') == NULL) {
-		return text;
+	if (strchr(text, '/') == NULL && !is_of_several(text)) {
+		return text; /* a name */
 	}
 	/* What cannot be read is told when it is loaded; here it is only a name. */
 	(void)model_path_find(text, &found, NULL);

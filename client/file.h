@@ -31,7 +31,8 @@ bool file_exists(const char *text);
 /*
  * What people type for a model: where it is the path of a file, its absolute, resolved form
  * goes to 'buffer' (PATH_MAX bytes), as the daemon knows it; else 'text' itself. A model of several
- * files has the path of its index, or of the first of them.
+ * files has the path of its index, or of the first of them. Without a slash it is a name, but for a
+ * file here that is one of several, or their index: no model is called so.
  */
 const char *file_model_text(const char *text, char *buffer);
 

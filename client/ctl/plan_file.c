@@ -247,3 +247,15 @@ void plan_file_fini(struct plan_file *file)
 	free(file->n_tensors);
 	*file = (struct plan_file){0};
 }
+
+bool plan_file_is_meant(const char *word)
+{
+	struct model_path found;
+	bool is_file = strchr(word, '/') != NULL || model_path_is_file(word);
+
+	if (!is_file) { /* what several files are together, also where their index is bad */
+		is_file = model_path_find(word, &found, NULL) < 0 || found.files != NULL;
+		model_path_fini(&found);
+	}
+	return is_file;
+}

@@ -30,4 +30,7 @@ int plan_file_read(const char *path, const char *format, bool by_tensor, struct 
 		   struct err *err);
 void plan_file_fini(struct plan_file *file);
 
+/* Does it name a file, or is it a path, of which it is then said why there is none? */
+bool plan_file_is_meant(const char *word);
+
 #endif

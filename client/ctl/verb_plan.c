@@ -15,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "daemon/plan/explain.h"
 #include "daemon/plan/name.h"
@@ -488,14 +487,6 @@ static int plan_for_daemon(struct ctl *ctl, const struct distorch_placement *pla
 	return status;
 }
 
-/* A file, or a path of which it is then said why there is none. */
-static bool names_file(const char *word)
-{
-	struct stat status;
-
-	return strchr(word, '/') != NULL || (stat(word, &status) == 0 && S_ISREG(status.st_mode));
-}
-
 /* Where all is to lie on the host the daemon asks for no granularity, and answers by its blocks. */
 static bool is_by_other(const struct distorch_placement *placement,
 			const struct distorch_plan *plan)
@@ -526,11 +517,11 @@ static int plan_there(struct ctl *ctl, const struct distorch_placement *placemen
 				  code == -DISTORCH_E_NOT_RESIDENT ||
 				  code == -DISTORCH_E_UNSUPPORTED;
 
-		return is_unknown && names_file(model)
+		return is_unknown && plan_file_is_meant(model)
 			       ? plan_for_daemon(ctl, placement, code == -DISTORCH_E_UNSUPPORTED)
 			       : ctl_fail(ctl);
 	}
-	status = is_by_other(placement, plan) && names_file(model)
+	status = is_by_other(placement, plan) && plan_file_is_meant(model)
 			 ? plan_for_daemon(ctl, placement, true)
 			 : plan_report_answer(ctl, plan);
 	distorch_plan_free(plan);

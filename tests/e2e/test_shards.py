@@ -29,9 +29,10 @@ for line in sys.stdin:
 """
 
 
-def ctl(daemon, *arguments):
+def ctl(daemon, *arguments, cwd=None):
     return subprocess.run([BUILD / "bin" / "distorchctl", "--socket", daemon.socket,
-                           *map(str, arguments)], capture_output=True, text=True, timeout=60)
+                           *map(str, arguments)], capture_output=True, text=True, timeout=60,
+                          cwd=cwd)
 
 
 def residents(daemon):
@@ -210,6 +211,27 @@ def test_the_command_line_shows_the_files(daemon, tmp_path):
     assert verified.returncode == 0, verified
     stopped = ctl(daemon, "unload", sharded.paths[2])
     assert stopped.returncode == 0, stopped
+    nothing_is_left(daemon)
+
+
+def test_it_is_named_by_its_files_without_their_folder(start_daemon, tmp_path):
+    daemon = start_daemon("memory.ram=64M", "sim.count=1", "sim.memory=64M")
+    sharded = Sharded(tmp_path / "m")
+
+    def here(*words):
+        done = ctl(daemon, *words, cwd=sharded.folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    names = [sharded.names[1], sharded.index.name, "model.safetensors"]
+    for name in names:
+        assert "sim:0" in here("plan", name, "sim:0")
+    for name in names:
+        assert "sim:0" not in here("load", name)
+        assert f"path       {sharded.index}\n" in here("show", name)
+        assert "sim:0" in here("plan", name, "sim:0")
+        here("place", name, "sim:0")
+        assert "unloaded  model.safetensors" in here("unload", name)
     nothing_is_left(daemon)
 
 
