@@ -224,7 +224,10 @@ static int print_text(struct ctl *ctl, const struct distorch_detail *detail,
 	}
 	(void)printf("state      %s, generation %llu, last used %s\n", model->state,
 		     (unsigned long long)model->generation, ago_text(model->last_used_ms, last));
-	(void)printf("where      %s\n", where_text(ctl, model, text, sizeof text));
+	/* Shares of what has arrived so far would be no shares of the model. */
+	(void)printf("where      %s\n", strcmp(model->state, "loading") == 0
+						? where_now_text(ctl, model, text, sizeof text)
+						: where_text(ctl, model, text, sizeof text));
 	if (model->n_older > 0) {
 		char older[512];
 

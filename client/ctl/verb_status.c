@@ -63,6 +63,9 @@ static int print_status(struct ctl *ctl, const struct distorch_status *status)
 	if (status->pinned > 0) {
 		(void)printf(" (%" PRIu64 " pinned)", status->pinned);
 	}
+	if (status->loading > 0) {
+		(void)printf("    loading %" PRIu64, status->loading);
+	}
 	(void)printf("    clients %" PRIu64, status->clients);
 	if (n_asked > 0) {
 		(void)printf("    hits %" PRIu64 "%%    not read again from disk: %s",

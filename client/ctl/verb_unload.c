@@ -4,6 +4,7 @@
 #include "render.h"
 
 #include <stdio.h>
+#include <string.h>
 
 static void add_outcomes(cJSON *object, const char *key,
 			 const struct distorch_outcome *const *outcomes, size_t n_outcomes)
@@ -15,32 +16,75 @@ static void add_outcomes(cJSON *object, const char *key,
 	}
 }
 
-/* With its reason and 'behind', unless that is NULL. */
-static void print_outcomes(struct ctl *ctl, const char *word,
-			   const struct distorch_outcome *const *outcomes, size_t n_outcomes,
-			   const char *behind)
+/* What of it was the page cache of its file, by what there was before: nothing is freed by that. */
+static uint64_t cache_bytes(const struct distorch_models *before, const char *id)
+{
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; before != NULL && i < before->n_models; i++) {
+		const struct distorch_model *model = before->models[i];
+
+		for (size_t j = 0; strcmp(model->id, id) == 0 && j < model->n_where; j++) {
+			bytes += strcmp(model->where[j]->backing, "file") == 0
+					 ? model->where[j]->bytes
+					 : 0;
+		}
+	}
+	return bytes;
+}
+
+static void print_outcome(struct ctl *ctl, const char *word, const struct distorch_outcome *outcome)
 {
 	char name[512];
 	char size[24];
+
+	(void)printf("%-9s %s  %s", word,
+		     safe_text(outcome->name != NULL ? outcome->name : outcome->id, name,
+			       sizeof name),
+		     size_text(ctl, outcome->bytes, size));
+}
+
+static void print_reason(const struct distorch_outcome *outcome, const char *behind)
+{
 	char reason[512];
 
-	for (size_t i = 0; i < n_outcomes; i++) {
-		(void)printf("%-9s %s  %s", word,
-			     safe_text(outcomes[i]->name != NULL ? outcomes[i]->name
-								 : outcomes[i]->id,
-				       name, sizeof name),
-			     size_text(ctl, outcomes[i]->bytes, size));
-		/* What had no bytes has a reason all the same; what nobody has has no last user. */
-		if (behind != NULL || outcomes[i]->bytes == 0) {
-			(void)printf("  %s%s",
-				     safe_text(outcomes[i]->reason, reason, sizeof reason),
-				     behind != NULL && outcomes[i]->n_holders > 0 ? behind : "");
+	(void)printf("  %s%s", safe_text(outcome->reason, reason, sizeof reason), behind);
+}
+
+static void print_unloaded(struct ctl *ctl, const struct distorch_report *report,
+			   const struct distorch_models *before)
+{
+	for (size_t i = 0; i < report->n_unloaded; i++) {
+		const struct distorch_outcome *outcome = report->unloaded[i];
+		uint64_t cached = cache_bytes(before, outcome->id);
+		char size[24];
+
+		print_outcome(ctl, "unloaded", outcome);
+		if (outcome->bytes == 0) { /* a reason all the same */
+			print_reason(outcome, "");
+		} else if (cached > 0) {
+			(void)printf("  %s%sin its file's page cache, which the system frees",
+				     cached < outcome->bytes ? size_text(ctl, cached, size) : "",
+				     cached < outcome->bytes ? " of it " : "");
 		}
 		(void)putchar('\n');
 	}
 }
 
-static int report(struct ctl *ctl, const struct distorch_report *report)
+/* With the reason, and with 'behind' where somebody has it. */
+static void print_others(struct ctl *ctl, const char *word,
+			 const struct distorch_outcome *const *outcomes, size_t n_outcomes,
+			 const char *behind)
+{
+	for (size_t i = 0; i < n_outcomes; i++) {
+		print_outcome(ctl, word, outcomes[i]);
+		print_reason(outcomes[i], outcomes[i]->n_holders > 0 ? behind : "");
+		(void)putchar('\n');
+	}
+}
+
+static int report(struct ctl *ctl, const struct distorch_report *report,
+		  const struct distorch_models *before)
 {
 	char size[24];
 
@@ -56,10 +100,10 @@ static int report(struct ctl *ctl, const struct distorch_report *report)
 	if (ctl->arguments.is_quiet) {
 		return EXIT_DONE;
 	}
-	print_outcomes(ctl, "unloaded", report->unloaded, report->n_unloaded, NULL);
-	print_outcomes(ctl, "kept", report->kept, report->n_kept, "");
-	print_outcomes(ctl, "held", report->held, report->n_held,
-		       "; will be freed when its last user closes it");
+	print_unloaded(ctl, report, before);
+	print_others(ctl, "kept", report->kept, report->n_kept, "");
+	print_others(ctl, "held", report->held, report->n_held,
+		     "; will be freed when its last user closes it");
 	if (report->n_unloaded + report->n_kept + report->n_held == 0) {
 		(void)printf("Nothing there to unload.\n");
 	} else {
@@ -82,6 +126,7 @@ static int run(struct ctl *ctl)
 					 .all = arguments->all,
 					 .mode = arguments->recall ? "recall" : NULL,
 					 .recall_ms = arguments->recall_ms};
+	struct distorch_models *before = NULL;
 	struct distorch_report *answer = NULL;
 	int status;
 
@@ -101,11 +146,13 @@ static int run(struct ctl *ctl)
 	if (status != EXIT_DONE) {
 		return status;
 	}
-	if (distorch_unload(ctl->c, &select, &answer) < 0) {
-		return ctl_fail(ctl);
+	if (!is_json(ctl) && !arguments->is_quiet) {
+		(void)distorch_list(ctl->c, NULL, &before); /* without it less is said */
 	}
-	status = report(ctl, answer);
+	status = distorch_unload(ctl->c, &select, &answer) < 0 ? ctl_fail(ctl)
+							       : report(ctl, answer, before);
 	distorch_report_free(answer);
+	distorch_models_free(before);
 	return status;
 }
 

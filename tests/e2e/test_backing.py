@@ -13,6 +13,7 @@ import pytest
 from conftest import (BUILD, HeldDaemon, RawError, close_all, make_safetensors, opened,
                       need_hooks, slowness, wait_until)
 from fuse import FuseFile
+from test_ctl import ctl
 
 MIB = 1 << 20
 AUTO = ("memory.backing=auto", "memory.ram=64M", "memory.reserve=0")
@@ -329,6 +330,16 @@ def test_unloading_and_times_work_alike(auto, make, child):
         assert reader.ask("look") == "same"
     reader.signal(signal.SIGKILL)
     wait_until(lambda: state(auto, path.name) == "registered", what="the copy to go with its user")
+
+
+def test_the_command_line_says_why_unloading_it_frees_nothing(auto, make):
+    path = make(size=4 * MIB)
+    for backing, is_cached in ("auto", True), ("image", False):
+        assert ctl(auto, "load", path, "--backing", backing).returncode == 0
+        told = ctl(auto, "unload", path.name).stdout
+        assert told.startswith(f"unloaded  {path.name}  4.0M")
+        assert ("in its file's page cache, which the system frees\nFreed 0.\n" in told) == is_cached
+        assert ("\nFreed 4.0M.\n" in told) != is_cached, told
 
 
 def test_there_is_nothing_to_verify(auto, make):

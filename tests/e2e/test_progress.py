@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bar of distorchctl load and place: one row of the terminal, and figures that are known."""
+"""What distorchctl tells of a load that runs: one row of the terminal, and figures that are known."""
 import signal
 import subprocess
 
 import pytest
 from conftest import make_sparse_model, wait_until
 from screen import Terminal
-from test_ctl import CTL, ctl_json
+from test_ctl import CTL, ctl, ctl_json
 from test_top import environment_of
 
 REDRAW = "\r\x1b[K"
@@ -63,3 +63,13 @@ def test_speed_is_that_of_what_came_meanwhile(slow, tmp_path):
             load.end()
         first.send_signal(signal.SIGINT)
         assert first.wait(20) in (0, 130)
+
+
+def test_status_and_show_tell_what_is_loading(slow, tmp_path):
+    path = make_sparse_model(tmp_path / "slow.safetensors", 64 << 20)
+    with Load(slow, path) as load:
+        load.wait_for("/64.0M")
+        assert "\n  Models 0    loading 1    clients 2" in ctl(slow, "status").stdout
+        assert "\nwhere      loading " in ctl(slow, "show", path.name).stdout
+        load.end()
+    assert "loading" not in ctl(slow, "status").stdout.partition("Models")[2].partition("\n")[0]
