@@ -3,6 +3,7 @@
 
 #include "base/cleanup.h"
 #include "base/os/model_path.h"
+#include "base/utf8.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -137,22 +138,36 @@ static bool is_of_several(const char *text)
 	return is_one;
 }
 
-const char *file_model_text(const char *text, char *buffer)
+/* The protocol's text is UTF-8: what is not would be asked for by other bytes, and meet another
+ * model or none. */
+static int put_text(const char *text, const char *hint, struct wire_str *ret)
 {
-	struct model_path found;
-	const char *path;
-
-	if (strchr(text, '/') == NULL && !is_of_several(text)) {
-		return text; /* a name */
+	if (!utf8_is_name(text, strlen(text))) {
+		return failure_set(DISTORCH_E_BAD_ARGUMENT, 0, hint,
+				   "%s has bytes that are not UTF-8, which cannot be asked for",
+				   text);
 	}
-	/* What cannot be read is told when it is loaded; here it is only a name. */
-	(void)model_path_find(text, &found, NULL);
-	path = found.whole[0] == '\0' ? text : found.whole;
-	model_path_fini(&found);
-	return realpath(path, buffer) != NULL ? buffer : text;
+	*ret = wire_str(text);
+	return 0;
 }
 
-const char *file_folder_text(const char *text, char *buffer)
+int file_model_text(const char *text, char *buffer, struct wire_str *ret)
 {
-	return realpath(text, buffer) != NULL ? buffer : text;
+	struct model_path found;
+	const char *path = text;
+
+	if (strchr(text, '/') != NULL || is_of_several(text)) {
+		/* What cannot be read is told when it is loaded; here it is only a name. */
+		(void)model_path_find(text, &found, NULL);
+		path = realpath(found.whole[0] == '\0' ? text : found.whole, buffer);
+		model_path_fini(&found);
+	}
+	return put_text(path != NULL ? path : text, "name the model by its id: distorchctl ps",
+			ret);
+}
+
+int file_folder_text(const char *text, char *buffer, struct wire_str *ret)
+{
+	return put_text(realpath(text, buffer) != NULL ? buffer : text,
+			"name its models by their ids: distorchctl ps", ret);
 }

@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "proto/gen/wire_gen.h"
+
 /* Descriptors of one file: the plain one, and one with O_DIRECT where that works. */
 struct file {
 	int fds[2];
@@ -32,11 +34,12 @@ bool file_exists(const char *text);
  * What people type for a model: where it is the path of a file, its absolute, resolved form
  * goes to 'buffer' (PATH_MAX bytes), as the daemon knows it; else 'text' itself. A model of several
  * files has the path of its index, or of the first of them. Without a slash it is a name, but for a
- * file here that is one of several, or their index: no model is called so.
+ * file here that is one of several, or their index: no model is called so. What is not UTF-8 is
+ * refused; fills the thread's error.
  */
-const char *file_model_text(const char *text, char *buffer);
+int file_model_text(const char *text, char *buffer, struct wire_str *ret);
 
 /* The same for a folder: resolved where it exists, slash or not. */
-const char *file_folder_text(const char *text, char *buffer);
+int file_folder_text(const char *text, char *buffer, struct wire_str *ret);
 
 #endif

@@ -84,10 +84,12 @@ int distorch_set(struct distorch *c, const char *model, const struct distorch_po
 	if (rc == 0) {
 		rc = policy_encode(policy, &body.policy);
 	}
+	if (rc == 0) {
+		rc = file_model_text(model, path, &body.model);
+	}
 	if (rc < 0) {
 		return rc;
 	}
-	body.model = wire_str(file_model_text(model, path));
 	options_text(label, &body.has_label, &body.label);
 	rc = client_call(c, &request, &answer, &response);
 	if (rc < 0 || ret_model == NULL) {
@@ -219,10 +221,12 @@ int distorch_show(struct distorch *c, const char *model, struct distorch_detail 
 
 	failure_clear(c);
 	rc = options_need("model", model);
+	if (rc == 0) {
+		rc = file_model_text(model, path, &body.model);
+	}
 	if (rc < 0) {
 		return rc;
 	}
-	body.model = wire_str(file_model_text(model, path));
 	rc = client_call(c, &request, &answer, &response);
 	if (rc < 0) {
 		return rc;
@@ -355,13 +359,14 @@ int distorch_history(struct distorch *c, const struct distorch_history_filter *g
 	}
 	rc = texts == NULL ? failure_memory()
 			   : give_texts(texts, "types", filter.types, filter.n_types, &body.types);
+	body.has_model = filter.model != NULL;
+	if (rc == 0 && body.has_model) {
+		rc = file_model_text(filter.model, path, &body.model);
+	}
 	if (rc < 0) {
 		return rc;
 	}
 	body.has_types = filter.n_types > 0;
-	if (filter.model != NULL) {
-		options_text(file_model_text(filter.model, path), &body.has_model, &body.model);
-	}
 	body.has_since_ms = filter.since_ms != 0;
 	body.since_ms = filter.since_ms;
 	rc = client_call(c, &request, &answer, &response);

@@ -357,8 +357,12 @@ static int texts_encode(void *result, const char *const *texts, size_t n, bool a
 	}
 	for (size_t i = 0; i < n; i++) {
 		items[i] = wire_str(texts[i]);
-		if (are_models && file_model_text(texts[i], path) == path) {
-			const char *copy = result_text(result, wire_str(path));
+		rc = are_models ? file_model_text(texts[i], path, &items[i]) : 0;
+		if (rc < 0) {
+			return rc;
+		}
+		if (items[i].text == path) {
+			const char *copy = result_text(result, items[i]);
 
 			if (copy == NULL) {
 				return failure_memory();
@@ -386,9 +390,13 @@ static int select_encode(void *result, const struct distorch_select *select,
 	ret->has_models = select->n_models > 0;
 	ret->has_names = select->n_names > 0;
 	if (select->under != NULL) {
-		const char *folder = file_folder_text(select->under, under);
+		struct wire_str folder;
 
-		copy = result_text(result, wire_str(folder));
+		rc = file_folder_text(select->under, under, &folder);
+		if (rc < 0) {
+			return rc;
+		}
+		copy = result_text(result, folder);
 		if (copy == NULL) {
 			return failure_memory();
 		}

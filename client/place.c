@@ -91,11 +91,13 @@ int distorch_place(struct distorch *c, const char *model,
 	if (rc == 0) {
 		rc = wish_take(placement, &wish);
 	}
+	if (rc == 0) {
+		rc = file_model_text(model, path, &body.model);
+	}
 	if (rc < 0) {
 		return rc;
 	}
 	WISH_ENCODE(&wish, &body);
-	body.model = wire_str(file_model_text(model, path));
 	request.tag = wish.given.tag;
 	request.progress = wish.given.progress;
 	request.user = wish.given.user;
@@ -173,11 +175,10 @@ int distorch_plan(struct distorch *c, const char *model, const struct distorch_p
 
 	failure_clear(c);
 	rc = options_need("model", model);
-	if (rc < 0) {
-		return rc;
+	if (rc == 0) {
+		rc = file_model_text(model, path, &body.model);
 	}
-	body.model = wire_str(file_model_text(model, path));
-	return ask_plan(c, &body, placement, ret_plan);
+	return rc < 0 ? rc : ask_plan(c, &body, placement, ret_plan);
 }
 
 int distorch_plan_blocks(struct distorch *c, const char *const *names, const uint64_t *bytes,

@@ -6,6 +6,7 @@
  */
 #include "base/err.h"
 #include "base/units.h"
+#include "base/utf8.h"
 #include "options.h"
 #include "placement.h"
 #include "plan_file.h"
@@ -515,7 +516,8 @@ static int plan_there(struct ctl *ctl, const struct distorch_placement *placemen
 	if (code < 0) {
 		bool is_unknown = code == -DISTORCH_E_NOT_FOUND ||
 				  code == -DISTORCH_E_NOT_RESIDENT ||
-				  code == -DISTORCH_E_UNSUPPORTED;
+				  code == -DISTORCH_E_UNSUPPORTED ||
+				  !utf8_is_name(model, strlen(model)); /* cannot be asked for */
 
 		return is_unknown && plan_file_is_meant(model)
 			       ? plan_for_daemon(ctl, placement, code == -DISTORCH_E_UNSUPPORTED)

@@ -13,7 +13,9 @@
  *    them together, is over the limits in docs/protocol.md), NO_MEMORY and INTERNAL.
  *  - Strings are UTF-8 and end with a NUL. Names and paths come from files and other users:
  *    make control characters harmless before you print them. NULL means "absent". A NULL where
- *    a string has to be given, or within a list of strings, is -DISTORCH_E_BAD_ARGUMENT.
+ *    a string has to be given, or within a list of strings, is -DISTORCH_E_BAD_ARGUMENT, and so is
+ *    the path of a resident model, or of a folder of such, that is not UTF-8: say the model's id.
+ *    Files are loaded and attached by any path.
  *  - Numbers that may be absent are DISTORCH_ABSENT then. Sizes are bytes, times milliseconds.
  *  - Structures that you fill begin with 'size': set it to sizeof of the structure and the
  *    rest to zero, so that a newer library knows which members you know. A member that is set and

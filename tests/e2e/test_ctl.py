@@ -506,6 +506,23 @@ def test_json_is_utf8_whatever_was_typed(daemon, tmp_path):
     assert '"?é"' in said("devices", b"\xff\xc3\xa9")["error"]["message"]
 
 
+def test_a_path_of_bytes_that_cannot_be_asked_for_is_refused(daemon, make_model, tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff")
+    os.mkdir(folder)
+    path = os.path.join(folder, "m.safetensors")
+    os.rename(make_model(), path)
+    assert ctl(daemon, "load", path).returncode == 0
+    model = ctl_json(daemon, "ps")["models"][0]
+    for words in (["show", path], ["unload", path], ["unload", "--under", folder], ["why", path],
+                  ["pin", path], ["place", path, "ram"]):
+        done = ctl(daemon, *words)
+        assert done.returncode == 2, (words, done)
+        assert "/d\\xff" in done.stderr and "not UTF-8" in done.stderr, done.stderr
+        assert "distorchctl ps" in done.stderr
+    assert ctl(daemon, "plan", path, "ram").returncode == 0, "by the file"
+    assert "unloaded" in ctl(daemon, "unload", model["id"]).stdout
+
+
 @pytest.mark.parametrize("words", [
     ["load", "--help"], ["--help"], ["--version"], ["help", "load"], ["ps"], ["ps", "-w"],
     ["version", "--json"], ["make-room", "1M", "--device", "ram"], ["lod", "--json"],
