@@ -9,6 +9,7 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "daemon/device/remote_inside.h"
 #include "daemon/device/sim.h"
@@ -19,6 +20,8 @@
 #define OPEN_LIMITS     4 /* so many times longer may opening take */
 #define MAX_GRANULARITY (1ULL << 30)
 #define QUEUE_BYTES     (512ULL << 20) /* that may be before us on the link */
+/* A worker that says less of its link is not believed: it would have years to answer in. */
+#define LEAST_BYTES_PER_S (1ULL << 20)
 
 struct remote_device {
 	struct device base;
@@ -220,6 +223,20 @@ static void describe_sims(const struct remote_options *options, struct wire_work
 	}
 }
 
+/* Simulated links are as slow as they are configured. */
+static uint64_t least_link(const struct device *device, const struct remote_options *options)
+{
+	const bool is_simulated = strncmp(device->name, "sim:", 4) == 0;
+	uint64_t least = LEAST_BYTES_PER_S;
+
+	for (uint32_t i = 0; is_simulated && i < options->n_sims; i++) {
+		const uint64_t link = options->sims[i].bytes_per_s;
+
+		least = link != 0 && link < least ? link : least;
+	}
+	return least;
+}
+
 int remote_attach(struct device *device, int socket, const struct remote_options *options,
 		  struct device_info *ret, bool *ret_has_ended, struct err *err)
 {
@@ -232,6 +249,7 @@ int remote_attach(struct device *device, int socket, const struct remote_options
 					 .request = &request,
 					 .fd = -1,
 					 .limit_ns = options->limit_ns * OPEN_LIMITS};
+	const uint64_t least = least_link(device, options);
 	struct worker_link *link = NULL;
 	struct device_info info;
 	int code = worker_link_new(socket, device->name, &link, err);
@@ -253,7 +271,9 @@ int remote_attach(struct device *device, int socket, const struct remote_options
 	}
 	(void)pthread_mutex_lock(&remote->lock);
 	remote->granularity = info.granularity;
-	remote->bytes_per_s = info.bytes_per_s;
+	/* 0: it was not measured. */
+	remote->bytes_per_s = info.bytes_per_s == 0 || info.bytes_per_s > least ? info.bytes_per_s
+										: least;
 	remote->limit_ns = options->limit_ns;
 	(void)pthread_mutex_unlock(&remote->lock);
 	(void)worker_link_unref(change_link(remote, link));

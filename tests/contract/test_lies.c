@@ -15,6 +15,9 @@
 
 #include "daemon/device/device.h"
 #include "daemon/device/remote.h"
+#include "daemon/device/remote_inside.h"
+#include "daemon/device/sim.h"
+#include "daemon/device/worker_link.h"
 #include "proto/gen/wire_gen.h"
 #include "proto/wire.h"
 
@@ -182,6 +185,51 @@ static void a_worker_with_pieces_that_no_plan_can_be_made_with_is_refused(void *
 }
 
 /* It opens as it should, and says another number when it is asked how it is. */
+/* Seconds that such a worker has for a call that waits for its link. */
+static uint64_t limit_of(const char *name, uint64_t said, const struct remote_options *with)
+{
+	const struct wire_worker_open_response response = {.info = {.granularity = 4096,
+								    .link = said,
+								    .uuid = wire_str("x"),
+								    .product = wire_str(""),
+								    .pci = wire_str("")}};
+	uint8_t bytes[512];
+	struct wire_buffer buffer = {.bytes = bytes, .capacity = sizeof bytes};
+	struct device *device = NULL;
+	struct remote_extent use;
+	struct err err = {0};
+	int ends[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+	assert_true(wire_encode_response(&buffer, 0, WIRE_METHOD_WORKER_OPEN, &response, 0));
+	assert_int_equal(send(ends[1], bytes, buffer.size, 0), (ssize_t)buffer.size);
+	assert_int_equal(device_open("remote", name, &device, &err), 0);
+	assert_int_equal(remote_attach(device, ends[0], with, NULL, NULL, &err), 0);
+	assert_int_equal(remote_use_link(device, &use, &err), 0);
+	(void)worker_link_unref(use.link);
+	(void)close(ends[1]);
+	(void)device_close(device);
+	return (use.bytes_limit_ns - use.limit_ns) / NS_PER_S;
+}
+
+static void a_worker_that_says_its_link_is_slow_gains_no_years(void **state)
+{
+	static const struct sim_config sim = {.bytes_per_s = 16 << 10};
+	static const struct remote_options with_sim = {.sims = &sim,
+						       .n_sims = 1,
+						       .limit_ns = 60000000000ULL};
+
+	(void)state;
+	assert_int_equal(limit_of("cuda:0", 0, &options), 8);
+	assert_int_equal(limit_of("cuda:0", 1ULL << 34, &options), 8);
+	assert_int_equal(limit_of("cuda:0", 2 << 20, &options), 256);
+	assert_int_equal(limit_of("cuda:0", 1, &options), 512);
+	assert_int_equal(limit_of("cuda:0", 1, &with_sim), 512);
+	/* The one that is configured so slow is. */
+	assert_int_equal(limit_of("sim:0", 16 << 10, &with_sim), 32768);
+	assert_int_equal(limit_of("sim:0", 1, &with_sim), 32768);
+}
+
 static void *say_another_number(void *argument)
 {
 	static const uint64_t pieces[] = {4096, 3};
@@ -352,6 +400,7 @@ int main(void)
 		CASE(a_buffer_that_a_lost_worker_has_is_not_used_again),
 		CASE(a_worker_whose_pieces_change_is_given_up),
 		CASE(a_worker_with_pieces_that_no_plan_can_be_made_with_is_refused),
+		CASE(a_worker_that_says_its_link_is_slow_gains_no_years),
 	};
 
 	device_register(&remote_device_ops);
