@@ -10,8 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define NARROW_COLUMNS 60 /* below, tables show less */
-#define LEAST_CUT      8  /* columns of text that cutting leaves */
+#define MAX_COLUMNS 16 /* of a sheet */
+#define LEAST_CUT   16 /* columns of text that cutting leaves, unless nothing else helps */
+#define GAP         2  /* between columns */
 
 static void *must(void *memory)
 {
@@ -52,15 +53,6 @@ static void sheet_free(struct sheet *sheet)
 	free(sheet->rows);
 	sheet->rows = NULL;
 	sheet->n_rows = 0;
-}
-
-static bool is_shown(const struct ctl *ctl, const struct column *column)
-{
-	if (ctl->arguments.output == OUTPUT_WIDE || ctl->arguments.output == OUTPUT_CSV) {
-		return true;
-	}
-	return !column->is_wide &&
-	       !(column->is_extra && ctl->is_tty && terminal_width() < NARROW_COLUMNS);
 }
 
 static void print_csv_cell(const char *text)
@@ -120,40 +112,83 @@ static size_t column_width(const struct sheet *sheet, size_t column)
 	return width;
 }
 
-/* Cut the column that may be cut so that each row fits a line of the terminal. */
-static void fit_sheet(const struct ctl *ctl, struct sheet *sheet)
+/* Narrow the widest again and again until a line has 'room'. False: each has its least. */
+static bool narrow(const struct sheet *sheet, bool is_last_resort, size_t room, size_t *widths)
 {
-	size_t cut = sheet->n_columns;
-	size_t others = 0;
-	size_t width = terminal_width();
-	size_t room;
+	for (;;) {
+		size_t sum = 0;
+		size_t widest = sheet->n_columns;
 
-	for (size_t i = 0; i < sheet->n_columns; i++) {
-		if (!is_shown(ctl, &sheet->columns[i])) {
-			continue;
+		for (size_t i = 0; i < sheet->n_columns; i++) {
+			const bool may_cut = is_last_resort ? widths[i] > 1
+							    : sheet->columns[i].may_cut &&
+								      widths[i] > LEAST_CUT;
+
+			sum += widths[i] == 0 ? 0 : widths[i] + GAP;
+			if (may_cut && (widest == sheet->n_columns || widths[i] > widths[widest])) {
+				widest = i;
+			}
 		}
-		if (sheet->columns[i].may_cut) {
-			cut = i;
-		} else {
-			others += column_width(sheet, i) + 2;
+		if (sum <= room + GAP) {
+			return true;
 		}
-	}
-	room = others + LEAST_CUT < width ? width - others : LEAST_CUT;
-	for (size_t i = 0; cut < sheet->n_columns && i < sheet->n_rows; i++) {
-		cut_text(&sheet->rows[i][cut], room);
+		if (widest == sheet->n_columns) {
+			return false;
+		}
+		widths[widest]--;
 	}
 }
 
-static void fill_table(const struct ctl *ctl, struct libscols_table *table,
-		       const struct sheet *sheet)
+/* False: none is left out. */
+static bool leave_out_last_extra(const struct sheet *sheet, bool *is_shown)
+{
+	for (size_t i = sheet->n_columns; i-- > 0;) {
+		if (is_shown[i] && sheet->columns[i].is_extra) {
+			is_shown[i] = false;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* How wide each column is, so that a line ends where the terminal does: what may be cut is, then
+ * columns are left out, then everything is cut. 0: it is not shown. */
+static void fit_sheet(const struct ctl *ctl, const struct sheet *sheet, size_t *ret_widths)
+{
+	const bool is_wide = ctl->arguments.output == OUTPUT_WIDE;
+	const char *said = getenv("COLUMNS");
+	const bool is_bounded = !is_wide &&
+				(ctl->is_tty || (said != NULL && strtoul(said, NULL, 10) > 0));
+	const size_t room = is_bounded ? terminal_width() : SIZE_MAX - GAP;
+	bool is_shown[MAX_COLUMNS];
+	bool is_last_resort = false;
+
+	for (size_t i = 0; i < sheet->n_columns; i++) {
+		is_shown[i] = is_wide || !sheet->columns[i].is_wide;
+	}
+	for (;;) {
+		for (size_t i = 0; i < sheet->n_columns; i++) {
+			ret_widths[i] = is_shown[i] ? column_width(sheet, i) : 0;
+		}
+		if (narrow(sheet, is_last_resort, room, ret_widths) || is_last_resort) {
+			return;
+		}
+		is_last_resort = !leave_out_last_extra(sheet, is_shown);
+	}
+}
+
+static void fill_table(struct libscols_table *table, const struct sheet *sheet,
+		       const size_t *widths)
 {
 	for (size_t i = 0; i < sheet->n_columns; i++) {
-		int flags = (sheet->columns[i].is_right ? SCOLS_FL_RIGHT : 0) |
-			    (sheet->columns[i].may_cut && ctl->is_tty ? SCOLS_FL_TRUNC : 0);
+		char title[32];
 
-		if (is_shown(ctl, &sheet->columns[i])) {
-			(void)must(
-				scols_table_new_column(table, sheet->columns[i].title, 0, flags));
+		if (widths[i] > 0) {
+			(void)text_fit(sheet->columns[i].title, widths[i], title, sizeof title);
+			(void)must(scols_table_new_column(table, title, 0,
+							  sheet->columns[i].is_right
+								  ? SCOLS_FL_RIGHT
+								  : 0));
 		}
 	}
 	for (size_t i = 0; i < sheet->n_rows; i++) {
@@ -161,8 +196,11 @@ static void fill_table(const struct ctl *ctl, struct libscols_table *table,
 		size_t at = 0;
 
 		for (size_t j = 0; j < sheet->n_columns; j++) {
-			if (is_shown(ctl, &sheet->columns[j]) &&
-			    scols_line_set_data(line, at++, sheet->rows[i][j]) < 0) {
+			if (widths[j] == 0) {
+				continue;
+			}
+			cut_text(&sheet->rows[i][j], widths[j]);
+			if (scols_line_set_data(line, at++, sheet->rows[i][j]) < 0) {
 				(void)must(NULL);
 			}
 		}
@@ -172,6 +210,7 @@ static void fill_table(const struct ctl *ctl, struct libscols_table *table,
 int sheet_print(struct ctl *ctl, struct sheet *sheet)
 {
 	struct libscols_table *table;
+	size_t widths[MAX_COLUMNS];
 	int failed;
 
 	if (ctl->arguments.output == OUTPUT_CSV) {
@@ -182,14 +221,10 @@ int sheet_print(struct ctl *ctl, struct sheet *sheet)
 	table = must(scols_new_table());
 	(void)scols_table_set_column_separator(table, "  ");
 	(void)scols_table_enable_noencoding(table, 1); /* sheet_add made the cells harmless */
-	if (ctl->is_tty) {
-		fit_sheet(ctl, sheet);
-		(void)scols_table_set_termwidth(table, terminal_width());
-		(void)scols_table_set_termforce(table, SCOLS_TERMFORCE_ALWAYS);
-	} else {
-		(void)scols_table_set_termforce(table, SCOLS_TERMFORCE_NEVER);
-	}
-	fill_table(ctl, table, sheet);
+	(void)scols_table_set_termforce(table,
+					SCOLS_TERMFORCE_NEVER); /* fit_sheet has seen to it */
+	fit_sheet(ctl, sheet, widths);
+	fill_table(table, sheet, widths);
 	failed = scols_print_table(table);
 	scols_unref_table(table);
 	sheet_free(sheet);

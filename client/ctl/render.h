@@ -25,8 +25,8 @@ struct column {
 	const char *title;
 	bool is_right; /* numbers */
 	bool is_wide;  /* only with -o wide */
-	bool may_cut;  /* names: cut where the terminal ends; one a table */
-	bool is_extra; /* left out where the terminal is narrow */
+	bool may_cut;  /* long texts: the first that are cut where the terminal ends */
+	bool is_extra; /* left out, the last one first, where that is not enough */
 };
 
 /* Rows of text. Freed by sheet_print. */
@@ -40,7 +40,7 @@ struct sheet {
 void sheet_init(struct sheet *sheet, const struct column *columns, size_t n_columns);
 /* As many texts as there are columns; each is copied and made harmless. */
 void sheet_add(struct sheet *sheet, const char *const *cells);
-/* As a table, or as CSV. Frees the sheet. Returns an exit status. */
+/* As a table, no wider than the terminal (-o wide: as wide as it is), or as CSV. Frees the sheet. Returns an exit status. */
 int sheet_print(struct ctl *ctl, struct sheet *sheet);
 
 /* A JSON object that begins with "schema": 1. Never NULL: without memory the program ends. */

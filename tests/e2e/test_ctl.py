@@ -14,6 +14,7 @@ import msgpack
 import pytest
 from conftest import (BUILD, ROOT, close_all, make_safetensors, make_sparse_model, slowness,
                       wait_until)
+from placed import make_blocks
 
 CTL = str(BUILD / "bin" / "distorchctl")
 
@@ -181,6 +182,39 @@ def on_terminal(daemon, words, columns, status=0, **environment):
     os.close(master)
     assert process.wait(20) == status, output
     return output.decode(errors="replace").replace("\r\n", "\n")
+
+
+def test_a_table_ends_where_the_terminal_does_and_its_names_stay_readable(start_daemon, tmp_path):
+    daemon = start_daemon("memory.ram=64M", "sim.count=2", "sim.memory=64M", "gpu.budget=100%")
+    names = ["flux1-dev-fp8.safetensors", "flux1-schnell-fp8.safetensors"]
+    for seed, name in enumerate(names):
+        path = tmp_path / name
+        make_blocks(path, [1 << 20] * 4, seed=100 * seed)
+        assert ctl(daemon, "load", path, "--to", "sim:0,50%;sim:1,25%;cpu,25%", "--pin",
+                   "--keep").returncode == 0
+    ctl(daemon, "drain", "--device", "sim:1", "--timeout", "5s")
+    whole = {words: ctl(daemon, *words.split()).stdout.splitlines()
+             for words in ("ps", "devices", "clients", "ps -o wide")}
+    for columns in (20, 40, 59, 60, 72, 80, 90, 300):
+        for words in ("ps", "devices", "clients"):
+            lines = on_terminal(daemon, words.split(), columns).splitlines()
+            assert len(lines) == len(whole[words])
+            assert max(map(len, lines)) <= columns, (words, columns, lines)
+            if columns == 300:
+                assert words == "clients" or lines == whole[words]
+        if 72 <= columns < 300:
+            lines = on_terminal(daemon, ["ps"], columns).splitlines()
+            for name, line in zip(names, sorted(lines[1:])):
+                told = line.split()[0]
+                assert told == name or (told[-1] == "…" and name.startswith(told[:-1]) and
+                                        len(told) >= 16), line
+            assert "sim:0 50% +" in lines[1]
+    for words in ("ps", "devices", "clients"):
+        # As "watch distorchctl ps" has it: a pipe, and how wide that is to be.
+        lines = ctl(daemon, words, environment={"COLUMNS": "60"}).stdout.splitlines()
+        assert max(map(len, lines)) <= 60
+    assert ctl(daemon, "ps", "-o", "wide", environment={"COLUMNS": "60"}).stdout.splitlines() == \
+        whole["ps -o wide"]
 
 
 @pytest.mark.fault("U04")
