@@ -2,12 +2,20 @@
 /* Escaping and distances. See text.h. */
 #include "base/text.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
 #define MAX_DISTANCE_SIZE 63
 #define FAR               3
+
+/* "\x0a": it has been escaped before, as a part of this text. */
+static bool is_escape(const unsigned char *text)
+{
+	return text[0] == '\\' && text[1] == 'x' &&
+	       strspn((const char *)text + 2, "0123456789abcdef") >= 2;
+}
 
 /* Bytes of the UTF-8 character at 'text' that may be shown as it is; 0: escape one byte. */
 static size_t printable_size(const unsigned char *text)
@@ -17,7 +25,9 @@ static size_t printable_size(const unsigned char *text)
 	uint32_t code;
 
 	if (size == 1) {
-		return text[0] >= 0x20 && text[0] != 0x7f && text[0] != '\\' ? 1 : 0;
+		bool is_harmless = text[0] >= 0x20 && text[0] != 0x7f && text[0] != '\\';
+
+		return is_harmless || is_escape(text) ? 1 : 0;
 	}
 	if (text[0] < 0xc2 || text[0] > 0xf4) {
 		return 0;

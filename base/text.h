@@ -7,7 +7,8 @@
 
 /*
  * Copy with control bytes, bytes that are not UTF-8, backslashes and direction overrides
- * written as \xNN; cut where the buffer ends. Returns 'buffer'.
+ * written as \xNN; what is written so already stays, as texts go from one to the next. Cut where
+ * the buffer ends. Returns 'buffer'.
  */
 const char *text_escape(const char *text, char *buffer, size_t buffer_size);
 

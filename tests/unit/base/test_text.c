@@ -19,6 +19,8 @@ static void escape_shows_only_what_is_harmless(void **state)
 		{"\x1b[31m", "\\x1b[31m"},
 		{"del\x7f", "del\\x7f"},
 		{"back\\slash", "back\\x5cslash"},
+		{"new\\x0aline", "new\\x0aline"}, /* not twice */
+		{"\\x0", "\\x5cx0"},
 		{"\xc3\xa9\xe2\x82\xac\xf0\x9f\x8e\x89", "\xc3\xa9\xe2\x82\xac\xf0\x9f\x8e\x89"},
 		{"\xc2\x9b", "\\xc2\\x9b"},                   /* C1: CSI */
 		{"\xe2\x80\xae", "\\xe2\\x80\\xae"},          /* right to left override */
