@@ -288,6 +288,25 @@ bool placement_names(const struct daemon *daemon, const struct client *client,
 	return true;
 }
 
+/* As the planner will: what is written wrong is wrong for every model, and is told at once. What
+ * depends on the model and on what is there at its turn is looked at then. */
+__attribute__((noinline)) static int check_words(const struct daemon *daemon,
+						 const struct placement *said, struct err *err)
+{
+	AUTO_FREE struct placement_room *room = sys_calloc(1, sizeof *room);
+	struct plan_text donors[PLAN_MAX_DONORS];
+	struct plan_request request;
+	int code;
+
+	if (room == NULL) {
+		return err_set(err, WIRE_NO_MEMORY, "no memory to read the allocation");
+	}
+	placement_look(daemon, 0, false, room);
+	placement_request(said, room, donors, &request);
+	code = plan_check(&request, err);
+	return code == -WIRE_BAD_ARGUMENT ? code : 0;
+}
+
 int placement_take(struct daemon *daemon, const struct client *client,
 		   const struct placement_words *words, uint64_t *ret_id, struct err *err)
 {
@@ -311,12 +330,16 @@ int placement_take(struct daemon *daemon, const struct client *client,
 		*ret_id = CORE_PLACEMENT_ANY;
 		return 0;
 	}
+	said.has_names = placement_names(daemon, client, said.names);
+	code = check_words(daemon, &said, err);
+	if (code < 0) {
+		return code;
+	}
 	if (said.virtual_vram == 0 && is_host(text, size) &&
 	    !has_more(&said, words->is_plan, text, size)) {
 		*ret_id = CORE_PLACEMENT_HOST;
 		return 0;
 	}
-	said.has_names = placement_names(daemon, client, said.names);
 	said.id = *ret_id = id_of(daemon, &said, &is_known);
 	return is_known ? 0 : keep(daemon, &said, err);
 }

@@ -138,7 +138,7 @@ uint64_t least_virtual_vram(const struct plan_request *request, uint32_t compute
 	trial.request.allocation = (struct plan_text){0};
 	trial.request.virtual_vram = 1;
 	trial.request.compute = (struct plan_text){name, (uint32_t)strlen(name)};
-	if (spec_parse(&trial.request, UINT32_MAX, &trial.spec, NULL) < 0) {
+	if (spec_parse(&trial.request, SPEC_ANY_COMPONENT, &trial.spec, NULL) < 0) {
 		return 0;
 	}
 	enough = find_enough(&trial, compute);

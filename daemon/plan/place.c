@@ -587,6 +587,13 @@ static void sum_up(struct place_work *work, const struct spec *spec,
 	}
 }
 
+int plan_check(const struct plan_request *request, struct err *err)
+{
+	struct spec spec;
+
+	return spec_parse(request, SPEC_ANY_COMPONENT, &spec, err);
+}
+
 int plan_make(const struct plan_request *request, uint8_t *ret_devices,
 	      struct plan_summary *ret_summary, struct err *err)
 {

@@ -141,6 +141,8 @@ struct plan_summary {
  */
 int plan_make(const struct plan_request *request, uint8_t *ret_devices,
 	      struct plan_summary *ret_summary, struct err *err);
+/* The same of its texts alone, whatever the model: no blocks are looked at. */
+int plan_check(const struct plan_request *request, struct err *err);
 
 /* "contiguous", "spread", "" (usual). Returns 0 or -WIRE_BAD_ARGUMENT. */
 int plan_strategy_find(struct plan_text text, enum plan_strategy *ret, struct err *err);

@@ -348,8 +348,13 @@ static int find_component(struct spec_parser *parser, struct plan_text name, uin
 			return 0;
 		}
 	}
-	components >>= PLAN_UNET;
 	(void)text_print(name, safe, sizeof safe);
+	if (components == SPEC_ANY_COMPONENT) {
+		return value_refuse(parser, WIRE_BAD_ARGUMENT,
+				    "column %u \"%s=\": a part of a model is unet, clip or vae",
+				    value_column(parser, name.text), safe);
+	}
+	components >>= PLAN_UNET;
 	if (components == 0) {
 		return value_refuse(
 			parser, WIRE_BAD_ARGUMENT,

@@ -48,6 +48,8 @@ struct spec {
 	struct spec_part parts[PLAN_N_COMPONENTS];
 };
 
+#define SPEC_ANY_COMPONENT UINT32_MAX /* nothing is known of the model */
+
 /* 'components' are those that the model has. Returns 0 or what plan_make returns. */
 int spec_parse(const struct plan_request *request, uint32_t components, struct spec *ret,
 	       struct err *err);

@@ -158,6 +158,40 @@ def test_a_string_that_is_wrong_is_told_and_changes_nothing(raw, tmp_path, alloc
     assert raw.call("list")["models"] == []
 
 
+@pytest.mark.parametrize("params, part", [
+    ({"allocation": "sim:1,typo"}, 'item 1 (column 1) "sim:1,typo"'),
+    ({"allocation": "sim:7,1m;cpu,*"}, 'there is no device "sim:7"'),
+    ({"allocation": "sim:0,1m;sim:0,*"}, "item 2"),
+    ({"allocation": "unot=sim:0|vae=cpu"}, "unet, clip or vae"),
+    ({"allocation": "cpu", "compute": "sim:9"}, "compute: there is no device"),
+    ({"virtual_vram": MIB, "donors": ["sim:9"]}, "donor 1: there is no device"),
+    ({"allocation": "sim:0,4m\ncpu,*"}, "\\x0acpu"),
+])
+def test_a_wrong_string_is_refused_when_it_arrives_and_is_no_failed_load(
+        cards, raw, tmp_path, params, part):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 3)
+    for asked in ("new", "there"):
+        with opened(path) as fd:
+            with pytest.raises(RawError) as refused:
+                raw.call("load", {**params, "no_wait": True}, [fd])
+            assert refused.value.code == "bad-argument" and part in refused.value.error["message"]
+            assert refused.value.error["detail"]["field"] == "allocation"
+            if asked == "new":
+                model = raw.call("load", {}, [fd])["model"]["id"]
+    with pytest.raises(RawError) as refused:
+        raw.call("place", {"model": model, "allocation": "", **params})
+    assert refused.value.code == "bad-argument" and part in refused.value.error["message"]
+    told = ctl(cards, "place", path, *(["--virtual-vram", "1m", "--donors", "sim:9"]
+                                       if "donors" in params else [params["allocation"]]),
+               *(["--compute", params["compute"]] if "compute" in params else []))
+    assert told.returncode == 2 and part in told.stderr, "escaped once, if at all"
+    assert "load.failed" not in ctl(cards, "why", model, "--json").stdout
+    failed = [line for line in raw.call("metrics")["text"].splitlines()
+              if line.startswith('distorchd_loads_total{result="failed"')]
+    assert failed and all(line.endswith(" 0") for line in failed)
+
+
 def test_more_blocks_than_can_be_placed_are_refused_for_good(cards, raw, tmp_path):
     path = tmp_path / "many.safetensors"
     header = json.dumps({f"t{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]}
