@@ -405,6 +405,8 @@ static bool fill_wish(void *result, const void *from, void *to)
 	wish->keep = wire->keep;
 	wish->ttl_ms = number_or_absent(wire->has_ttl_ms, wire->ttl_ms);
 	wish->priority = wire->priority;
+	wish->pin_left_ms = number_or_absent(wire->has_pin_left_ms, wire->pin_left_ms);
+	wish->keep_left_ms = number_or_absent(wire->has_keep_left_ms, wire->keep_left_ms);
 	return true;
 }
 

@@ -255,7 +255,17 @@ bool describe_layout_now(const struct daemon *daemon, const struct model_info *i
 	return true;
 }
 
-static uint32_t describe_stays(const struct core_model_view *view, struct wire_str stays[4])
+/* Nobody steps while nothing happens, and the core's view is that of its last step. */
+static uint64_t ttl_left_ms(const struct daemon *daemon, const struct core_model_view *view)
+{
+	const uint64_t past_ms = view->n_leases > 0 ? 0 : ms_since(daemon->stepped_ns);
+	const uint64_t left_ms = view->ttl_left_ns / NS_PER_MS;
+
+	return left_ms > past_ms ? left_ms - past_ms : 0;
+}
+
+static uint32_t describe_stays(const struct daemon *daemon, const struct core_model_view *view,
+			       struct wire_str stays[4])
 {
 	uint32_t n_stays = 0;
 
@@ -268,19 +278,12 @@ static uint32_t describe_stays(const struct core_model_view *view, struct wire_s
 	if (view->is_kept) {
 		stays[n_stays++] = wire_str("kept");
 	}
-	if (view->ttl_left_ns != UINT64_MAX) {
+	/* One that has run out keeps nothing: where it is still there, that is by the pin. */
+	if (view->ttl_left_ns != UINT64_MAX &&
+	    (!view->is_pinned || ttl_left_ms(daemon, view) > 0)) {
 		stays[n_stays++] = wire_str("ttl");
 	}
 	return n_stays;
-}
-
-/* Nobody steps while nothing happens, and the core's view is that of its last step. */
-static uint64_t ttl_left_ms(const struct daemon *daemon, const struct core_model_view *view)
-{
-	const uint64_t past_ms = view->n_leases > 0 ? 0 : ms_since(daemon->stepped_ns);
-	const uint64_t left_ms = view->ttl_left_ns / NS_PER_MS;
-
-	return left_ms > past_ms ? left_ms - past_ms : 0;
 }
 
 const char *describe_backing(enum core_backing backing)
@@ -398,7 +401,7 @@ void describe_model(const struct daemon *daemon, const struct client *viewer,
 	}
 	describe_places(daemon, view, ret);
 	wire->stays.items = ret->stays;
-	wire->stays.count = describe_stays(view, ret->stays);
+	wire->stays.count = describe_stays(daemon, view, ret->stays);
 	if (info == NULL || !core_client_may(daemon->core, viewer->id, view->id)) {
 		return;
 	}

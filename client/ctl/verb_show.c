@@ -110,6 +110,8 @@ static int print_json(struct ctl *ctl, const struct distorch_detail *detail,
 		json_add_number(wish, "ttl_ms", detail->wishes[i]->ttl_ms);
 		(void)cJSON_AddNumberToObject(wish, "priority",
 					      (double)detail->wishes[i]->priority);
+		json_add_number(wish, "pin_left_ms", detail->wishes[i]->pin_left_ms);
+		json_add_number(wish, "keep_left_ms", detail->wishes[i]->keep_left_ms);
 	}
 	array = json_add_array(object, "files");
 	for (size_t i = 0; i < detail->n_shards; i++) {
@@ -170,11 +172,45 @@ static void print_files(struct ctl *ctl, const struct distorch_detail *detail)
 	}
 }
 
+/* "pinned for 1h 59m more, kept, stays 30m without use, priority -5"; "": it only loaded the
+ * model. */
+static const char *wish_text(const struct distorch_wish *wish, char *buffer, size_t buffer_size)
+{
+	const struct {
+		const char *word;
+		uint64_t left_ms;
+		bool is_said;
+	} said[] = {{"pinned", wish->pin_left_ms, wish->pin},
+		    {"kept", wish->keep_left_ms, wish->keep}};
+	char time[32];
+	size_t used = 0;
+
+	buffer[0] = '\0';
+	for (size_t i = 0; i < 2; i++) {
+		if (said[i].is_said) {
+			text_append(buffer, buffer_size, &used, "%s%s", used == 0 ? "" : ", ",
+				    said[i].word);
+		}
+		if (said[i].is_said && said[i].left_ms != DISTORCH_ABSENT) {
+			text_append(buffer, buffer_size, &used, " for %s more",
+				    ms_text(said[i].left_ms, time));
+		}
+	}
+	if (wish->ttl_ms != DISTORCH_ABSENT) {
+		text_append(buffer, buffer_size, &used, "%sstays %s without use",
+			    used == 0 ? "" : ", ", ms_text(wish->ttl_ms, time));
+	}
+	if (wish->priority != 0) {
+		text_append(buffer, buffer_size, &used, "%spriority %lld", used == 0 ? "" : ", ",
+			    (long long)wish->priority);
+	}
+	return buffer;
+}
+
 static void print_people(struct ctl *ctl, const struct distorch_detail *detail)
 {
 	char size[24];
 	char text[128];
-	char ttl[32];
 
 	for (size_t i = 0; i < detail->n_clients; i++) {
 		(void)printf("used by    PID %u (%s), uid %u, %s\n", detail->clients[i]->pid,
@@ -183,21 +219,9 @@ static void print_people(struct ctl *ctl, const struct distorch_detail *detail)
 			     size_text(ctl, detail->clients[i]->held_bytes, size));
 	}
 	for (size_t i = 0; i < detail->n_wishes; i++) {
-		const struct distorch_wish *wish = detail->wishes[i];
-		bool has_ttl = wish->ttl_ms != DISTORCH_ABSENT;
-
-		if (!wish->pin && !wish->keep && !has_ttl && wish->priority == 0) {
-			continue; /* it only loaded the model */
+		if (wish_text(detail->wishes[i], text, sizeof text)[0] != '\0') {
+			(void)printf("wish       uid %u: %s\n", detail->wishes[i]->uid, text);
 		}
-		(void)printf("wish       uid %u:%s%s", wish->uid, wish->pin ? " pin" : "",
-			     wish->keep ? " keep" : "");
-		if (has_ttl) {
-			(void)printf(" for %s without use", ms_text(wish->ttl_ms, ttl));
-		}
-		if (wish->priority != 0) {
-			(void)printf(" priority %lld", (long long)wish->priority);
-		}
-		(void)putchar('\n');
 	}
 }
 

@@ -696,6 +696,8 @@ struct distorch_wish {
 	bool keep;
 	uint64_t ttl_ms;
 	int64_t priority;
+	uint64_t pin_left_ms; /* then the pin lapses, and the keep; absent: it does not */
+	uint64_t keep_left_ms;
 };
 
 /* One file of a model that has several. */

@@ -2,9 +2,11 @@
 """What people are told: names, reasons, numbers, and what there is instead of what they asked."""
 
 import os
+import re
 
 import pytest
 from conftest import RawError, close_all, let_others_in, make_safetensors, opened, wait_until
+from test_ctl import ctl, ctl_json
 from test_wire_hostile import as_nobody, needs_root
 
 MIB = 1 << 20
@@ -335,3 +337,24 @@ def test_show_says_when_a_pin_or_a_keep_lapses(raw, make_model):
     raw.call("set", {"model": "vae", "policy": {"pin": True}})
     wish = raw.call("show", {"model": "vae"})["wishes"][0]
     assert 0 < wish["keep_left_ms"] <= 30000 and "pin_left_ms" not in wish
+
+
+def test_how_long_a_wish_still_holds_is_shown(daemon, raw, connect, make_model):
+    raw.load(make_model("vae.safetensors"), policy={"ttl_ms": 172_800_000, "priority": -5})
+    assert ctl(daemon, "pin", "--for", "2h", "vae").returncode == 0
+    assert ctl(daemon, "keep", "vae").returncode == 0
+    said = ctl(daemon, "show", "vae").stdout
+    assert re.search(r"wish +uid \d+: pinned for (2h|1h 59m) more, kept, "
+                     r"stays 2d without use, priority -5\n", said), said
+    wish = ctl_json(daemon, "show", "vae")["wishes"][0]
+    assert 7_000_000 < wish["pin_left_ms"] <= 7_200_000 and wish["keep_left_ms"] is None
+    with connect() as d:
+        told = d.show("vae").wishes[0]
+        assert 7_000_000 < told.pin_left_ms <= 7_200_000 and told.keep_left_ms is None
+
+
+def test_a_ttl_that_has_run_out_under_a_pin_says_nothing(daemon, raw, make_model):
+    raw.load(make_model("vae.safetensors"), policy={"pin": True, "ttl_ms": 1})
+    wait_until(lambda: raw.call("list")["models"][0]["ttl_left_ms"] == 0)
+    assert raw.call("list")["models"][0]["stays"] == ["pinned"]
+    assert ctl(daemon, "ps").stdout.rstrip().endswith("  pinned")

@@ -645,9 +645,10 @@ def test_what_was_wished_is_said_back(daemon, make_model):
     assert ctl(daemon, "pin", "--for", "90m", "wish").stdout.endswith(") for 1h 30m\n")
     assert ctl(daemon, "keep", "wish").stdout.endswith(")\n")
     lines = ctl(daemon, "show", "wish").stdout.splitlines()
-    assert f"wish       uid {os.getuid()}: pin keep" in lines
+    assert any(line.startswith(f"wish       uid {os.getuid()}: pinned for 1h ") and
+               line.endswith(" more, kept") for line in lines), lines
     assert ctl(daemon, "load", "--priority", "3", path).returncode == 0
-    assert "pin keep priority 3" in ctl(daemon, "show", "wish").stdout
+    assert " more, kept, priority 3" in ctl(daemon, "show", "wish").stdout
 
 
 def test_for_bounds_the_pin_that_is_said_with_it(daemon, make_model):

@@ -133,7 +133,8 @@ PLAN = structure("plan", [
     ("moved_per_pass", U64), ("compute", TEXT), ("floor_ns", U64)])
 RESERVATION = structure("reservation", [("token", U64), ("evicted", OUTCOMES)])
 WISH = structure("wish", [
-    ("uid", U32), ("pin", BOOL), ("keep", BOOL), ("ttl_ms", U64), ("priority", I64)])
+    ("uid", U32), ("pin", BOOL), ("keep", BOOL), ("ttl_ms", U64), ("priority", I64),
+    ("pin_left_ms", U64), ("keep_left_ms", U64)])
 SHARD = structure("shard", [("name", TEXT), ("bytes", U64)])
 DETAIL = structure("detail", [
     ("model", _one_of(MODEL, results.Model)), ("page_size", U64), ("huge_bytes", U64),

@@ -171,13 +171,16 @@ class Report:
 
 @dataclass(frozen=True)
 class Wish:
-    """What one user said about a model."""
+    """What one user said about a model; pin_left_ms and keep_left_ms: how long that holds still,
+    None where it does not lapse."""
 
     uid: int
     pin: bool
     keep: bool
     ttl_ms: Optional[int]
     priority: int
+    pin_left_ms: Optional[int]
+    keep_left_ms: Optional[int]
 
 
 @dataclass(frozen=True)
