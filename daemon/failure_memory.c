@@ -421,4 +421,5 @@ void failure_from_plan(struct failure *failure, const struct daemon *daemon,
 	};
 	hint_for_plan(failure, daemon, plan, &shortage);
 	fill_detail(failure, daemon, plan->device, &shortage);
+	failure->wire.detail.evictable = plan->evictable; /* what it has itself is not */
 }

@@ -29,6 +29,7 @@ static void add_own(const struct daemon *daemon, uint64_t model, bool may_take_o
 		}
 		if (is_published && may_take_over) {
 			device->free += segment.bytes;
+			device->own += segment.bytes;
 		}
 	}
 }

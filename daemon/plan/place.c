@@ -298,8 +298,8 @@ static bool is_head_too_large(const struct place_work *work, const struct spec_p
 	return taken > room && part->mode != SPEC_DEVICE;
 }
 
-/* "2.0G free, 3.0G evictable, 19.0G in use or pinned, 1.0G reserved": what is behind is told where
- * it is. */
+/* "2.0G free, 4.0G its own, 3.0G evictable, 19.0G in use or pinned, 1.0G reserved": its own, and
+ * what is behind, is told where it is. */
 static const char *print_room(const struct plan_device *device, char *buffer, size_t buffer_size)
 {
 	const struct {
@@ -307,7 +307,8 @@ static const char *print_room(const struct plan_device *device, char *buffer, si
 		uint64_t bytes;
 		bool is_always;
 	} rows[] = {
-		{"", " free", device->free, true},
+		{"", " free", device->free - device->own, true},
+		{", ", " its own", device->own, false},
 		{", ", " evictable", device->evictable, true},
 		{", ", " in use or pinned", device->held, true},
 		{", ", " being loaded", device->loading, false},
@@ -370,14 +371,15 @@ static int refuse_device(const struct place_work *work, const struct spec *spec,
 	struct plan_shortage *shortage = &work->summary->shortage;
 	char named[112] = "";
 	char label[PLAN_LABEL_SIZE];
-	char room[160];
+	char room[180];
 	char size[2][24];
 
 	*shortage = (struct plan_shortage){.device = index,
 					   .need = work->shares[index].taken,
 					   .is_head = part != NULL && is_head_too_large(work, part),
 					   .is_rest_on_host =
-						   is_rest_on_host(work->request, spec, index)};
+						   is_rest_on_host(work->request, spec, index),
+					   .evictable = device->evictable};
 	if (item != NULL) {
 		(void)spec_print_item(item, named, sizeof named);
 	}

@@ -46,10 +46,10 @@ struct plan_device {
 	const char *pci;     /* "0000:01:00.0" */
 	uint64_t total;      /* bytes of memory it has; for the host those it may have */
 	uint64_t free;       /* bytes that may be taken at once: within its budget, foreign use
-				 seen; with those of copies that this plan is to replace */
+				 seen; with those of copies that this plan is to replace: */
+	uint64_t own;        /* so much of it */
 	uint64_t evictable;  /* and those that can be had by evicting */
-	uint64_t later;      /* and those once the loads under way have ended: worth waiting for
-				 where somebody says that it is to be there */
+	uint64_t later;      /* and those once the loads under way have ended: worth waiting for */
 	/* And those that cannot, for the errors: */
 	uint64_t held;     /* in use, pinned, or dropped and still mapped */
 	uint64_t loading;  /* for loads under way */
@@ -116,8 +116,8 @@ struct plan_shortage {
 	uint64_t need;        /* 0: nothing is short */
 	bool is_head;         /* no more than the head has to be there, and that is too much */
 	bool is_rest_on_host; /* what is said of it leaves the rest to the host already */
-	uint64_t
-		virtual_vram; /* of that so much would be enough; 0: it is not asked for, or none is */
+	uint64_t evictable;   /* there, of others */
+	uint64_t virtual_vram; /* so much would be enough; 0: it is not asked for, or none is */
 };
 
 struct plan_summary {

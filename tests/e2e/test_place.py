@@ -529,6 +529,23 @@ def test_what_has_but_its_header_in_ram_does_not_lie_there(raw, tmp_path):
     unload_all(raw)
 
 
+def test_what_a_model_has_there_itself_is_not_called_free(cards, raw, tmp_path):
+    """A refusal says what devices says: nothing is free there, and none of others can go."""
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB] * 8, head=0)
+    load(raw, path, "sim:0").close()
+    raw.call("budget", {"device": "sim:0", "bytes": 18 * MIB})  # three blocks, rounded up
+    wait_until(lambda: account(raw, "sim:0")["used"] <= 18 * MIB)
+    told = account(raw, "sim:0")
+    with opened(path) as fd, pytest.raises(RawError) as refused:
+        raw.call("load", {"allocation": "sim:0"}, [fd])
+    error = refused.value.error
+    assert "where 18.0M can be had (0 free, 18.0M its own, 0 evictable, " in error["message"]
+    assert error["detail"]["free"] == told["free"] == error["detail"]["evictable"] == 0
+    assert told["evictable"] == 18 * MIB
+    unload_all(raw)
+
+
 def test_a_move_that_does_not_fit_leaves_it_as_it_was(raw, tmp_path):
     path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
     expected = make_blocks(path, [8 * MIB] * 4)

@@ -227,6 +227,10 @@ static void what_does_not_fit_says_what_can_be_had(void **state)
 		&scene, "cuda:0,6gb;cpu,*", WIRE_NO_MEMORY,
 		"3.0G evictable, 19.0G in use or pinned, 2.0G being loaded, 1.0G reserved, others use "
 		"3.0G)");
+	scene.devices[1].own = GIB;
+	expect_refusal(&scene, "cuda:0,6gb;cpu,*", WIRE_NO_MEMORY,
+		       "5.0G can be had (1.0G free, 1.0G its own, 3.0G evictable, ");
+	assert_int_equal(scene.summary.shortage.evictable, 3 * GIB);
 	/* A fraction is "up to". */
 	expect_runs(&scene, "cuda:0,0.5;cpu,*", "cuda:0 5, cpu 5");
 	expect_warning(&scene, 0, "takes less than its fraction of 12.0G: only 5.0G can be had");
