@@ -75,7 +75,8 @@ const struct config_row config_rows[] = {
 	 .default_value = "85%",
 	 .doc = "Memory for models on each GPU; budget.GPU-1234 = 20G is for that one alone, and so is budget.sim:0."},
 	{"gpu", "linger", DURATION, FIELD(gpu_linger_ns), .default_value = "5m",
-	 .doc = "How long a copy stays on a GPU after its last lease, then it moves to RAM."},
+	 .doc = "How long a copy stays on a GPU after its last lease, then it moves to RAM; 0 is until "
+		"the room is needed."},
 	{"gpu", "share", FLAG, FIELD(gpu_share), WORDS(user_off, "user, off"),
 	 .default_value = "user", LATER,
 	 .doc = "Share copies on a GPU between processes of one user: user or off; never between users."},

@@ -618,6 +618,24 @@ static void a_lease_keeps_the_blocks_it_was_given(void **state)
 	scene_free(scene);
 }
 
+static void with_a_linger_of_0_blocks_stay_until_the_room_is_needed(void **state)
+{
+	struct core_config config = placed_config();
+	struct scene *scene;
+	uint64_t client;
+
+	(void)state;
+	config.linger_ns = 0;
+	scene = scene_new(&config);
+	client = scene_open(scene, 1000);
+	(void)placed_loaded(scene, client, 1, "1122", plain);
+	assert_int_equal(scene->next_deadline_ns, UINT64_MAX);
+	(void)scene_step(scene,
+			 (struct core_event){.type = EV_DEVICE_SHORT, .device = {.device = 1}});
+	placed_assert(scene, 1, "1122");
+	scene_free(scene);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -640,6 +658,7 @@ int main(void)
 		cmocka_unit_test(a_device_lost_during_a_move_leaves_the_rest_as_it_was),
 		cmocka_unit_test(two_that_wait_for_each_others_blocks_do_not_do_so_for_ever),
 		cmocka_unit_test(who_gives_way_keeps_what_is_not_needed),
+		cmocka_unit_test(with_a_linger_of_0_blocks_stay_until_the_room_is_needed),
 		cmocka_unit_test(a_thousand_crossing_moves_end),
 	};
 
