@@ -124,27 +124,44 @@ static void add_shortage(struct sentence *sentence, const struct daemon *daemon,
 	}
 }
 
+static uint64_t total_of(const struct daemon *daemon, uint32_t device)
+{
+	return device == 0 ? daemon->host_total_bytes : daemon->devices[device].info.total_bytes;
+}
+
+/* ", or raise the budget", where it is not all that others leave of the device. */
+static const char *or_raise(const struct daemon *daemon, uint32_t device)
+{
+	const uint64_t others = device == 0 ? 0 : daemon->devices[device].strangers_bytes;
+	const uint64_t total = total_of(daemon, device);
+	struct core_account_view account;
+
+	core_account_get(daemon->core, device, &account);
+	return total > others && account.budget < total - others ? ", or raise the budget" : "";
+}
+
 /* It is more than the budget: what can be done about that is said by what the device has. */
 static void hint_for_budget(struct failure *failure, const struct daemon *daemon, uint32_t device,
 			    uint64_t need, bool is_for_others)
 {
-	const uint64_t total = device == 0 ? daemon->host_total_bytes
-					   : daemon->devices[device].info.total_bytes;
+	const uint64_t total = total_of(daemon, device);
 	char size[16];
 	char label[PLAN_LABEL_SIZE];
 	char name[DEVICE_NAME_SIZE];
 
 	(void)units_format_size(total, size, sizeof size);
-	if (device == 0) {
+	if (need > total) {
+		failure_set_hint(failure, "%s has %s in all: %s",
+				 device == 0 ? "this machine"
+					     : describe_device_label(daemon, device, label),
+				 size,
+				 is_for_others ? "ask for less"
+					       : "place less of it there, and the rest elsewhere");
+	} else if (device == 0) {
 		failure_set_hint(failure,
 				 "raise the budget: distorchctl budget ram SIZE, or memory.ram in "
 				 "distorchd.conf (this machine has %s)",
 				 size);
-	} else if (need > total) {
-		failure_set_hint(failure, "%s has %s in all: %s",
-				 describe_device_label(daemon, device, label), size,
-				 is_for_others ? "ask for less"
-					       : "place less of it there, and the rest elsewhere");
 	} else {
 		failure_set_hint(failure,
 				 "%s, or raise the budget: distorchctl budget %s SIZE (it has %s)",
@@ -179,11 +196,14 @@ static void hint_for_shortage(struct failure *failure, const struct daemon *daem
 				 is_for_others ? "ask for less" : "place less there");
 	} else if (is_for_others && failure->use.n_holders > 0) {
 		failure_set_hint(failure,
-				 "ask those who use it to let it go (make-room --recall 5s), unpin "
-				 "something (distorchctl ps shows all), or raise the budget");
+				 "ask those who use it to let it go (make-room --recall 5s), or "
+				 "unpin something (distorchctl ps shows all)%s",
+				 or_raise(daemon, device));
 	} else {
-		failure_set_hint(failure, "unpin or close something (distorchctl ps and "
-					  "distorchctl clients show all), or raise the budget");
+		failure_set_hint(failure,
+				 "unpin or close something (distorchctl ps and distorchctl clients "
+				 "show all)%s",
+				 or_raise(daemon, device));
 	}
 }
 
@@ -263,6 +283,9 @@ static void fill_detail(struct failure *failure, const struct daemon *daemon, ui
 	detail->evictable = shortage->evictable;
 	detail->held = shortage->held;
 	detail->foreign = shortage->foreign;
+	/* What is more than there is of the device is so for ever. */
+	failure->wire.retryable = failure->wire.retryable &&
+				  shortage->need <= total_of(daemon, device);
 }
 
 void failure_no_memory(struct failure *failure, const struct daemon *daemon,
@@ -402,9 +425,15 @@ void failure_from_plan(struct failure *failure, const struct daemon *daemon,
 	add_use(&sentence, daemon, viewer, &failure->use);
 	failure->wire.message = wire_str(failure->message);
 	if (plan->device == PLAN_ALL_DEVICES) {
+		bool may_raise = false;
+
+		for (uint32_t i = 0; i < daemon->n_devices; i++) {
+			may_raise = may_raise || or_raise(daemon, i)[0] != '\0';
+		}
 		failure_set_hint(failure,
 				 "unload or close something (distorchctl ps and distorchctl "
-				 "clients show all), or raise a budget");
+				 "clients show all)%s",
+				 may_raise ? ", or raise a budget" : "");
 		fill_users(failure);
 		failure->wire.detail.has_need = true;
 		failure->wire.detail.need = told_need(plan->need);

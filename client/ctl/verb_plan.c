@@ -319,25 +319,26 @@ static void fill_shortage(const struct plan_request *request, const struct plan_
 		error->free = device->free;
 		error->evictable = device->evictable;
 		error->foreign = device->foreign;
+		error->is_retryable = error->is_retryable &&
+				      (device->is_host || shortage->need <= device->total);
 	}
 }
 
 static int refuse(struct ctl *ctl, int code, const struct err *err,
 		  const struct plan_request *request, const struct plan_shortage *shortage)
 {
-	static const struct {
-		int code;
-		const char *hint;
-	} rows[] = {
-		{WIRE_BAD_ARGUMENT,
-		 "docs/allocation-strings.md has the grammar, plan --help the five usual ones"},
-		{WIRE_BUSY, "an administrator ends it: distorchctl drain --off --device DEVICE"},
-	};
 	struct distorch_error error = ctl_error(distorch_code_word(code), NULL, err->text);
 	char text[128];
 
-	for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-		error.hint = rows[i].code == -code ? rows[i].hint : error.hint;
+	if (code == -WIRE_BAD_ARGUMENT) {
+		error.hint = "docs/allocation-strings.md has the grammar, plan --help the five "
+			     "usual ones";
+	}
+	if (code == -WIRE_BUSY && shortage != NULL) { /* the device of check_draining */
+		(void)snprintf(text, sizeof text,
+			       "an administrator ends it: distorchctl drain --off --device %s",
+			       device_text(request->devices[shortage->device].name));
+		error.hint = text;
 	}
 	if (strncmp(err->text, "--", 2) == 0) {
 		error.hint = NULL; /* it is an option's value */
@@ -401,13 +402,14 @@ static int print_plan(struct ctl *ctl, const struct wanted *wanted,
 }
 
 /* It is no load yet, so nothing of it is there. */
-static int check_draining(const struct wanted *wanted, const struct plan_summary *summary,
+static int check_draining(const struct wanted *wanted, struct plan_summary *summary,
 			  struct err *err)
 {
 	char label[PLAN_LABEL_SIZE];
 
 	for (uint32_t i = 0; i < wanted->request.n_devices; i++) {
 		if (wanted->devices[i].is_draining && summary->shares[i].n_blocks > 0) {
+			summary->shortage.device = i;
 			return err_set(err, WIRE_BUSY, "%s is draining and takes no new loads",
 				       name_label(&wanted->devices[i], label, sizeof label));
 		}

@@ -365,6 +365,32 @@ def test_what_does_not_fit_a_card_is_refused_with_numbers(cards, twelve, tmp_pat
     wait_for_zero(cards)
 
 
+def test_a_hint_can_be_followed(cards, twelve, tmp_path):
+    """No budget is to be raised that is all of the card, and nothing tried again for ever."""
+    path, _expected = twelve
+    assert ctl(cards, "load", path, "--to", "sim:0", "--pin").returncode == 0
+    other = tmp_path / "other.safetensors"
+    make_safetensors(other, {f"layers.{i}.w": ("F32", [1024, 1024]) for i in range(10)}, seed=3)
+    error = ctl_json(cards, "load", other, "--to", "sim:0", status=6)["error"]
+    assert error["hint"].startswith("unpin or close something") and "budget" not in error["hint"]
+    assert error["retryable"] is True
+    assert ctl(cards, "budget", "sim:0", "60M").returncode == 0
+    error = ctl_json(cards, "load", other, "--to", "sim:0", status=6)["error"]
+    assert error["hint"].endswith(", or raise the budget")
+    assert ctl(cards, "budget", "sim:0", "100%").returncode == 0
+    for device in "sim:0", "ram":
+        words = "make-room", "1T", "--device", device
+        error = ctl_json(cards, *words, status=6)["error"]
+        assert error["retryable"] is False and error["hint"].endswith(" in all: ask for less")
+    large = tmp_path / "large.safetensors"
+    make_safetensors(large, {f"layers.{i}.w": ("F32", [1024, 1024]) for i in range(17)})
+    for verb in ("plan", large, "sim:0"), ("load", large, "--to", "sim:0"):
+        assert ctl_json(cards, *verb, status=6)["error"]["retryable"] is False
+    assert ctl(cards, "drain", "--device", "sim:1").returncode == 0
+    error = ctl_json(cards, "plan", other, "sim:1", status=1)["error"]
+    assert error["hint"] == "an administrator ends it: distorchctl drain --off --device sim:1"
+
+
 def test_a_recall_is_answered_by_a_callback(cards, twelve):
     path, _expected = twelve
     heard = []
