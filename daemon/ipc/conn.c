@@ -24,6 +24,7 @@
 #define PACKETS_A_TURN    16
 #define HALF_CLOSED_MS    100
 #define SEND_BUFFER_BYTES (512 * 1024)
+#define LIMIT_TEXT_SIZE   160
 
 void *conn_user(const struct conn *conn)
 {
@@ -159,23 +160,70 @@ static void refuse_frame(struct conn *conn, const char *reason)
 	conn_say_goodbye(conn, WIRE_BAD_FRAME, reason);
 }
 
-/* How many connections beside this one have said hello: in all, and of this uid. */
-static bool is_over_limit(const struct conn *conn)
+/* Are there as many connections as may be, in all or of this uid, that have said hello or, with
+ * 'state' so, have not? Beside this one; '*ret_all': it is the first of the two. */
+static bool is_over_limit(const struct conn *conn, enum conn_state state, bool *ret_all)
 {
 	const struct server *server = conn->server;
-	uint32_t n_ready = 0;
+	uint32_t n_all = 0;
 	uint32_t n_same_uid = 0;
 
 	LIST_FOR_EACH (link, &server->conns) {
 		const struct conn *other = container_of(link, struct conn, by_server);
 
-		if (other->state == CONN_READY) {
-			n_ready++;
+		if (other != conn && other->state == state) {
+			n_all++;
 			n_same_uid += other->peer.uid == conn->peer.uid ? 1 : 0;
 		}
 	}
-	return n_ready >= server->options.connections ||
-	       n_same_uid >= server->options.connections_per_uid;
+	*ret_all = n_all >= server->options.connections;
+	return *ret_all || n_same_uid >= server->options.connections_per_uid;
+}
+
+/* Which limit that is, its number and whose: 'all', or of this uid. */
+static const char *limit_text(const struct conn *conn, bool is_all, const char *what,
+			      char buffer[LIMIT_TEXT_SIZE])
+{
+	const struct server_options *options = &conn->server->options;
+
+	if (is_all) {
+		(void)snprintf(buffer, LIMIT_TEXT_SIZE,
+			       "there are %u connections%s, as many as there may be "
+			       "(limits.connections)",
+			       options->connections, what);
+	} else {
+		(void)snprintf(buffer, LIMIT_TEXT_SIZE,
+			       "uid %u has %u connection%s%s, as many as one user may have "
+			       "(limits.connections-per-user)",
+			       conn->peer.uid, options->connections_per_uid,
+			       options->connections_per_uid == 1 ? "" : "s", what);
+	}
+	return buffer;
+}
+
+/* True: it has been refused. */
+static bool refuse_over_limit(struct conn *conn, uint32_t request)
+{
+	char text[LIMIT_TEXT_SIZE];
+	struct wire_error error = {
+		.code = wire_str(wire_code_info(WIRE_TOO_MANY)->word),
+		.retryable = wire_code_info(WIRE_TOO_MANY)->is_retryable,
+		.has_hint = true,
+	};
+	bool is_all;
+
+	if (!is_over_limit(conn, CONN_READY, &is_all)) {
+		return false;
+	}
+	error.message = wire_str(limit_text(conn, is_all, "", text));
+	error.hint = wire_str(is_all ? "end a program that has one, or have an administrator raise "
+				       "limits.connections"
+				     : "end a program of that user that has one, or have an "
+				       "administrator raise limits.connections-per-user");
+	conn->server->counters.n_refused++;
+	conn_respond_error(conn, request, &error);
+	conn_close_after_flush(conn);
+	return true;
 }
 
 /* The method asked for, or NULL: this connection may not use it now, and was told so. */
@@ -199,10 +247,8 @@ static const struct wire_message *permitted(struct conn *conn, const struct wire
 		refuse(conn, packet->id, WIRE_UNSUPPORTED, NULL, text);
 	} else if (conn->state == CONN_READY && is_hello) {
 		refuse(conn, packet->id, WIRE_BAD_ARGUMENT, NULL, "hello was said already");
-	} else if (is_hello && is_over_limit(conn)) {
-		conn->server->counters.n_refused++;
-		refuse(conn, packet->id, WIRE_TOO_MANY, NULL, "too many connections");
-		conn_close_after_flush(conn);
+	} else if (is_hello && refuse_over_limit(conn, packet->id)) {
+		return NULL;
 	} else if (message->role == WIRE_ROLE_ADMIN && !conn->peer.is_admin) {
 		log_warning("pid %d (%s, uid %u) may not use %s", (int)conn->peer.pid,
 			    conn->peer.comm, conn->peer.uid, message->method);
@@ -458,11 +504,11 @@ void conn_accept_hello(struct conn *conn)
 }
 
 /* Why this peer may not connect; NULL when it may. */
-static const char *refusal(const struct conn *conn, enum wire_code *ret_code)
+static const char *refusal(const struct conn *conn, enum wire_code *ret_code,
+			   char buffer[LIMIT_TEXT_SIZE])
 {
 	const struct server *server = conn->server;
-	uint32_t n_new = 0;
-	uint32_t n_new_same_uid = 0;
+	bool is_all;
 
 	if (closer_count(conn->peer.uid) >= 2 * CLOSER_LIMIT) {
 		*ret_code = WIRE_TOO_MANY;
@@ -473,18 +519,9 @@ static const char *refusal(const struct conn *conn, enum wire_code *ret_code)
 		*ret_code = WIRE_NOT_ALLOWED;
 		return "you are not in the group that may use this daemon";
 	}
-	LIST_FOR_EACH (link, &server->conns) {
-		const struct conn *other = container_of(link, struct conn, by_server);
-
-		if (other != conn && other->state == CONN_NEW) {
-			n_new++;
-			n_new_same_uid += other->peer.uid == conn->peer.uid ? 1 : 0;
-		}
-	}
 	*ret_code = WIRE_TOO_MANY;
-	return n_new >= server->options.connections ||
-			       n_new_same_uid >= server->options.connections_per_uid
-		       ? "too many connections that have not said hello"
+	return is_over_limit(conn, CONN_NEW, &is_all)
+		       ? limit_text(conn, is_all, " that have not said hello", buffer)
 		       : NULL;
 }
 
@@ -505,6 +542,7 @@ void conn_open(struct server *server, int fd)
 	const int send_bytes = SEND_BUFFER_BYTES;
 	struct conn *conn = sys_calloc(1, sizeof *conn);
 	enum wire_code code = WIRE_OK;
+	char text[LIMIT_TEXT_SIZE];
 	const char *reason;
 
 	if (conn != NULL) {
@@ -530,7 +568,7 @@ void conn_open(struct server *server, int fd)
 	list_append(&server->conns, &conn->by_server);
 	init_handles(conn);
 	conn_arm_deadline(conn, server->options.hello_ms);
-	reason = refusal(conn, &code);
+	reason = refusal(conn, &code, text);
 	if (reason != NULL) {
 		server->counters.n_refused++;
 		conn_say_goodbye(conn, code, reason);

@@ -146,14 +146,21 @@ def test_bytes_after_the_message_end_the_connection(daemon, rest):
 
 
 @pytest.mark.fault("P13")
-@pytest.mark.parametrize("limit", ["limits.connections=8", "limits.connections-per-user=8"])
-def test_one_connection_too_many_is_told_and_both_recover(start_daemon, limit):
+@pytest.mark.parametrize("limit, told", [
+    ("limits.connections=8", "there are 8 connections, as many as there may be"),
+    ("limits.connections-per-user=8", f"uid {os.getuid()} has 8 connections, as many as one user"),
+])
+def test_one_connection_too_many_is_told_and_both_recover(start_daemon, limit, told):
     daemon = start_daemon(limit)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(daemon.raw()) for _ in range(8)]
         with pytest.raises(RawError) as caught:
             stack.enter_context(daemon.raw())
         assert caught.value.code == "too-many"
+        name = limit.partition("=")[0]
+        assert caught.value.error["message"].startswith(told)
+        assert caught.value.error["message"].endswith(f"({name})")
+        assert caught.value.error["hint"].endswith(f"have an administrator raise {name}")
         assert clients[0].call("ping") == {}
         clients[0].close()
         wait_until(lambda: _can_connect(daemon), what="a free place")
