@@ -272,7 +272,7 @@ static int run_budget(struct ctl *ctl)
 	}
 	if (ctl->arguments.n_words == 2 &&
 	    (is_share ? units_parse_percent(ctl->arguments.words[1], &milli_pct, &err)
-		      : units_parse_size(ctl->arguments.words[1], &bytes, &err)) < 0) {
+		      : ctl_parse_size(ctl->arguments.words[1], &bytes, &err)) < 0) {
 		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "%s", err.text);
 	}
 	status = ctl_connect(ctl);
@@ -309,6 +309,7 @@ const struct verb verb_budget = {
 		"  distorchctl budget cuda:0 80%         of what the card has\n"
 		"  distorchctl budget ram 48G --save     for good\n"
 		"  distorchctl budget cuda:0 --save      for good what it is now\n"
+		"A size needs its unit: 48G or 512M.\n"
 		"What is idle goes when it is lowered; what is in use or pinned stays until it is "
 		"not.",
 	.options = budget_options,

@@ -338,7 +338,7 @@ static int run(struct ctl *ctl)
 				  "--device cuda:0; distorchctl devices lists them",
 				  "it is not said on which device");
 	}
-	if (units_parse_size(arguments->words[0], &room.bytes, &err) < 0) {
+	if (ctl_parse_size(arguments->words[0], &room.bytes, &err) < 0) {
 		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument",
 				  "distorchctl make-room 6GiB --device cuda:0", "%s", err.text);
 	}
@@ -377,6 +377,7 @@ const struct verb verb_make_room = {
 		"  distorchctl make-room 8GiB --device cuda:0 -- blender -b scene.blend -a\n"
 		"  distorchctl make-room 6GiB --device cuda:0 --recall 5s -- ./train.sh\n"
 		"  distorchctl make-room 16G --device ram --for 10m\n\n"
+		"SIZE needs its unit: 8G or 512M. "
 		"The room ends with this process, however that ends; the command goes on then. After "
 		"a restart of the daemon it is taken again. With a COMMAND what is told of the room goes "
 		"to standard error; with --json that is one line of JSON.\n"

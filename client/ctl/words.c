@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Sizes, times, places and bars in words, and text cut to columns. See render.h. */
+#include "base/err.h"
 #include "base/text.h"
 #include "base/units.h"
 #include "render.h"
@@ -78,6 +79,18 @@ void text_append(char *buffer, size_t buffer_size, size_t *used, const char *for
 		*used += (size_t)size < buffer_size - *used ? (size_t)size
 							    : buffer_size - *used - 1;
 	}
+}
+
+int ctl_parse_size(const char *text, uint64_t *ret_bytes, struct err *err)
+{
+	int code = units_parse_size(text, ret_bytes, err);
+
+	if (code == 0 && *ret_bytes != 0 && strspn(text, "0123456789. \t") == strlen(text)) {
+		return err_set(err, DISTORCH_E_BAD_ARGUMENT,
+			       "%.32s has no unit: say %.32sM or %.32sG (%.32sB for bytes)", text,
+			       text, text, text);
+	}
+	return code;
 }
 
 const char *size_text(const struct ctl *ctl, uint64_t bytes, char buffer[24])

@@ -67,6 +67,20 @@ def test_the_program_is_not_run_without_the_room(daemon, tmp_path):
     assert not there.exists() and reserved(daemon) == 0
 
 
+def test_a_number_without_a_unit_is_refused_and_nothing_is_run_or_set(daemon, tmp_path):
+    there = tmp_path / "ran"
+    before = daemon.status()["devices"][0]["budget"]
+    for words, told in ((("make-room", "40", "--device", "ram", "--", "touch", there), "40"),
+                        (("budget", "ram", "1"), "1"), (("budget", "ram", "48", "--save"), "48")):
+        done = ctl(daemon, *words)
+        assert done.returncode == 2
+        assert f"{told} has no unit: say {told}M or {told}G ({told}B for bytes)" in done.stderr
+    assert not there.exists() and daemon.status()["devices"][0]["budget"] == before
+    assert ctl(daemon, "budget", "ram", "1073741824B").returncode == 0
+    assert ctl(daemon, "budget", "ram", "0").returncode == 0
+    assert daemon.status()["devices"][0]["budget"] == 0
+
+
 def test_nothing_is_put_into_the_room(start_daemon, make_model):
     daemon = start_daemon("memory.ram=64M", "memory.reserve=0")
     idle = make_model("idle.safetensors", size=40 * MIB)
