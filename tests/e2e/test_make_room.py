@@ -294,10 +294,13 @@ def test_python_reserves_too(daemon, connect):
             assert reserved(daemon) == 6 * MIB and "held" in repr(room)
         assert reserved(daemon) == 0 and "released" in repr(room)
         room.release()
-        d.reserve("cpu", 5 * MIB, ttl=0.05)
+        brief = d.reserve("cpu", 5 * MIB, ttl=0.05)
         wait_until(lambda: reserved(daemon) == 0, 20)
-        d.reserve("cpu", 5 * MIB)
+        wait_until(lambda: "ended" in repr(brief), 20)
+        last = d.reserve("cpu", 5 * MIB, ttl=3600)
+        assert "held" in repr(last)
         assert ctl_json(daemon, "devices", "ram")["devices"][0]["reserved"] == 5 * MIB
+    assert "ended" in repr(last)
     wait_until(lambda: reserved(daemon) == 0, 20)
 
 

@@ -402,6 +402,8 @@ def test_a_recall_is_answered_by_a_callback(cards, twelve):
             w.close()
 
         lease = distorch._library.library().weights_lease(w._lease.pointer)
+        with pytest.raises(TypeError, match="callback must be callable or None, not int"):
+            w.on_recall(5)
         w.on_recall(let_go)
         with other.reserve("sim:0", 60 * MIB, recall=20) as room:
             assert heard == [("recall", True)] and room.bytes == 60 * MIB

@@ -19,6 +19,13 @@ def _wrong(name, wanted, value):
     return TypeError(f"{name} must be {wanted}, not {type(value).__name__}")
 
 
+def callback(name, value):
+    """Something that can be called, or None."""
+    if value is not None and not callable(value):
+        raise _wrong(name, "callable or None", value)
+    return value
+
+
 def text(name, value):
     """A string or path that must be given, as bytes."""
     try:

@@ -432,7 +432,7 @@ class Connection:
 
         def call():
             found = self._ask("reserve", lib.RESERVATION, lib.values, name, size, byref(options))
-            return Reservation(self, device, bytes, **found)
+            return Reservation(self, device, bytes, ttl, **found)
 
         return _interruptibly(call, undo=Reservation.release)
 
@@ -725,15 +725,16 @@ class Reservation:
     end of a `with` block, its time, or the end of the connection, also where the daemon's end is
     that."""
 
-    def __init__(self, connection, device, bytes, token, evicted):
+    def __init__(self, connection, device, bytes, ttl, token, evicted):
         self._connection = connection
+        self._until = time.monotonic() + ttl if ttl else None
         self._token = token
         self.device = os.fsdecode(device)
         self.bytes = bytes
         self.evicted = evicted
 
     def __repr__(self):
-        state = "released" if self._token is None else "held"
+        state = "released" if self._token is None else "ended" if self._has_ended() else "held"
         return f"<distorch.Reservation of {self.bytes} bytes on {self.device}, {state}>"
 
     def __enter__(self):
@@ -741,6 +742,11 @@ class Reservation:
 
     def __exit__(self, *_):
         self.release()
+
+    def _has_ended(self):
+        """By its time or a close; what else ends it the daemon alone knows."""
+        is_over = self._until is not None and time.monotonic() >= self._until
+        return is_over or self._connection._closing
 
     def release(self):
         """End it; one that has ended already is fine."""

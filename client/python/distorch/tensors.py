@@ -219,7 +219,7 @@ class Weights(Mapping):
         self._pointer()  # they are open
         if self._connection is None:
             raise ValueError("these weights only describe: nobody waits for them")
-        self._recall = None if callback is None else \
+        self._recall = None if given.callback("callback", callback) is None else \
             self._connection._on_recall(self._lease, callback)
 
     def blocks(self):
