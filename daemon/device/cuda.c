@@ -277,6 +277,7 @@ static int cuda_open(const char *name, struct device **ret, struct err *err)
 	}
 	find_peers(device);
 	device->health = cuda_health_new(device->info.uuid);
+	device->is_open = true;
 	*ret = &device->base;
 	return 0;
 }

@@ -13,7 +13,7 @@ int cuda_device_fail(const struct cuda_device *device, struct err *err, CUresult
 	char text[DEVICE_NAME_SIZE + 96];
 
 	(void)snprintf(text, sizeof text, "%s: %s", device->base.name, what);
-	return cuda_fail(err, result, text);
+	return cuda_fail(err, result, device->is_open, text);
 }
 
 /* Lock held. */

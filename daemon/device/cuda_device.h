@@ -37,6 +37,7 @@ struct cuda_device {
 	CUdevice peers[DEVICE_MAX_PEERS]; /* ordinals of those in 'info' */
 	struct device_info info;          /* what does not change, and peers' bandwidths */
 	struct cuda_health *health;       /* owned; NULL without NVML */
+	bool is_open;                     /* it has been tried, and serves */
 
 	pthread_mutex_t lock;
 	pthread_cond_t given_back; /* a staging buffer */

@@ -106,7 +106,7 @@ static int initialise(struct err *err)
 			       "permissions of /dev/nvidia*");
 	}
 	if (result != CUDA_SUCCESS) {
-		return cuda_fail(err, result, "starting the NVIDIA driver");
+		return cuda_fail(err, result, false, "starting the NVIDIA driver");
 	}
 	is_cuda_ready = true;
 	return 0;
@@ -187,26 +187,31 @@ static bool is_fatal(CUresult result)
 	return false;
 }
 
+/* Those of a driver that is not ready. A process that has opened a card will not see it ready. */
+static bool is_not_ready(CUresult result)
+{
+	return result == CUDA_ERROR_NOT_INITIALIZED || result == CUDA_ERROR_DEINITIALIZED ||
+	       result == CUDA_ERROR_DEVICE_UNAVAILABLE || result == CUDA_ERROR_NO_DEVICE ||
+	       result == CUDA_ERROR_INVALID_CONTEXT || result == CUDA_ERROR_SYSTEM_NOT_READY;
+}
+
 /* Not a switch: newer drivers have codes that no header of ours knows. */
-static int code_of(CUresult result)
+static int code_of(CUresult result, bool is_open)
 {
 	if (result == CUDA_ERROR_OUT_OF_MEMORY) {
 		return WIRE_NO_MEMORY;
 	}
-	if (is_fatal(result)) {
+	if (is_fatal(result) ||
+	    (is_open && (is_not_ready(result) || result == CUDA_ERROR_INVALID_DEVICE))) {
 		return WIRE_DEVICE_LOST;
 	}
 	if (result == CUDA_ERROR_NOT_SUPPORTED || result == CUDA_ERROR_INVALID_DEVICE) {
 		return WIRE_UNSUPPORTED;
 	}
-	if (result == CUDA_ERROR_DEINITIALIZED || result == CUDA_ERROR_DEVICE_UNAVAILABLE ||
-	    result == CUDA_ERROR_NO_DEVICE || result == CUDA_ERROR_SYSTEM_NOT_READY) {
-		return WIRE_BUSY;
-	}
-	return WIRE_INTERNAL;
+	return is_not_ready(result) ? WIRE_BUSY : WIRE_INTERNAL;
 }
 
-int cuda_fail(struct err *err, CUresult result, const char *what)
+int cuda_fail(struct err *err, CUresult result, bool is_open, const char *what)
 {
 	const char *name = NULL;
 	const char *text = NULL;
@@ -215,7 +220,7 @@ int cuda_fail(struct err *err, CUresult result, const char *what)
 	/* Neither looks at the state of the driver. They leave the texts alone on failure. */
 	(void)cuda.cuGetErrorName(result, &name);
 	(void)cuda.cuGetErrorString(result, &text);
-	code = err_set(err, code_of(result), "%s: %s (%s, %d)", what,
+	code = err_set(err, code_of(result, is_open), "%s: %s (%s, %d)", what,
 		       text == NULL ? "the driver says nothing more" : text,
 		       name == NULL ? "a code that this driver does not know" : name, (int)result);
 	if (err != NULL) {

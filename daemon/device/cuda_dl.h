@@ -9,6 +9,7 @@
 
 #include <cuda.h>
 #include <nvml.h>
+#include <stdbool.h>
 
 struct err;
 
@@ -67,8 +68,9 @@ const struct nvml_calls *nvml_load(void);
  * Fill 'err' from what the driver said; 'what' was tried. Returns the negative code:
  * WIRE_NO_MEMORY, WIRE_DEVICE_LOST where nothing can be done with the card in this process any
  * more, WIRE_UNSUPPORTED where the card is not to be had by it, WIRE_BUSY where the driver is
- * not ready, else WIRE_INTERNAL.
+ * not ready, else WIRE_INTERNAL. With a card that 'is_open' a driver that is not ready, or knows
+ * no such card, is WIRE_DEVICE_LOST: for this process that does not heal.
  */
-int cuda_fail(struct err *err, CUresult result, const char *what);
+int cuda_fail(struct err *err, CUresult result, bool is_open, const char *what);
 
 #endif

@@ -59,6 +59,21 @@ static int bad_import(struct err *err)
 	return -WIRE_BAD_FD;
 }
 
+/* Of memory that was imported: that this card does not reach the other is no fault of either. */
+static int extent_fail(const struct cuda_extent *extent, struct err *err, CUresult result,
+		       const char *what)
+{
+	const int code = cuda_device_fail(extent->device, err, result, what);
+
+	if (!extent->is_imported || result != CUDA_ERROR_INVALID_DEVICE) {
+		return code;
+	}
+	if (err != NULL) {
+		err->code = WIRE_UNSUPPORTED;
+	}
+	return -WIRE_UNSUPPORTED;
+}
+
 int cuda_map(struct cuda_extent *extent, CUmemAccess_flags access, struct err *err)
 {
 	const struct cuda_device *device = extent->device;
@@ -76,7 +91,7 @@ int cuda_map(struct cuda_extent *extent, CUmemAccess_flags access, struct err *e
 	}
 	result = calls->cuMemMap(address, extent->size, 0, extent->handle, 0);
 	if (result != CUDA_SUCCESS) {
-		code = cuda_device_fail(device, err, result, "mapping memory");
+		code = extent_fail(extent, err, result, "mapping memory");
 		if (extent->is_imported && result == CUDA_ERROR_NOT_SUPPORTED) {
 			code = bad_import(err);
 		}
@@ -85,7 +100,7 @@ int cuda_map(struct cuda_extent *extent, CUmemAccess_flags access, struct err *e
 	}
 	result = calls->cuMemSetAccess(address, extent->size, &wanted, 1);
 	if (result != CUDA_SUCCESS) {
-		code = cuda_device_fail(device, err, result, "opening memory to the card");
+		code = extent_fail(extent, err, result, "opening memory to the card");
 		undo = calls->cuMemUnmap(address, extent->size);
 		(void)calls->cuMemAddressFree(address, extent->size); /* likewise */
 		return undone(device, err, code, undo);
@@ -382,13 +397,13 @@ static int take_import(struct cuda_extent *extent, int fd, struct err *err)
 		CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
 
 	if (result != CUDA_SUCCESS) {
-		code = cuda_device_fail(device, err, result, "importing memory");
+		code = extent_fail(extent, err, result, "importing memory");
 		return code == -WIRE_INTERNAL || result == CUDA_ERROR_UNKNOWN ? bad_import(err)
 									      : code;
 	}
 	result = calls->cuMemGetAllocationPropertiesFromHandle(&properties, extent->handle);
 	if (result != CUDA_SUCCESS) {
-		code = cuda_device_fail(device, err, result, "looking at imported memory");
+		code = extent_fail(extent, err, result, "looking at imported memory");
 	} else if (properties.type != CU_MEM_ALLOCATION_TYPE_PINNED ||
 		   properties.location.type != CU_MEM_LOCATION_TYPE_DEVICE) {
 		code = err_set(err, WIRE_BAD_FD, "%s: the descriptor is of no card's memory",

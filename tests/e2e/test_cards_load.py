@@ -277,6 +277,26 @@ def test_a_fault_in_any_call_of_a_load_costs_one_worker(cards, raw, daemon, call
     unload_all(raw, cards)
 
 
+@pytest.mark.fault("G05")
+def test_a_driver_that_goes_away_under_an_open_card_makes_it_unavailable(
+        cards, raw, daemon, tmp_path):  # noqa: F811
+    need_hooks()
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [2 * MIB] * 4)
+    for code in 46, 201:
+        before = devices(daemon)["cuda:0"]["pid"]
+        cards.write("faults", f"cuMemCreate:1:{code}:ever")
+        with pytest.raises(RawError) as failure:
+            load(raw, path, "cuda:0")
+        assert failure.value.code == "device-lost", failure.value.error
+        wait_until(lambda: devices(daemon)["cuda:0"]["state"] == "unavailable", SLOW)
+        assert "cuda:0: taking 2.0M of 64.0M: " in devices(daemon)["cuda:0"]["text"]
+        cards.write("faults", "none:1:1")
+        wait_ok(daemon, "cuda:0", after=before)
+    load(raw, path, "cuda:0").close()
+    unload_all(raw, cards)
+
+
 @pytest.mark.fault("G04")
 def test_who_maps_a_card_keeps_it_when_the_worker_is_killed(cards, raw, daemon,  # noqa: F811
                                                            tmp_path):

@@ -102,6 +102,16 @@ static void the_second_try_is_a_real_one(void **state)
 	assert_non_null(nvml_load());
 }
 
+static void fail_with(int driver, bool is_open, int code)
+{
+	struct err err = {0};
+
+	assert_int_equal(cuda_fail(&err, (CUresult)driver, is_open, "trying"), -code);
+	assert_int_equal(err.code, code);
+	assert_int_equal(err.driver, driver);
+	assert_says(err.text, "trying: ");
+}
+
 /* fault: G04 */
 static void each_code_of_the_driver_has_one_of_ours(void **state)
 {
@@ -114,20 +124,22 @@ static void each_code_of_the_driver_has_one_of_ours(void **state)
 		{709, WIRE_DEVICE_LOST}, {714, WIRE_DEVICE_LOST}, {715, WIRE_DEVICE_LOST},
 		{716, WIRE_DEVICE_LOST}, {717, WIRE_DEVICE_LOST}, {718, WIRE_DEVICE_LOST},
 		{719, WIRE_DEVICE_LOST}, {999, WIRE_DEVICE_LOST}, {801, WIRE_UNSUPPORTED},
-		{101, WIRE_UNSUPPORTED}, {4, WIRE_BUSY},          {46, WIRE_BUSY},
-		{100, WIRE_BUSY},        {802, WIRE_BUSY},        {1, WIRE_INTERNAL},
-		{400, WIRE_INTERNAL},    {12345, WIRE_INTERNAL},
+		{1, WIRE_INTERNAL},      {400, WIRE_INTERNAL},    {12345, WIRE_INTERNAL},
 	};
+	static const struct {
+		int driver;
+		int code; /* before a card is open; then it is lost */
+	} passing[] = {{3, WIRE_BUSY},   {4, WIRE_BUSY},   {46, WIRE_BUSY},        {100, WIRE_BUSY},
+		       {201, WIRE_BUSY}, {802, WIRE_BUSY}, {101, WIRE_UNSUPPORTED}};
 
 	(void)state;
 	for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
-		struct err err = {0};
-
-		assert_int_equal(cuda_fail(&err, (CUresult)codes[i].driver, "trying"),
-				 -codes[i].code);
-		assert_int_equal(err.code, codes[i].code);
-		assert_int_equal(err.driver, codes[i].driver);
-		assert_says(err.text, "trying: ");
+		fail_with(codes[i].driver, false, codes[i].code);
+		fail_with(codes[i].driver, true, codes[i].code);
+	}
+	for (size_t i = 0; i < sizeof passing / sizeof passing[0]; i++) {
+		fail_with(passing[i].driver, false, passing[i].code);
+		fail_with(passing[i].driver, true, WIRE_DEVICE_LOST);
 	}
 }
 
