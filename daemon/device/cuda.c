@@ -287,17 +287,39 @@ static void cuda_close(struct device *device)
 	cuda_unref(cuda_device_of(device));
 }
 
+/*
+ * By what is free: NVML counts as used, and in its total, what the driver keeps for itself, which
+ * CUDA's total leaves out.
+ */
+static uint64_t count_foreign(uint64_t total_bytes, uint64_t free_bytes, uint64_t held_bytes)
+{
+	return total_bytes > free_bytes + held_bytes ? total_bytes - free_bytes - held_bytes : 0;
+}
+
 static int cuda_info(const struct device *base, struct device_info *ret, struct err *err)
 {
 	struct cuda_device *device = cuda_device_of(base);
+	struct device_info info;
+	uint64_t free_bytes = UINT64_MAX; /* not known */
 	uint64_t held_bytes;
+	int code;
 
-	(void)err; /* what is not known is said to be 0 */
 	(void)pthread_mutex_lock(&device->lock);
-	*ret = device->info;
+	info = device->info;
 	held_bytes = device->held_bytes;
 	(void)pthread_mutex_unlock(&device->lock);
-	cuda_health_look(device->health, held_bytes, ret);
+	code = cuda_health_look(device->health, &info, &free_bytes, err);
+	if (code < 0) {
+		return code;
+	}
+	(void)pthread_mutex_lock(&device->lock);
+	if (free_bytes != UINT64_MAX) {
+		info.foreign_bytes = count_foreign(info.total_bytes, free_bytes, held_bytes);
+	}
+	device->info.foreign_bytes = info.foreign_bytes;
+	device->info.temperature = info.temperature;
+	(void)pthread_mutex_unlock(&device->lock);
+	*ret = info;
 	return 0;
 }
 

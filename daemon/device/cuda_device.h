@@ -35,7 +35,7 @@ struct cuda_device {
 	const struct cuda_calls *calls;
 	CUdevice ordinal;
 	CUdevice peers[DEVICE_MAX_PEERS]; /* ordinals of those in 'info' */
-	struct device_info info;          /* what does not change, and peers' bandwidths */
+	struct device_info info;          /* what does not change, and else as last known */
 	struct cuda_health *health;       /* owned; NULL without NVML */
 	bool is_open;                     /* it has been tried, and serves */
 
@@ -115,7 +115,9 @@ int cuda_measure(struct cuda_device *device, uint64_t *ret_bytes_per_s, struct e
 
 struct cuda_health *cuda_health_new(const char *uuid); /* NULL: nothing can be known */
 struct cuda_health *cuda_health_free(struct cuda_health *health);
-/* Fills what changes: foreign bytes, temperature, last Xid. */
-void cuda_health_look(struct cuda_health *health, uint64_t held_bytes, struct device_info *info);
+/* Fills temperature, Xids and what is free of the card: what is not known is left alone. Of a card
+ * that has to be reset or does not answer: WIRE_DEVICE_LOST. */
+int cuda_health_look(struct cuda_health *health, struct device_info *info, uint64_t *ret_free,
+		     struct err *err);
 
 #endif

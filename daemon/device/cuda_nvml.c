@@ -10,6 +10,7 @@
 
 #include "daemon/device/cuda_device.h"
 #include "daemon/device/xid.h"
+#include "proto/gen/wire_code.h"
 
 struct cuda_health {
 	const struct nvml_calls *calls;
@@ -61,16 +62,20 @@ struct cuda_health *cuda_health_free(struct cuda_health *health)
 	return NULL;
 }
 
-/* Faults that were reported since the last look: how many, and the gravest. Lock held. */
-static void look_at_events(struct cuda_health *health)
+/* Faults that were reported since the last look: how many, and the gravest. Lock held. What ended
+ * it is returned: that there are no more, or a failure. */
+static nvmlReturn_t look_at_events(struct cuda_health *health)
 {
 	const uint32_t n_before = health->n_xids;
 	nvmlEventData_t event;
 	uint32_t xid;
 
 	for (int i = 0; i < 64; i++) { /* a card that falls apart must not keep us here */
-		if (health->calls->nvmlEventSetWait(health->events, &event, 0) != NVML_SUCCESS) {
-			return;
+		const nvmlReturn_t result =
+			health->calls->nvmlEventSetWait(health->events, &event, 0);
+
+		if (result != NVML_SUCCESS) {
+			return result;
 		}
 		if (event.eventType != nvmlEventTypeXidCriticalError) {
 			continue;
@@ -82,32 +87,44 @@ static void look_at_events(struct cuda_health *health)
 		}
 		health->n_xids++;
 	}
+	return NVML_SUCCESS;
 }
 
-void cuda_health_look(struct cuda_health *health, uint64_t held_bytes, struct device_info *info)
+int cuda_health_look(struct cuda_health *health, struct device_info *info, uint64_t *ret_free,
+		     struct err *err)
 {
-	nvmlMemory_t memory;
+	enum { MEMORY, TEMPERATURE, EVENTS, N_ANSWERS };
+	nvmlReturn_t answers[N_ANSWERS] = {NVML_SUCCESS};
+	nvmlMemory_t memory = {0};
 	unsigned temperature = 0;
 
 	if (health == NULL) {
-		return;
+		return 0;
 	}
-	if (health->calls->nvmlDeviceGetMemoryInfo(health->card, &memory) == NVML_SUCCESS) {
-		/* By what is free: NVML counts as used, and in its total, what the driver keeps for
-		 * itself, which CUDA's total leaves out. */
-		info->foreign_bytes = info->total_bytes > memory.free + held_bytes
-					      ? info->total_bytes - memory.free - held_bytes
-					      : 0;
-	}
-	if (health->calls->nvmlDeviceGetTemperature(health->card, NVML_TEMPERATURE_GPU,
-						    &temperature) == NVML_SUCCESS) {
-		info->temperature = temperature;
-	}
+	answers[MEMORY] = health->calls->nvmlDeviceGetMemoryInfo(health->card, &memory);
+	answers[TEMPERATURE] = health->calls->nvmlDeviceGetTemperature(health->card,
+								       NVML_TEMPERATURE_GPU,
+								       &temperature);
 	(void)pthread_mutex_lock(&health->lock);
 	if (health->has_events) {
-		look_at_events(health);
+		answers[EVENTS] = look_at_events(health);
 	}
 	info->n_xids = health->n_xids;
 	info->last_xid = health->last_xid;
 	(void)pthread_mutex_unlock(&health->lock);
+	for (int i = 0; i < N_ANSWERS; i++) {
+		if (answers[i] == NVML_ERROR_GPU_IS_LOST ||
+		    answers[i] == NVML_ERROR_RESET_REQUIRED) {
+			return err_set(err, WIRE_DEVICE_LOST, "NVML says of %s: %s (%d)",
+				       info->uuid, health->calls->nvmlErrorString(answers[i]),
+				       (int)answers[i]);
+		}
+	}
+	if (answers[MEMORY] == NVML_SUCCESS) {
+		*ret_free = memory.free;
+	}
+	if (answers[TEMPERATURE] == NVML_SUCCESS) {
+		info->temperature = temperature;
+	}
+	return 0;
 }

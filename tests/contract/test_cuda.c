@@ -367,6 +367,40 @@ static void a_card_says_who_it_is_and_how_it_is(void **state)
 	fakecuda_in_process(watch_health);
 }
 
+static void fail_nvml(void)
+{
+	struct device *device = open_card("cuda:0");
+	struct device_info info;
+	struct err err = {0};
+
+	fakecuda_write(0, "foreign", "4194304");
+	fakecuda_write(0, "temperature", "71");
+	MUST(device_info(device, &info, &err) == 0 && info.foreign_bytes == 4 * MIB);
+	fakecuda_write(0, "foreign", "2097152");
+	fakecuda_write(0, "temperature", "70");
+	fakecuda_write(0, "nvml", "999");
+	MUST(device_info(device, &info, &err) == 0); /* that was nothing new */
+	MUST(info.foreign_bytes == 4 * MIB && info.temperature == 71);
+	fakecuda_write(0, "nvml", "0");
+	MUST(device_info(device, &info, &err) == 0);
+	MUST(info.foreign_bytes == 2 * MIB && info.temperature == 70);
+	fakecuda_write(0, "nvml", "15");
+	MUST(device_info(device, &info, &err) == -WIRE_DEVICE_LOST);
+	must_say(&err, "NVML says of " UUID_0 ": ");
+	fakecuda_write(0, "nvml", "16");
+	MUST(device_info(device, &info, &err) == -WIRE_DEVICE_LOST);
+	fakecuda_write(0, "nvml", "0");
+	fakecuda_write(0, "foreign", "0");
+	(void)device_close(device);
+}
+
+/* fault: G06 */
+static void what_nvml_does_not_say_is_as_it_was_unless_the_card_is_lost(void **state)
+{
+	(void)state;
+	fakecuda_in_process(fail_nvml);
+}
+
 static void live_without_nvml(void)
 {
 	struct device *device;
@@ -918,6 +952,7 @@ int main(void)
 		cmocka_unit_test(a_card_is_full_to_the_granule),
 		cmocka_unit_test(what_others_took_meanwhile_is_not_there),
 		cmocka_unit_test(a_card_says_who_it_is_and_how_it_is),
+		cmocka_unit_test(what_nvml_does_not_say_is_as_it_was_unless_the_card_is_lost),
 		cmocka_unit_test(a_card_works_without_nvml),
 		cmocka_unit_test(a_card_is_found_by_its_uuid_wherever_it_is),
 		cmocka_unit_test(a_card_for_one_process_is_refused_and_the_mode_named),

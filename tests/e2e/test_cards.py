@@ -181,6 +181,21 @@ def test_what_others_take_and_what_nvml_says_is_told(cards, start_daemon):
     wait_until(lambda: devices(daemon)["cuda:0"]["free"] == free, SLOW)
 
 
+@pytest.mark.fault("G06")
+def test_a_card_that_nvml_says_is_lost_is_not_ok_and_empty(cards, start_daemon):
+    need_hooks()
+    daemon = start(start_daemon, cards, sizes="64M,64M")
+    before = wait_for(daemon, "cuda:0", "cuda:1")
+    cards.write("0/nvml", "15")
+    wait_until(lambda: devices(daemon)["cuda:0"]["state"] == "unavailable", SLOW)
+    said = f"NVML says of {UUID(0)}: the stand-in says no (15)"
+    assert devices(daemon)["cuda:0"]["text"] == said
+    assert f"cuda:0 is lost, and what it held with it: {said}" in daemon.log()
+    cards.write("0/nvml", "0")
+    wait_ok(daemon, "cuda:0", after=before["cuda:0"]["pid"])
+    assert devices(daemon)["cuda:1"]["pid"] == before["cuda:1"]["pid"]
+
+
 def test_a_worker_that_is_killed_costs_its_card_only(cards, start_daemon):
     daemon = start(start_daemon, cards)
     told = wait_for(daemon, "cuda:0", "cuda:1")

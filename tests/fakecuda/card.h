@@ -8,7 +8,8 @@
  *   FAKECUDA_CARDS   bytes of each card, "256M,128M"; one of 256M without it
  *   FAKECUDA_ORDER   which card is at which place, "1,0"; as they are without it
  *   FAKECUDA_PEERS   "none": no card reaches another; all do without it
- *   DIR/N/foreign    bytes that others use of card N     DIR/N/temperature   DIR/N/xid
+ *   DIR/N/foreign    bytes that others use of card N
+ *   DIR/N/temperature   DIR/N/xid   DIR/N/nvml: see nvml.c
  */
 #ifndef TESTS_FAKECUDA_CARD_H
 #define TESTS_FAKECUDA_CARD_H

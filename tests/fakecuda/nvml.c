@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A stand-in for libnvidia-ml.so.1 over the same cards (card.h): what is used, by whomever, the
- * temperature, and Xid events: each time that DIR/N/xid changes.
+ * temperature, and Xid events: each time that DIR/N/xid changes. While there is a code in
+ * DIR/N/nvml, each question about that card is answered with it.
  */
 #include "tests/fakecuda/card.h"
 
@@ -38,10 +39,19 @@ NVML_API nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *
 	return NVML_ERROR_NOT_FOUND;
 }
 
+static nvmlReturn_t failure_of(nvmlDevice_t device)
+{
+	return (nvmlReturn_t)card_number_of((const struct card *)device, "nvml");
+}
+
 NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *ret)
 {
 	const struct card *card = (const struct card *)device;
+	const nvmlReturn_t failure = failure_of(device);
 
+	if (failure != NVML_SUCCESS) {
+		return failure;
+	}
 	ret->total = card->bytes;
 	ret->used = card_use(card, 0, NULL);
 	ret->used = ret->used > card->bytes ? card->bytes : ret->used;
@@ -52,7 +62,12 @@ NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t 
 NVML_API nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, nvmlTemperatureSensors_t sensor,
 					       unsigned *ret)
 {
+	const nvmlReturn_t failure = failure_of(device);
+
 	(void)sensor;
+	if (failure != NVML_SUCCESS) {
+		return failure;
+	}
 	*ret = (unsigned)card_number_of((const struct card *)device, "temperature");
 	return NVML_SUCCESS;
 }
@@ -85,10 +100,15 @@ NVML_API nvmlReturn_t nvmlEventSetWait(nvmlEventSet_t set, nvmlEventData_t *ret,
 {
 	nvmlDevice_t device;
 	const struct card *card;
+	nvmlReturn_t failure;
 	uint64_t xid;
 
 	(void)wait_ms;
 	memcpy(&device, (const void *)set, sizeof device);
+	failure = failure_of(device);
+	if (failure != NVML_SUCCESS) {
+		return failure;
+	}
 	card = (const struct card *)device;
 	xid = card_number_of(card, "xid");
 	if (xid == seen_xid[card->number]) {
