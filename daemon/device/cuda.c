@@ -313,6 +313,9 @@ static int cuda_info(const struct device *base, struct device_info *ret, struct 
 		return code;
 	}
 	(void)pthread_mutex_lock(&device->lock);
+	if (device->held_bytes > held_bytes) { /* NVML may count what was taken meanwhile, or not */
+		held_bytes = device->held_bytes;
+	}
 	if (free_bytes != UINT64_MAX) {
 		info.foreign_bytes = count_foreign(info.total_bytes, free_bytes, held_bytes);
 	}

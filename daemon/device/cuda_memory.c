@@ -242,12 +242,13 @@ int cuda_alloc(struct device *base, const struct device_alloc *request, struct e
 	if (code < 0) {
 		return code;
 	}
+	hold(extent); /* before there is any: who asks meanwhile must not take it for others' */
 	code = take_memory(extent, err);
 	if (code < 0) {
+		let_go(extent);
 		free_extent(extent);
 		return code;
 	}
-	hold(extent);
 	*ret = &extent->base;
 	return 0;
 }

@@ -92,6 +92,13 @@ static struct extent *given_sealed(struct device *device)
 	return extent;
 }
 
+/* With the threads of a test. */
+static struct {
+	struct device *device;
+	struct extent *extent;
+	uint64_t at; /* atomic */
+} shared;
+
 /* ---- failures ---- */
 
 /* Everything that is done with a card, up to the first failure; what was made is given back. */
@@ -337,6 +344,56 @@ static void what_others_took_meanwhile_is_not_there(void **state)
 {
 	(void)state;
 	fakecuda_in_process(share_with_a_stranger);
+}
+
+static void *alloc_alone(void *argument)
+{
+	struct extent **ret = argument;
+
+	MUST(alloc(shared.device, 4 * MIB, ret, NULL) == 0);
+	return NULL;
+}
+
+static void *ask_alone(void *argument)
+{
+	MUST(device_info(shared.device, argument, NULL) == 0);
+	return NULL;
+}
+
+/* A look while memory is being taken, and memory that is taken during a look. */
+static void look_in_the_midst(void)
+{
+	struct extent *extents[2] = {NULL};
+	struct device_info info;
+	pthread_t thread;
+
+	shared.device = open_card("cuda:0");
+	fakecuda_write(0, "foreign", "6291456");
+	fakecuda_write(0, "stop-create", "1");
+	MUST(pthread_create(&thread, NULL, alloc_alone, &extents[0]) == 0);
+	while (fakecuda.used(0) < 10 * MIB) {
+		scratch_sleep_ms(1);
+	}
+	MUST(device_info(shared.device, &info, NULL) == 0);
+	fakecuda_write(0, "stop-create", "0");
+	MUST(info.foreign_bytes == 6 * MIB);
+	MUST(pthread_join(thread, NULL) == 0);
+	fakecuda_write(0, "stop-look", "1");
+	MUST(pthread_create(&thread, NULL, ask_alone, &info) == 0);
+	scratch_sleep_ms(50); /* then it has most likely begun */
+	MUST(alloc(shared.device, 8 * MIB, &extents[1], NULL) == 0);
+	fakecuda_write(0, "stop-look", "0");
+	MUST(pthread_join(thread, NULL) == 0);
+	MUST(info.foreign_bytes == 6 * MIB);
+	MUST(device_release(extents[0], NULL) == 0 && device_release(extents[1], NULL) == 0);
+	fakecuda_write(0, "foreign", "0");
+	(void)device_close(shared.device);
+}
+
+static void what_is_being_taken_is_not_taken_by_others(void **state)
+{
+	(void)state;
+	fakecuda_in_process(look_in_the_midst);
 }
 
 static void watch_health(void)
@@ -688,11 +745,6 @@ static void a_host_without_memory_to_pin_is_no_full_card(void **state)
 	fakecuda_in_process(fill_with_few_buffers);
 }
 
-static struct {
-	struct extent *extent;
-	uint64_t at; /* atomic */
-} shared;
-
 static void *fill_some(void *none)
 {
 	const uint64_t part = 50000;
@@ -951,6 +1003,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_card_is_full_to_the_granule),
 		cmocka_unit_test(what_others_took_meanwhile_is_not_there),
+		cmocka_unit_test(what_is_being_taken_is_not_taken_by_others),
 		cmocka_unit_test(a_card_says_who_it_is_and_how_it_is),
 		cmocka_unit_test(what_nvml_does_not_say_is_as_it_was_unless_the_card_is_lost),
 		cmocka_unit_test(a_card_works_without_nvml),

@@ -91,6 +91,13 @@ uint64_t card_number_of(const struct card *card, const char *file)
 	return number;
 }
 
+void card_wait(const struct card *card, const char *file)
+{
+	while (card_number_of(card, file) != 0) {
+		(void)usleep(1000);
+	}
+}
+
 /* The bytes of one allocation; where nobody has it any more it goes, and they are 0. */
 static uint64_t look_at(int folder, const char *name)
 {

@@ -10,6 +10,8 @@
  *   FAKECUDA_PEERS   "none": no card reaches another; all do without it
  *   DIR/N/foreign    bytes that others use of card N
  *   DIR/N/temperature   DIR/N/xid   DIR/N/nvml: see nvml.c
+ *   DIR/N/stop-create   DIR/N/stop-look   while that is a number but 0 cuMemCreate waits, which has
+ *                                         its memory, and NVML, before it counts what is used
  */
 #ifndef TESTS_FAKECUDA_CARD_H
 #define TESTS_FAKECUDA_CARD_H
@@ -39,5 +41,8 @@ bool card_of_fd(int fd, uint32_t *ret_number, uint64_t *ret_bytes);
 
 /* A number that a test put into the card's folder; 0 where there is none. */
 uint64_t card_number_of(const struct card *card, const char *file);
+
+/* Wait while there is one. */
+void card_wait(const struct card *card, const char *file);
 
 #endif

@@ -151,6 +151,7 @@ FAKE_API CUresult CUDAAPI cuMemCreate(CUmemGenericAllocationHandle *ret, size_t 
 	if (fd < 0) {
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	}
+	card_wait(&fake_devices[properties->location.id].card, "stop-create");
 	return make_handle(fd, size, properties, ret);
 }
 

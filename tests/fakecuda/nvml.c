@@ -52,6 +52,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t 
 	if (failure != NVML_SUCCESS) {
 		return failure;
 	}
+	card_wait(card, "stop-look");
 	ret->total = card->bytes;
 	ret->used = card_use(card, 0, NULL);
 	ret->used = ret->used > card->bytes ? card->bytes : ret->used;
