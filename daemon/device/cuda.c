@@ -265,7 +265,8 @@ static int cuda_open(const char *name, struct device **ret, struct err *err)
 	if (code == 0) {
 		code = look_at_card(device, &failure);
 	}
-	if (code == 0) {
+	if (code == 0) { /* what is reported of it while it is tried counts */
+		device->health = cuda_health_new(device->info.uuid);
 		code = probe_by_doing(device, &failure);
 	}
 	if (code < 0) {
@@ -276,7 +277,6 @@ static int cuda_open(const char *name, struct device **ret, struct err *err)
 		return code;
 	}
 	find_peers(device);
-	device->health = cuda_health_new(device->info.uuid);
 	device->is_open = true;
 	*ret = &device->base;
 	return 0;
@@ -289,11 +289,17 @@ static void cuda_close(struct device *device)
 
 /*
  * By what is free: NVML counts as used, and in its total, what the driver keeps for itself, which
- * CUDA's total leaves out.
+ * CUDA's total leaves out. The context's own is no extent's, so it is foreign: also while there is
+ * none, since what is taken next makes one.
  */
-static uint64_t count_foreign(uint64_t total_bytes, uint64_t free_bytes, uint64_t held_bytes)
+static uint64_t count_foreign(uint64_t total_bytes, uint64_t free_bytes, uint64_t held_bytes,
+			      uint64_t missing_bytes)
 {
-	return total_bytes > free_bytes + held_bytes ? total_bytes - free_bytes - held_bytes : 0;
+	const uint64_t used_bytes = total_bytes > free_bytes ? total_bytes - free_bytes : 0;
+	const uint64_t foreign_bytes = used_bytes > held_bytes ? used_bytes - held_bytes : 0;
+
+	return missing_bytes < total_bytes - foreign_bytes ? foreign_bytes + missing_bytes
+							   : total_bytes;
 }
 
 static int cuda_info(const struct device *base, struct device_info *ret, struct err *err)
@@ -302,11 +308,13 @@ static int cuda_info(const struct device *base, struct device_info *ret, struct 
 	struct device_info info;
 	uint64_t free_bytes = UINT64_MAX; /* not known */
 	uint64_t held_bytes;
+	bool has_context;
 	int code;
 
 	(void)pthread_mutex_lock(&device->lock);
 	info = device->info;
 	held_bytes = device->held_bytes;
+	has_context = device->n_users > 0;
 	(void)pthread_mutex_unlock(&device->lock);
 	code = cuda_health_look(device->health, &info, &free_bytes, err);
 	if (code < 0) {
@@ -317,7 +325,9 @@ static int cuda_info(const struct device *base, struct device_info *ret, struct 
 		held_bytes = device->held_bytes;
 	}
 	if (free_bytes != UINT64_MAX) {
-		info.foreign_bytes = count_foreign(info.total_bytes, free_bytes, held_bytes);
+		has_context = has_context || device->n_users > 0;
+		info.foreign_bytes = count_foreign(info.total_bytes, free_bytes, held_bytes,
+						   has_context ? 0 : device->context_bytes);
 	}
 	device->info.foreign_bytes = info.foreign_bytes;
 	device->info.temperature = info.temperature;

@@ -20,6 +20,8 @@ int cuda_device_fail(const struct cuda_device *device, struct err *err, CUresult
 static int make_context(struct cuda_device *device, struct err *err)
 {
 	const struct cuda_calls *calls = device->calls;
+	const uint64_t before = cuda_health_free_bytes(device->health, 0);
+	uint64_t after;
 	CUresult result;
 
 	/* Waiting threads sleep. Where it is refused they spin, which only costs time. */
@@ -40,6 +42,9 @@ static int make_context(struct cuda_device *device, struct err *err)
 			device->ordinal); /* the first failure counts */
 		return cuda_device_fail(device, err, result, "making a stream");
 	}
+	/* Each time: what others take or leave in the same moment is counted with it. */
+	after = cuda_health_free_bytes(device->health, before);
+	device->context_bytes = before > after ? before - after : 0;
 	return 0;
 }
 

@@ -45,6 +45,7 @@ struct cuda_device {
 	uint32_t n_users;          /* of the context */
 	CUcontext context;         /* counted by the driver; NULL without users */
 	CUstream stream;           /* owned, likewise */
+	uint64_t context_bytes;    /* of the card, that the last one took when it was made */
 	struct staging staging[CUDA_N_STAGING];
 	uint64_t n_copies;
 	uint64_t held_bytes; /* of the card, by extents */
@@ -115,6 +116,8 @@ int cuda_measure(struct cuda_device *device, uint64_t *ret_bytes_per_s, struct e
 
 struct cuda_health *cuda_health_new(const char *uuid); /* NULL: nothing can be known */
 struct cuda_health *cuda_health_free(struct cuda_health *health);
+/* What is free of the card, or 'unknown'. */
+uint64_t cuda_health_free_bytes(struct cuda_health *health, uint64_t unknown);
 /* Fills temperature, Xids and what is free of the card: what is not known is left alone. Of a card
  * that has to be reset or does not answer: WIRE_DEVICE_LOST. */
 int cuda_health_look(struct cuda_health *health, struct device_info *info, uint64_t *ret_free,

@@ -90,6 +90,16 @@ static nvmlReturn_t look_at_events(struct cuda_health *health)
 	return NVML_SUCCESS;
 }
 
+uint64_t cuda_health_free_bytes(struct cuda_health *health, uint64_t unknown)
+{
+	nvmlMemory_t memory;
+
+	return health != NULL && health->calls->nvmlDeviceGetMemoryInfo(health->card, &memory) ==
+					 NVML_SUCCESS
+		       ? memory.free
+		       : unknown;
+}
+
 int cuda_health_look(struct cuda_health *health, struct device_info *info, uint64_t *ret_free,
 		     struct err *err)
 {

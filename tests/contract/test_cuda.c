@@ -346,6 +346,35 @@ static void what_others_took_meanwhile_is_not_there(void **state)
 	fakecuda_in_process(share_with_a_stranger);
 }
 
+static void count_context(void)
+{
+	struct device *device;
+	struct extent *extents[2] = {NULL};
+	struct device_info info;
+
+	(void)setenv("FAKECUDA_CONTEXT", "3M", 1);
+	fakecuda_write(0, "foreign", "5242880");
+	device = open_card("cuda:0");
+	MUST(fakecuda.used(0) == 5 * MIB); /* none is there */
+	MUST(device_info(device, &info, NULL) == 0 && info.foreign_bytes == 8 * MIB);
+	MUST(alloc(device, CARD_0 - 8 * MIB, &extents[0], NULL) == 0);
+	MUST(device_info(device, &info, NULL) == 0 && info.foreign_bytes == 8 * MIB);
+	MUST(alloc(device, 1, &extents[1], NULL) == -WIRE_NO_MEMORY);
+	MUST(device_release(extents[0], NULL) == 0);
+	MUST(device_info(device, &info, NULL) == 0 && info.foreign_bytes == 8 * MIB);
+	fakecuda_write(0, "foreign", "132120576"); /* two of it are free, which is too little */
+	MUST(device_info(device, &info, NULL) == 0 && info.foreign_bytes == CARD_0);
+	fakecuda_write(0, "foreign", "0");
+	(void)device_close(device);
+	MUST(fakecuda.n_objects() == 0 && fakecuda.used(0) == 0);
+}
+
+static void a_context_is_counted_whether_it_is_there_or_not(void **state)
+{
+	(void)state;
+	fakecuda_in_process(count_context);
+}
+
 static void *alloc_alone(void *argument)
 {
 	struct extent **ret = argument;
@@ -1003,6 +1032,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_card_is_full_to_the_granule),
 		cmocka_unit_test(what_others_took_meanwhile_is_not_there),
+		cmocka_unit_test(a_context_is_counted_whether_it_is_there_or_not),
 		cmocka_unit_test(what_is_being_taken_is_not_taken_by_others),
 		cmocka_unit_test(a_card_says_who_it_is_and_how_it_is),
 		cmocka_unit_test(what_nvml_does_not_say_is_as_it_was_unless_the_card_is_lost),

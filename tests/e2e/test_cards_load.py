@@ -33,12 +33,13 @@ def raw(daemon):
         yield client
 
 
-def unload_all(raw, cards):  # noqa: F811
+def unload_all(raw, cards, foreign=0):  # noqa: F811
     raw.call("unload", {"select": {"all": True}})
     wait_until(lambda: not any(one["used"] for one in raw.call("devices")["devices"]), SLOW,
                "accounts of zero")
     # What is dead there goes at the next count; the daemon's next look is one.
-    wait_until(lambda: all(one.get("foreign", 0) == 0 for one in raw.call("devices")["devices"]),
+    wait_until(lambda: all(one.get("foreign", foreign) == foreign
+                           for one in raw.call("devices")["devices"]),
                SLOW, "nothing left on the cards")
 
 
@@ -239,6 +240,27 @@ def test_a_card_that_has_less_than_it_says_refuses_with_sizes(cards, raw, daemon
     lease = load(raw, path, "cuda:0")
     lease.close()
     unload_all(raw, cards)
+
+
+def test_all_that_a_card_says_is_free_can_be_loaded_and_stays(cards, start_daemon,  # noqa: F811
+                                                               tmp_path):
+    """With a context that takes memory as well, before it is there and after."""
+    need_hooks()
+    daemon = start(start_daemon, cards, "gpu.budget=100%", sizes="64M", context="4M")
+    told = wait_for(daemon, "cuda:0")["cuda:0"]
+    assert (told["foreign"], told["free"], cards.used(0)) == (4 * MIB, 60 * MIB, 0)
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [2 * MIB - 512] * 30, head=0)
+    with daemon.raw(timeout=SLOW) as raw:
+        lease = load(raw, path, "cuda:0")
+        assert lease.tensors() == expected
+        lease.close()
+        cards.write("0/temperature", "60")
+        wait_until(lambda: account(raw, "cuda:0").get("temperature") == 60, SLOW, "a look at it")
+        told = account(raw, "cuda:0")
+        assert (told["foreign"], told["free"], told["used"]) == (4 * MIB, 0, 60 * MIB)
+        assert "short of memory" not in daemon.log()
+        unload_all(raw, cards, foreign=4 * MIB)
 
 
 CALLS = ["cuMemCreate", "cuMemAddressReserve", "cuMemMap", "cuMemSetAccess", "cuMemsetD8Async",

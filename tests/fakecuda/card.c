@@ -155,6 +155,13 @@ static int make_allocation(int folder, uint64_t bytes)
 	return fd;
 }
 
+uint64_t card_context_bytes(void)
+{
+	const char *bytes = getenv("FAKECUDA_CONTEXT");
+
+	return bytes == NULL ? 0 : parse_bytes(&bytes);
+}
+
 uint64_t card_use(const struct card *card, uint64_t needed, int *ret_fd)
 {
 	char path[PATH_SIZE];

@@ -7,6 +7,7 @@
  *
  *   FAKECUDA_CARDS   bytes of each card, "256M,128M"; one of 256M without it
  *   FAKECUDA_ORDER   which card is at which place, "1,0"; as they are without it
+ *   FAKECUDA_CONTEXT bytes of a card that a process's context on it takes, "2M"; none without it
  *   FAKECUDA_PEERS   "none": no card reaches another; all do without it
  *   DIR/N/foreign    bytes that others use of card N
  *   DIR/N/temperature   DIR/N/xid   DIR/N/nvml: see nvml.c
@@ -35,6 +36,8 @@ uint32_t cards_read(struct card *cards);
 /* Bytes in use, those of others included; with 'needed' > 0 also room for a new allocation, whose
  * descriptor is stored (-1: there is no room). */
 uint64_t card_use(const struct card *card, uint64_t needed, int *ret_fd);
+
+uint64_t card_context_bytes(void);
 
 /* Whose memory a descriptor is: the number of its card and its bytes. */
 bool card_of_fd(int fd, uint32_t *ret_number, uint64_t *ret_bytes);

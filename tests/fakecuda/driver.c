@@ -414,11 +414,26 @@ FAKE_API CUresult CUDAAPI cuDevicePrimaryCtxSetFlags(CUdevice device, unsigned f
 	return CUDA_SUCCESS;
 }
 
+/* False: there is no room for it. */
+static bool take_context(struct fake_device *device)
+{
+	const uint64_t needed = card_context_bytes();
+
+	device->context_fd = -1;
+	if (needed > 0) {
+		(void)card_use(&device->card, needed, &device->context_fd);
+	}
+	return needed == 0 || device->context_fd >= 0;
+}
+
 FAKE_API CUresult CUDAAPI cuDevicePrimaryCtxRetain(CUcontext *ret, CUdevice device)
 {
 	FAKE_CALL(cuDevicePrimaryCtxRetain)
 	if (!fake_is_device(device)) {
 		return CUDA_ERROR_INVALID_DEVICE;
+	}
+	if (fake_devices[device].n_retained == 0 && !take_context(&fake_devices[device])) {
+		return CUDA_ERROR_OUT_OF_MEMORY;
 	}
 	fake_devices[device].n_retained++;
 	fake_n_objects++;
@@ -434,6 +449,9 @@ FAKE_API CUresult CUDAAPI cuDevicePrimaryCtxRelease(CUdevice device)
 	}
 	fake_devices[device].n_retained--;
 	fake_n_objects--;
+	if (fake_devices[device].n_retained == 0 && fake_devices[device].context_fd >= 0) {
+		(void)close(fake_devices[device].context_fd);
+	}
 	return CUDA_SUCCESS;
 }
 

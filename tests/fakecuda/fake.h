@@ -37,6 +37,7 @@ FAKE_API uint64_t fakecuda_used(int ordinal); /* bytes of the card, of all proce
 struct fake_device {
 	struct card card;
 	uint32_t n_retained; /* of its primary context, whose address this is */
+	int context_fd;      /* of the memory that it takes; -1: none */
 	unsigned flags;
 };
 
