@@ -192,6 +192,25 @@ static struct image_set *images_of(struct daemon *daemon, struct job_info *job,
 	return job->images;
 }
 
+/* As they were last known: nobody is asked, since what an answer says beside is heard once. */
+static uint32_t find_peers(const struct daemon *daemon, uint32_t device,
+			   const struct device *ret[DEVICE_MAX_PEERS])
+{
+	const char *uuid = daemon->devices[device].info.uuid;
+	uint32_t n_peers = 0;
+
+	for (uint32_t i = 1; i < daemon->n_devices; i++) {
+		const struct known_device *other = &daemon->devices[i];
+
+		for (uint32_t j = 0; j < other->info.n_peers && n_peers < DEVICE_MAX_PEERS; j++) {
+			if (uuid[0] != '\0' && strcmp(other->info.peers[j].uuid, uuid) == 0) {
+				ret[n_peers++] = other->device;
+			}
+		}
+	}
+	return n_peers;
+}
+
 void fill_copy(struct daemon *daemon, const struct core_action *action)
 {
 	static const enum fill_into into[CORE_BACKING_N_VALUES] = {
@@ -199,6 +218,7 @@ void fill_copy(struct daemon *daemon, const struct core_action *action)
 		[CORE_BACKING_FILE] = FILL_CACHE,
 		[CORE_BACKING_LOCKED] = FILL_LOCKED,
 	};
+	const struct device *peers[DEVICE_MAX_PEERS];
 	const struct fill_request request = {
 		.job = action->job,
 		.segment = action->segment,
@@ -207,6 +227,8 @@ void fill_copy(struct daemon *daemon, const struct core_action *action)
 		.index = action->fill.index,
 		.into = action->fill.is_block ? FILL_DEVICE : into[action->fill.backing],
 		.device = daemon->devices[action->device].device,
+		.peers = peers,
+		.n_peers = find_peers(daemon, action->device, peers),
 	};
 
 	loader_fill(daemon->loader, &request);

@@ -584,6 +584,9 @@ static void be_there(struct worker *worker, const struct device_info *info)
 	workers_note_foreign(worker->daemon, worker->device);
 	workers_tell_budget(worker->daemon, worker->device);
 	(void)daemon_step(worker->daemon, &event);
+	if (info->n_xids > 0) { /* while it was opened */
+		take_xid(worker, info->last_xid);
+	}
 	persist_come_back(worker->daemon);
 }
 

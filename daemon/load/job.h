@@ -51,6 +51,8 @@ struct job {
 	struct image_set *images; /* fills; borrowed */
 	uint32_t index;           /* fills: which of the images, or which block */
 	struct device *device;    /* fills of another device than the host; borrowed */
+	const struct device *peers[DEVICE_MAX_PEERS]; /* of it; never looked into */
+	uint32_t n_peers;
 	const struct device
 		*lane;  /* fills, drops and verifications there: whose turn; never looked into */
 	bool has_left;  /* it is done with its lane, though not off the list yet */

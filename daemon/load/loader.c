@@ -193,6 +193,10 @@ void loader_fill(struct loader *loader, const struct fill_request *request)
 	if (request->into == FILL_DEVICE) {
 		job->device = request->device;
 		job->lane = request->device;
+		job->n_peers = request->n_peers;
+		for (uint32_t i = 0; i < request->n_peers; i++) {
+			job->peers[i] = request->peers[i];
+		}
 	}
 	job_start(job);
 }

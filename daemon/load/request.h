@@ -49,6 +49,10 @@ struct fill_request {
 	uint32_t index;           /* which of its files; of FILL_DEVICE: which block */
 	enum fill_into into;
 	struct device *device; /* FILL_DEVICE: which one; borrowed until loader_free */
+	/* Those that it can be copied to from, without the host between. To be compared only; the
+	 * array is borrowed for the call. */
+	const struct device *const *peers;
+	uint32_t n_peers; /* at most DEVICE_MAX_PEERS */
 };
 
 /* The table of a generation of places, whose fills are all done. */

@@ -135,21 +135,15 @@ static int fill_from_files(const struct supply *supply, struct extent *extent, s
 	return code < 0 ? code : check_files(supply, err);
 }
 
-/* May one be copied to the other without the host between? */
-static bool are_peers(const struct device *to, const struct device *from)
+/* May it be copied from there without the host between? */
+static bool is_peer(const struct job *job, const struct device *from)
 {
-	struct device_info mine;
-	struct device_info other;
+	bool is_there = from == job->device;
 
-	if (device_info(to, &mine, NULL) < 0 || device_info(from, &other, NULL) < 0) {
-		return false;
+	for (uint32_t i = 0; i < job->n_peers; i++) {
+		is_there = is_there || job->peers[i] == from;
 	}
-	for (uint32_t i = 0; i < other.n_peers; i++) {
-		if (other.peers[i].uuid[0] != '\0' && strcmp(other.peers[i].uuid, mine.uuid) == 0) {
-			return true;
-		}
-	}
-	return false;
+	return is_there;
 }
 
 /* Through memory of ours, window by window. */
@@ -170,7 +164,7 @@ static int fill_from_block(const struct supply *supply, struct extent *to,
 {
 	struct job *job = supply->job;
 
-	if (from->device == to->device || are_peers(to->device, from->device)) {
+	if (is_peer(job, from->device)) {
 		if (device_copy(to, from, NULL) == 0) {
 			__atomic_store_n(&job->progress.bytes, to->bytes, __ATOMIC_RELAXED);
 			return job_is_stopped(job)

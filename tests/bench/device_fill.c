@@ -56,6 +56,7 @@ struct bench {
 	struct file *file;
 	struct device *devices[N_DEVICES];
 	pid_t pids[N_DEVICES];
+	uint32_t n_peers; /* of each: the devices behind the host, or none */
 	struct mailbox *box;
 	struct loader *loader;
 	struct tensor_map *map;
@@ -162,6 +163,7 @@ static void open_devices(struct bench *bench, bool are_peers)
 					       .n_sims = N_SIMS,
 					       .limit_ns = 60000000000U};
 
+	bench->n_peers = are_peers ? N_SIMS : 0;
 	for (uint32_t i = 0; i < N_SIMS; i++) {
 		sims[i] = (struct sim_config){.memory_bytes = (bench->n_blocks + 1) * BLOCK_BYTES,
 					      .granularity = 2 * MIB,
@@ -268,6 +270,8 @@ static double fill(const struct bench *bench, struct spread *spread, const struc
 			request.segment = request.index = i;
 			request.into = FILL_DEVICE;
 			request.device = bench->devices[spread->places[i]];
+			request.peers = (const struct device *const *)&bench->devices[1];
+			request.n_peers = bench->n_peers;
 			loader_fill(bench->loader, &request);
 			n_fills++;
 		}

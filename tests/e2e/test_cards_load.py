@@ -13,7 +13,7 @@ from conftest import RawError, need_hooks, slowness, wait_until
 from placed import MIB, account, attach, load, make_blocks
 from store import StoredDaemon
 from test_cards import FAKECUDA, cards, start, wait_for  # noqa: F401 (a fixture)
-from test_devices import devices, is_running, wait_ok
+from test_devices import devices, environment, is_running, wait_ok
 
 SLOW = 30 * slowness()
 pytestmark = pytest.mark.skipif(not (FAKECUDA / "libcuda.so.1").exists(),
@@ -121,6 +121,32 @@ def test_a_fault_of_a_cards_memory_has_its_copies_compared(
         lease.close()
     assert all(one["state"] == "ok" for one in raw.call("devices")["devices"])
     unload_all(raw, cards)
+
+
+@pytest.mark.fault("G06")
+def test_a_fault_is_heard_whatever_is_moved_or_opened_meanwhile(cards, start_daemon,  # noqa: F811
+                                                               tmp_path):
+    need_hooks()
+    daemon = start_daemon("memory.ram=64M", "memory.reserve=0", "gpu.devices=all",
+                          "gpu.budget=100%", environment={**cards.environment(sizes="64M,64M"),
+                                                          **environment(look=1500)})
+    told = wait_for(daemon, "cuda:0", "cuda:1")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [2 * MIB] * 4)
+    with daemon.raw(timeout=SLOW) as raw:
+        load(raw, path, "cuda:0").close()
+        cards.write("0/xid", "48")
+        raw.call("place", {"model": path.name, "allocation": "cuda:0,50%;cuda:1,50%"})
+        cards.write("0/xid", "48 31")
+        wait_until(lambda: "Xid 48 was reported" in daemon.log(), SLOW, "the graver one")
+        raw.call("unload", {"select": {"all": True}})
+    wait_until(lambda: cards.used(0) == 0, SLOW, "an empty card")
+    cards.write("0/stop-create", "1")
+    os.kill(told["cuda:0"]["pid"], signal.SIGKILL)
+    wait_until(lambda: cards.used(0) > 0, SLOW, "another worker's opening it")
+    cards.write("0/xid", "48 31 95")
+    cards.write("0/stop-create", "0")
+    wait_until(lambda: "Xid 95 was reported" in daemon.log(), SLOW, "what was reported meanwhile")
 
 
 @pytest.mark.fault("G06")

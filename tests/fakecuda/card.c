@@ -73,10 +73,12 @@ static void path_of(const struct card *card, const char *file, char *ret_path)
 	(void)snprintf(ret_path, PATH_SIZE, "%s/%u/%s", folder_of_all(), card->number, file);
 }
 
-uint64_t card_number_of(const struct card *card, const char *file)
+uint32_t card_numbers_of(const struct card *card, const char *file, uint64_t *ret,
+			 uint32_t max_numbers)
 {
 	char path[PATH_SIZE];
 	unsigned long long number = 0;
+	uint32_t n_numbers = 0;
 	FILE *stream;
 
 	path_of(card, file, path);
@@ -84,10 +86,18 @@ uint64_t card_number_of(const struct card *card, const char *file)
 	if (stream == NULL) {
 		return 0;
 	}
-	if (fscanf(stream, "%llu", &number) != 1) {
-		number = 0;
+	while (n_numbers < max_numbers && fscanf(stream, "%llu", &number) == 1) {
+		ret[n_numbers++] = number;
 	}
 	(void)fclose(stream);
+	return n_numbers;
+}
+
+uint64_t card_number_of(const struct card *card, const char *file)
+{
+	uint64_t number = 0;
+
+	(void)card_numbers_of(card, file, &number, 1);
 	return number;
 }
 

@@ -42,8 +42,10 @@ uint64_t card_context_bytes(void);
 /* Whose memory a descriptor is: the number of its card and its bytes. */
 bool card_of_fd(int fd, uint32_t *ret_number, uint64_t *ret_bytes);
 
-/* A number that a test put into the card's folder; 0 where there is none. */
+/* A number that a test put into the card's folder; 0 where there is none. Or several. */
 uint64_t card_number_of(const struct card *card, const char *file);
+uint32_t card_numbers_of(const struct card *card, const char *file, uint64_t *ret,
+			 uint32_t max_numbers);
 
 /* Wait while there is one. */
 void card_wait(const struct card *card, const char *file);

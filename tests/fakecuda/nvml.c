@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A stand-in for libnvidia-ml.so.1 over the same cards (card.h): what is used, by whomever, the
- * temperature, and Xid events: each time that DIR/N/xid changes. While there is a code in
+ * temperature, and Xid events: what DIR/N/xid, numbers in a row, has new behind what it had. While there is a code in
  * DIR/N/nvml, each question about that card is answered with it.
  */
 #include "tests/fakecuda/card.h"
@@ -10,11 +10,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define XIDS_MAX 16
 #define NVML_API __attribute__((visibility("default")))
 
 static struct card cards[CARDS_MAX];
 static uint32_t n_cards;
-static uint64_t seen_xid[CARDS_MAX];
+static struct seen {
+	uint64_t xids[XIDS_MAX];
+	uint32_t n_xids;
+} seen[CARDS_MAX];
 
 NVML_API nvmlReturn_t nvmlInit(void)
 {
@@ -90,10 +94,11 @@ NVML_API nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned lon
 					       nvmlEventSet_t set)
 {
 	const struct card *card = (const struct card *)device;
+	struct seen *before = &seen[card->number];
 
 	(void)types;
 	memcpy((void *)set, &device, sizeof device);
-	seen_xid[card->number] = card_number_of(card, "xid");
+	before->n_xids = card_numbers_of(card, "xid", before->xids, XIDS_MAX);
 	return NVML_SUCCESS;
 }
 
@@ -102,7 +107,9 @@ NVML_API nvmlReturn_t nvmlEventSetWait(nvmlEventSet_t set, nvmlEventData_t *ret,
 	nvmlDevice_t device;
 	const struct card *card;
 	nvmlReturn_t failure;
-	uint64_t xid;
+	struct seen *before;
+	struct seen now;
+	uint32_t n_old = 0;
 
 	(void)wait_ms;
 	memcpy(&device, (const void *)set, sizeof device);
@@ -111,13 +118,19 @@ NVML_API nvmlReturn_t nvmlEventSetWait(nvmlEventSet_t set, nvmlEventData_t *ret,
 		return failure;
 	}
 	card = (const struct card *)device;
-	xid = card_number_of(card, "xid");
-	if (xid == seen_xid[card->number]) {
+	before = &seen[card->number];
+	now.n_xids = card_numbers_of(card, "xid", now.xids, XIDS_MAX);
+	while (n_old < before->n_xids && n_old < now.n_xids &&
+	       before->xids[n_old] == now.xids[n_old]) {
+		n_old++;
+	}
+	if (n_old == now.n_xids) {
 		return NVML_ERROR_TIMEOUT;
 	}
-	seen_xid[card->number] = xid;
+	before->xids[n_old] = now.xids[n_old];
+	before->n_xids = n_old + 1;
 	*ret = (nvmlEventData_t){.device = device,
 				 .eventType = nvmlEventTypeXidCriticalError,
-				 .eventData = xid};
+				 .eventData = now.xids[n_old]};
 	return NVML_SUCCESS;
 }

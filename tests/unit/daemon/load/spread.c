@@ -229,13 +229,18 @@ static void generation_submit_image(const struct generation *generation, uint32_
 
 void generation_submit_block(const struct generation *generation, uint32_t block)
 {
+	const struct device *const peers[] = {spread.devices[1], spread.devices[2]};
 	const struct fill_request request = {.job = JOB,
 					     .segment = BLOCK_BASE + block,
 					     .file = spread.model.file,
 					     .images = generation->set,
 					     .index = block,
 					     .into = FILL_DEVICE,
-					     .device = spread.devices[generation->places[block]]};
+					     .device = spread.devices[generation->places[block]],
+					     .peers = peers,
+					     .n_peers = strcmp(spread.subject, "peers") == 0
+								? N_DEVICES - 1
+								: 0};
 
 	loader_fill(spread.loader, &request);
 }
