@@ -471,10 +471,8 @@ static void take_look(struct worker *worker, const struct device_info *info)
 {
 	struct known_device *device = known(worker);
 	const bool is_faulty = info->n_xids != device->info.n_xids;
-	bool is_more;
+	const bool is_more = workers_take_info(worker->daemon, worker->device, info);
 
-	device->info = *info;
-	is_more = workers_note_foreign(worker->daemon, worker->device);
 	if (is_faulty) {
 		take_xid(worker, info->last_xid);
 	}
@@ -572,7 +570,7 @@ static void be_there(struct worker *worker, const struct device_info *info)
 	char total[16];
 	char text[256];
 
-	device->info = *info;
+	(void)workers_take_info(worker->daemon, worker->device, info);
 	worker->ok_since_ns = clock_mono_ns();
 	(void)snprintf(text, sizeof text, "%s: %s, %s, process %u",
 		       device->n_lost > 0 ? "is back" : "is there",
@@ -581,7 +579,6 @@ static void be_there(struct worker *worker, const struct device_info *info)
 	set_state(worker, DEVICE_STATE_OK, "");
 	log_device(LOG_LEVEL_INFO, worker, text);
 	look_later(worker); /* or sooner, by what the steps bring */
-	workers_note_foreign(worker->daemon, worker->device);
 	workers_tell_budget(worker->daemon, worker->device);
 	(void)daemon_step(worker->daemon, &event);
 	if (info->n_xids > 0) { /* while it was opened */

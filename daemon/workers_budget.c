@@ -22,15 +22,23 @@ static uint64_t configured_budget(const struct daemon *daemon, const struct know
 	return total; /* a simulated card is for models alone */
 }
 
-bool workers_note_foreign(struct daemon *daemon, uint32_t index)
+bool workers_take_info(struct daemon *daemon, uint32_t index, const struct device_info *info)
 {
 	struct known_device *device = &daemon->devices[index];
-	const uint64_t foreign = device->info.foreign_bytes;
+	const uint64_t known = device->info.foreign_bytes;
 	const uint64_t before = device->strangers_bytes;
+	uint64_t foreign = info->foreign_bytes;
 	struct core_account_view account;
 	uint64_t grown;
 
 	core_account_get(daemon->core, index, &account);
+	/* What was dropped while somebody maps it is no worker's any more, and in the account. */
+	foreign -= account.held < foreign ? account.held : foreign;
+	if (account.dropping > 0 && foreign > known) {
+		foreign = known; /* it may be becoming that just now: the next look tells */
+	}
+	device->info = *info;
+	device->info.foreign_bytes = foreign;
 	if (account.reserved == 0 || foreign < device->foreign_before) {
 		device->foreign_before = foreign;
 	}

@@ -3,6 +3,7 @@
 fails in the midst of it does, and that nothing of it is left. Who reads a card's memory here maps
 the stand-in's own, which is a file of the kernel's."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -287,6 +288,61 @@ def test_all_that_a_card_says_is_free_can_be_loaded_and_stays(cards, start_daemo
         assert (told["foreign"], told["free"], told["used"]) == (4 * MIB, 0, 60 * MIB)
         assert "short of memory" not in daemon.log()
         unload_all(raw, cards, foreign=4 * MIB)
+
+
+@contextlib.contextmanager
+def mapped_by_another(daemon, path):
+    """A process that maps the model's blocks, and has no connection any more."""
+    begun, beginning = os.pipe()
+    ended, ending = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(ending)
+        with contextlib.suppress(BaseException), daemon.raw(timeout=SLOW) as raw:
+            attach(raw, path).map_blocks()
+            raw.close()
+            os.write(beginning, b"y")
+            os.read(ended, 1)
+        os._exit(0)
+    os.close(beginning)
+    try:
+        assert os.read(begun, 1) == b"y"
+        yield
+    finally:
+        for fd in begun, ended, ending:
+            os.close(fd)
+        os.waitpid(pid, 0)
+
+
+def test_what_is_unloaded_and_still_mapped_is_counted_once(cards, start_daemon,  # noqa: F811
+                                                          tmp_path):
+    need_hooks()
+    daemon = start(start_daemon, cards, "gpu.budget=100%", sizes="64M")
+    wait_for(daemon, "cuda:0")
+    gone, idle = tmp_path / "gone.safetensors", tmp_path / "idle.safetensors"
+    make_blocks(gone, [4 * MIB - 512] * 6, head=0)
+    make_blocks(idle, [4 * MIB - 512] * 5, head=0)
+
+    def look(temperature, *expected):
+        cards.write("0/temperature", str(temperature))
+        wait_until(lambda: account(raw, "cuda:0").get("temperature") == temperature, SLOW, "a look")
+        wait_until(lambda: tuple(account(raw, "cuda:0")[name] // MIB for name in (
+            "budget", "held", "foreign", "free", "used")) == expected, SLOW, f"{expected}")
+
+    with daemon.raw(timeout=SLOW) as raw:
+        load(raw, gone, "cuda:0").close()
+        load(raw, idle, "cuda:0").close()
+        with mapped_by_another(daemon, gone):
+            raw.call("unload", {"select": {"models": [gone.name]}})
+            wait_until(lambda: account(raw, "cuda:0")["held"] == 24 * MIB, SLOW, "what is held")
+            look(50, 64, 24, 0, 20, 44)
+            cards.write("0/foreign", str(10 * MIB))
+            look(51, 54, 24, 10, 10, 44)
+            cards.write("0/foreign", "0")
+        wait_until(lambda: account(raw, "cuda:0")["held"] == 0, SLOW, "its end")
+        look(52, 64, 0, 0, 44, 20)
+        assert "short of memory" not in daemon.log()
+        unload_all(raw, cards)
 
 
 CALLS = ["cuMemCreate", "cuMemAddressReserve", "cuMemMap", "cuMemSetAccess", "cuMemsetD8Async",
