@@ -170,7 +170,7 @@ static void hint_for_budget(struct failure *failure, const struct daemon *daemon
 	}
 }
 
-/* 'is_for_others': a reservation, which nobody was asked to make room for so far. */
+/* 'is_for_others': a reservation, and not one that was waited for in vain. */
 static void hint_for_shortage(struct failure *failure, const struct daemon *daemon, uint32_t device,
 			      const struct core_shortage *shortage, bool is_for_others)
 {
@@ -194,7 +194,7 @@ static void hint_for_shortage(struct failure *failure, const struct daemon *daem
 				 units_format_size(account.reserved, size, sizeof size),
 				 describe_device_label(daemon, device, label),
 				 is_for_others ? "ask for less" : "place less there");
-	} else if (is_for_others && failure->use.n_holders > 0) {
+	} else if (is_for_others && !shortage->is_recalling && failure->use.n_holders > 0) {
 		failure_set_hint(failure,
 				 "ask those who use it to let it go (make-room --recall 5s), or "
 				 "unpin something (distorchctl ps shows all)%s",

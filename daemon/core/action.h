@@ -122,6 +122,7 @@ enum core_limit {
 /* The numbers behind no-memory, of the first device that falls short. */
 struct core_shortage {
 	uint64_t need, budget, free, evictable, held, foreign;
+	bool is_recalling; /* a reservation, for which others are asked to let go */
 };
 
 struct core_action {

@@ -152,6 +152,7 @@ static void refuse(struct core *core, struct reservation *reservation, int code)
 			.foreign = account_left(account_left(account->budget,
 							     account_charged(account)),
 						room),
+			.is_recalling = reservation->recall_ns > 0,
 		};
 	}
 	end(core, reservation);
@@ -238,12 +239,22 @@ static bool is_obstacle(const struct reservation *reservation, const struct segm
 			  !holder_lies_on(holder, reservation->device));
 }
 
-static bool may_be_recalled(const struct reservation *reservation, const struct segment *segment)
+/* A load that goes on with it brings more leases of it. */
+static bool is_awaited(const struct core *core, const struct segment *segment)
+{
+	const struct job *job = segment->job == 0 ? NULL : job_of(core, segment->job);
+
+	return job != NULL && job->n_attaching > 0 &&
+	       (segment->is_retained || segment->generation == job->generation);
+}
+
+static bool may_be_recalled(const struct core *core, const struct reservation *reservation,
+			    const struct segment *segment)
 {
 	bool is_held = segment->state == SEGMENT_DROPPING || segment->state == SEGMENT_HELD;
 
 	if (segment->device != reservation->device || segment->sum != SUM_NONE ||
-	    segment->job != 0 ||
+	    is_awaited(core, segment) ||
 	    (segment->state != SEGMENT_READY && !(is_held && reservation->has_recalled))) {
 		return false;
 	}
@@ -269,7 +280,7 @@ static uint64_t count_recallable(const struct core *core, const struct reservati
 		LIST_FOR_EACH (link, &model->segments) {
 			const struct segment *segment = OF(link, struct segment, by_model);
 
-			bytes += may_be_recalled(reservation, segment) ? segment->bytes : 0;
+			bytes += may_be_recalled(core, reservation, segment) ? segment->bytes : 0;
 		}
 	}
 	return bytes;

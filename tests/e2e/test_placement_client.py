@@ -410,6 +410,32 @@ def test_a_recall_is_answered_by_a_callback(cards, twelve):
         assert d.next_event(timeout=0) is None, "it was heard once"
 
 
+def test_a_recall_is_answered_by_a_move_away(cards, twelve):
+    path, _expected = twelve
+    with to(cards) as d, to(cards) as other:
+        w = d.open(path, to="sim:0")
+
+        def move_away(_event):
+            d.place("twelve", "cpu")
+            w.close()
+
+        w.on_recall(move_away)
+        with other.reserve("sim:0", 60 * MIB, recall=20) as room:
+            assert room.bytes == 60 * MIB
+        assert ctl_json(cards, "ps")["models"][0]["state"] == "resident", "in RAM"
+
+
+def test_what_is_pinned_meanwhile_is_not_to_be_asked_for_again(cards, twelve):
+    path, _expected = twelve
+    with to(cards) as d, to(cards) as other, d.open(path, to="sim:0") as w:
+        w.on_recall(lambda _event: d.pin("twelve"))
+        with pytest.raises(distorch.Error) as refused:
+            other.reserve("sim:0", 60 * MIB, recall=20)
+        assert refused.value.code == "no-memory" and "--recall" not in refused.value.hint
+        assert refused.value.hint.startswith("unpin"), refused.value.hint
+        d.unpin("twelve")
+
+
 def test_a_recall_that_nobody_answers_names_the_holder(cards, twelve):
     path, _expected = twelve
     with to(cards) as d, d.open(path, to="sim:0") as w:

@@ -336,6 +336,57 @@ static void pinned_after_it_was_asked_for_it_is_waited_for_no_longer(void **stat
 	scene_free(scene);
 }
 
+/* By a load that goes on with what lies there, or from there, it comes free as without it. */
+static void what_is_moved_meanwhile_is_waited_for(void **state)
+{
+	static const char *const layouts[] = {HOST_LAYOUT, "2200"};
+	const struct core_config config = placed_config();
+	const struct asked asked = {.bytes = 98 * MIB, .device = 2, .recall_ns = 5000000000};
+
+	(void)state;
+	for (uint32_t i = 0; i < sizeof layouts / sizeof layouts[0]; i++) {
+		struct scene *scene = scene_new(&config);
+		uint64_t client = scene_open(scene, 1000);
+		uint64_t other = scene_open(scene, 1000);
+		uint64_t lease = placed_loaded(scene, client, 1, "2222", mapped);
+		uint32_t request = reserve(scene, other, asked);
+
+		(void)placed_place(scene, client, 1, layouts[i]);
+		placed_header(scene, 1, false);
+		assert_null(scene_reply(scene, other, request));
+		scene_fill(scene, 1, 0);
+		assert_null(scene_reply(scene, other, request));
+		placed_tabled(scene, 1, 0);
+		assert_null(scene_reply(scene, other, request)); /* the lease is of an older one */
+		scene_lease_event(scene, EV_DETACH, client, lease);
+		scene_drop_all(scene);
+		scene_expect(scene, other, request, 0);
+		scene_free(scene);
+	}
+}
+
+/* Who waits for a load leases what it keeps there. */
+static void what_a_load_keeps_for_others_is_not_waited_for(void **state)
+{
+	const struct core_config config = placed_config();
+	const struct asked asked = {.bytes = 98 * MIB, .device = 2, .recall_ns = 5000000000};
+	struct scene_load with = {.attach = true, .map = true, .placement = placed_as("2220")};
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint64_t other = scene_open(scene, 1000);
+	uint32_t request;
+
+	(void)state;
+	(void)placed_loaded(scene, client, 1, "2222", mapped);
+	request = reserve(scene, other, asked);
+	(void)scene_load(scene, client, 1, with);
+	placed_header(scene, 1, false); /* it has given way while it waited for room */
+	(void)scene_step(scene, (struct core_event){.type = EV_TICK});
+	scene_expect(scene, other, request, WIRE_NO_MEMORY);
+	assert_true(scene_reply(scene, other, request)->shortage.is_recalling);
+	scene_free(scene);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -354,6 +405,8 @@ int main(void)
 		cmocka_unit_test(what_goes_unasked_is_no_reason_to_ask),
 		cmocka_unit_test(who_was_asked_may_end),
 		cmocka_unit_test(pinned_after_it_was_asked_for_it_is_waited_for_no_longer),
+		cmocka_unit_test(what_is_moved_meanwhile_is_waited_for),
+		cmocka_unit_test(what_a_load_keeps_for_others_is_not_waited_for),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
