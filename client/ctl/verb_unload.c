@@ -83,6 +83,13 @@ static void print_others(struct ctl *ctl, const char *word,
 	}
 }
 
+/* Then the pins and keeps of what is not there are withdrawn too. */
+static bool is_by_name_alone(const struct arguments *arguments)
+{
+	return arguments->n_words > 0 && arguments->device == NULL && arguments->idle_ms == 0 &&
+	       arguments->under == NULL && !arguments->mine;
+}
+
 static int report(struct ctl *ctl, const struct distorch_report *report,
 		  const struct distorch_models *before)
 {
@@ -105,7 +112,10 @@ static int report(struct ctl *ctl, const struct distorch_report *report,
 	print_others(ctl, "held", report->held, report->n_held,
 		     "; will be freed when its last user closes it");
 	if (report->n_unloaded + report->n_kept + report->n_held == 0) {
-		(void)printf("Nothing there to unload.\n");
+		(void)printf("Nothing there to unload%s.\n",
+			     is_by_name_alone(&ctl->arguments)
+				     ? "; nothing of it is pinned or kept now"
+				     : "");
 	} else {
 		(void)printf("Freed %s.\n", size_text(ctl, report->total_bytes, size));
 	}

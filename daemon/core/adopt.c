@@ -184,6 +184,7 @@ void adopt_wish(struct core *core, const struct core_event *event)
 	if (wish == NULL) {
 		return; /* its model did not come back */
 	}
+	wish->job = 0;
 	wish->pin = event->adopt_wish.pin;
 	wish->keep = event->adopt_wish.keep;
 	wish->priority = event->adopt_wish.priority;

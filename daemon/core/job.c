@@ -334,6 +334,9 @@ static void fail(struct core *core, struct job *job, int code, bool goes_on)
 	if (goes_on) {
 		place_go_on(core, model, job);
 	}
+	if (code != WIRE_SHUTTING_DOWN) { /* else the next daemon has what was said */
+		wish_fail(core, model, job);
+	}
 	tell_ended(core, job, code);
 	job->model = NULL;
 	if (job->n_outstanding > 0) {

@@ -54,7 +54,8 @@ static bool is_leaving(const struct model *model, uint64_t wanted)
 		(job->next_placement != CORE_PLACEMENT_ANY && job->next_placement != wanted));
 }
 
-static void answer_resident(struct core *core, const struct core_event *event,
+/* False: no lease was left. */
+static bool answer_resident(struct core *core, const struct core_event *event,
 			    struct client *client, struct model *model)
 {
 	const struct waiter now = {.client = client,
@@ -64,15 +65,17 @@ static void answer_resident(struct core *core, const struct core_event *event,
 
 	core_close_file(core, event->load.file);
 	model->is_doomed = false;
-	if (lease_grant(core, &now, model, CORE_SOURCE_RAM, NULL)) {
-		lease_count_hit(core, model);
+	if (!lease_grant(core, &now, model, CORE_SOURCE_RAM, NULL)) {
+		return false;
 	}
+	lease_count_hit(core, model);
 	if (event->load.insists_backing) {
 		model->wanted = (uint8_t)event->load.backing;
 	}
 	if (event->load.insists_backing || event->load.policy->said != 0) {
 		backing_settle(core, model);
 	}
+	return true;
 }
 
 void load_answer_begun(struct core *core, const struct client *client, uint32_t request,
@@ -143,7 +146,7 @@ static void choose_placement(const struct core *core, const struct core_event *e
 	}
 }
 
-static void begin(struct core *core, const struct core_event *event, struct client *client,
+static bool begin(struct core *core, const struct core_event *event, struct client *client,
 		  struct model *model)
 {
 	/* The file's own cache has no checksums: it is as quick to begin anew. */
@@ -157,7 +160,7 @@ static void begin(struct core *core, const struct core_event *event, struct clie
 	if (job == NULL) {
 		refuse(core, event, client, job_limit(core, client->uid), model);
 		model_settle(core, model);
-		return;
+		return false;
 	}
 	model->format = event->load.format;
 	job->wanted = (uint8_t)event->load.backing;
@@ -167,6 +170,51 @@ static void begin(struct core *core, const struct core_event *event, struct clie
 	choose_placement(core, event, client, job);
 	if (!wait_for(core, event, client, job, true)) {
 		job_drop_if_unwanted(core, job);
+		return false;
+	}
+	return true;
+}
+
+/* Or join one that is on its way. False: it is refused. */
+static bool join_or_begin(struct core *core, const struct core_event *event, struct client *client,
+			  struct model *model)
+{
+	if (model->job == NULL) {
+		return begin(core, event, client, model);
+	}
+	job_join(model->job, event->load.key);
+	if (event->load.insists_backing) {
+		model->job->joined_wanted = (uint8_t)event->load.backing;
+	}
+	core_close_file(core, event->load.file);
+	return wait_for(core, event, client, model->job, false);
+}
+
+/* With what it says of the model, which is said no more where it fails. */
+static void load_model(struct core *core, const struct core_event *event, struct client *client,
+		       struct model *model, struct wish *wish)
+{
+	const uint64_t wish_id = idtab_id(&core->wishes, wish);
+	const uint64_t joined = model->job == NULL ? 0 : idtab_id(&core->job_table, model->job);
+	const bool had_said = wish_says(wish);
+	const bool is_of_loads = !had_said || (joined != 0 && wish->job == joined);
+	bool is_there;
+	bool is_done;
+
+	wish_apply(core, wish, event->load.policy);
+	is_there = serves(model, event, client) && (model->job == NULL || model->job->is_move) &&
+		   !is_leaving(model, event->load.placement);
+	is_done = is_there ? answer_resident(core, event, client, model)
+			   : join_or_begin(core, event, client, model);
+	wish = idtab_find(&core->wishes, wish_id); /* its model was forgotten over it, perhaps */
+	if (wish == NULL || event->load.policy->said == 0) {
+		return;
+	}
+	if (is_done) {
+		wish->job = is_of_loads && !is_there ? idtab_id(&core->job_table, model->job) : 0;
+	} else if (!had_said) {
+		wish_withdraw(core, wish);
+		backing_settle(core, wish->model);
 	}
 }
 
@@ -212,21 +260,10 @@ void load_on_load(struct core *core, const struct core_event *event)
 		model_settle(core, model);
 		return;
 	}
-	wish_apply(core, wish, event->load.policy);
 	if (!place_may(model, client, event->load.placement)) {
 		core_close_file(core, event->load.file);
 		core_reply(core, client, event->request, WIRE_NOT_ALLOWED, model);
-	} else if (serves(model, event, client) && (model->job == NULL || model->job->is_move) &&
-		   !is_leaving(model, event->load.placement)) {
-		answer_resident(core, event, client, model);
-	} else if (model->job != NULL) {
-		job_join(model->job, event->load.key);
-		if (event->load.insists_backing) {
-			model->job->joined_wanted = (uint8_t)event->load.backing;
-		}
-		core_close_file(core, event->load.file);
-		(void)wait_for(core, event, client, model->job, false);
 	} else {
-		begin(core, event, client, model);
+		load_model(core, event, client, model, wish);
 	}
 }

@@ -179,6 +179,7 @@ struct wish {
 	uint64_t pin_until_ns;
 	uint64_t keep_until_ns;
 	struct timer lapse; /* core::lapses: its pin or keep ends */
+	uint64_t job;       /* all of this was said by loads that wait for it; 0: by more */
 };
 
 struct client {
@@ -587,7 +588,11 @@ struct wish *wish_find(const struct model *model, uint32_t uid);
 struct wish *wish_get(struct core *core, struct model *model, uint32_t uid);
 void wish_apply(struct core *core, struct wish *wish, const struct core_policy *policy);
 void wish_record(struct core *core, const struct wish *wish);
+bool wish_says(const struct wish *wish);
 void wish_withdraw(struct core *core, struct wish *wish);
+/* What was said by loads that waited for the job alone goes as they fail, or with the job that
+ * others of them have now. */
+void wish_fail(struct core *core, const struct model *model, const struct job *job);
 void wish_remove(struct core *core, struct wish *wish);
 void wish_on_set(struct core *core, const struct core_event *event);
 void wish_changed(struct core *core, struct wish *wish);

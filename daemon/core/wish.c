@@ -108,12 +108,31 @@ void wish_apply(struct core *core, struct wish *wish, const struct core_policy *
 	note_change(core, wish, was_kept, wish->keep, CORE_NOTE_KEPT, CORE_NOTE_UNKEPT);
 }
 
+bool wish_says(const struct wish *wish)
+{
+	return wish->pin || wish->keep || wish->ttl_ns != 0 || wish->priority != 0;
+}
+
 void wish_withdraw(struct core *core, struct wish *wish)
 {
 	const struct core_policy nothing = {.said = CORE_SAID_PIN | CORE_SAID_KEEP | CORE_SAID_TTL |
 						    CORE_SAID_PRIORITY};
 
+	wish->job = 0;
 	wish_apply(core, wish, &nothing);
+}
+
+void wish_fail(struct core *core, const struct model *model, const struct job *job)
+{
+	LIST_FOR_EACH (link, &model->wishes) {
+		struct wish *wish = OF(link, struct wish, by_model);
+
+		if (wish->job == idtab_id(&core->job_table, job) && model->job != NULL) {
+			wish->job = idtab_id(&core->job_table, model->job);
+		} else if (wish->job == idtab_id(&core->job_table, job)) {
+			wish_withdraw(core, wish);
+		}
+	}
 }
 
 void wish_on_set(struct core *core, const struct core_event *event)
@@ -134,6 +153,7 @@ void wish_on_set(struct core *core, const struct core_event *event)
 		core_reply_too_many(core, client, event->request, CORE_LIMIT_WISHES, model);
 		return;
 	}
+	wish->job = 0; /* that much is granted */
 	wish_apply(core, wish, event->set.policy);
 	backing_settle(core, model);
 	core_reply(core, client, event->request, 0, model);

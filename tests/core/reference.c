@@ -438,6 +438,11 @@ static void apply(const struct reference *r, struct reference_wish *wish,
 	}
 }
 
+static bool says(const struct reference_wish *wish)
+{
+	return wish->pin || wish->keep || wish->ttl_ns != 0 || wish->priority != 0;
+}
+
 /* The uid's right, and what it says. False: there is no place for it. */
 static bool grant(struct reference *r, uint64_t model, uint32_t uid,
 		  const struct core_policy *policy)
@@ -458,10 +463,14 @@ static bool grant(struct reference *r, uint64_t model, uint32_t uid,
 		}
 	}
 	if (wish != NULL && policy != NULL) {
+		wish->is_of_load = r->event.type == EV_LOAD && (wish->is_of_load || !says(wish));
 		apply(r, wish, policy);
 	}
 	return wish != NULL;
 }
+
+static const struct core_policy nothing = {.said = CORE_SAID_PIN | CORE_SAID_KEEP | CORE_SAID_TTL |
+						   CORE_SAID_PRIORITY};
 
 static bool is_same_content(const struct core_file_key *a, const struct core_file_key *b)
 {
@@ -685,8 +694,6 @@ static void close_client(struct reference *r, const struct core_event *event)
 
 static void withdraw(struct reference *r, const struct core_event *event)
 {
-	const struct core_policy nothing = {.said = CORE_SAID_PIN | CORE_SAID_KEEP | CORE_SAID_TTL |
-						    CORE_SAID_PRIORITY};
 	const struct reference_client *client = find_client(r, event->client);
 
 	for (uint32_t i = 0; event->unload.by_name && i < event->unload.n_models; i++) {
@@ -880,10 +887,13 @@ static void before_load(struct reference *r, const struct core_event *event,
 		r->expected = WIRE_BUSY;
 	} else if (is_replaced(r, id)) {
 		r->replaced = id;
-	} else if (grant(r, id, client->uid, &r->policy) &&
-		   event->load.placement > CORE_PLACEMENT_HOST &&
-		   is_foreign(find_model(r, id), client)) {
-		r->expected = WIRE_NOT_ALLOWED;
+	} else if (grant(r, id, client->uid, NULL)) {
+		if (event->load.placement > CORE_PLACEMENT_HOST &&
+		    is_foreign(find_model(r, id), client)) {
+			r->expected = WIRE_NOT_ALLOWED;
+		} else {
+			(void)grant(r, id, client->uid, &r->policy);
+		}
 	}
 }
 
@@ -1452,6 +1462,10 @@ static const char *act_publish(struct reference *r, const struct core_action *ac
 	if (job->key.mtime_ns < model->content) {
 		return "I6 an older content follows a newer one";
 	}
+	EACH(r->wishes, wish)
+	{
+		wish->is_of_load = wish->is_of_load && wish->model != model->id;
+	}
 	model->generation = action->fill.generation;
 	model->n_copies = job->n_needs;
 	model->n_images = 0;
@@ -1639,6 +1653,11 @@ static const char *act_forget(struct reference *r, const struct core_action *act
 
 static const char *act_note(struct reference *r, const struct core_action *action)
 {
+	struct reference_wish *wish = find_wish(r, action->model, action->note.uid);
+
+	if (action->note.note == CORE_NOTE_UNPINNED && wish != NULL && wish->is_of_load) {
+		wish->pin = false;
+	}
 	if (action->note.note == CORE_NOTE_EVICTED &&
 	    (action->note.why == CORE_WHY_ROOM || action->note.why == CORE_WHY_RESERVED)) {
 		r->evicted_for = action->note.for_model;
@@ -1870,8 +1889,12 @@ static const char *compare_wishes(struct reference *r, uint64_t model)
 		wish->keep = wish->keep && wish->keep_until_ns > r->now_ns;
 	}
 	while (core_wish_next(r->core, model, &cursor, &view)) {
-		const struct reference_wish *wish = find_wish(r, model, view.uid);
+		struct reference_wish *wish = find_wish(r, model, view.uid);
 
+		if (wish != NULL && wish->is_of_load && !view.pin && !view.keep &&
+		    view.ttl_ns == 0 && view.priority == 0) {
+			apply(r, wish, &nothing);
+		}
 		if (wish == NULL || wish->pin != view.pin || wish->keep != view.keep ||
 		    wish->priority != view.priority || wish->ttl_ns != view.ttl_ns) {
 			return "wishes are per uid, and as they were said";

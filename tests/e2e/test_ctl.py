@@ -651,6 +651,39 @@ def test_what_was_wished_is_said_back(daemon, make_model):
     assert " more, kept, priority 3" in ctl(daemon, "show", "wish").stdout
 
 
+def test_what_a_load_that_fails_says_is_not_said(daemon, make_model, tmp_path):
+    path = make_model("wish.safetensors")
+    no_model = tmp_path / "no_model.safetensors"
+    no_model.write_text("print()")
+    said = "--pin", "--keep", "--priority", "3"
+    assert ctl(daemon, "load", *said, "--to", "simm:0", path).returncode == 2
+    assert ctl(daemon, "load", *said, no_model).returncode != 0
+    for name in "wish", "no_model":
+        shown = ctl_json(daemon, "show", name)
+        assert not shown["pinned"] and not shown["keep"], shown
+        assert "priority" not in ctl(daemon, "show", name).stdout
+    assert ctl(daemon, "load", path).returncode == 0
+    assert not ctl_json(daemon, "show", "wish")["pinned"]
+    assert ctl(daemon, "load", "--pin", "--to", "simm:0", path).returncode == 2
+    assert not ctl_json(daemon, "show", "wish")["pinned"], "nor of what is resident"
+    assert ctl(daemon, "pin", "wish").returncode == 0
+    assert ctl(daemon, "load", "--keep", "--to", "simm:0", path).returncode == 2
+    assert ctl_json(daemon, "show", "wish")["pinned"], "that was said before"
+
+
+def test_an_unload_of_a_wish_alone_says_that_it_is_withdrawn(daemon, make_model):
+    path = make_model("wish.safetensors")
+    assert ctl(daemon, "load", path).returncode == 0
+    assert ctl(daemon, "unload", "wish").returncode == 0
+    assert ctl(daemon, "pin", "wish").returncode == 0
+    done = ctl(daemon, "unload", "--device", "ram", "wish")
+    assert done.stdout == "Nothing there to unload.\n", done
+    assert ctl_json(daemon, "show", "wish")["pinned"]
+    done = ctl(daemon, "unload", "wish")
+    assert done.stdout == "Nothing there to unload; nothing of it is pinned or kept now.\n", done
+    assert not ctl_json(daemon, "show", "wish")["pinned"]
+
+
 def test_for_bounds_the_pin_that_is_said_with_it(daemon, make_model):
     path = make_model("short.safetensors")
     assert ctl(daemon, "load", "--pin", "--for", f"{2 * slowness()}s", path).returncode == 0

@@ -418,6 +418,105 @@ static void what_a_lowered_budget_left_goes_once_nobody_uses_it(void **state)
 	scene_free(scene);
 }
 
+static bool is_pinned(struct scene *scene, uint32_t inode)
+{
+	assert_true(scene_model(scene, inode) != 0);
+	return scene_view(scene, inode).is_pinned;
+}
+
+static void fail_header(struct scene *scene, uint32_t inode)
+{
+	const uint64_t job = scene_view(scene, inode).job;
+
+	assert_true(job != 0);
+	(void)scene_step(scene, (struct core_event){.type = EV_HEADER_READ,
+						    .header = {.job = job, .code = WIRE_BAD_FILE}});
+	assert_int_equal(scene_view(scene, inode).job, 0);
+}
+
+static void what_a_load_that_fails_says_is_not_said(void **state)
+{
+	const struct core_config config = scene_usual();
+	const struct scene_load pinning = {.policy = {.said = CORE_SAID_PIN, .pin = true}};
+	const struct scene_load dear = {.policy = {.said = CORE_SAID_PRIORITY, .priority = 10}};
+	const struct scene_load unasked = {.policy = pinning.policy, .no_wait = true};
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint64_t other = scene_open(scene, 1001);
+
+	(void)state;
+	(void)scene_load(scene, client, 1, pinning); /* several of one load, by one or several */
+	(void)scene_load(scene, client, 1, dear);
+	(void)scene_load(scene, client, 1, pinning);
+	(void)scene_load(scene, other, 1, pinning);
+	assert_true(is_pinned(scene, 1));
+	fail_header(scene, 1);
+	assert_false(is_pinned(scene, 1));
+	assert_int_equal(scene_view(scene, 1).priority, 0);
+	assert_non_null(scene_note(scene, CORE_NOTE_UNPINNED));
+	assert_non_null(scene_find(scene, ACT_RECORD_WISH, 0));
+	(void)scene_load(scene, client, 1, unasked);
+	fail_header(scene, 1);
+	assert_false(is_pinned(scene, 1));
+	scene_expect(scene, client, ask_for(scene, client, 1, 101 * MIB), WIRE_NO_MEMORY);
+	scene_free(scene);
+}
+
+static void what_was_said_before_or_granted_stays_when_a_load_fails(void **state)
+{
+	const struct core_config config = scene_usual();
+	const struct core_policy pin = {.said = CORE_SAID_PIN, .pin = true};
+	const struct scene_load pinning = {.policy = pin};
+	const struct scene_load elsewhere = {.policy = pin, .placement = 2};
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+
+	(void)state;
+	(void)scene_load(scene, client, 1, pinning);
+	(void)scene_set(scene, client, 1, pin); /* was granted meanwhile */
+	fail_header(scene, 1);
+	assert_true(is_pinned(scene, 1));
+	(void)scene_load(scene, client, 1, pinning); /* was pinned before */
+	fail_header(scene, 1);
+	assert_true(is_pinned(scene, 1));
+	(void)scene_loaded(scene, client, 2, MIB, pinning);
+	(void)scene_load(scene, client, 2, elsewhere);
+	fail_header(scene, 2);
+	assert_true(is_pinned(scene, 2));
+	(void)scene_loaded(scene, client, 3, MIB, plain); /* resident, and not asked to stay */
+	(void)scene_load(scene, client, 3, elsewhere);
+	fail_header(scene, 3);
+	assert_true(scene_is_resident(scene, 3));
+	assert_false(is_pinned(scene, 3));
+	scene_free(scene);
+}
+
+/* Refused at once: no place in a table. */
+static void what_is_refused_before_it_begins_says_nothing(void **state)
+{
+	struct core_config config = scene_usual();
+	const struct scene_load pinning = {.policy = {.said = CORE_SAID_PIN, .pin = true},
+					   .attach = true};
+	struct scene *scene;
+	uint64_t client;
+	uint32_t request;
+
+	(void)state;
+	config.max_queued_per_uid = config.max_leases = config.loads_per_uid = 1;
+	scene = scene_new(&config);
+	client = scene_open(scene, 1000);
+	(void)scene_loaded(scene, client, 1, MIB, attached);
+	request = scene_load(scene, client, 1, pinning); /* no lease is left */
+	scene_expect(scene, client, request, WIRE_TOO_MANY);
+	assert_false(is_pinned(scene, 1));
+	(void)scene_load(scene, client, 2, plain);
+	(void)scene_load(scene, client, 3, plain);
+	request = scene_load(scene, client, 4, pinning); /* nor a place to wait for its turn */
+	scene_expect(scene, client, request, WIRE_TOO_MANY);
+	assert_false(is_pinned(scene, 4));
+	scene_free(scene);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -436,6 +535,9 @@ int main(void)
 		cmocka_unit_test(a_reused_inode_inherits_no_rights),
 		cmocka_unit_test(at_the_end_loads_are_refused_and_those_that_run_end),
 		cmocka_unit_test(what_a_lowered_budget_left_goes_once_nobody_uses_it),
+		cmocka_unit_test(what_a_load_that_fails_says_is_not_said),
+		cmocka_unit_test(what_was_said_before_or_granted_stays_when_a_load_fails),
+		cmocka_unit_test(what_is_refused_before_it_begins_says_nothing),
 	};
 
 	return cmocka_run_group_tests_name("daemon/core/policy", tests, NULL, NULL);
