@@ -307,6 +307,17 @@ static uint64_t find_image(struct daemon *daemon, const struct job_info *job)
 	return n_new == job->n_shards ? found : 0;
 }
 
+/* A card that was named may have got no block: then all is in images, as if none had been. */
+static bool lies_on_devices(const struct generation_info *next)
+{
+	bool is_found = false;
+
+	for (uint32_t i = 0; next->places != NULL && i < next->n_blocks; i++) {
+		is_found = is_found || next->places[i] != 0;
+	}
+	return is_found;
+}
+
 void persist_park_tabled(struct daemon *daemon, uint64_t job_id)
 {
 	struct job_info *job = store_find_job(daemon->store, job_id);
@@ -314,7 +325,7 @@ void persist_park_tabled(struct daemon *daemon, uint64_t job_id)
 
 	if (job != NULL) {
 		persist_unpark(daemon, &job->park); /* it began again */
-		parking = job->placement > CORE_PLACEMENT_HOST
+		parking = lies_on_devices(&job->next)
 				  ? park_placed(daemon, job)
 				  : park_images(daemon, job_id, find_image(daemon, job));
 	}

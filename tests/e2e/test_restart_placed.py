@@ -575,6 +575,21 @@ def test_what_was_held_already_is_held_over_a_death(cards, tmp_path):
     assert held_in_ram(cards) == 0
 
 
+@pytest.mark.parametrize("before", [None, "cpu", "sim:0"])
+def test_what_lies_in_ram_alone_survives_there_whatever_its_string_names(cards, tmp_path, before):
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [4 * MIB] * 4, head=0)
+    if before is not None:
+        place(cards, path, before)
+    where = place(cards, path, "sim:0,0;cpu,*")
+    assert set(where) == {"cpu"}
+    assert parked(cards) == ["image", "source", "table"]
+    cards.kill_daemon()
+    wait_until_back(cards, path.name)
+    assert "loaded m.safetensors" not in cards.log().rpartition("ready: ")[2], "from the file"
+    check(cards, path, expected, where)
+
+
 @pytest.mark.parametrize("backing", ["auto", "file", "image"])
 def test_what_a_load_brings_back_to_ram_survives_there(cards, tmp_path, backing):
     path = tmp_path / "m.safetensors"
