@@ -4,6 +4,7 @@
  * and processes that may still map something stand for clients that are gone.
  */
 #include "base/cleanup.h"
+#include "base/os/clock.h"
 #include "base/os/log.h"
 #include "base/os/sys.h"
 
@@ -90,6 +91,7 @@ static struct client *find_client(struct daemon *daemon, const struct ledger_lea
 	client->uid = lease->uid;
 	client->pid = lease->pid;
 	client->start_time = lease->start_time;
+	client->opened_ns = clock_boot_ns(); /* how long it had been there is not recorded */
 	(void)snprintf(client->comm, sizeof client->comm, "%s", peer.comm);
 	daemon_watch_process(daemon, client, steal_fd(&peer.pidfd));
 	DL_PREPEND(daemon->clients, client);

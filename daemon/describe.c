@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <utlist.h>
 
 #include "daemon/daemon.h"
 #include "daemon/describe_use.h"
@@ -586,10 +587,26 @@ struct wire_list describe_devices(const struct daemon *daemon, struct devices_de
 	return (struct wire_list){.items = ret->wire, .count = daemon->n_devices};
 }
 
+/* Of one without a connection, by that which its process has by now: a restart leaves no label. */
+static const char *label_of(const struct daemon *daemon, const struct client *client)
+{
+	const struct client *other;
+
+	DL_FOREACH(daemon->clients, other)
+	{
+		if (client->conn == NULL && other->conn != NULL && other->pid == client->pid &&
+		    other->uid == client->uid) {
+			return other->label;
+		}
+	}
+	return client->label;
+}
+
 void describe_client(const struct daemon *daemon, const struct core_client_view *view,
 		     struct wire_client *ret)
 {
 	const struct client *client = daemon_find_client(daemon, view->id);
+	const char *label;
 
 	*ret = (struct wire_client){
 		.client = view->id,
@@ -604,8 +621,9 @@ void describe_client(const struct daemon *daemon, const struct core_client_view 
 	}
 	ret->pid = client->pid;
 	ret->comm = wire_str(client->comm);
-	ret->has_label = client->label[0] != '\0';
-	ret->label = wire_str(client->label);
+	label = client->label[0] != '\0' ? client->label : label_of(daemon, client);
+	ret->has_label = label[0] != '\0';
+	ret->label = wire_str(label);
 	ret->has_library = client->library[0] != '\0';
 	ret->library = wire_str(client->library);
 	ret->age_ms = ms_since(client->opened_ns);

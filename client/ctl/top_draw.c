@@ -425,7 +425,7 @@ static void draw_client(const struct top *top, int row, int columns,
 	text_append(text, sizeof text, &used, "uid %-6u %3" PRIu64 " leased  %6s  %s", client->uid,
 		    client->leases, size_text(top->ctl, client->held_bytes, size),
 		    client->connected ? ms_text(client->age_ms / MS_PER_S * MS_PER_S, age)
-				      : "gone, still maps it");
+				      : "no connection, still maps it");
 	screen_put(row, name_width + 2, columns - name_width - 2, INK_PLAIN, text);
 }
 

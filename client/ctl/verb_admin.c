@@ -112,7 +112,7 @@ int print_clients(struct ctl *ctl, const struct distorch_clients *clients)
 			size_cell(ctl, client->held_bytes, size),
 			ago_cell(ctl, client->age_ms, age),
 			client->connected ? (client->admin ? "connected, admin" : "connected")
-					  : "gone, still maps",
+					  : "no connection, still maps",
 			client->library,
 		};
 

@@ -806,11 +806,11 @@ struct distorch_client {
 	const char *comm;
 	const char *label;
 	const char *library; /* name/version it said in its hello */
-	bool connected;
+	bool connected;      /* false: its process lives and maps something still */
 	bool admin;
 	uint64_t leases;
 	uint64_t held_bytes; /* leased or still mapped */
-	uint64_t age_ms;
+	uint64_t age_ms;     /* since it connected, or since a restart that it was there before */
 };
 
 struct distorch_clients {

@@ -607,6 +607,21 @@ def test_what_a_load_brings_back_to_ram_survives_there(cards, tmp_path, backing)
     check(cards, path, expected, ["cpu"] * 5)
 
 
+def test_who_maps_something_of_before_a_restart_is_told_of_as_he_is(cards, distorch, tmp_path):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [4 * MIB] * 4)
+    begun = time.monotonic()
+    with distorch.connect(str(cards.socket), label="holder") as d, d.open(path, to="sim:0"):
+        cards.kill_daemon()
+        wait_until_back(cards, path.name)
+        own = wait_until(lambda: [client for client in d.clients() if client.label], what="both")
+        assert sorted(client.connected for client in own) == [False, True], own
+        assert {(client.label, client.pid) for client in own} == {("holder", os.getpid())}
+        assert all(client.age_ms <= 1000 * (time.monotonic() - begun) for client in own), own
+        shown = ctl(cards, "clients").stdout
+        assert shown.count("holder") == 2 and "no connection, still maps" in shown, shown
+
+
 def test_where_there_is_less_room_than_before_it_says_so_and_ram_serves(stored, tmp_path):
     path = tmp_path / "m.safetensors"
     expected = make_blocks(path, [4 * MIB] * 10)
