@@ -217,8 +217,10 @@ static void count_model(const struct daemon *daemon, const struct core_model_vie
 		if (segment.state == SEGMENT_PLANNED) {
 			continue; /* nothing is there yet */
 		}
-		is_on[segment.device] = true;
-		is_on[NO_TIER] = false;
+		if (!segment.is_bare) { /* else a file's header and none of its tensors */
+			is_on[segment.device] = true;
+			is_on[NO_TIER] = false;
+		}
 		if (model->is_pinned && segment.state == SEGMENT_READY) {
 			census->tiers[segment.device].pinned_bytes += segment.bytes;
 		}
@@ -279,7 +281,7 @@ static void write_models(struct page *page, const struct daemon *daemon,
 	char name[16];
 
 	begin_family(page, "distorchd_models", "gauge", "",
-		     "Models by where they have bytes (none: nowhere) and by state.");
+		     "Models by where they have tensors (none: nowhere) and by state.");
 	for (uint32_t tier = 0; tier <= NO_TIER; tier++) {
 		for (int state = 0;
 		     state < CORE_MODEL_N_STATES && (tier < daemon->n_devices || tier == NO_TIER);

@@ -127,6 +127,26 @@ def test_what_leaves_a_device_is_counted_by_its_reason_too(start_daemon, tmp_pat
     assert counted()["budget"] == 1
 
 
+def test_a_tier_counts_the_models_that_have_tensors_there(start_daemon, tmp_path):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", "gpu.budget=100%", "memory.ram=256M",
+                          "memory.reserve=0")
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [2 * MIB] * 4)
+
+    def counted():
+        models = scrape(daemon)["distorchd_models"]
+        return {tier: models[{"tier": tier, "state": "resident"}]
+                for tier in ("ram", "sim:0", "none")}
+
+    for allocation, told in (("sim:0", {"ram": 0, "sim:0": 1, "none": 0}),
+                             ("sim:0,4M;cpu,*", {"ram": 1, "sim:0": 1, "none": 0}),
+                             ("cpu", {"ram": 1, "sim:0": 0, "none": 0})):
+        assert ctl(daemon, "load", path, "--to", allocation).returncode == 0
+        wait_until(lambda: counted() == told, what=allocation)
+        devices = ctl_json(daemon, "devices")["devices"]
+        assert [one["models"] for one in devices] == [told["ram"], told["sim:0"]]
+
+
 def test_no_label_says_what_a_client_said(daemon, make_model):
     before = all_values(scrape(daemon))
     for number, name in enumerate(('quo"te.safetensors', "line\nbreak.safetensors", "plain.safetensors")):
