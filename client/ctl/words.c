@@ -215,18 +215,32 @@ static uint64_t tensor_bytes(const struct distorch_place *place)
 	return place->tensor_bytes == DISTORCH_ABSENT ? place->bytes : place->tensor_bytes;
 }
 
-/* Headers stay on the host where all the tensors are elsewhere: not worth a word. */
+/* Headers stay on the host where all the tensors are elsewhere, and a tensor may have no bytes: not
+ * worth a word. */
 static bool is_told(const struct distorch_model *model, const struct distorch_place *place,
 		    uint64_t total)
 {
-	return model->n_where == 1 || !is_host(place) || tensor_bytes(place) > total / 200;
+	return model->n_where == 1 || tensor_bytes(place) > (is_host(place) ? total / 200 : 0);
+}
+
+/* Is something in its file alone? What has gone from a card may be in RAM besides; what there is of
+ * an image of all of it is no less than the file, be a tensor without bytes elsewhere. */
+static bool is_short(const struct distorch_model *model)
+{
+	bool is_whole = strcmp(model->state, "partial") != 0;
+
+	for (size_t i = 0; i < model->n_where; i++) {
+		is_whole = is_whole || (strcmp(model->where[i]->backing, "image") == 0 &&
+					model->where[i]->bytes >= model->bytes);
+	}
+	return !is_whole;
 }
 
 /* Cards first, then the host, and of one that is partial what only its file has. */
 const char *where_text(const struct ctl *ctl, const struct distorch_model *model, char *buffer,
 		       size_t buffer_size)
 {
-	const bool is_partial = strcmp(model->state, "partial") == 0;
+	const bool lacks_some = is_short(model);
 	uint64_t total = 0;
 	uint64_t most = 0;
 	uint64_t there;
@@ -239,7 +253,7 @@ const char *where_text(const struct ctl *ctl, const struct distorch_model *model
 		most = tensor_bytes(model->where[i]) > most ? tensor_bytes(model->where[i]) : most;
 	}
 	there = total;
-	if (is_partial) {
+	if (lacks_some) {
 		total = model->bytes; /* what is missing has its share too */
 	} else if (total > model->bytes) {
 		total = most; /* blocks on cards are in RAM besides, where all of them are */
@@ -247,7 +261,7 @@ const char *where_text(const struct ctl *ctl, const struct distorch_model *model
 	for (size_t i = 0; i < model->n_where; i++) {
 		n_told += is_told(model, model->where[i], total) ? 1 : 0;
 	}
-	text_append(buffer, buffer_size, &used, n_told == 0 && !is_partial ? "-" : "");
+	text_append(buffer, buffer_size, &used, n_told == 0 && !lacks_some ? "-" : "");
 	for (size_t i = 0; i < 2 * model->n_where; i++) {
 		const struct distorch_place *place = model->where[i % model->n_where];
 
@@ -257,11 +271,11 @@ const char *where_text(const struct ctl *ctl, const struct distorch_model *model
 		text_append(buffer, buffer_size, &used, "%s%s", n_words++ == 0 ? "" : " + ",
 			    strcmp(place->backing, "file") == 0 ? "cache"
 								: device_cell(ctl, place->device));
-		if (n_told > 1 || is_partial) {
+		if (n_told > 1 || lacks_some) {
 			append_share(tensor_bytes(place), total, buffer, buffer_size, &used);
 		}
 	}
-	if (is_partial) {
+	if (lacks_some) {
 		text_append(buffer, buffer_size, &used, "%sfile", n_words == 0 ? "" : " + ");
 		append_share(total > there ? total - there : 0, total, buffer, buffer_size, &used);
 	}

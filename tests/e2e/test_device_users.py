@@ -2,12 +2,14 @@
 """Who may have what lies on a device: processes of one user share its blocks, another user has the
 sealed copy in RAM or none, and only an administrator may move what another placed."""
 import os
+import re
 import socket
 
 import msgpack
 import pytest
 from conftest import RawError, close_all, slowness, wait_until
 from placed import MIB, account, attach, load, make_blocks
+from test_ctl import ctl
 from test_wire_hostile import needs_root
 
 ALICE, BOB = 3001, 3002
@@ -190,6 +192,8 @@ def test_another_user_is_served_from_ram_though_the_card_is_full(daemon, person,
     token = raw.call("reserve", {"device": "sim:0", "bytes": 60 * MIB})["token"]
     listed = [one for one in raw.call("list")["models"] if one["name"].startswith("m.")]
     assert listed[0]["state"] == "partial", listed
+    row = next(line for line in ctl(daemon, "ps").stdout.splitlines() if line.startswith("m."))
+    assert "file" not in row and re.search(r" ram( 100%)? ", row), "all of it is in memory"
     for deed in "load", "attach":
         theirs = bob.do(deed, path)
         assert theirs.get("tensors") == expected and theirs["on"].keys() == {"cpu"}, theirs

@@ -340,6 +340,15 @@ def test_of_a_partial_model_the_rest_is_said_to_be_in_its_file(cards, twelve, tm
     wait_for_zero(cards)
 
 
+def test_a_tensor_without_bytes_lies_nowhere_worth_a_word(cards, tmp_path):
+    path = tmp_path / "zero.safetensors"
+    make_safetensors(path, {"z": ("F32", [0, 4]), "layers.0.w": ("F32", [512, 512])})
+    assert ctl(cards, "load", path, "--to", "sim:0,0;cpu,*").returncode == 0
+    for room in "1M", "64M":  # it is evicted for the second
+        shown = ctl(cards, "make-room", room, "--device", "sim:0", "--", CTL, "ps").stdout
+        assert "1.0M  ram  " in shown, shown
+
+
 def test_a_refused_load_leaves_nothing_in_the_listing_and_why_tells_of_it(cards, tmp_path):
     large = tmp_path / "large.safetensors"
     make_safetensors(large, {f"layers.{i}.w": ("F32", [1024, 1024]) for i in range(17)})
