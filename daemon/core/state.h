@@ -590,8 +590,8 @@ void wish_apply(struct core *core, struct wish *wish, const struct core_policy *
 void wish_record(struct core *core, const struct wish *wish);
 bool wish_says(const struct wish *wish);
 void wish_withdraw(struct core *core, struct wish *wish);
-/* What was said by loads that waited for the job alone goes as they fail, or with the job that
- * others of them have now. */
+/* What was said by loads that waited for the job alone goes as they fail, or is said by those
+ * of them who have another job now. */
 void wish_fail(struct core *core, const struct model *model, const struct job *job);
 void wish_remove(struct core *core, struct wish *wish);
 void wish_on_set(struct core *core, const struct core_event *event);

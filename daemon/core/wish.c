@@ -122,14 +122,29 @@ void wish_withdraw(struct core *core, struct wish *wish)
 	wish_apply(core, wish, &nothing);
 }
 
+static bool is_for(const struct job *job, uint32_t uid)
+{
+	LIST_FOR_EACH (link, &job->waiters) {
+		if (OF(link, struct waiter, by_owner)->client->uid == uid) {
+			return true;
+		}
+	}
+	return job->uid == uid;
+}
+
 void wish_fail(struct core *core, const struct model *model, const struct job *job)
 {
+	const struct job *next = model->job;
+
 	LIST_FOR_EACH (link, &model->wishes) {
 		struct wish *wish = OF(link, struct wish, by_model);
 
-		if (wish->job == idtab_id(&core->job_table, job) && model->job != NULL) {
-			wish->job = idtab_id(&core->job_table, model->job);
-		} else if (wish->job == idtab_id(&core->job_table, job)) {
+		if (wish->job != idtab_id(&core->job_table, job)) {
+			continue;
+		}
+		if (next != NULL && is_for(next, wish->uid)) {
+			wish->job = idtab_id(&core->job_table, next);
+		} else {
 			wish_withdraw(core, wish);
 		}
 	}
