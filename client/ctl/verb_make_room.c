@@ -379,8 +379,9 @@ const struct verb verb_make_room = {
 		"  distorchctl make-room 16G --device ram --for 10m\n\n"
 		"SIZE needs its unit: 8G or 512M. "
 		"The room ends with this process, however that ends; the command goes on then. After "
-		"a restart of the daemon it is taken again. With a COMMAND what is told of the room goes "
-		"to standard error; with --json that is one line of JSON.\n"
+		"a restart of the daemon it is taken again; in the 1.5 to 5 s until then something may be "
+		"put there. With a COMMAND what is told of the room goes to standard error; with --json "
+		"that is one line of JSON.\n"
 		"Exit status: the command's, 128 and the number of a signal that ended it, 126 or "
 		"127 where it cannot be run; 1 and 6 where the room is not to be had, and the command "
 		"is not run then.",
