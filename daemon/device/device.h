@@ -42,6 +42,7 @@ struct extent {
 	const struct device_ops *ops;
 	const struct device *device; /* it lies on; to be compared only: it may be closed already */
 	uint64_t bytes;
+	void *verification; /* the loader's own, guarded by its lock: what reads it; else NULL */
 };
 
 /* A device that one can be copied to from another, without the host between. */

@@ -127,6 +127,9 @@ void job_finish(struct job *job, struct load_result *found)
 		loader->available = found->available;
 	}
 	list_remove(&job->link);
+	if (job->type == LOAD_VERIFIED) {
+		job->extent->verification = NULL;
+	}
 	if (job->stop_code != 0 && found->err.code == WIRE_CANCELLED) {
 		job_describe_stop(job, &found->err);
 	}
@@ -183,6 +186,15 @@ static uint32_t lane_width(const struct job *job)
 					    : 0;
 }
 
+/* Those that wait in its lane, and few others. */
+static struct list *waiting_with(struct loader *loader, const struct job *job)
+{
+	uint64_t mixed = (uint64_t)(uintptr_t)job->lane + (uint64_t)job->type;
+
+	mixed += job->type == LOAD_FILLED ? job->id : 0;
+	return &loader->waiting[(mixed * 0x9e3779b97f4a7c15U >> 32) % N_WAITING];
+}
+
 /* The one of the same lane that waits longest, running now; NULL: none does. */
 static struct job *take_waiting(struct loader *loader, struct job *done)
 {
@@ -192,7 +204,7 @@ static struct job *take_waiting(struct loader *loader, struct job *done)
 		return NULL;
 	}
 	thread_lock(&loader->lock);
-	LIST_FOR_EACH (link, &loader->waiting) {
+	LIST_FOR_EACH (link, waiting_with(loader, done)) {
 		if (are_of_a_lane(container_of(link, struct job, link), done)) {
 			found = container_of(link, struct job, link);
 			break;
@@ -201,6 +213,7 @@ static struct job *take_waiting(struct loader *loader, struct job *done)
 	if (found != NULL) {
 		list_remove(&found->link);
 		list_append(&loader->running, &found->link);
+		found->has_begun = true;
 		found->begun_ns = found->moved_ns = clock_mono_ns();
 	}
 	done->has_left = true; /* nobody who comes now may wait for it */
@@ -319,11 +332,13 @@ void job_start(struct job *job)
 
 	thread_lock(&loader->lock);
 	if (has_to_wait_locked(loader, job)) {
-		list_append(&loader->waiting, &job->link); /* one that runs goes on with it */
+		list_append(waiting_with(loader, job),
+			    &job->link); /* one that runs goes on with it */
 		thread_unlock(&loader->lock);
 		return;
 	}
 	list_append(&loader->running, &job->link);
+	job->has_begun = true;
 	(void)pthread_cond_signal(&loader->watch_wanted);
 	thread_unlock(&loader->lock);
 	if (!thread_start(&loader->group, "distorch-load", run_job, job)) {

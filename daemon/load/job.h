@@ -55,6 +55,7 @@ struct job {
 	uint32_t n_peers;
 	const struct device
 		*lane;  /* fills, drops and verifications there: whose turn; never looked into */
+	bool has_begun; /* it need not wait for its turn any more; guarded by the loader's lock */
 	bool has_left;  /* it is done with its lane, though not off the list yet */
 	uint64_t *sums; /* rechecks and verifications: a copy */
 	uint32_t n_sums;

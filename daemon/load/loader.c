@@ -78,6 +78,7 @@ static void verify(void *argument)
 			break;
 		}
 		job = container_of(loader->to_verify.next, struct job, link);
+		job->has_begun = true;
 		thread_unlock(&loader->lock);
 		found = job_result_of(job);
 		work_verify(&loader->work, job, &found);
@@ -87,37 +88,6 @@ static void verify(void *argument)
 	thread_unlock(&loader->lock);
 }
 
-static struct job *find_verification_in(const struct list *jobs, const struct extent *extent)
-{
-	LIST_FOR_EACH (link, jobs) {
-		struct job *job = container_of(link, struct job, link);
-
-		if (job->type == LOAD_VERIFIED && job->extent == extent) {
-			return job;
-		}
-	}
-	return NULL;
-}
-
-/* The verification of this extent that is queued for its hash or runs, or NULL. */
-static struct job *find_verification(const struct loader *loader, const struct extent *extent)
-{
-	struct job *job = find_verification_in(&loader->to_verify, extent);
-
-	return job != NULL ? job : find_verification_in(&loader->running, extent);
-}
-
-/* One that has not begun, and need not wait for its turn; the first to be hashed may have. */
-static struct job *find_queued(const struct loader *loader, const struct extent *extent)
-{
-	struct job *job = find_verification_in(&loader->to_verify, extent);
-
-	if (job == NULL) {
-		return find_verification_in(&loader->waiting, extent);
-	}
-	return loader->to_verify.next == &job->link ? NULL : job;
-}
-
 /* The first drop for which there was no memory, once nobody compares its copy. */
 static void drop_without_job_locked(struct loader *loader)
 {
@@ -125,7 +95,7 @@ static void drop_without_job_locked(struct loader *loader)
 
 	loader->first_undropped = (loader->first_undropped + 1) % MAX_UNANSWERED;
 	loader->n_undropped--;
-	while (find_verification(loader, one.extent) != NULL) {
+	while (one.extent->verification != NULL) {
 		thread_wait(&loader->verified, &loader->lock, UINT64_MAX);
 	}
 	thread_unlock(&loader->lock);
@@ -239,6 +209,7 @@ void loader_verify(struct loader *loader, uint64_t segment, struct extent *exten
 	}
 	job->extent = extent;
 	thread_lock(&loader->lock);
+	extent->verification = job;
 	list_append(&loader->to_verify, &job->link);
 	(void)pthread_cond_signal(&loader->verify_wanted);
 	thread_unlock(&loader->lock);
@@ -260,6 +231,9 @@ void loader_verify_device(struct loader *loader, const struct verify_request *re
 	job->table_fd = request->table_fd;
 	job->from = request->images;
 	job->n_from = request->n_images;
+	thread_lock(&loader->lock);
+	job->extent->verification = job;
+	thread_unlock(&loader->lock);
 	job_start(job);
 }
 
@@ -301,13 +275,11 @@ void loader_drop(struct loader *loader, uint64_t segment, struct extent *extent)
 				    : extent->device;
 	}
 	thread_lock(&loader->lock);
-	verification = extent == NULL ? NULL : find_queued(loader, extent);
+	verification = extent == NULL ? NULL : extent->verification;
 	if (verification != NULL) {
-		job_queue_drop_locked(verification);
-	} else if (extent != NULL) {
-		verification = find_verification(loader, extent);
-	}
-	if (verification != NULL) {
+		if (!verification->has_begun) { /* it need not wait for its turn */
+			job_queue_drop_locked(verification);
+		}
 		job_stop_locked(verification, WIRE_CANCELLED);
 		verification->then = job;
 	}
@@ -326,7 +298,7 @@ void loader_close_file(struct loader *loader, struct file *file)
 	(void)file_unref(file); /* does not block: the closer has the descriptors */
 }
 
-static void stop_with_id_locked(const struct list *jobs, uint64_t id, bool is_verification)
+static void stop_in_locked(const struct list *jobs, uint64_t id, bool is_verification)
 {
 	LIST_FOR_EACH (link, jobs) {
 		struct job *job = container_of(link, struct job, link);
@@ -337,29 +309,35 @@ static void stop_with_id_locked(const struct list *jobs, uint64_t id, bool is_ve
 	}
 }
 
-void loader_cancel(struct loader *loader, uint64_t id)
+static void stop_with_id(struct loader *loader, uint64_t id, bool is_verification)
 {
 	thread_lock(&loader->lock);
-	stop_with_id_locked(&loader->running, id, false);
-	stop_with_id_locked(&loader->waiting, id, false);
+	stop_in_locked(&loader->running, id, is_verification);
+	for (uint32_t i = 0; i < N_WAITING; i++) {
+		stop_in_locked(&loader->waiting[i], id, is_verification);
+	}
 	thread_unlock(&loader->lock);
+}
+
+void loader_cancel(struct loader *loader, uint64_t id)
+{
+	stop_with_id(loader, id, false);
 }
 
 void loader_cancel_verification(struct loader *loader, uint64_t verification)
 {
-	thread_lock(&loader->lock);
-	stop_with_id_locked(&loader->running, verification, true);
-	stop_with_id_locked(&loader->waiting, verification, true);
-	thread_unlock(&loader->lock);
+	stop_with_id(loader, verification, true);
 }
 
 /* ---- life ---- */
 
 static struct loader *loader_destroy(struct loader *loader)
 {
-	REQUIRE(list_is_empty(&loader->running) && list_is_empty(&loader->waiting) &&
-		list_is_empty(&loader->to_verify) && list_is_empty(&loader->to_drop) &&
-		loader->n_undropped == 0);
+	REQUIRE(list_is_empty(&loader->running) && list_is_empty(&loader->to_verify) &&
+		list_is_empty(&loader->to_drop) && loader->n_undropped == 0);
+	for (uint32_t i = 0; i < N_WAITING; i++) {
+		REQUIRE(list_is_empty(&loader->waiting[i]));
+	}
 	thread_group_fini(&loader->group);
 	window_pool_fini(&loader->pool);
 	REQUIRE(pthread_cond_destroy(&loader->watch_wanted) == 0);
@@ -422,7 +400,9 @@ struct loader *loader_new(const struct loader_options *options, struct device *d
 	thread_cond_init(&loader->drop_wanted);
 	thread_cond_init(&loader->verified);
 	list_init(&loader->running);
-	list_init(&loader->waiting);
+	for (uint32_t i = 0; i < N_WAITING; i++) {
+		list_init(&loader->waiting[i]);
+	}
 	list_init(&loader->to_verify);
 	list_init(&loader->to_drop);
 	if (!thread_start(&loader->group, "distorch-watch", watch_run, loader) ||
@@ -450,7 +430,9 @@ struct loader *loader_free(struct loader *loader)
 	thread_lock(&loader->lock);
 	loader->is_stopping = true;
 	stop_all_locked(&loader->running);
-	stop_all_locked(&loader->waiting);
+	for (uint32_t i = 0; i < N_WAITING; i++) {
+		stop_all_locked(&loader->waiting[i]);
+	}
 	stop_all_locked(&loader->to_verify);
 	(void)pthread_cond_signal(&loader->watch_wanted);
 	(void)pthread_cond_signal(&loader->verify_wanted);

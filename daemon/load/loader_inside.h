@@ -14,6 +14,7 @@
 #include "daemon/load/thread.h"
 #include "daemon/load/window_pool.h"
 
+#define N_WAITING      64        /* a power of two */
 #define MAX_UNANSWERED (1 << 18) /* over twice the segments and jobs there can be */
 
 /* A submission for which there was no memory. */
@@ -37,8 +38,9 @@ struct loader {
 	pthread_cond_t verify_wanted;
 	pthread_cond_t drop_wanted;
 	pthread_cond_t verified;
-	struct list running;           /* job::link of reads */
-	struct list waiting;           /* job::link, until another of their lane is done */
+	struct list running; /* job::link of reads */
+	struct list
+		waiting[N_WAITING];    /* job::link, until another of their lane is done; by lane */
 	struct list to_verify;         /* job::link; the first is being verified */
 	struct list to_drop;           /* job::link; before a drop, the verification that waits */
 	struct unanswered *unanswered; /* a ring; fresh zero pages until it is needed */
