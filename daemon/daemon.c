@@ -210,18 +210,23 @@ void daemon_watch_client(struct daemon *daemon, struct client *client)
 static void on_mail(uv_poll_t *poll, int status, int events)
 {
 	struct daemon *daemon = poll->data;
+	struct mail *mail;
+	int i = 0;
 
 	(void)status; /* an eventfd has no error of its own */
 	(void)events;
-	for (int i = 0; i < RESULTS_A_TURN; i++) {
-		struct mail *mail = mailbox_take(daemon->mailbox);
-
-		if (mail == NULL) {
-			return;
-		}
+	daemon->is_taking_results = true;
+	for (; i < RESULTS_A_TURN && (mail = mailbox_take(daemon->mailbox)) != NULL; i++) {
 		execute_result(daemon, load_result_from_mail(mail));
 	}
-	mailbox_wake(daemon->mailbox);
+	daemon->is_taking_results = false;
+	if (i == RESULTS_A_TURN) {
+		mailbox_wake(daemon->mailbox);
+	}
+	recall_look(daemon);
+	if (daemon->server != NULL) {
+		server_flush(daemon->server); /* no step follows that would */
+	}
 }
 
 uint64_t daemon_available(const struct daemon *daemon, uint64_t host_available)

@@ -101,7 +101,8 @@ struct daemon {
 	uint64_t n_brought;                                /* files by loads */
 	struct core_event following[DAEMON_MAX_FOLLOWING]; /* to be stepped after this step */
 	uint32_t n_following;
-	bool has_recalls; /* an unload's answer waits (recall.h) */
+	bool has_recalls;       /* an unload's answer waits (recall.h) */
+	bool is_taking_results; /* of the loader: it is looked at once after them */
 	bool is_stepping, is_stopping, has_loop;
 	bool is_stopped; /* handles are being closed */
 	int exit_code;

@@ -129,15 +129,9 @@ static void note_all_dropped(const struct daemon *daemon, struct pending *pendin
 
 static uint64_t dropping_bytes(const struct daemon *daemon, const struct answer_line *line)
 {
-	struct core_segment_view segment;
-	uint64_t bytes = 0;
-	uint32_t cursor = 0;
-
-	while (line->outcome == CORE_OUTCOME_UNLOADED && line->freed > 0 &&
-	       core_segment_next(daemon->core, line->model, &cursor, &segment)) {
-		bytes += segment.state == SEGMENT_DROPPING ? segment.bytes : 0;
-	}
-	return bytes;
+	return line->outcome == CORE_OUTCOME_UNLOADED && line->freed > 0
+		       ? core_model_dropping(daemon->core, line->model)
+		       : 0;
 }
 
 static bool has_dropping(const struct daemon *daemon, const struct pending *pending)
@@ -204,7 +198,7 @@ void recall_look(struct daemon *daemon)
 	uint64_t soonest_ns = UINT64_MAX;
 	struct client *client;
 
-	if (!daemon->has_recalls || daemon->is_stepping) {
+	if (!daemon->has_recalls || daemon->is_stepping || daemon->is_taking_results) {
 		return;
 	}
 	DL_FOREACH(daemon->clients, client)

@@ -52,6 +52,52 @@ uint64_t account_lacking(const struct account *account, uint64_t coming, uint64_
 	return by_budget > by_machine ? by_budget : by_machine;
 }
 
+void account_uncount(struct core *core, struct segment *segment)
+{
+	core->accounts[segment->device].sums[segment->sum] -= segment->bytes;
+	segment->model->sums[segment->device][segment->sum] -= segment->bytes;
+	for (int i = 0; i < COUNT_N_VALUES; i++) {
+		segment->model->counts[i] -= (uint32_t)segment->counts >> i & 1U;
+	}
+}
+
+static void recount(struct core *core, struct segment *segment)
+{
+	const enum segment_sum sum = segment_sum_of(core, segment);
+	const uint8_t counts = segment_counts(segment);
+
+	if (segment->sum == sum && segment->counts == counts) {
+		return; /* of most */
+	}
+	account_uncount(core, segment);
+	segment->sum = (uint8_t)sum;
+	segment->counts = counts;
+	core->accounts[segment->device].sums[segment->sum] += segment->bytes;
+	segment->model->sums[segment->device][segment->sum] += segment->bytes;
+	for (int i = 0; i < COUNT_N_VALUES; i++) {
+		segment->model->counts[i] += (uint32_t)segment->counts >> i & 1U;
+	}
+}
+
+static void recount_parts(struct core *core, struct model *model)
+{
+	LIST_FOR_EACH_SAFE (link, &model->parts) {
+		struct segment *segment = OF(link, struct segment, touched);
+
+		list_remove(&segment->touched);
+		if (!model->is_touched) {
+			recount(core, segment);
+		}
+	}
+	if (model->is_touched) {
+		LIST_FOR_EACH (link, &model->segments) {
+			recount(core, OF(link, struct segment, by_model));
+		}
+	}
+	model->is_touched = model->beside.is_known = false;
+	model->is_counted = true;
+}
+
 /* Sums and moments follow from a model's parts: worked out again for those that changed. */
 void account_settle(struct core *core)
 {
@@ -59,14 +105,7 @@ void account_settle(struct core *core)
 		struct model *model = OF(link, struct model, touched);
 
 		list_remove(&model->touched);
-		LIST_FOR_EACH (part, &model->segments) {
-			struct segment *segment = OF(part, struct segment, by_model);
-			uint64_t *sums = core->accounts[segment->device].sums;
-
-			sums[segment->sum] -= segment->bytes;
-			segment->sum = (uint8_t)segment_sum_of(core, segment);
-			sums[segment->sum] += segment->bytes;
-		}
+		recount_parts(core, model);
 		timer_set(&core->expiries, &model->expiry, evict_expiry(core, model));
 		timer_set(&core->lingers, &model->linger, place_linger(core, model));
 		timer_set(&core->retries, &model->retry, reserve_retry_at(model));

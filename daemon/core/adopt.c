@@ -107,7 +107,6 @@ uint64_t adopt_copy(struct core *core, const struct core_event *event)
 		}
 		return 0;
 	}
-	segment->model = model;
 	segment->generation = event->adopt.generation;
 	segment->last = NEVER;
 	segment->size = event->adopt.bytes;
@@ -116,8 +115,8 @@ uint64_t adopt_copy(struct core *core, const struct core_event *event)
 	segment->device = (uint16_t)event->adopt.device;
 	segment->index = (uint16_t)event->adopt.index;
 	segment->state = SEGMENT_READY;
+	segment_add(model, segment);
 	model_touch(core, model);
-	list_append(&model->segments, &segment->by_model);
 	core->accounts[segment->device].bucket[SEGMENT_READY] += segment->bytes;
 	user_take(segment);
 	take_generation(core, model, segment, event);
@@ -212,7 +211,6 @@ static struct segment *remnant_new(struct core *core, const struct core_event *e
 static void remnant_take(struct core *core, struct model *model, struct segment *segment,
 			 const struct core_event *event)
 {
-	segment->model = model;
 	segment->generation = segment->last = event->adopt_lease.generation;
 	segment->size = segment->bytes = event->adopt_lease.bytes;
 	segment->backing = CORE_BACKING_IMAGE;
@@ -221,7 +219,8 @@ static void remnant_take(struct core *core, struct model *model, struct segment 
 	if (segment->generation > model->last_generation) {
 		model->last_generation = segment->generation; /* it was not parked at all */
 	}
-	list_append(&model->segments, &segment->by_model);
+	segment_add(model, segment);
+	segment_touch(core, segment);
 	core->accounts[0].bucket[SEGMENT_HELD] += segment->bytes;
 	user_take(segment);
 }

@@ -146,11 +146,40 @@ static const char *check_holder(const struct holder *holder)
 		       : "I14 a holder counts its leases";
 }
 
+/* Its sums, and that nothing of it is left to be counted. */
+static bool is_counted(const struct model *model)
+{
+	uint64_t sums[CORE_MAX_DEVICES][SUM_N_VALUES] = {{0}};
+	uint32_t counts[COUNT_N_VALUES] = {0};
+	uint64_t dropping = 0;
+
+	LIST_FOR_EACH (link, &model->segments) {
+		const struct segment *segment = OF(link, struct segment, by_model);
+
+		dropping += segment->state == SEGMENT_DROPPING ? segment->bytes : 0;
+		sums[segment->device][segment->sum] += segment->bytes;
+		for (int i = 0; i < COUNT_N_VALUES; i++) {
+			counts[i] += segment_counts(segment) >> i & 1;
+		}
+	}
+	for (uint32_t device = 0; device < CORE_MAX_DEVICES; device++) {
+		if (memcmp(sums[device] + 1, model->sums[device] + 1,
+			   (SUM_N_VALUES - 1) * sizeof sums[0][0]) != 0) {
+			return false;
+		}
+	}
+	return dropping == model->dropping && model->is_counted && list_is_empty(&model->touched) &&
+	       memcmp(counts, model->counts, sizeof counts) == 0;
+}
+
 static const char *check_model(const struct core *core, const struct model *model)
 {
 	uint32_t n_live = 0;
 	uint32_t n_counted = 0;
 
+	if (!is_counted(model)) {
+		return "what a model has is counted after every step";
+	}
 	if (model->expiry.at_ns != evict_expiry(core, model)) {
 		return "when a model's time runs out is known after every step";
 	}

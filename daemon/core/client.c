@@ -161,7 +161,7 @@ struct waiter *waiter_add(struct core *core, const struct waiter *like, struct j
 	}
 	if (job != NULL && waiter->attach) {
 		job->n_attaching++;
-		model_touch(core, waiter->model);
+		model_touch_use(core, waiter->model);
 	}
 	return waiter;
 }
@@ -170,7 +170,7 @@ void waiter_remove(struct core *core, struct waiter *waiter)
 {
 	if (waiter->job != NULL && waiter->attach) {
 		waiter->job->n_attaching--;
-		model_touch(core, waiter->model);
+		model_touch_use(core, waiter->model);
 	}
 	list_remove(&waiter->by_client);
 	list_remove(&waiter->by_owner);

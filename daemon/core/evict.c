@@ -19,15 +19,7 @@ static uint64_t sum_of_others(struct core *core, uint32_t device, enum segment_s
 {
 	uint64_t bytes = account_sum(core, device, sum);
 
-	if (spare == NULL) {
-		return bytes;
-	}
-	LIST_FOR_EACH (link, &spare->segments) {
-		const struct segment *segment = OF(link, struct segment, by_model);
-
-		bytes -= segment->device == device && segment->sum == sum ? segment->bytes : 0;
-	}
-	return bytes;
+	return spare == NULL ? bytes : bytes - spare->sums[device][sum];
 }
 
 uint64_t evict_evictable(struct core *core, uint32_t device, const struct model *spare)
@@ -364,19 +356,6 @@ bool evict_model(struct core *core, const struct user *owner, bool may_be_kept)
 	return true;
 }
 
-/* Something of the published generation, be it not all of it. */
-static bool has_current(const struct model *model)
-{
-	LIST_FOR_EACH (link, &model->segments) {
-		const struct segment *segment = OF(link, struct segment, by_model);
-
-		if (segment_is_current(segment) && segment_is_droppable(segment)) {
-			return true;
-		}
-	}
-	return false;
-}
-
 bool evict_is_overdue(const struct core *core, const struct model *model)
 {
 	return model_is_idle(model) && !model_is_pinned(core, model) &&
@@ -389,7 +368,8 @@ uint64_t evict_expiry(const struct core *core, const struct model *model)
 	uint64_t ttl_ns = model_ttl_ns(core, model);
 
 	if (ttl_ns == NEVER || !model_is_idle(model) || model_is_pinned(core, model) ||
-	    model->job != NULL || !has_current(model) || ttl_ns > NEVER - 1 - model->last_used_ns) {
+	    model->job != NULL || model_count(model, COUNT_FREE) == 0 ||
+	    ttl_ns > NEVER - 1 - model->last_used_ns) {
 		return NEVER;
 	}
 	return model->last_used_ns + ttl_ns;

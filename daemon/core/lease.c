@@ -96,7 +96,7 @@ struct lease *lease_add(struct core *core, struct model *model, struct client *c
 	model->n_leases++;
 	model->is_doomed = false; /* somebody wants it again */
 	model_use(core, model, client);
-	model_touch(core, model);
+	model_touch_use(core, model);
 	lease_record(core, lease);
 	return lease;
 }
@@ -127,7 +127,7 @@ static void stop_living(struct core *core, const struct lease *lease)
 	lease->holder->n_live--;
 	lease->model->n_leases--;
 	model_use(core, lease->model, lease->client);
-	model_touch(core, lease->model);
+	model_touch_use(core, lease->model);
 }
 
 void lease_become_ghost(struct core *core, struct lease *lease)
@@ -135,7 +135,9 @@ void lease_become_ghost(struct core *core, struct lease *lease)
 	lease->is_ghost = true;
 	lease_record(core, lease);
 	stop_living(core, lease);
-	release(core, lease->model);
+	if (lease->holder->n_live == 0) {
+		release(core, lease->model);
+	}
 }
 
 void lease_record(struct core *core, const struct lease *lease)
@@ -147,6 +149,9 @@ void lease_end(struct core *core, struct lease *lease)
 {
 	struct model *model = lease->model;
 	struct holder *holder = lease->holder;
+	const bool was_live = holder->n_live > 0;
+	const bool was_mapped = holder->n_mapped > 0;
+	bool is_as_before; /* it leases and maps all that it did */
 
 	lease_record(core, lease);
 	if (!lease->is_ghost) {
@@ -154,6 +159,8 @@ void lease_end(struct core *core, struct lease *lease)
 	}
 	holder->n_mapped -= lease->is_mapped ? 1 : 0;
 	lease->client->user->n_leases--;
+	is_as_before = (holder->n_live > 0) == was_live && (holder->n_mapped > 0) == was_mapped;
+	model_touch_use(core, model); /* while the holder is there */
 	if (--holder->n_leases == 0) {
 		list_remove(&holder->by_model);
 		list_remove(&holder->by_client);
@@ -162,9 +169,10 @@ void lease_end(struct core *core, struct lease *lease)
 	list_remove(&lease->by_model);
 	list_remove(&lease->by_client);
 	idtab_remove(&core->leases, lease);
-	model_touch(core, model);
-	release(core, model);
-	segment_release_held(core, model);
+	if (!is_as_before) {
+		release(core, model);
+		segment_release_held(core, model);
+	}
 }
 
 /* Answer one who waits for the model, which is resident. False: no lease was left. */
@@ -186,7 +194,7 @@ bool lease_grant(struct core *core, const struct waiter *waiter, struct model *m
 		return false;
 	}
 	model_use(core, model, waiter->client);
-	model_touch(core, model);
+	model_touch_use(core, model);
 	core_reply(core, waiter->client, waiter->request, 0, model);
 	action = &core->actions[core->n_actions - 1];
 	action->job = job == NULL ? 0 : idtab_id(&core->job_table, job);

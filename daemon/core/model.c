@@ -30,15 +30,50 @@ uint32_t model_capacity(const struct core_config *config)
 	return config->max_models + n_spare_places(config);
 }
 
-void model_touch(struct core *core, struct model *model)
+/* Only a model that somebody holds has what may be recalled. */
+static void touch(struct core *core, struct model *model)
 {
-	core->n_touches++;
+	core->n_touches += list_is_empty(&model->holders) ? 0 : 1;
 	if (list_is_empty(&model->touched)) {
 		list_append(&core->touched, &model->touched);
 	}
 	if (list_is_empty(&model->changed)) {
 		list_append(&core->changed, &model->changed);
 	}
+}
+
+void model_touch_use(struct core *core, struct model *model)
+{
+	model->is_touched = true;
+	touch(core, model);
+}
+
+void model_touch(struct core *core, struct model *model)
+{
+	model->is_counted = false;
+	model_touch_use(core, model);
+}
+
+void segment_touch(struct core *core, struct segment *segment)
+{
+	segment->model->is_counted = false;
+	if (list_is_empty(&segment->touched)) {
+		list_append(&segment->model->parts, &segment->touched);
+	}
+	touch(core, segment->model);
+}
+
+uint32_t model_count(const struct model *model, enum segment_count count)
+{
+	uint32_t n_counted = 0;
+
+	if (model->is_counted) {
+		return model->counts[count];
+	}
+	LIST_FOR_EACH (link, &model->segments) {
+		n_counted += segment_counts(OF(link, struct segment, by_model)) >> count & 1;
+	}
+	return n_counted;
 }
 
 bool model_is_same_content(const struct core_file_key *a, const struct core_file_key *b)
@@ -171,7 +206,9 @@ struct model *model_add(struct core *core, const struct core_file_key *key, cons
 	list_init(&model->holders);
 	list_init(&model->verifiers);
 	list_init(&model->touched);
+	list_init(&model->parts);
 	list_init(&model->changed);
+	model->is_counted = true;
 	model->hash_next = *head;
 	*head = core_index(&core->models, model) + 1;
 	return model;
@@ -200,15 +237,9 @@ void model_forget(struct core *core, struct model *model)
 
 void model_settle(struct core *core, struct model *model)
 {
-	bool has_ready = false;
-
-	LIST_FOR_EACH (link, &model->segments) {
-		const struct segment *segment = OF(link, struct segment, by_model);
-
-		has_ready = has_ready ||
-			    (segment_is_current(segment) && segment->state == SEGMENT_READY);
-	}
-	if (!has_ready && list_is_empty(&model->leases) && model->generation != 0) {
+	account_settle(core); /* else it is counted for each of many that go */
+	if (model_count(model, COUNT_READY) == 0 && list_is_empty(&model->leases) &&
+	    model->generation != 0) {
 		model->generation = 0; /* nothing of it is left to be asked for */
 		if (model->is_torn) {
 			model->placement = model->torn_placement;
@@ -237,14 +268,7 @@ void model_settle(struct core *core, struct model *model)
 /* All copies of the published generation are there and good. */
 bool model_is_resident(const struct model *model)
 {
-	uint32_t n_good = 0;
-
-	LIST_FOR_EACH (link, &model->segments) {
-		const struct segment *segment = OF(link, struct segment, by_model);
-
-		n_good += segment_is_good(segment) ? 1 : 0;
-	}
-	return model->generation != 0 && n_good == model->n_copies;
+	return model->generation != 0 && model_count(model, COUNT_GOOD) == model->n_copies;
 }
 
 bool model_is_idle(const struct model *model)
@@ -308,32 +332,19 @@ uint64_t model_ttl_ns(const struct core *core, const struct model *model)
 
 enum core_model_state model_state(const struct model *model)
 {
-	bool has_ready = false;
-	bool has_bad = false;
-	bool has_old = false;
-
-	LIST_FOR_EACH (link, &model->segments) {
-		const struct segment *segment = OF(link, struct segment, by_model);
-
-		has_ready = has_ready || (segment->state == SEGMENT_READY && !segment->is_bad &&
-					  !segment->is_stale && segment_is_current(segment));
-		has_bad = has_bad || segment->is_bad;
-		has_old = has_old || segment->state == SEGMENT_DROPPING ||
-			  segment->state == SEGMENT_HELD;
-	}
 	if (model_is_resident(model)) {
 		return CORE_MODEL_RESIDENT;
 	}
-	if (has_bad) {
+	if (model_count(model, COUNT_BAD) > 0) {
 		return CORE_MODEL_QUARANTINED;
 	}
 	if (model->job != NULL) {
 		return CORE_MODEL_LOADING;
 	}
-	if (has_ready) {
+	if (model_count(model, COUNT_GOOD) > 0) {
 		return CORE_MODEL_PARTIAL;
 	}
-	if (has_old) {
+	if (model_count(model, COUNT_OLD) > 0) {
 		return CORE_MODEL_DRAINING;
 	}
 	return model->fail_code != 0 ? CORE_MODEL_FAILED : CORE_MODEL_REGISTERED;
@@ -396,8 +407,9 @@ void model_drain(struct core *core, struct model *model)
 								   : old_bytes;
 		bool is_lost = segment->backing == CORE_BACKING_IMAGE && !segment->is_bare;
 
-		if (!segment_is_droppable(segment) || segment_is_leased(segment) ||
-		    (segment_is_current(segment) && !segment->is_bad && !segment->is_stale)) {
+		if (!segment_is_droppable(segment) ||
+		    (segment_is_current(segment) && !segment->is_bad && !segment->is_stale) ||
+		    segment_is_leased(segment)) {
 			continue;
 		}
 		/* The file's own bytes are lost to nobody; that they changed was noted. */

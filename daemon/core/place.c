@@ -14,14 +14,7 @@ bool place_has_blocks_for(const struct model *model, uint32_t uid)
 /* Also while blocks of it have gone from where they lay beside. */
 static bool has_images(const struct model *model)
 {
-	uint32_t n_good = 0;
-
-	LIST_FOR_EACH (link, &model->segments) {
-		const struct segment *segment = OF(link, struct segment, by_model);
-
-		n_good += !segment->is_block && segment_is_good(segment) ? 1 : 0;
-	}
-	return model->has_host && n_good == model->n_images;
+	return model->has_host && model_count(model, COUNT_IMAGES) == model->n_images;
 }
 
 bool place_serves(const struct model *model, uint32_t uid)
@@ -214,6 +207,9 @@ void place_on_place(struct core *core, const struct core_event *event)
 
 static bool has_blocks(const struct model *model)
 {
+	if (model_count(model, COUNT_FREE) == 0) {
+		return false;
+	}
 	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
@@ -237,7 +233,9 @@ static uint64_t stays_until(const struct core *core, const struct model *model)
 
 uint64_t place_linger(const struct core *core, const struct model *model)
 {
-	return model->job == NULL && has_blocks(model) ? stays_until(core, model) : NEVER;
+	uint64_t until_ns = model->job == NULL ? stays_until(core, model) : NEVER;
+
+	return until_ns != NEVER && has_blocks(model) ? until_ns : NEVER;
 }
 
 uint64_t place_to_return(const struct core *core, const struct model *model)
@@ -533,18 +531,11 @@ void place_on_devices_found(struct core *core, const struct core_event *event)
 
 bool place_comes_back(const struct model *model)
 {
-	uint32_t n_ready = 0;
-
 	if (model->is_torn || model->placement <= CORE_PLACEMENT_HOST) {
 		return model->is_torn;
 	}
-	LIST_FOR_EACH (link, &model->segments) {
-		const struct segment *segment = OF(link, struct segment, by_model);
-
-		n_ready += segment_is_current(segment) && segment->state == SEGMENT_READY ? 1 : 0;
-	}
 	return model->is_displaced || (model->job != NULL && model->job->is_reload) ||
-	       (model->generation != 0 && n_ready == model->n_copies);
+	       (model->generation != 0 && model_count(model, COUNT_READY) == model->n_copies);
 }
 
 void place_settle(struct core *core)

@@ -146,11 +146,14 @@ bool retain_give_way(struct core *core, const struct model *spare, uint32_t devi
 	LIST_FOR_EACH (link, &core->rooms) {
 		struct job *job = OF(link, struct job, by_room);
 
+		if (job->model == spare || !job->may_share) {
+			continue; /* it counts on nothing that could go */
+		}
 		LIST_FOR_EACH (part, &job->model->segments) {
 			struct segment *segment = OF(part, struct segment, by_model);
 
-			if (job->model != spare && segment->state == SEGMENT_READY &&
-			    segment->job != 0 && (devices >> segment->device & 1) != 0) {
+			if (segment->state == SEGMENT_READY && segment->job != 0 &&
+			    (devices >> segment->device & 1) != 0) {
 				has_given = job->has_given_way = true;
 				job->is_too_many = !let_one_go(core, job, segment) ||
 						   job->is_too_many;
@@ -218,6 +221,7 @@ void retain_lose_bad(struct core *core, struct job *job)
 			/* It takes it over, or has read it: it begins again. */
 			segment->is_retained = false;
 			segment->job = 0;
+			segment_touch(core, segment);
 			job->code = job->code == 0 ? WIRE_CHANGED_WHILE_READING : job->code;
 		}
 	}

@@ -4,6 +4,13 @@
 
 #include "daemon/core/state.h"
 
+void segment_add(struct model *model, struct segment *segment)
+{
+	segment->model = model;
+	list_append(&model->segments, &segment->by_model);
+	list_init(&segment->touched);
+}
+
 struct segment *segment_plan(struct core *core, struct job *job, const struct core_need *need)
 {
 	uint64_t id = 0;
@@ -12,7 +19,6 @@ struct segment *segment_plan(struct core *core, struct job *job, const struct co
 	if (segment == NULL) {
 		return NULL;
 	}
-	segment->model = job->model;
 	segment->generation = job->generation;
 	segment->last = NEVER;
 	segment->size = need->bytes;
@@ -26,8 +32,8 @@ struct segment *segment_plan(struct core *core, struct job *job, const struct co
 	segment->is_bare = need->is_bare;
 	segment->job = idtab_id(&core->job_table, job);
 	segment->state = SEGMENT_PLANNED;
-	list_append(&job->model->segments, &segment->by_model);
-	model_touch(core, job->model);
+	segment_add(job->model, segment);
+	segment_touch(core, segment);
 	core->accounts[segment->device].bucket[SEGMENT_PLANNED] += segment->bytes;
 	return segment;
 }
@@ -64,6 +70,11 @@ static bool may_become(enum segment_state from, enum segment_state to)
 	return false;
 }
 
+static uint64_t dropping_bytes(const struct segment *segment)
+{
+	return segment->state == SEGMENT_DROPPING ? segment->bytes : 0;
+}
+
 void segment_set_state(struct core *core, struct segment *segment, enum segment_state state)
 {
 	struct account *account = &core->accounts[segment->device];
@@ -72,10 +83,12 @@ void segment_set_state(struct core *core, struct segment *segment, enum segment_
 	REQUIRE(account->bucket[segment->state] >= segment->bytes);
 	account->bucket[segment->state] -= segment->bytes;
 	user_give_back(segment);
+	segment->model->dropping -= dropping_bytes(segment);
 	segment->state = (uint8_t)state;
+	segment->model->dropping += dropping_bytes(segment);
 	user_take(segment);
 	account->bucket[state] += segment->bytes;
-	model_touch(core, segment->model);
+	segment_touch(core, segment);
 }
 
 void segment_answer_verifiers(struct core *core, const struct model *model, int code)
@@ -115,9 +128,11 @@ void segment_remove(struct core *core, struct segment *segment)
 
 	REQUIRE(account->bucket[segment->state] >= segment->bytes);
 	account->bucket[segment->state] -= segment->bytes;
-	account->sums[segment->sum] -= segment->bytes;
+	account_uncount(core, segment);
+	segment->model->dropping -= dropping_bytes(segment);
 	user_give_back(segment);
-	model_touch(core, segment->model);
+	segment_touch(core, segment); /* what follows from it for the model */
+	list_remove(&segment->touched);
 	list_remove(&segment->by_model);
 	idtab_remove(&core->segments, segment);
 }
@@ -131,6 +146,17 @@ bool segment_is_good(const struct segment *segment)
 {
 	return segment_is_current(segment) && segment->state == SEGMENT_READY && !segment->is_bad &&
 	       !segment->is_stale;
+}
+
+uint8_t segment_counts(const struct segment *segment)
+{
+	const bool is_ready = segment_is_current(segment) && segment->state == SEGMENT_READY;
+	const bool is_good = segment_is_good(segment);
+	const bool is_old = segment->state == SEGMENT_DROPPING || segment->state == SEGMENT_HELD;
+
+	return (uint8_t)(is_ready << COUNT_READY | (is_ready && segment->job == 0) << COUNT_FREE |
+			 is_good << COUNT_GOOD | (is_good && !segment->is_block) << COUNT_IMAGES |
+			 segment->is_bad << COUNT_BAD | is_old << COUNT_OLD);
 }
 
 const struct holder *segment_mapper(const struct segment *segment)
@@ -219,14 +245,19 @@ void segment_on_filled(struct core *core, const struct core_event *event)
 	job_result(core, job, code);
 }
 
-/* Once a device for all copies of a generation: with the last that is being dropped. */
+/* Once a device for all copies of a generation: with the last that is being dropped. The next one is
+ * looked at first: it goes next, most likely. */
 static void note_held(struct core *core, const struct segment *last)
 {
 	uint64_t bytes[CORE_MAX_DEVICES] = {0};
 
-	LIST_FOR_EACH (link, &last->model->segments) {
+	bytes[last->device] = last->is_bare || last->is_remnant ? 0 : last->bytes;
+	LIST_FOR_EACH (link, &last->by_model) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
+		if (link == &last->model->segments) {
+			continue; /* round the list */
+		}
 		if (segment->last != last->last || segment->is_remnant) {
 			continue;
 		}
@@ -401,10 +432,11 @@ void segment_on_verified(struct core *core, const struct core_event *event)
 	if (!is_current) {
 		return; /* they wait for what was published since */
 	}
-	LIST_FOR_EACH (link, &model->segments) {
+	LIST_FOR_EACH (link, &segment->by_model) { /* the next one first: it is looked at next */
 		const struct segment *other = OF(link, struct segment, by_model);
 
-		if (other->is_verifying && segment_is_current(other) && code == 0) {
+		if (link != &model->segments && other->is_verifying && segment_is_current(other) &&
+		    code == 0) {
 			return; /* the answer waits for the last copy */
 		}
 	}

@@ -8,8 +8,8 @@
  *   user ── queued jobs, and counts of clients, models and jobs
  *
  * A step must not cost more where the tables are full. So what follows from a model's parts (the
- * bytes that may go, when its time runs out) is kept, and worked out again by model_recount for
- * the models that model_touch named; core_check compares it with the parts.
+ * bytes that may go, when its time runs out) is kept, and worked out again by account_settle for
+ * the parts that segment_touch and model_touch named; core_check compares it with the parts.
  */
 #ifndef CORE_STATE_H
 #define CORE_STATE_H
@@ -55,6 +55,33 @@ struct user {
 	uint64_t left; /* of that, while victims are chosen */
 };
 
+/* What of a segment's bytes admission may count on. */
+enum segment_sum {
+	SUM_NONE,
+	SUM_DROPPING,  /* come back without anybody's help */
+	SUM_EVICTABLE, /* come back when they are evicted */
+	SUM_LATER,     /* may be evicted once the load that brings them has ended */
+	SUM_N_VALUES,
+};
+
+/* How many of a model's segments are what: see segment_counts. */
+enum segment_count {
+	COUNT_READY,  /* of the published generation: they are there, */
+	COUNT_FREE,   /* and no job counts on them, */
+	COUNT_GOOD,   /* or would serve, */
+	COUNT_IMAGES, /* and are no blocks */
+	COUNT_BAD,    /* of any generation */
+	COUNT_OLD,    /* dropped, be they held */
+	COUNT_N_VALUES,
+};
+
+/* What a holder like this has, beside what was counted with older generations: most have the same. */
+struct beside {
+	uint64_t generation, images, blocks, bytes;
+	bool has_blocks, is_remnant;
+	bool is_known; /* until the model is touched */
+};
+
 struct model {
 	struct idtab_slot slot;
 	uint32_t hash_next; /* index + 1 in the chain of its (dev, ino) */
@@ -89,11 +116,18 @@ struct model {
 	struct list leases;      /* lease::by_model */
 	struct list holders;     /* holder::by_model */
 	struct list verifiers;   /* waiter::by_owner */
-	struct list touched;     /* core::touched: to be counted again */
-	struct list changed;     /* core::changed: likewise, whether it comes back */
-	struct timer expiry;     /* core::expiries: its time without use runs out */
-	struct timer linger;     /* core::lingers: its blocks leave other devices */
-	struct timer retry;      /* core::retries: what went for a reservation comes back */
+	struct list touched;     /* core::touched: to be counted again, */
+	struct list parts;       /* segment::touched: of its segments these, */
+	bool is_touched;         /* or all of them */
+	bool is_counted;         /* its counts are those of its segments, whatever is touched */
+	uint32_t counts[COUNT_N_VALUES];
+	uint64_t sums[CORE_MAX_DEVICES][SUM_N_VALUES]; /* its part of those of the accounts */
+	struct list changed;  /* core::changed: likewise, whether it comes back */
+	uint64_t dropping;    /* bytes of its segments that are */
+	struct beside beside; /* view.c's, as last asked for */
+	struct timer expiry;  /* core::expiries: its time without use runs out */
+	struct timer linger;  /* core::lingers: its blocks leave other devices */
+	struct timer retry;   /* core::retries: what went for a reservation comes back */
 	uint64_t last_used_ns;
 	uint64_t blocks_used_ns; /* likewise, by those who have what lies on other devices */
 	uint64_t load_ns;
@@ -104,19 +138,11 @@ struct model {
 	bool is_leaving; /* forget it when its copies are gone: another needs the place */
 };
 
-/* What of a segment's bytes admission may count on. */
-enum segment_sum {
-	SUM_NONE,
-	SUM_DROPPING,  /* come back without anybody's help */
-	SUM_EVICTABLE, /* come back when they are evicted */
-	SUM_LATER,     /* may be evicted once the load that brings them has ended */
-	SUM_N_VALUES,
-};
-
 struct segment {
 	struct idtab_slot slot;
 	struct list by_model;
 	struct model *model;
+	struct list touched; /* model::parts */
 	uint64_t generation; /* the first that it is of */
 	uint64_t last;       /* and the last; NEVER: none has been published without it */
 	uint64_t size;       /* of what is there */
@@ -128,6 +154,7 @@ struct segment {
 	uint8_t state;   /* enum segment_state */
 	uint8_t why;     /* enum core_why it is dropped for */
 	uint8_t sum;     /* enum segment_sum it is counted in */
+	uint8_t counts;  /* bits of enum segment_count: likewise */
 	uint8_t backing; /* enum core_backing, not AUTO */
 	bool is_block;
 	bool is_verifying;
@@ -307,7 +334,7 @@ struct job {
 struct account {
 	uint64_t budget;
 	uint64_t bucket[SEGMENT_N_STATES];
-	uint64_t sums[SUM_N_VALUES]; /* see core_settle */
+	uint64_t sums[SUM_N_VALUES]; /* see account_settle */
 	uint64_t reserved;           /* by reservations that were granted */
 	uint64_t available;          /* fresh bound by the outside, as last told */
 	uint64_t drained_age;        /* jobs that are younger may take nothing; NEVER: all may */
@@ -330,8 +357,8 @@ struct core {
 	struct list to_tell;        /* job::to_tell, empty between steps */
 	struct list startable;      /* user::startable */
 	struct list touched;        /* model::touched */
-	uint64_t n_touches;
-	struct list changed; /* model::changed */
+	uint64_t n_touches;         /* of models that somebody holds */
+	struct list changed;        /* model::changed */
 	struct timers expiries, lapses, lingers, retries, reservation_ends;
 	struct segment **victims;     /* room for all segments, while victims are chosen */
 	uint32_t *hash;               /* heads of chains: index + 1 of a model */
@@ -400,8 +427,12 @@ uint32_t model_capacity(const struct core_config *config); /* those that leave i
 /* Let go of models that nobody uses until this uid may add one, or name what stands in the way. */
 enum core_limit model_make_place(struct core *core, uint32_t uid);
 void model_stay(struct core *core, struct model *model); /* it is wanted again */
-/* Something of it has changed that core_settle looks at. */
+/* Something of it has changed that account_settle looks at. */
 void model_touch(struct core *core, struct model *model);
+/* Likewise, but its parts have not: who uses or wants it. */
+void model_touch_use(struct core *core, struct model *model);
+/* How many of its segments are that; without a walk where none has changed since they were counted. */
+uint32_t model_count(const struct model *model, enum segment_count count);
 void model_settle(struct core *core, struct model *model); /* gives up what nothing needs */
 void model_forget(struct core *core, struct model *model);
 bool model_is_resident(const struct model *model);
@@ -440,6 +471,12 @@ static inline bool segment_is_current(const struct segment *segment)
 }
 /* Of those before it, and somebody leases or maps it. */
 bool segment_is_older(const struct segment *segment);
+/* It is in its model now. */
+void segment_add(struct model *model, struct segment *segment);
+/* It alone has changed. */
+void segment_touch(struct core *core, struct segment *segment);
+/* In which of the counts it is, as bits. */
+uint8_t segment_counts(const struct segment *segment);
 /* It is of no later generation than those there are. */
 void segment_end(struct segment *segment);
 void segment_set_state(struct core *core, struct segment *segment, enum segment_state state);
@@ -483,7 +520,9 @@ uint64_t account_room(const struct account *account, uint64_t coming);
 uint64_t account_lacking(const struct account *account, uint64_t coming, uint64_t wanted);
 /* Bytes of the device in one of the sums. */
 uint64_t account_sum(struct core *core, uint32_t device, enum segment_sum sum);
-/* Count again what was touched: sums of the accounts, expiries of the models. */
+/* The segment is in no sum and no count any more. */
+void account_uncount(struct core *core, struct segment *segment);
+/* Count again what was touched: sums of the accounts, counts and expiries of the models. */
 void account_settle(struct core *core);
 void account_on_available(struct core *core, const struct core_event *event);
 /* What was in use or pinned when a budget was lowered goes once it is not. */

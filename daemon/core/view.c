@@ -65,6 +65,13 @@ bool core_model_get(const struct core *core, uint64_t id, struct core_model_view
 	return model != NULL;
 }
 
+uint64_t core_model_dropping(const struct core *core, uint64_t id)
+{
+	const struct model *model = idtab_find(&core->models, id);
+
+	return model == NULL ? 0 : model->dropping;
+}
+
 bool core_model_next(const struct core *core, uint32_t *cursor, struct core_model_view *ret)
 {
 	const struct model *model = idtab_next(&core->models, cursor);
@@ -176,8 +183,14 @@ static struct counted counted_before(const struct holder *last, bool is_mapped)
 /* Of what it may have, less what was counted before. */
 static uint64_t bytes_beside(const struct holder *holder, struct counted before)
 {
+	struct beside *known = &holder->model->beside;
 	uint64_t bytes = 0;
 
+	if (known->is_known && known->generation == holder->generation &&
+	    known->has_blocks == holder->has_blocks && known->is_remnant == holder->is_remnant &&
+	    known->images == before.images && known->blocks == before.blocks) {
+		return known->bytes;
+	}
 	LIST_FOR_EACH (link, &holder->model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 		uint64_t until = segment->is_block ? before.blocks : before.images;
@@ -185,6 +198,13 @@ static uint64_t bytes_beside(const struct holder *holder, struct counted before)
 		bytes += holder_has(holder, segment) && segment->generation > until ? segment->size
 										    : 0;
 	}
+	*known = (struct beside){.is_known = true,
+				 .has_blocks = holder->has_blocks,
+				 .is_remnant = holder->is_remnant,
+				 .generation = holder->generation,
+				 .images = before.images,
+				 .blocks = before.blocks,
+				 .bytes = bytes};
 	return bytes;
 }
 

@@ -48,7 +48,7 @@ void wish_changed(struct core *core, struct wish *wish)
 	uint64_t keep_ns = wish->keep ? wish->keep_until_ns : NEVER;
 
 	timer_set(&core->lapses, &wish->lapse, pin_ns < keep_ns ? pin_ns : keep_ns);
-	model_touch(core, wish->model);
+	model_touch_use(core, wish->model);
 }
 
 void wish_remove(struct core *core, struct wish *wish)
