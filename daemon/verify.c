@@ -164,7 +164,7 @@ void verify_cancel(struct daemon *daemon, uint64_t segment)
 	LIST_FOR_EACH (link, &daemon->verifications) {
 		struct verification *verification = container_of(link, struct verification, link);
 
-		for (uint32_t i = 0; i < verification->n_held; i++) {
+		for (uint32_t i = 0; i < verification->n_held && !verification->is_cancelled; i++) {
 			if (verification->held[i] == segment) {
 				verification->is_cancelled = true;
 				loader_cancel_verification(daemon->loader, verification->id);

@@ -225,18 +225,14 @@ static void recall(struct core *core, struct reservation *reservation)
 		  account_add(core->now_ns, reservation->recall_ns));
 }
 
-/* Does this holder keep the copy there, and would not let it go if those who can be were asked? */
-static bool is_obstacle(const struct reservation *reservation, const struct segment *segment,
-			const struct holder *holder)
+/* Would the holder not let go of what it has there if those who can be asked were? */
+static bool is_obstacle(const struct reservation *reservation, const struct holder *holder,
+			bool lies_on)
 {
-	bool has_it = holder_has(holder, segment);
-
 	if (holder->n_live == 0) { /* once all were asked it may be one who ends for that */
-		return has_it && holder->n_mapped > 0 && segment->backing == CORE_BACKING_IMAGE &&
-		       !reservation->has_recalled;
+		return holder->n_mapped > 0 && !reservation->has_recalled;
 	}
-	return has_it && (holder->client == reservation->client ||
-			  !holder_lies_on(holder, reservation->device));
+	return holder->client == reservation->client || !lies_on;
 }
 
 /* A load that goes on with it brings more leases of it. */
@@ -248,22 +244,48 @@ static bool is_awaited(const struct core *core, const struct segment *segment)
 	       (segment->is_retained || segment->generation == job->generation);
 }
 
+/* Once for all of the model's copies. False: none of its holders is one. */
+static bool find_obstacles(const struct reservation *reservation, const struct model *model)
+{
+	const struct holder *last = NULL; /* looked at: most have the same */
+	bool lies_on = false;
+	bool has_one = false;
+
+	LIST_FOR_EACH (link, &model->holders) {
+		struct holder *holder = OF(link, struct holder, by_model);
+
+		if (!holder_is_like(holder, last)) {
+			last = holder;
+			lies_on = holder_lies_on(holder, reservation->device);
+		}
+		holder->is_obstacle = is_obstacle(reservation, holder, lies_on);
+		has_one = has_one || holder->is_obstacle;
+	}
+	return has_one;
+}
+
+static bool has_obstacle(const struct segment *segment)
+{
+	LIST_FOR_EACH (link, &segment->model->holders) {
+		const struct holder *holder = OF(link, struct holder, by_model);
+
+		if (holder->is_obstacle && holder_has(holder, segment) &&
+		    (holder->n_live > 0 || segment->backing == CORE_BACKING_IMAGE)) {
+			return true;
+		}
+	}
+	return false;
+}
+
 static bool may_be_recalled(const struct core *core, const struct reservation *reservation,
-			    const struct segment *segment)
+			    const struct segment *segment, bool has_obstacles)
 {
 	bool is_held = segment->state == SEGMENT_DROPPING || segment->state == SEGMENT_HELD;
 
-	if (segment->device != reservation->device || segment->sum != SUM_NONE ||
-	    is_awaited(core, segment) ||
-	    (segment->state != SEGMENT_READY && !(is_held && reservation->has_recalled))) {
-		return false;
-	}
-	LIST_FOR_EACH (link, &segment->model->holders) {
-		if (is_obstacle(reservation, segment, OF(link, struct holder, by_model))) {
-			return false;
-		}
-	}
-	return true;
+	return segment->device == reservation->device && segment->sum == SUM_NONE &&
+	       !is_awaited(core, segment) &&
+	       (segment->state == SEGMENT_READY || (is_held && reservation->has_recalled)) &&
+	       !(has_obstacles && has_obstacle(segment));
 }
 
 /* Bytes that may go when all who can be asked have let go of what they lease; 0: nobody is. */
@@ -274,13 +296,18 @@ static uint64_t count_recallable(const struct core *core, const struct reservati
 	uint64_t bytes = 0;
 
 	while (reservation->recall_ns > 0 && (model = idtab_next(&core->models, &cursor)) != NULL) {
+		bool has_obstacles;
+
 		if (list_is_empty(&model->holders) || model_is_pinned(core, model)) {
 			continue;
 		}
+		has_obstacles = find_obstacles(reservation, model);
 		LIST_FOR_EACH (link, &model->segments) {
 			const struct segment *segment = OF(link, struct segment, by_model);
 
-			bytes += may_be_recalled(core, reservation, segment) ? segment->bytes : 0;
+			bytes += may_be_recalled(core, reservation, segment, has_obstacles)
+					 ? segment->bytes
+					 : 0;
 		}
 	}
 	return bytes;

@@ -178,6 +178,7 @@ struct holder {
 	uint32_t n_leases;
 	uint32_t n_live;   /* of them not ghosts */
 	uint32_t n_mapped; /* of them with descriptors out */
+	bool is_obstacle;  /* while recalls are counted: it would not let go */
 	bool has_blocks;   /* as they lie, whatever becomes of the model; else its images alone */
 	bool is_remnant;   /* has what an earlier life's daemon made, and nothing of this one's */
 };

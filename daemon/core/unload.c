@@ -233,13 +233,13 @@ static void unload_copies(struct core *core, const struct core_event *event, str
 	}
 }
 
-/* Does the lease hold an older generation's bytes on the device? */
-static bool is_of_older(const struct lease *lease, uint32_t device)
+/* Does it hold an older generation's bytes on the device? */
+static bool is_of_older(const struct holder *holder, uint32_t device)
 {
-	LIST_FOR_EACH (link, &lease->model->segments) {
+	LIST_FOR_EACH (link, &holder->model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
 
-		if (is_older_on(segment, device) && holder_has(lease->holder, segment)) {
+		if (is_older_on(segment, device) && holder_has(holder, segment)) {
 			return true;
 		}
 	}
@@ -252,11 +252,17 @@ static void report_older(struct core *core, const struct core_event *event,
 {
 	const uint32_t device = event->unload.device;
 	const struct lease *holder = NULL;
+	const struct holder *last = NULL; /* looked at: most have the same */
+	bool is_older = false;
 
 	LIST_FOR_EACH (link, &model->leases) {
 		const struct lease *lease = OF(link, struct lease, by_model);
 
-		if (!is_of_older(lease, device)) {
+		if (!holder_is_like(lease->holder, last)) {
+			last = lease->holder;
+			is_older = is_of_older(last, device);
+		}
+		if (!is_older) {
 			continue;
 		}
 		holder = holder == NULL || holder->is_ghost ? lease : holder;
