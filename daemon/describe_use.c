@@ -65,6 +65,13 @@ static uint64_t bytes_on(const struct daemon *daemon, const struct core_holder_v
 	return bytes;
 }
 
+static bool has_the_same(const struct core_holder_view *a, const struct core_holder_view *b)
+{
+	return a->model == b->model && a->generation == b->generation &&
+	       a->images_before == b->images_before && a->blocks_before == b->blocks_before &&
+	       a->has_blocks == b->has_blocks && a->is_remnant == b->is_remnant;
+}
+
 /* The client's place among the largest, also a new one; NULL: he has less than those. */
 static struct wire_holder *find_place(const struct daemon *daemon, const struct client *viewer,
 				      uint64_t client, uint64_t bytes, struct wire_holder *holders,
@@ -92,15 +99,21 @@ static uint64_t find_holders(const struct daemon *daemon, const struct client *v
 			     uint32_t device, bool is_charged, struct device_use *use)
 {
 	struct core_holder_view held;
+	struct core_holder_view last = {.model = 0}; /* looked at: most have the same */
 	uint32_t cursor = 0;
 	uint64_t n_leases = 0;
+	uint64_t bytes = 0;
 
 	while (core_holder_next(daemon->core, 0, &cursor, &held)) {
-		const uint64_t bytes = bytes_on(daemon, &held, device, is_charged);
-		struct wire_holder *holder = bytes == 0 ? NULL
-							: find_place(daemon, viewer, held.client,
-								     bytes, use->holders,
-								     &use->n_holders);
+		struct wire_holder *holder;
+
+		if (!has_the_same(&held, &last)) {
+			last = held;
+			bytes = bytes_on(daemon, &held, device, is_charged);
+		}
+		holder = bytes == 0 ? NULL
+				    : find_place(daemon, viewer, held.client, bytes, use->holders,
+						 &use->n_holders);
 
 		n_leases += bytes == 0 ? 0 : held.n_leases;
 		if (holder != NULL) {
@@ -174,38 +187,45 @@ static void find_reservers(const struct daemon *daemon, const struct client *vie
 	qsort(use->reservers, use->n_reservers, sizeof use->reservers[0], compare_holders);
 }
 
+static void add_copy(const struct daemon *daemon, const struct client *viewer,
+		     const struct core_model_view *model, const struct core_segment_view *segment,
+		     uint64_t spare, struct device_use *ret)
+{
+	bool is_mapped = core_segment_mapper(daemon->core, segment->id) != 0;
+
+	if (segment->state == SEGMENT_DROPPING && !is_mapped) {
+		ret->evictable += segment->bytes;
+	}
+	if (segment->state != SEGMENT_READY) {
+		return;
+	}
+	if (model->is_pinned) {
+		add_pins(daemon, viewer, segment, ret);
+	}
+	if (is_mapped || core_segment_is_leased(daemon->core, segment->id)) {
+		ret->in_use += segment->bytes;
+	} else if (model->is_pinned) {
+		ret->pinned += segment->bytes;
+	} else if (model->id != spare) {
+		ret->evictable += segment->bytes;
+	}
+}
+
 void describe_use(const struct daemon *daemon, const struct client *viewer, uint32_t device,
 		  uint64_t spare, struct device_use *ret)
 {
-	struct core_segment_view segment;
 	struct core_model_view model;
-	uint32_t cursor = 0;
+	uint32_t next_model = 0;
 
 	memset(ret, 0, sizeof *ret);
-	while (core_segment_next(daemon->core, 0, &cursor, &segment)) {
-		bool is_mapped;
+	while (core_model_next(daemon->core, &next_model, &model)) {
+		struct core_segment_view segment;
+		uint32_t cursor = 0;
 
-		if ((device != CORE_ALL_DEVICES && segment.device != device) ||
-		    segment.state == SEGMENT_PLANNED ||
-		    !core_model_get(daemon->core, segment.model, &model)) {
-			continue;
-		}
-		is_mapped = core_segment_mapper(daemon->core, segment.id) != 0;
-		if (segment.state == SEGMENT_DROPPING && !is_mapped) {
-			ret->evictable += segment.bytes;
-		}
-		if (segment.state != SEGMENT_READY) {
-			continue;
-		}
-		if (model.is_pinned) {
-			add_pins(daemon, viewer, &segment, ret);
-		}
-		if (is_mapped || core_segment_is_leased(daemon->core, segment.id)) {
-			ret->in_use += segment.bytes;
-		} else if (model.is_pinned) {
-			ret->pinned += segment.bytes;
-		} else if (segment.model != spare) {
-			ret->evictable += segment.bytes;
+		while (core_segment_next(daemon->core, model.id, &cursor, &segment)) {
+			if (device == CORE_ALL_DEVICES || segment.device == device) {
+				add_copy(daemon, viewer, &model, &segment, spare, ret);
+			}
 		}
 	}
 	(void)find_holders(daemon, viewer, device, true, ret);
