@@ -545,6 +545,8 @@ static void publish(struct core *core, struct job *job)
 {
 	struct model *model = job->model;
 	const bool is_moved = is_place(job);
+	const bool is_same = job->may_share ||
+			     (is_moved && model_is_same_content(&job->key, &model->key));
 	struct core_action *action;
 
 	core_close_file(core, model->file);
@@ -556,7 +558,7 @@ static void publish(struct core *core, struct job *job)
 
 		if (segment->generation != job->generation && !segment->is_retained) {
 			segment_end(segment);
-			segment->why = job->may_share ? CORE_WHY_MOVED : segment->why;
+			segment->why = is_same ? CORE_WHY_MOVED : segment->why;
 		}
 		if (segment->state == SEGMENT_READY) {
 			segment->job = 0;

@@ -340,6 +340,16 @@ def test_of_a_partial_model_the_rest_is_said_to_be_in_its_file(cards, twelve, tm
     wait_for_zero(cards)
 
 
+def test_a_file_that_was_not_written_has_no_newer_content(cards, tmp_path):
+    path = tmp_path / "eight.safetensors"
+    make_safetensors(path, {f"layers.{i}.w": ("F32", [1024, 1024]) for i in range(8)})
+    assert ctl(cards, "load", path, "--to", "sim:0,16M;cpu,*").returncode == 0
+    path.chmod(0o600)
+    assert ctl(cards, "place", "eight", "sim:0,8M;cpu,*").returncode == 0
+    why = ctl(cards, "why", "eight").stdout
+    assert "newer content" not in why and "what was there before a move" in why, why
+
+
 def test_a_tensor_without_bytes_lies_nowhere_worth_a_word(cards, tmp_path):
     path = tmp_path / "zero.safetensors"
     make_safetensors(path, {"z": ("F32", [0, 4]), "layers.0.w": ("F32", [512, 512])})
