@@ -41,7 +41,7 @@ bool holder_is_like(const struct holder *holder, const struct holder *other)
 	       holder->is_remnant == other->is_remnant;
 }
 
-bool holder_lies_on(const struct holder *holder, uint32_t device)
+static bool lies_on(const struct holder *holder, uint32_t device)
 {
 	LIST_FOR_EACH (link, &holder->model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
@@ -52,6 +52,19 @@ bool holder_lies_on(const struct holder *holder, uint32_t device)
 		}
 	}
 	return false;
+}
+
+void holder_find(const struct model *model, uint32_t device)
+{
+	const struct holder *last = NULL; /* most have the same */
+
+	LIST_FOR_EACH (link, &model->holders) {
+		struct holder *holder = OF(link, struct holder, by_model);
+
+		holder->lies_on = holder_is_like(holder, last) ? last->lies_on
+							       : lies_on(holder, device);
+		last = holder;
+	}
 }
 
 /* In the way of one more lease. */

@@ -198,23 +198,15 @@ static void recall(struct core *core, struct reservation *reservation)
 		return;
 	}
 	while ((model = idtab_next(&core->models, &cursor)) != NULL) {
-		const struct holder *holder = NULL; /* looked at last: most have the same */
-		bool lies_on = false;
-
 		if (model_is_pinned(core, model)) {
 			continue;
 		}
+		holder_find(model, reservation->device);
 		LIST_FOR_EACH (link, &model->leases) {
 			const struct lease *lease = OF(link, struct lease, by_model);
 
-			if (lease->is_ghost || lease->client == reservation->client) {
-				continue;
-			}
-			if (!holder_is_like(lease->holder, holder)) {
-				holder = lease->holder;
-				lies_on = holder_lies_on(holder, reservation->device);
-			}
-			if (lies_on) {
+			if (!lease->is_ghost && lease->client != reservation->client &&
+			    lease->holder->lies_on) {
 				recall_lease(core, reservation, lease);
 			}
 		}
@@ -226,13 +218,12 @@ static void recall(struct core *core, struct reservation *reservation)
 }
 
 /* Would the holder not let go of what it has there if those who can be asked were? */
-static bool is_obstacle(const struct reservation *reservation, const struct holder *holder,
-			bool lies_on)
+static bool is_obstacle(const struct reservation *reservation, const struct holder *holder)
 {
 	if (holder->n_live == 0) { /* once all were asked it may be one who ends for that */
 		return holder->n_mapped > 0 && !reservation->has_recalled;
 	}
-	return holder->client == reservation->client || !lies_on;
+	return holder->client == reservation->client || !holder->lies_on;
 }
 
 /* A load that goes on with it brings more leases of it. */
@@ -247,18 +238,13 @@ static bool is_awaited(const struct core *core, const struct segment *segment)
 /* Once for all of the model's copies. False: none of its holders is one. */
 static bool find_obstacles(const struct reservation *reservation, const struct model *model)
 {
-	const struct holder *last = NULL; /* looked at: most have the same */
-	bool lies_on = false;
 	bool has_one = false;
 
+	holder_find(model, reservation->device);
 	LIST_FOR_EACH (link, &model->holders) {
 		struct holder *holder = OF(link, struct holder, by_model);
 
-		if (!holder_is_like(holder, last)) {
-			last = holder;
-			lies_on = holder_lies_on(holder, reservation->device);
-		}
-		holder->is_obstacle = is_obstacle(reservation, holder, lies_on);
+		holder->is_obstacle = is_obstacle(reservation, holder);
 		has_one = has_one || holder->is_obstacle;
 	}
 	return has_one;

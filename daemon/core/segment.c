@@ -446,20 +446,11 @@ void segment_on_verified(struct core *core, const struct core_event *event)
 /* Who leases the generation cannot trust what he maps of it. */
 static void tell_lost(struct core *core, const struct model *model, uint32_t device)
 {
-	const struct holder *holder = NULL; /* looked at last: most have the same */
-	bool has_lost = false;
-
+	holder_find(model, device);
 	LIST_FOR_EACH (link, &model->leases) {
 		const struct lease *lease = OF(link, struct lease, by_model);
 
-		if (lease->is_ghost) {
-			continue;
-		}
-		if (!holder_is_like(lease->holder, holder)) {
-			holder = lease->holder;
-			has_lost = holder_lies_on(holder, device);
-		}
-		if (has_lost) {
+		if (lease->holder->lies_on && !lease->is_ghost) {
 			struct core_action *action = core_act(core, ACT_LOST);
 
 			action->client = idtab_id(&core->clients, lease->client);

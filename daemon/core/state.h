@@ -178,6 +178,7 @@ struct holder {
 	uint32_t n_leases;
 	uint32_t n_live;   /* of them not ghosts */
 	uint32_t n_mapped; /* of them with descriptors out */
+	bool lies_on;      /* as holder_find found last */
 	bool is_obstacle;  /* while recalls are counted: it would not let go */
 	bool has_blocks;   /* as they lie, whatever becomes of the model; else its images alone */
 	bool is_remnant;   /* has what an earlier life's daemon made, and nothing of this one's */
@@ -603,8 +604,8 @@ void lease_end(struct core *core, struct lease *lease);
 void lease_record(struct core *core, const struct lease *lease);
 bool holder_has(const struct holder *holder, const struct segment *segment);
 bool holder_is_like(const struct holder *holder, const struct holder *other); /* has the same */
-/* Has it something there? Its leases are in the way, and asked or told. */
-bool holder_lies_on(const struct holder *holder, uint32_t device);
+/* Those of the model that have something there: their leases are in the way, and asked or told. */
+void holder_find(const struct model *model, uint32_t device);
 bool lease_grant(struct core *core, const struct waiter *waiter, struct model *model,
 		 enum core_source source, const struct job *job);
 void lease_count_hit(struct core *core, const struct model *model); /* served from memory */
