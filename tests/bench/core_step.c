@@ -2,7 +2,7 @@
 /*
  * What one core_step costs where the tables are full: 4,096 resident models of four uids, each
  * with a wish of all of them, and where loads wait besides; and where one model has thousands of
- * blocks that are placed, moved, evicted and lost. Prints nanoseconds, asserts nothing.
+ * blocks that are placed, moved, leased, evicted and lost. Prints nanoseconds, asserts nothing.
  */
 #include "base/os/clock.h"
 
@@ -92,7 +92,8 @@ static void measure(struct bench *bench, const char *what, struct core_event eve
 /* ---- one model of many blocks ---- */
 
 #define N_BLOCK_BYTES 4096ULL
-#define MAX_BLOCKS    10000
+#define MAX_BLOCKS    30000
+#define N_HOLDERS     8
 
 struct slowest {
 	uint64_t ns, n_steps, total_ns;
@@ -180,16 +181,50 @@ static void make_table(struct bench *bench, struct slowest *slowest)
 		  (struct core_event){.type = EV_TABLED, .tabled = {.job = view.job}});
 }
 
+/* Those who lease it are asked to let go for a reservation, which is taken back, and leave. */
+static void recall(struct bench *bench, uint32_t n_blocks)
+{
+	const struct core_event opened = {.type = EV_CLIENT_OPENED, .opened = {.uid = 1000}};
+	const uint64_t model = core_model_find(bench->core, &blocks_key);
+	uint64_t holders[N_HOLDERS];
+	struct slowest asking = {0};
+	struct slowest leaving = {0};
+
+	for (uint32_t i = 0; i < N_HOLDERS; i++) {
+		holders[i] = step(bench, opened);
+		(void)step(bench, (struct core_event){.type = EV_ATTACH,
+						      .client = holders[i],
+						      .request = ++bench->request,
+						      .attach = {.model = model}});
+	}
+	time_step(bench, &asking,
+		  (struct core_event){.type = EV_RESERVE,
+				      .client = bench->clients[0],
+				      .reserve = {.device = 2,
+						  .bytes = (1ULL << 40) - N_BLOCK_BYTES,
+						  .recall_ns = 1000000000}});
+	print_slowest(n_blocks, "eight are asked for room", asking);
+	(void)step(bench, (struct core_event){.type = EV_CANCEL,
+					      .client = bench->clients[0],
+					      .cancel = {.request = bench->request}});
+	for (uint32_t i = 0; i < N_HOLDERS; i++) {
+		time_step(bench, &leaving,
+			  (struct core_event){.type = EV_CLIENT_CLOSED, .client = holders[i]});
+	}
+	print_slowest(n_blocks, "they leave", leaving);
+}
+
 static void measure_blocks(uint32_t n_blocks)
 {
 	static const uint8_t id[16];
 	static const struct core_policy policy;
-	const struct core_config config = {.max_clients = 4,
+	const struct core_config config = {.max_clients = 16,
 					   .max_models = 16,
 					   .max_segments = 65536,
 					   .max_leases = 64,
 					   .max_waiters = 64,
 					   .max_wishes = 64,
+					   .max_reservations = 4,
 					   .n_devices = 4,
 					   .loads_per_uid = 2};
 	struct bench bench = {0};
@@ -235,6 +270,7 @@ static void measure_blocks(uint32_t n_blocks)
 	make_table(&bench, &moving);
 	print_slowest(n_blocks, "half of it moves", moving);
 	print_slowest(n_blocks, "a block is closed", finish_all(&bench, SEGMENT_DROPPING));
+	recall(&bench, n_blocks);
 	time_step(&bench, &eviction,
 		  (struct core_event){.type = EV_PRESSURE,
 				      .pressure = {.device = 1,

@@ -5,6 +5,7 @@ Usage: build/venv/bin/python tests/bench/figures.py [FOLDER]   (scripts/bench do
 Starts private daemons in FOLDER (a temporary one), 8 GiB of disk are used and given back.
 Nothing here fails: it prints.
 """
+import contextlib
 import json
 import mmap
 import os
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -55,13 +57,14 @@ def take_memory(n_bytes):
 
 
 class Daemon:
-    def __init__(self, folder, ram="8G", before=(), backing="image"):
+    def __init__(self, folder, ram="8G", before=(), backing="image", settings=()):
         self.folder = tempfile.mkdtemp(dir=folder)
         socket = f"{self.folder}/s"
         self.process = subprocess.Popen(
             [*before, BUILD / "bin" / "distorchd", "--socket", socket, "--set",
              f"memory.ram={ram}", "--set", "memory.reserve=0", "--set",
-             f"memory.backing={backing}"],
+             f"memory.backing={backing}",
+             *(word for setting in settings for word in ("--set", setting))],
             stderr=subprocess.DEVNULL)
         while not os.path.exists(socket):
             if self.process.poll() is not None:
@@ -153,6 +156,60 @@ def many(folder):
         os.unlink(path)
 
 
+class Pings:
+    """The longest answer to a ping while something goes on: a turn of the loop."""
+
+    def __enter__(self):
+        self.longest, self.goes_on = 0, True
+        self.has_begun = threading.Event()
+        self.thread = threading.Thread(target=self.listen)
+        self.thread.start()
+        self.has_begun.wait()
+        return self
+
+    def listen(self):
+        import distorch
+        with distorch.connect() as d:
+            while self.goes_on:
+                self.longest = max(self.longest, milliseconds(d.ping))
+                self.has_begun.set()
+                time.sleep(0.001)
+
+    def __exit__(self, *exception):
+        self.goes_on = False
+        self.thread.join()
+
+
+def turns(folder):
+    """How long everybody waits for what one does with a model of as many blocks as there may be."""
+    import distorch
+    path = f"{folder}/blocks.safetensors"
+    n_blocks = 30000
+    write_model(path, n_blocks, 256)
+    daemon = Daemon(folder, settings=("sim.count=2", "sim.memory=100G", "sim.link=100G",
+                                      "sim.latency=0", "gpu.budget=100%"))
+
+    def be_refused():
+        with contextlib.suppress(distorch.Error):
+            d.reserve("sim:1", 200 << 30)
+
+    with distorch.connect() as d:
+        def load():
+            d.load(path, allocation="sim:0,50%;sim:1,50%", granularity="tensor")
+
+        def unload():
+            d.unload(path)
+
+        print(f"a model of {n_blocks} blocks on two simulated cards:")
+        for what, do in (("it is loaded", load), ("room is refused", be_refused),
+                         ("it is unloaded", unload)):
+            with Pings() as pings:
+                seconds = milliseconds(do) / 1e3
+            print(f"  {what:<16} {seconds:6.2f} s, the longest turn {pings.longest:7.1f} ms")
+    daemon.stop()
+    os.unlink(path)
+
+
 def warm(folder):
     path = f"{folder}/warm.safetensors"
     write_model(path, 500, 4 << 20)  # 2 GiB, as warm as a file that was just written
@@ -219,8 +276,6 @@ def milliseconds(call):
 
 
 def status_during_load(folder):
-    import threading
-
     import distorch
     echo = start_echo()
 
@@ -320,6 +375,7 @@ def main():
         attach(folder)
         resident(folder)
         many(folder)
+        turns(folder)
         warm(folder)
         recover(folder)
         benches = ["bench_core_step", "bench_plan"]
