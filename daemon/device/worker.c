@@ -294,8 +294,9 @@ static int do_import(struct request *request, struct err *err)
 	struct extent *extent = NULL;
 	struct slot *slot = NULL;
 	uint64_t id = 0;
-	int code = new_slot(&id, &slot, err);
+	int code = check_descriptors(err);
 
+	code = code < 0 ? code : new_slot(&id, &slot, err);
 	if (code < 0) {
 		return code;
 	}

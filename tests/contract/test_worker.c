@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include "daemon/device/device.h"
 #include "daemon/device/remote.h"
@@ -585,6 +586,34 @@ static void a_worker_has_what_it_needs_and_no_more(void **state)
 	wait_for_fds(pid, 4);
 }
 
+static void a_worker_without_descriptors_imports_no_more_and_stays(void **state)
+{
+	const struct rlimit few = {.rlim_cur = 40, .rlim_max = 40};
+	struct device *device = given_device(0);
+	struct extent *extent = given_sealed(device, GRANULE);
+	struct extent *imported[40] = {NULL};
+	struct err err = {0};
+	size_t n_imported = 0;
+	int code = 0;
+	int fd = -1;
+
+	(void)state;
+	assert_int_equal(device_export(extent, &fd, &err), 0);
+	assert_int_equal(prlimit(fixture.pids[0], RLIMIT_NOFILE, &few, NULL), 0);
+	while (code == 0 && n_imported < 40) {
+		code = device_import(device, fd, GRANULE, &imported[n_imported], &err);
+		n_imported += code == 0 ? 1 : 0;
+	}
+	assert_int_equal(code, -WIRE_TOO_MANY);
+	assert_non_null(strstr(err.text, "as many descriptors as it may (40)"));
+	assert_known(extent);
+	for (size_t i = 0; i < n_imported; i++) {
+		release(imported[i]);
+	}
+	release(extent);
+	(void)close(fd);
+}
+
 static void without_a_socket_it_says_who_begins_it(void **state)
 {
 	pid_t pid = fork();
@@ -620,6 +649,7 @@ int main(void)
 		CASE(a_worker_of_another_version_refuses),
 		CASE(a_worker_ends_at_what_is_no_request_of_ours),
 		CASE(a_worker_has_what_it_needs_and_no_more),
+		CASE(a_worker_without_descriptors_imports_no_more_and_stays),
 		CASE(without_a_socket_it_says_who_begins_it),
 	};
 
