@@ -61,6 +61,11 @@ static const uint16_t refused[] = {
 	SYS_swapoff,
 	SYS_settimeofday,
 	SYS_clock_settime,
+	SYS_kill, /* of signals tgkill is left, which the C library uses, for this process */
+	SYS_tkill,
+	SYS_rt_sigqueueinfo,
+	SYS_rt_tgsigqueueinfo,
+	424 /* pidfd_send_signal */,
 	425 /* io_uring_setup */,
 	434 /* pidfd_open */,
 	438 /* pidfd_getfd */,
@@ -72,12 +77,12 @@ static const uint16_t refused[] = {
 
 /* And to those that drive no card: NVIDIA's driver makes and binds a socket at its start. */
 static const uint16_t refused_without_card[] = {
-	SYS_bind,      SYS_listen,  SYS_accept,   SYS_accept4,  SYS_socket,    SYS_socketpair,
-	SYS_connect,   SYS_kill,    SYS_unlinkat, SYS_mkdirat,  SYS_renameat2, SYS_linkat,
-	SYS_symlinkat, SYS_mknodat, SYS_fchmodat, SYS_fchownat, SYS_truncate,  SYS_setxattr,
+	SYS_bind,    SYS_listen,   SYS_accept,   SYS_accept4,   SYS_socket,   SYS_socketpair,
+	SYS_connect, SYS_unlinkat, SYS_mkdirat,  SYS_renameat2, SYS_linkat,   SYS_symlinkat,
+	SYS_mknodat, SYS_fchmodat, SYS_fchownat, SYS_truncate,  SYS_setxattr,
 #	ifdef SYS_open
-	SYS_open,      SYS_creat,   SYS_unlink,   SYS_rename,   SYS_mkdir,     SYS_rmdir,
-	SYS_link,      SYS_symlink, SYS_mknod,    SYS_chmod,    SYS_chown,
+	SYS_open,    SYS_creat,    SYS_unlink,   SYS_rename,    SYS_mkdir,    SYS_rmdir,
+	SYS_link,    SYS_symlink,  SYS_mknod,    SYS_chmod,     SYS_chown,
 #	endif
 };
 
@@ -150,6 +155,11 @@ static void build(struct program *program, bool has_card)
 	}
 	only_if(program, BPF_JEQ, 435 /* clone3: the C library takes clone then */);
 	answer(program, SECCOMP_RET_ERRNO | ENOSYS);
+	add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_tgkill, 0, 4));
+	load(program, argument(0));
+	only_if(program, BPF_JEQ, (uint32_t)getpid());
+	answer(program, SECCOMP_RET_ALLOW);
+	answer(program, SECCOMP_RET_ERRNO | EPERM);
 	/* Threads, no processes. */
 	add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 0, 3));
 	load(program, argument(0));
@@ -189,6 +199,23 @@ static bool drop_capabilities(void)
 	return syscall(SYS_capget, &header, has) == 0 && memcmp(has, none, sizeof has) == 0;
 }
 
+/*
+ * The daemon is of the same user: without this its descriptors and memory could be had by /proc. A
+ * domain of Landlock may look into no process outside, whatever it is made for; this one is made for
+ * nothing but new block devices. A kernel that has none, or a filter that refuses it, is as it was.
+ */
+static void enter_domain(void)
+{
+	const uint64_t made_for = 0x800; /* LANDLOCK_ACCESS_FS_MAKE_BLOCK: of the first version */
+	const long ruleset =
+		syscall(444 /* landlock_create_ruleset */, &made_for, sizeof made_for, 0);
+
+	if (ruleset >= 0) {
+		(void)syscall(446 /* landlock_restrict_self */, ruleset, 0);
+		(void)close((int)ruleset);
+	}
+}
+
 static void limit_resources(void)
 {
 	const struct rlimit no_core = {0};
@@ -210,6 +237,7 @@ const char *worker_sandbox(int socket, const char *name)
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) {
 		return "new privileges";
 	}
+	enter_domain();
 	if (!drop_capabilities()) {
 		return "capabilities";
 	}

@@ -435,7 +435,8 @@ def test_it_makes_its_own_socket_where_it_may_give_nothing_away(confined):
 
 @pytest.mark.fault("S14")
 @pytest.mark.parametrize("call", ["setpriority ioprio_set", "madvise", "pidfd_open", "prlimit64",
-                                  "fadvise64", "sched_yield", "mlock"])
+                                  "fadvise64", "sched_yield", "mlock",
+                                  "landlock_create_ruleset"])
 def test_a_call_that_the_machine_refuses_is_done_without(confined, make_model, call):
     daemon = confined(call)
     path = make_model(size=3 << 20)
