@@ -153,7 +153,8 @@ static struct split split_bytes(const struct model *model)
 
 	LIST_FOR_EACH (link, &model->segments) {
 		const struct segment *segment = OF(link, struct segment, by_model);
-		bool is_held = segment->state == SEGMENT_HELD;
+		bool is_held = segment->state == SEGMENT_HELD ||
+			       (segment->state == SEGMENT_DROPPING && segment_is_held(segment));
 
 		if (!is_held && !segment_is_droppable(segment)) {
 			continue;

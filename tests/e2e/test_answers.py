@@ -192,7 +192,8 @@ def test_a_failed_load_leaves_the_listing_when_its_model_is_unloaded_by_name(dae
 def test_who_may_not_withdraw_a_keep_does_not_forget_its_failure(daemon, raw, make_model):
     path = cut_short(make_model("trunc.safetensors"))
     with opened(path) as fd:
-        refusal(raw, "load", {"policy": {"keep": True}}, [fd])
+        refusal(raw, "load", {}, [fd])
+    raw.call("set", {"model": "trunc", "policy": {"keep": True}})
 
     def forget():
         with daemon.raw() as nobody, opened(path) as fd:

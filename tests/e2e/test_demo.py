@@ -15,7 +15,8 @@ DEMO = ROOT / "scripts" / "demo.py"
 
 
 def demo(folder, *words):
-    environment = {**os.environ, "TMPDIR": str(folder), "DISTORCH_BUILD": str(BUILD)}
+    kept = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    environment = {**kept, "TMPDIR": str(folder), "DISTORCH_BUILD": str(BUILD)}
     return subprocess.run([sys.executable, DEMO, *words], env=environment,
                           capture_output=True, text=True, timeout=120 * slowness())
 
