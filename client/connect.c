@@ -407,6 +407,9 @@ static int open_and_greet(struct distorch *c)
 			return rc;
 		}
 		pause_unlocked(c);
+		if (c->is_closed) {
+			return rc;
+		}
 	}
 }
 

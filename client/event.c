@@ -93,12 +93,14 @@ static void queue_shed(struct distorch *c)
 	const struct wire_overflow_event fields = {.seq = 0};
 	bool has_shed = false;
 
-	LIST_FOR_EACH_SAFE (link, &c->events) {
-		struct event *event = container_of(link, struct event, link);
+	for (int of_owned = 0; of_owned <= 1; of_owned++) {
+		LIST_FOR_EACH_SAFE (link, &c->events) {
+			struct event *event = container_of(link, struct event, link);
 
-		if (!event->is_owned || c->n_events >= QUEUE_OWNED_EVENTS) {
-			event_remove(c, event);
-			has_shed = true;
+			if (of_owned ? c->n_events >= QUEUE_OWNED_EVENTS : !event->is_owned) {
+				event_remove(c, event);
+				has_shed = true;
+			}
 		}
 	}
 	if (has_shed) {

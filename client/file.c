@@ -124,20 +124,6 @@ bool file_exists(const char *text)
 	return exists;
 }
 
-/* Is there such a file, that is one of several of a model, or their index? */
-static bool is_of_several(const char *text)
-{
-	struct model_path found;
-	bool is_one = model_path_is_file(text);
-
-	if (is_one) {
-		(void)model_path_find(text, &found, NULL); /* what cannot be read is a name */
-		is_one = found.files != NULL;
-		model_path_fini(&found);
-	}
-	return is_one;
-}
-
 /* The protocol's text is UTF-8: what is not would be asked for by other bytes, and meet another
  * model or none. */
 static int put_text(const char *text, const char *hint, struct wire_str *ret)
@@ -151,19 +137,23 @@ static int put_text(const char *text, const char *hint, struct wire_str *ret)
 	return 0;
 }
 
+int file_name_text(const char *text, struct wire_str *ret)
+{
+	return put_text(text, "name the model by its id: distorchctl ps", ret);
+}
+
 int file_model_text(const char *text, char *buffer, struct wire_str *ret)
 {
 	struct model_path found;
 	const char *path = text;
 
-	if (strchr(text, '/') != NULL || is_of_several(text)) {
+	if (strchr(text, '/') != NULL) {
 		/* What cannot be read is told when it is loaded; here it is only a name. */
 		(void)model_path_find(text, &found, NULL);
 		path = realpath(found.whole[0] == '\0' ? text : found.whole, buffer);
 		model_path_fini(&found);
 	}
-	return put_text(path != NULL ? path : text, "name the model by its id: distorchctl ps",
-			ret);
+	return file_name_text(path != NULL ? path : text, ret);
 }
 
 int file_folder_text(const char *text, char *buffer, struct wire_str *ret)

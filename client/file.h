@@ -33,11 +33,13 @@ bool file_exists(const char *text);
 /*
  * What people type for a model: where it is the path of a file, its absolute, resolved form
  * goes to 'buffer' (PATH_MAX bytes), as the daemon knows it; else 'text' itself. A model of several
- * files has the path of its index, or of the first of them. Without a slash it is a name, but for a
- * file here that is one of several, or their index: no model is called so. What is not UTF-8 is
- * refused; fills the thread's error.
+ * files has the path of its index, or of the first of them. Without a slash it is a name, whatever files
+ * are here. What is not UTF-8 is refused; fills the thread's error.
  */
 int file_model_text(const char *text, char *buffer, struct wire_str *ret);
+
+/* The same for what is a name in any case. */
+int file_name_text(const char *text, struct wire_str *ret);
 
 /* The same for a folder: resolved where it exists, slash or not. */
 int file_folder_text(const char *text, char *buffer, struct wire_str *ret);

@@ -273,6 +273,7 @@ void distorch_loaded_free(struct distorch_loaded *loaded)
 
 /* ---- attach ---- */
 
+/* 'model' is NULL where 'source' has the files. */
 static int attach(struct distorch *c, const char *model, struct source *source,
 		  struct distorch_weights **ret_weights)
 {
@@ -282,9 +283,15 @@ static int attach(struct distorch *c, const char *model, struct source *source,
 	AUTO_ANSWER struct answer answer = {0};
 	struct request request = {.method = WIRE_METHOD_ATTACH, .body = &body};
 	struct lease lease;
-	int rc;
+	int rc = 0;
 
-	give_text(model, &body.has_model, &body.model);
+	body.has_model = model != NULL;
+	if (model != NULL) {
+		rc = file_name_text(model, &body.model);
+	}
+	if (rc < 0) {
+		return rc;
+	}
 	if (source->n_shards > 0) {
 		body.has_shards = true;
 		body.shards = (struct wire_list){.count = source->n_shards, .items = source->names};

@@ -156,9 +156,7 @@ static bool leave_out_last_extra(const struct sheet *sheet, bool *is_shown)
 static void fit_sheet(const struct ctl *ctl, const struct sheet *sheet, size_t *ret_widths)
 {
 	const bool is_wide = ctl->arguments.output == OUTPUT_WIDE;
-	const char *said = getenv("COLUMNS");
-	const bool is_bounded = !is_wide &&
-				(ctl->is_tty || (said != NULL && strtoul(said, NULL, 10) > 0));
+	const bool is_bounded = !is_wide && (ctl->is_tty || said_columns() > 0);
 	const size_t room = is_bounded ? terminal_width() : SIZE_MAX - GAP;
 	bool is_shown[MAX_COLUMNS];
 	bool is_last_resort = false;

@@ -105,6 +105,7 @@ const char *bar_text(uint64_t part, uint64_t whole, unsigned width, char *buffer
 const char *path_base(const char *path); /* behind the last '/' */
 
 unsigned terminal_columns(int fd); /* 80 where it does not say */
+unsigned said_columns(void);       /* in COLUMNS; 0: nothing */
 unsigned terminal_width(void);     /* of the output, as COLUMNS or the terminal says */
 
 /* How many columns it takes, and it cut to so many, the last of them "…". Returns 'buffer'. */

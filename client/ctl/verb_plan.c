@@ -6,7 +6,6 @@
  */
 #include "base/err.h"
 #include "base/units.h"
-#include "base/utf8.h"
 #include "options.h"
 #include "placement.h"
 #include "plan_file.h"
@@ -34,6 +33,7 @@ struct wanted {
 	struct plan_text donors[PLAN_MAX_DONORS];
 	struct plan_request request;
 	struct plan_file file;
+	uint64_t machine_bytes; /* memory of the host in all; 0: not known */
 	bool by_tensor;
 };
 
@@ -260,6 +260,7 @@ static void take_devices(const struct distorch_devices *devices, struct wanted *
 			.is_lost = !is_well && !from->draining,
 			.is_draining = from->draining,
 		};
+		wanted->machine_bytes = is_host ? from->total : wanted->machine_bytes;
 		wanted->request.n_devices++;
 	}
 	take_links(devices, wanted);
@@ -283,8 +284,18 @@ static void keep_own(const struct distorch_model *model, struct wanted *wanted)
 
 /* ---- refusals ---- */
 
+/* Could there be so much room, if nothing else was there and the budget was all? */
+static bool may_be_had(const struct wanted *wanted, const struct plan_shortage *shortage)
+{
+	const struct plan_device *device = &wanted->devices[shortage->device];
+
+	return device->is_host
+		       ? wanted->machine_bytes == 0 || shortage->need <= wanted->machine_bytes
+		       : shortage->need <= device->total;
+}
+
 /* What can be done about what there is no room for. */
-static const char *hint_for_shortage(const struct plan_request *request,
+static const char *hint_for_shortage(const struct wanted *wanted,
 				     const struct plan_shortage *shortage, char *buffer,
 				     size_t buffer_size)
 {
@@ -301,31 +312,32 @@ static const char *hint_for_shortage(const struct plan_request *request,
 			       explain_least(shortage->virtual_vram, least, sizeof least));
 		return buffer;
 	}
-	if (request->devices[shortage->device].is_host) {
-		return "less there: let other devices take more, or raise its budget";
+	if (wanted->devices[shortage->device].is_host) {
+		return may_be_had(wanted, shortage)
+			       ? "less there: let other devices take more, or raise its budget"
+			       : "less there: let other devices take more";
 	}
 	return shortage->is_rest_on_host ? "less there: the host takes the rest already"
 					 : "less there, or let the host take the rest: cpu,*";
 }
 
-static void fill_shortage(const struct plan_request *request, const struct plan_shortage *shortage,
+static void fill_shortage(const struct wanted *wanted, const struct plan_shortage *shortage,
 			  struct distorch_error *error)
 {
 	error->need = shortage->need;
 	if (shortage->device != PLAN_ALL_DEVICES) {
-		const struct plan_device *device = &request->devices[shortage->device];
+		const struct plan_device *device = &wanted->devices[shortage->device];
 
 		error->device = device->name;
 		error->free = device->free;
 		error->evictable = device->evictable;
 		error->foreign = device->foreign;
-		error->is_retryable = error->is_retryable &&
-				      (device->is_host || shortage->need <= device->total);
+		error->is_retryable = error->is_retryable && may_be_had(wanted, shortage);
 	}
 }
 
-static int refuse(struct ctl *ctl, int code, const struct err *err,
-		  const struct plan_request *request, const struct plan_shortage *shortage)
+static int refuse(struct ctl *ctl, int code, const struct err *err, const struct wanted *wanted,
+		  const struct plan_shortage *shortage)
 {
 	struct distorch_error error = ctl_error(distorch_code_word(code), NULL, err->text);
 	char text[128];
@@ -337,15 +349,15 @@ static int refuse(struct ctl *ctl, int code, const struct err *err,
 	if (code == -WIRE_BUSY && shortage != NULL) { /* the device of check_draining */
 		(void)snprintf(text, sizeof text,
 			       "an administrator ends it: distorchctl drain --off --device %s",
-			       device_text(request->devices[shortage->device].name));
+			       device_text(wanted->devices[shortage->device].name));
 		error.hint = text;
 	}
 	if (strncmp(err->text, "--", 2) == 0) {
 		error.hint = NULL; /* it is an option's value */
 	}
 	if (code == -WIRE_NO_MEMORY && shortage != NULL && shortage->need > 0) {
-		error.hint = hint_for_shortage(request, shortage, text, sizeof text);
-		fill_shortage(request, shortage, &error);
+		error.hint = hint_for_shortage(wanted, shortage, text, sizeof text);
+		fill_shortage(wanted, shortage, &error);
 	}
 	return ctl_refuse_error(ctl, (enum exit_status)distorch_code_exit(code), &error);
 }
@@ -438,7 +450,7 @@ static int plan_file(struct ctl *ctl, struct wanted *wanted)
 	if (code == 0) {
 		code = check_draining(wanted, &summary, &err);
 	}
-	status = code < 0 ? refuse(ctl, code, &err, &wanted->request, &summary.shortage)
+	status = code < 0 ? refuse(ctl, code, &err, wanted, &summary.shortage)
 			  : print_plan(ctl, wanted, &summary, devices, blocks);
 	free(blocks);
 	free(devices);
@@ -519,7 +531,8 @@ static int plan_there(struct ctl *ctl, const struct distorch_placement *placemen
 		bool is_unknown = code == -DISTORCH_E_NOT_FOUND ||
 				  code == -DISTORCH_E_NOT_RESIDENT ||
 				  code == -DISTORCH_E_UNSUPPORTED ||
-				  !utf8_is_name(model, strlen(model)); /* cannot be asked for */
+				  code == -DISTORCH_E_BAD_ARGUMENT; /* it cannot be asked for, or
+								     * is refused here too */
 
 		return is_unknown && plan_file_is_meant(model)
 			       ? plan_for_daemon(ctl, placement, code == -DISTORCH_E_UNSUPPORTED)

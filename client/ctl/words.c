@@ -15,6 +15,8 @@
 #include <unistd.h>
 #include <wchar.h>
 
+#define MAX_COLUMNS 10000 /* that COLUMNS may say */
+
 /* The character at 'text': its bytes, and the columns it takes. Never 0 bytes. */
 static size_t read_character(const char *text, size_t *ret_columns)
 {
@@ -411,12 +413,17 @@ unsigned terminal_columns(int fd)
 	return ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
+unsigned said_columns(void)
+{
+	const char *text = getenv("COLUMNS");
+	const unsigned long columns = text == NULL ? 0 : strtoul(text, NULL, 10);
+
+	return columns < MAX_COLUMNS ? (unsigned)columns : MAX_COLUMNS;
+}
+
 unsigned terminal_width(void)
 {
-	const char *columns = getenv("COLUMNS");
+	const unsigned said = said_columns();
 
-	if (columns != NULL && strtoul(columns, NULL, 10) > 0) {
-		return (unsigned)strtoul(columns, NULL, 10);
-	}
-	return terminal_columns(STDOUT_FILENO);
+	return said > 0 ? said : terminal_columns(STDOUT_FILENO);
 }

@@ -117,7 +117,7 @@ struct distorch_error {
 	uint64_t free;
 	uint64_t evictable;
 	uint64_t held;
-	uint64_t foreign;   /* taken by others on the machine */
+	uint64_t foreign;   /* taken by others on the machine, and a card's context of ours */
 	uint64_t in_use;    /* of the device: leased, or mapped by a process */
 	uint64_t pinned;    /* of the device: pinned and not in use */
 	uint64_t sys_errno; /* the system's errno behind it */
@@ -574,8 +574,8 @@ struct distorch_moved {
  * the daemon answers pings. 'ret_moved' may be NULL; free with distorch_moved_free. Codes:
  * BAD_ARGUMENT (naming item and column of the allocation), NOT_FOUND, NOT_RESIDENT, NOT_ALLOWED (it
  * lies on devices for another user), NO_MEMORY, BUSY (a device that is to take something is
- * draining), DEVICE_LOST, CANCELLED (by distorch_cancel, or a later move); where something of it
- * has to be read from its file also IO, BAD_FILE and CHANGED_WHILE_READING.
+ * draining), DEVICE_LOST, CANCELLED (by distorch_cancel, or an unload of it by name); where something
+ * of it has to be read from its file also IO, BAD_FILE and CHANGED_WHILE_READING.
  */
 DISTORCH_PUBLIC int distorch_place(struct distorch *c, const char *model,
 				   const struct distorch_placement *placement,
@@ -756,7 +756,8 @@ struct distorch_device {
 	bool draining;        /* takes no new loads */
 	const char *product;  /* "RTX 4090", or NULL, as the next one */
 	const char *pci;      /* "0000:01:00.0" */
-	uint64_t foreign;     /* bytes that others on the machine use of it */
+	uint64_t foreign;     /* bytes that others on the machine use of it, and a card's context
+				of ours takes or would take */
 	uint64_t dropping;    /* bytes of 'used' that are being given back; 0: none */
 	uint64_t temperature; /* in degrees Celsius */
 	uint64_t last_xid;    /* the driver's number of its last fault */

@@ -228,10 +228,14 @@ def test_it_is_named_by_its_files_without_their_folder(start_daemon, tmp_path):
         assert "sim:0" in here("plan", name, "sim:0")
     for name in names:
         assert "sim:0" not in here("load", name)
-        assert f"path       {sharded.index}\n" in here("show", name)
+        assert f"path       {sharded.index}\n" in here("show", f"./{name}")
         assert "sim:0" in here("plan", name, "sim:0")
-        here("place", name, "sim:0")
-        assert "unloaded  model.safetensors" in here("unload", name)
+        here("place", f"./{name}", "sim:0")
+        assert "unloaded  model.safetensors" in here("unload", f"./{name}")
+    here("load", "--format", "raw", names[0])
+    here("load", names[2])
+    assert f"unloaded  {names[0]}" in here("unload", names[0]), "a name is a name"
+    here("unload", "--all")
     nothing_is_left(daemon)
 
 
