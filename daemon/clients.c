@@ -14,8 +14,8 @@
 #include "daemon/ipc/conn.h"
 #include "daemon/ipc/peer.h"
 
-#define FD_SHARE    8  /* the unread answers of one uid take this part of the descriptors at most */
-#define LEAST_SHARE 64 /* and may be two, whatever the limit is */
+#define FD_SHARE    8 /* the unread answers of one uid take this part of the descriptors at most */
+#define LEAST_SHARE 512 /* or so many, where that is no more than half of them */
 
 struct pending *client_add_pending(struct client *client, uint32_t request, enum wire_method method,
 				   uint64_t now_ns)
@@ -128,6 +128,8 @@ uint32_t clients_max_fds(void)
 
 bool client_may_have_fds(const struct daemon *daemon, const struct client *client, uint32_t n_fds)
 {
+	const uint32_t half = clients_max_fds() / 2;
+	const uint32_t least = half < LEAST_SHARE ? half : LEAST_SHARE;
 	const uint32_t share = clients_max_fds() / FD_SHARE;
 	const struct client *other;
 	uint64_t sum = n_fds;
@@ -139,7 +141,7 @@ bool client_may_have_fds(const struct daemon *daemon, const struct client *clien
 			sum += other->conn == NULL ? 0 : conn_unsent_fds(other->conn);
 		}
 	}
-	return sum <= (share > LEAST_SHARE ? share : LEAST_SHARE);
+	return sum <= (share > least ? share : least);
 }
 
 const char *client_display(const struct client *client)

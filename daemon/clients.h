@@ -41,11 +41,13 @@ struct pending {
 	enum wire_method method;
 	uint32_t n_expected; /* replies that make one answer (verify) */
 	uint64_t begun_ns;
-	uint64_t n_records;        /* a reservation: what the history had when it was asked for */
-	uint32_t device;           /* likewise: on which */
-	uint64_t recall_until_ns;  /* an unload that waits so long, for leases and then for what is
+	uint64_t n_records;       /* a reservation: what the history had when it was asked for */
+	uint32_t device;          /* likewise: on which */
+	uint64_t recall_until_ns; /* an unload that waits so long, for leases and then for what is
 				    * being dropped; 0: it does not */
-	bool is_recalling;         /* who leases it was asked to let go */
+	bool is_measuring; /* a reservation of RAM, which the core has not heard of yet ... */
+	bool is_cancelled; /* ... and need not */
+	bool is_recalling; /* who leases it was asked to let go */
 	struct answer_line *lines; /* owner: pending */
 	uint32_t n_lines, lines_capacity;
 };
@@ -91,8 +93,8 @@ struct answer_line *pending_add_line(struct pending *pending);
 /* That the daemon may have open. */
 uint32_t clients_max_fds(void);
 /* May an answer to the client keep so many more descriptors open? What those of one uid have not
- * taken, and what is being opened for them, is an eighth of all at most: no user's unread answers
- * leave the daemon without any. */
+ * taken, and what is being opened for them, is an eighth of all at most, or a few hundred: no
+ * user's unread answers leave the daemon without any. */
 bool client_may_have_fds(const struct daemon *daemon, const struct client *client, uint32_t n_fds);
 
 struct client *client_new(void); /* NULL: no memory */

@@ -102,6 +102,8 @@ void dispatch_map_blocks(const struct call *call, const struct wire_map_request 
 void dispatch_plan(const struct call *call, const struct wire_plan_request *request);
 void dispatch_place(const struct call *call, const struct wire_place_request *request);
 void dispatch_reserve(const struct call *call, const struct wire_reserve_request *request);
+/* One that the core has not heard of yet. False: there is none. */
+bool dispatch_cancel_reserve(const struct call *call, uint32_t request);
 void dispatch_release(const struct call *call, const struct wire_release_request *request);
 void dispatch_lease(const struct call *call, enum core_event_type type, uint64_t lease);
 void dispatch_unload(const struct call *call, const struct wire_unload_request *request);

@@ -636,7 +636,8 @@ void dispatch_cancel(const struct call *call, const struct wire_cancel_request *
 	const struct wire_cancel_response found = {.found = true};
 
 	if (gather_cancel(call, (uint32_t)request->id) ||
-	    recall_cancel(call->daemon, call->client, (uint32_t)request->id)) {
+	    recall_cancel(call->daemon, call->client, (uint32_t)request->id) ||
+	    dispatch_cancel_reserve(call, (uint32_t)request->id)) {
 		call_answer(call, &found);
 	} else if (call_expect(call) != NULL) {
 		(void)daemon_step(call->daemon, &event);

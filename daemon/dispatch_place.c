@@ -98,6 +98,25 @@ static void drop_measuring(struct errand *errand)
 	free(container_of(errand, struct measuring, errand));
 }
 
+static void go_on_measured(struct daemon *daemon, struct core_event *event)
+{
+	struct client *client = daemon_find_client(daemon, event->client);
+	struct pending *pending = client == NULL ? NULL
+						 : client_find_pending(client, event->request);
+	struct failure failure;
+	struct call call;
+
+	if (pending == NULL || !pending->is_cancelled) {
+		if (pending != NULL) {
+			pending->is_measuring = false;
+		}
+		(void)daemon_step(daemon, event); /* of one who is gone: nothing */
+	} else if (change_find_request(daemon, event->client, event->request, &call)) {
+		failure_set(&failure, WIRE_CANCELLED, "the request was cancelled");
+		call_fail(&call, &failure);
+	}
+}
+
 static void on_measured(struct daemon *daemon, struct errand *errand)
 {
 	struct measuring *measuring = container_of(errand, struct measuring, errand);
@@ -109,7 +128,7 @@ static void on_measured(struct daemon *daemon, struct errand *errand)
 	if (measuring->code == 0) {
 		(void)daemon_step(daemon, &event);
 	}
-	(void)daemon_step(daemon, &measuring->event); /* of one who is gone: nothing */
+	go_on_measured(daemon, &measuring->event);
 	server_flush(daemon->server);
 	drop_measuring(errand);
 }
@@ -129,7 +148,7 @@ static void reserve_of_host(struct daemon *daemon, struct core_event *event)
 		}
 	}
 	free(measuring);
-	(void)daemon_step(daemon, event); /* by what was seen last */
+	go_on_measured(daemon, event); /* by what was seen last */
 }
 
 void dispatch_reserve(const struct call *call, const struct wire_reserve_request *request)
@@ -163,10 +182,22 @@ void dispatch_reserve(const struct call *call, const struct wire_reserve_request
 	pending->device = event.reserve.device;
 	pending->n_records = call->daemon->history.n_ever;
 	if (event.reserve.device == 0) {
+		pending->is_measuring = true;
 		reserve_of_host(call->daemon, &event);
 	} else {
 		(void)daemon_step(call->daemon, &event);
 	}
+}
+
+bool dispatch_cancel_reserve(const struct call *call, uint32_t request)
+{
+	struct pending *pending = client_find_pending(call->client, request);
+
+	if (pending == NULL || !pending->is_measuring) {
+		return false;
+	}
+	pending->is_cancelled = true;
+	return true;
 }
 
 void dispatch_release(const struct call *call, const struct wire_release_request *request)
@@ -413,8 +444,9 @@ void dispatch_map_blocks(const struct call *call, const struct wire_map_request 
 	call->client->n_exporting += exporting->n_blocks;
 	if (exporting->err.code == 0 && !client_may_have_fds(call->daemon, call->client, 0)) {
 		(void)err_set(&exporting->err, WIRE_TOO_MANY,
-			      "answers of this user that nobody has read yet have all descriptors "
-			      "that are his: read them first");
+			      "answers of this user that nobody has read yet, and blocks that are "
+			      "being opened for him, have all descriptors that are his: read them "
+			      "first");
 	}
 	if (call_expect(call) == NULL) {
 		release_them(call->daemon, exporting);

@@ -323,9 +323,6 @@ static void fail(struct core *core, struct job *job, int code, bool goes_on)
 	job->state = JOB_ENDING;
 	model->job = NULL;
 	model_touch(core, model);
-	if (model->is_displaced && job->kind == JOB_LOAD) {
-		reserve_note_failed(core, model, job);
-	}
 	if (job->is_demotion && code != WIRE_CANCELLED && code != WIRE_SHUTTING_DOWN &&
 	    !model_is_leased(model) && !model_is_pinned(core, model)) {
 		place_drop_blocks(core, model, job->why);
@@ -334,8 +331,9 @@ static void fail(struct core *core, struct job *job, int code, bool goes_on)
 	if (goes_on) {
 		place_go_on(core, model, job);
 	}
-	if (code != WIRE_SHUTTING_DOWN) { /* else the next daemon has what was said */
-		wish_fail(core, model, job);
+	wish_end_job(core, model, job);
+	if (model->is_displaced && job->kind == JOB_LOAD && model->job == NULL) {
+		reserve_note_failed(core, model, job);
 	}
 	tell_ended(core, job, code);
 	job->model = NULL;
@@ -515,7 +513,9 @@ static void answer_grants(struct core *core, struct job *job, struct model *mode
 		if (job->kind == JOB_RECHECK) {
 			source = CORE_SOURCE_RAM;
 		}
-		(void)lease_grant(core, waiter, model, source, job);
+		if (lease_grant(core, waiter, model, source, job)) {
+			wish_grant(core, model, waiter->client->uid, job);
+		}
 		waiter_remove(core, waiter);
 	}
 }
@@ -526,6 +526,7 @@ static void end(struct core *core, struct job *job, struct model *model)
 	answer_grants(core, job, model);
 	model->job = NULL;
 	place_go_on(core, model, job);
+	wish_end_job(core, model, job);
 	tell_ended(core, job, 0);
 	job->model = NULL;
 	forget(core, job);

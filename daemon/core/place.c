@@ -134,7 +134,9 @@ void place_serve_suited(struct core *core, struct job *job)
 
 		if (waiter->placement != CORE_PLACEMENT_ANY && model_is_resident(model) &&
 		    place_suits(model, waiter->client, waiter->placement, waiter->is_place)) {
-			(void)lease_grant(core, waiter, job->model, CORE_SOURCE_RAM, NULL);
+			if (lease_grant(core, waiter, job->model, CORE_SOURCE_RAM, NULL)) {
+				wish_grant(core, model, waiter->client->uid, job);
+			}
 			waiter_remove(core, waiter);
 		}
 	}
@@ -412,6 +414,12 @@ static struct job *begin_next(struct core *core, struct model *model, const stru
 		action->follow.next = idtab_id(&core->job_table, job);
 		action->follow.placement = ended->placement;
 		job->with_host = stays;
+		if (!job_is_placed(job) && model->generation == 0) { /* a load still, as asked for */
+			job->wanted = ended->joined_wanted != CORE_BACKING_AUTO
+					      ? ended->joined_wanted
+					      : ended->wanted;
+			job->insists = ended->insists;
+		}
 		place_ask(job, client);
 		job->no_wait = list_is_empty(&ended->waiters);
 		job->next_placement = job->no_wait ? CORE_PLACEMENT_ANY : ended->next_placement;

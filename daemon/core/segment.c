@@ -432,6 +432,10 @@ void segment_on_verified(struct core *core, const struct core_event *event)
 	if (!is_current) {
 		return; /* they wait for what was published since */
 	}
+	if (code == WIRE_CANCELLED && segment->state == SEGMENT_READY) {
+		segment_verify(core, segment); /* what it was compared with had to go */
+		return;
+	}
 	LIST_FOR_EACH (link, &segment->by_model) { /* the next one first: it is looked at next */
 		const struct segment *other = OF(link, struct segment, by_model);
 

@@ -631,9 +631,11 @@ void wish_apply(struct core *core, struct wish *wish, const struct core_policy *
 void wish_record(struct core *core, const struct wish *wish);
 bool wish_says(const struct wish *wish);
 void wish_withdraw(struct core *core, struct wish *wish);
-/* What was said by loads that waited for the job alone goes as they fail, or is said by those
- * of them who have another job now. */
-void wish_fail(struct core *core, const struct model *model, const struct job *job);
+/* What a load said that waited for the job is no longer to be taken back. */
+void wish_grant(struct core *core, const struct model *model, uint32_t uid, const struct job *job);
+/* What was said by loads that waited for the job alone goes as they fail, or is said by those of
+ * them who have another job now. */
+void wish_end_job(struct core *core, const struct model *model, const struct job *job);
 void wish_remove(struct core *core, struct wish *wish);
 void wish_on_set(struct core *core, const struct core_event *event);
 void wish_changed(struct core *core, struct wish *wish);

@@ -132,10 +132,29 @@ static bool is_for(const struct job *job, uint32_t uid)
 	return job->uid == uid;
 }
 
-void wish_fail(struct core *core, const struct model *model, const struct job *job)
+/* Who did not wait wanted it where it lies after all. */
+static bool is_as_said_later(const struct model *model, const struct job *job, uint32_t uid)
+{
+	return job->next_placement != CORE_PLACEMENT_ANY && job->next_uid == uid &&
+	       job->next_placement == model->placement && model_is_resident(model);
+}
+
+void wish_grant(struct core *core, const struct model *model, uint32_t uid, const struct job *job)
+{
+	struct wish *wish = wish_find(model, uid);
+
+	if (wish != NULL && wish->job == idtab_id(&core->job_table, job)) {
+		wish->job = 0;
+	}
+}
+
+void wish_end_job(struct core *core, const struct model *model, const struct job *job)
 {
 	const struct job *next = model->job;
 
+	if (job->code == WIRE_SHUTTING_DOWN) {
+		return; /* the next daemon has what was said */
+	}
 	LIST_FOR_EACH (link, &model->wishes) {
 		struct wish *wish = OF(link, struct wish, by_model);
 
@@ -144,6 +163,8 @@ void wish_fail(struct core *core, const struct model *model, const struct job *j
 		}
 		if (next != NULL && is_for(next, wish->uid)) {
 			wish->job = idtab_id(&core->job_table, next);
+		} else if (job->code == 0 || is_as_said_later(model, job, wish->uid)) {
+			wish->job = 0;
 		} else {
 			wish_withdraw(core, wish);
 		}

@@ -7,6 +7,8 @@
 
 #include "daemon/device/cuda_device.h"
 
+#define MAX_CONTEXT_BYTES (1ULL << 30) /* one of an H200 took 523 MiB */
+
 int cuda_device_fail(const struct cuda_device *device, struct err *err, CUresult result,
 		     const char *what)
 {
@@ -42,9 +44,13 @@ static int make_context(struct cuda_device *device, struct err *err)
 			device->ordinal); /* the first failure counts */
 		return cuda_device_fail(device, err, result, "making a stream");
 	}
-	/* Each time: what others take or leave in the same moment is counted with it. */
+	/* Each time: what others take or leave in the same moment is counted with it, up to what a
+	 * context may take: more would keep the card from the load that measures anew. */
 	after = cuda_health_free_bytes(device->health, before);
 	device->context_bytes = before > after ? before - after : 0;
+	if (device->context_bytes > MAX_CONTEXT_BYTES) {
+		device->context_bytes = MAX_CONTEXT_BYTES;
+	}
 	return 0;
 }
 

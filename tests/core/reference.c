@@ -1462,10 +1462,6 @@ static const char *act_publish(struct reference *r, const struct core_action *ac
 	if (job->key.mtime_ns < model->content) {
 		return "I6 an older content follows a newer one";
 	}
-	EACH(r->wishes, wish)
-	{
-		wish->is_of_load = wish->is_of_load && wish->model != model->id;
-	}
 	model->generation = action->fill.generation;
 	model->n_copies = job->n_needs;
 	model->n_images = 0;
@@ -1587,6 +1583,18 @@ static const char *act_too_many(struct reference *r, const struct core_action *a
 	return NULL;
 }
 
+/* One who waited has what he wanted: what his load said stays. */
+static void take_granted(struct reference *r, const struct core_action *action)
+{
+	const struct reference_client *client = find_client(r, action->client);
+	struct reference_wish *wish = client == NULL ? NULL
+						     : find_wish(r, action->model, client->uid);
+
+	if (wish != NULL) {
+		wish->is_of_load = false;
+	}
+}
+
 static const char *act_reply(struct reference *r, const struct core_action *action)
 {
 	bool is_now = action->client == r->event.client && action->request == r->event.request;
@@ -1609,6 +1617,10 @@ static const char *act_reply(struct reference *r, const struct core_action *acti
 	}
 	if (action->code == WIRE_TOO_MANY) {
 		return act_too_many(r, action);
+	}
+	if (action->code == 0 && action->reply.source != CORE_SOURCE_BEGUN &&
+	    (!is_now || (r->event.type == EV_LOAD && r->policy.said != 0))) {
+		take_granted(r, action);
 	}
 	return action->code == 0 && action->reply.lease != 0 ? act_lease(r, action) : NULL;
 }
@@ -1870,8 +1882,8 @@ static bool begins_as_move(struct reference *r, const struct reference_job *job,
 
 	return model != NULL && type != EV_ATTACH &&
 	       (is_resident(r, model) || model->is_published ||
-		(is_end_of_use && model->backing != CORE_BACKING_IMAGE &&
-		 job->wanted != CORE_BACKING_IMAGE)) &&
+		(is_end_of_use && has_copies(r, model->id) &&
+		 model->backing != CORE_BACKING_IMAGE && job->wanted != CORE_BACKING_IMAGE)) &&
 	       (type != EV_LOAD ||
 		(is_same_content(&r->key, &model->key) && r->key.ctime_ns == model->key.ctime_ns));
 }

@@ -60,7 +60,7 @@ struct reference_wish {
 	bool pin, keep;
 	uint64_t pin_until_ns, keep_until_ns, ttl_ns;
 	int16_t priority;
-	bool is_of_load; /* said by loads alone, not published so far: it goes if they fail */
+	bool is_of_load; /* said by loads alone, none granted so far: it goes if they fail */
 };
 
 struct reference_job {

@@ -162,7 +162,7 @@ def test_answers_that_nobody_reads_keep_no_more_descriptors_than_their_share(car
         opened_most = 0
         for _ in range(20):
             opened_most = max(opened_most, raw.call("status")["open_fds"] - before)
-        assert opened_most <= len(floods) * 2 + 800 // 8 + 8, "connections, and the share"
+        assert opened_most <= len(floods) * 2 + 800 // 2 + 8, "connections, and the share"
         assert is_ok(raw)
         for flood, asked in zip(floods, numbers, strict=True):
             for number in asked:

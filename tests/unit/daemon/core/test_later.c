@@ -88,6 +88,67 @@ static void a_load_that_fails_fails_for_those_who_wanted_that(void **state)
 	scene_free(scene);
 }
 
+static struct scene_load pinned_at(const char *layout)
+{
+	return (struct scene_load){.placement = placed_as(layout),
+				   .policy = {.said = CORE_SAID_PIN, .pin = true}};
+}
+
+/* The move that it joined fails, and it has what it wanted without. */
+static void a_load_that_is_granted_keeps_what_it_said(void **state)
+{
+	const struct away asked = asked_back();
+	struct scene *scene = asked.scene;
+	const uint32_t request = scene_load(scene, asked.client, 1, pinned_at("1111"));
+
+	(void)state;
+	scene_fill(scene, 1, 0);
+	placed_tabled(scene, 1, WIRE_IO);
+	scene_expect(scene, asked.client, request, 0);
+	assert_true(scene_view(scene, 1).is_pinned);
+	scene_free(scene);
+}
+
+static void a_load_that_fails_behind_another_takes_back_what_it_said(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t alice = scene_open(scene, 1000);
+	uint64_t bob = scene_open(scene, 0);
+	uint32_t here;
+	uint32_t there;
+
+	(void)state;
+	here = scene_load(scene, alice, 1, (struct scene_load){.placement = placed_as("1111")});
+	there = scene_load(scene, bob, 1, pinned_at("2222"));
+	placed_finish(scene, 1, false);
+	scene_expect(scene, alice, here, 0);
+	assert_true(scene_view(scene, 1).is_pinned);
+	placed_header(scene, 1, false);
+	scene_fill(scene, 1, 0);
+	placed_tabled(scene, 1, WIRE_IO);
+	scene_expect(scene, bob, there, WIRE_IO);
+	assert_false(scene_view(scene, 1).is_pinned);
+	scene_free(scene);
+}
+
+static void who_goes_on_has_the_backing_that_he_insisted_on(void **state)
+{
+	const struct core_config config = placed_config();
+	struct scene *scene = scene_new(&config);
+	uint64_t alice = scene_open(scene, 1000);
+	uint64_t bob = scene_open(scene, 1000);
+
+	(void)state;
+	(void)scene_load(scene, alice, 1, (struct scene_load){.placement = placed_as("1111")});
+	(void)scene_load(scene, bob, 1,
+			 (struct scene_load){.placement = CORE_PLACEMENT_HOST,
+					     .backing = CORE_BACKING_FILE});
+	(void)scene_step(scene, (struct core_event){.type = EV_CLIENT_CLOSED, .client = alice});
+	assert_int_equal(scene_find(scene, ACT_READ_HEADER, 0)->fill.backing, CORE_BACKING_FILE);
+	scene_free(scene);
+}
+
 static void who_waits_is_not_moved_away_by_an_older_word(void **state)
 {
 	const struct core_config config = placed_config();
@@ -303,6 +364,9 @@ int main(void)
 		cmocka_unit_test(a_load_to_where_it_is_moved_from_has_it_back),
 		cmocka_unit_test(for_whom_it_lies_as_he_asked_a_failed_move_is_none),
 		cmocka_unit_test(a_load_that_fails_fails_for_those_who_wanted_that),
+		cmocka_unit_test(a_load_that_is_granted_keeps_what_it_said),
+		cmocka_unit_test(a_load_that_fails_behind_another_takes_back_what_it_said),
+		cmocka_unit_test(who_goes_on_has_the_backing_that_he_insisted_on),
 		cmocka_unit_test(who_waits_is_not_moved_away_by_an_older_word),
 		cmocka_unit_test(another_users_images_supersede_no_move),
 		cmocka_unit_test(what_runs_out_stays_for_who_asks_for_it_there),

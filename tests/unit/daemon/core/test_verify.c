@@ -114,6 +114,27 @@ static void a_copy_that_a_move_made_badly_is_told(void **state)
 	scene_free(scene);
 }
 
+/* An image that it was compared with had to go. */
+static void a_comparison_that_is_cut_off_begins_again(void **state)
+{
+	struct core_segment_view views[8];
+	uint64_t client;
+	uint32_t request;
+	struct scene *scene = given_moved(&client, &request, false);
+
+	(void)state;
+	scene_drop_all(scene);
+	assert_int_equal(take_views(scene, views), 4);
+	(void)scene_step(scene, (struct core_event){.type = EV_VERIFIED,
+						    .verified = {.segment = views[0].id,
+								 .code = WIRE_CANCELLED}});
+	assert_int_equal(scene_count(scene, ACT_VERIFY), 1);
+	assert_null(scene_reply(scene, client, request));
+	tell(scene, views, 4, true);
+	scene_expect(scene, client, request, 0);
+	scene_free(scene);
+}
+
 static void what_is_unloaded_while_it_is_verified_is_cancelled(void **state)
 {
 	struct core_segment_view views[8];
@@ -142,6 +163,7 @@ int main(void)
 		cmocka_unit_test(a_move_ends_no_verification),
 		cmocka_unit_test(an_older_copy_that_is_bad_says_nothing_of_those_that_are),
 		cmocka_unit_test(a_copy_that_a_move_made_badly_is_told),
+		cmocka_unit_test(a_comparison_that_is_cut_off_begins_again),
 		cmocka_unit_test(what_is_unloaded_while_it_is_verified_is_cancelled),
 	};
 
