@@ -414,7 +414,8 @@ static struct job *begin_next(struct core *core, struct model *model, const stru
 		action->follow.next = idtab_id(&core->job_table, job);
 		action->follow.placement = ended->placement;
 		job->with_host = stays;
-		if (!job_is_placed(job) && model->generation == 0) { /* a load still, as asked for */
+		if (!job_is_placed(job) &&
+		    model->generation == 0) { /* a load still, as asked for */
 			job->wanted = ended->joined_wanted != CORE_BACKING_AUTO
 					      ? ended->joined_wanted
 					      : ended->wanted;
