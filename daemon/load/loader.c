@@ -95,7 +95,7 @@ static void drop_without_job_locked(struct loader *loader)
 
 	loader->first_undropped = (loader->first_undropped + 1) % MAX_UNANSWERED;
 	loader->n_undropped--;
-	while (one.extent->verification != NULL) {
+	while (one.extent != NULL && one.extent->verification != NULL) {
 		thread_wait(&loader->verified, &loader->lock, UINT64_MAX);
 	}
 	thread_unlock(&loader->lock);
