@@ -594,8 +594,8 @@ static const char *label_of(const struct daemon *daemon, const struct client *cl
 
 	DL_FOREACH(daemon->clients, other)
 	{
-		if (client->conn == NULL && other->conn != NULL && other->pid == client->pid &&
-		    other->uid == client->uid) {
+		if (client->conn == NULL && other->conn != NULL && other->label[0] != '\0' &&
+		    other->pid == client->pid && other->uid == client->uid) {
 			return other->label;
 		}
 	}
