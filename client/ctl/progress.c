@@ -88,7 +88,7 @@ static void draw(struct watcher *watcher, const struct distorch_progress *progre
 		(void)snprintf(figures, sizeof figures, "  %s", phase_text(progress->phase));
 	}
 	n_figures = text_columns(figures);
-	n_figures = n_figures < FIGURES && room > 2 * FIGURES ? FIGURES : n_figures;
+	n_figures = n_figures < FIGURES && room > 2UL * FIGURES ? FIGURES : n_figures;
 	n_others = strlen(watcher->doing) + 1 + n_figures;
 	(void)text_escape(path_base(watcher->name), name, sizeof name);
 	(void)text_fit(name,

@@ -211,7 +211,7 @@ struct core_counters {
 
 bool core_model_get(const struct core *core, uint64_t model, struct core_model_view *ret);
 /* Bytes of the model that are being dropped. */
-uint64_t core_model_dropping(const struct core *core, uint64_t model);
+uint64_t core_model_dropping(const struct core *core, uint64_t id);
 bool core_client_get(const struct core *core, uint64_t client, struct core_client_view *ret);
 bool core_lease_get(const struct core *core, uint64_t lease, struct core_lease_view *ret);
 /* What its process maps in host memory: the first generation that it is of, and its bytes. */

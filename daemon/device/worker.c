@@ -31,7 +31,7 @@
 #include "proto/wire.h"
 
 #define MAX_EXTENTS       65536
-#define SPARE_DESCRIPTORS (4 * DEVICE_MAX_EXPORTS) /* for requests and answers under way */
+#define SPARE_DESCRIPTORS (4UL * DEVICE_MAX_EXPORTS) /* for requests and answers under way */
 #define MAX_THREADS       128
 #define HANGUP_MS         1000
 
