@@ -12,7 +12,7 @@
 #define BAR_WIDTH  24U
 #define LEAST_BAR  10U /* with the two blanks before it; a shorter one says nothing */
 #define LEAST_NAME 12U
-#define FIGURES    40U /* the most that most take: a bar does not change its length with them */
+#define FIGURES    36U /* the most that most take: a bar does not change its length with them */
 #define MS_PER_S   1000U
 
 static const char *phase_text(const char *phase)
@@ -88,8 +88,11 @@ static void draw(struct watcher *watcher, const struct distorch_progress *progre
 		(void)snprintf(figures, sizeof figures, "  %s", phase_text(progress->phase));
 	}
 	n_figures = text_columns(figures);
-	n_figures = n_figures < FIGURES && room > 2UL * FIGURES ? FIGURES : n_figures;
-	n_others = strlen(watcher->doing) + 1 + n_figures;
+	n_others = strlen(watcher->doing) + 1;
+	if (n_figures < FIGURES && room >= n_others + FIGURES + LEAST_BAR + LEAST_NAME) {
+		n_figures = FIGURES;
+	}
+	n_others += n_figures;
 	(void)text_escape(path_base(watcher->name), name, sizeof name);
 	(void)text_fit(name,
 		       room > n_others + LEAST_BAR + LEAST_NAME ? room - n_others - LEAST_BAR

@@ -390,7 +390,7 @@ void evict_expired(struct core *core)
 	}
 }
 
-bool evict_may_for_refused(struct core *core, const struct job *job)
+bool evict_can_make_up(struct core *core, const struct job *job)
 {
 	bool is_refused = false;
 
@@ -408,7 +408,7 @@ bool evict_may_for_refused(struct core *core, const struct job *job)
 	return is_refused && job->n_restarts == 0 && core->now_ns >= core->quiet_until_ns;
 }
 
-void evict_for_refused(struct core *core, const struct job *job)
+void evict_make_up(struct core *core, const struct job *job)
 {
 	for (uint32_t device = 0; device < core->config.n_devices; device++) {
 		if (job->refused[device] > 0) {

@@ -615,12 +615,12 @@ void job_result(struct core *core, struct job *job, int code)
 		job->code = code;
 	}
 	if (job->code != 0 && job->code != WIRE_CHANGED_WHILE_READING &&
-	    !(job->code == WIRE_NO_MEMORY && evict_may_for_refused(core, job))) {
+	    !(job->code == WIRE_NO_MEMORY && evict_can_make_up(core, job))) {
 		job_fail(core, job, job->code); /* the others are told to hurry up */
 	} else if (job->n_outstanding > 0) {
 		return;
 	} else if (job->code == WIRE_NO_MEMORY) {
-		evict_for_refused(core, job);
+		evict_make_up(core, job);
 		job->code = 0;
 		restart(core, job);
 	} else if (job->code != 0 || is_outdated(job) || is_contrary(job)) {

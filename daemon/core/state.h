@@ -545,10 +545,10 @@ uint64_t evict_would_free(struct core *core, uint32_t device, uint64_t bytes,
 /* Choose and drop victims for 'bytes' on the device; all or none. */
 bool evict_make_room(struct core *core, uint32_t device, uint64_t bytes, const struct job *job,
 		     enum core_why why);
-/* Devices had no room for the job, though by their accounts they had: may as much be had from
- * others there? */
-bool evict_may_for_refused(struct core *core, const struct job *job);
-void evict_for_refused(struct core *core, const struct job *job);
+/* Devices had no room for the job, though by their accounts they had: may what is lacking be had
+ * from others there? And have it dropped. */
+bool evict_can_make_up(struct core *core, const struct job *job);
+void evict_make_up(struct core *core, const struct job *job);
 /* Have one idle model leave, of this user or (NULL) of any: another needs its place. */
 bool evict_model(struct core *core, const struct user *owner, bool may_be_kept);
 uint64_t evict_expiry(const struct core *core, const struct model *model); /* NEVER: none */

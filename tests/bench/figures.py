@@ -210,6 +210,30 @@ def turns(folder):
     os.unlink(path)
 
 
+def attach_placed(folder):
+    """The descriptors of up to 30 blocks come by one call to their worker and one to the daemon."""
+    import distorch
+    path = f"{folder}/thirty.safetensors"
+    write_model(path, 30, 256)
+    daemon = Daemon(folder, settings=("sim.count=1",))
+    times, pings = [], []
+    with distorch.connect() as d:
+        d.load(path, allocation="sim:0", granularity="tensor")
+        for _ in range(500):
+            begun = time.perf_counter()
+            with d.attach("thirty") as weights:
+                weights[next(iter(weights))]
+            attached = time.perf_counter()
+            d.ping()
+            times.append(attached - begun)
+            pings.append(time.perf_counter() - attached)
+    print("attach of 30 blocks on a simulated card, one tensor, detach, from Python, us: "
+          f"p50 {statistics.median(times) * 1e6:.0f} p99 {percentile(times, 0.99) * 1e6:.0f}; "
+          f"limit, one round trip: p50 {statistics.median(pings) * 1e6:.0f}")
+    daemon.stop()
+    os.unlink(path)
+
+
 def warm(folder):
     path = f"{folder}/warm.safetensors"
     write_model(path, 500, 4 << 20)  # 2 GiB, as warm as a file that was just written
@@ -376,6 +400,7 @@ def main():
         resident(folder)
         many(folder)
         turns(folder)
+        attach_placed(folder)
         warm(folder)
         recover(folder)
         benches = ["bench_core_step", "bench_plan"]
