@@ -339,8 +339,9 @@ struct look {
 	struct device_info info;
 	struct err err;
 	int code;
-	bool has_ended; /* the worker, while it opened its device */
-	int socket;     /* of a worker that is to open its device; -1: it has */
+	bool has_ended;       /* the worker, while it opened its device */
+	int socket;           /* of a worker that is to open its device; -1: it has */
+	uint64_t held_before; /* of the device, dropped and mapped by clients; at its beginning */
 	struct remote_options options;
 };
 
@@ -367,15 +368,18 @@ static bool look_start(struct worker *worker, int socket,
 		       void (*done)(struct daemon *daemon, struct errand *errand))
 {
 	struct look *look = sys_calloc(1, sizeof *look);
+	struct core_account_view account;
 
 	if (look == NULL) {
 		return false;
 	}
+	core_account_get(worker->daemon->core, worker->device, &account);
 	*look = (struct look){.errand = {.work = look_work, .done = done, .drop = look_drop},
 			      .workers = worker->daemon->workers,
 			      .worker = worker,
 			      .device = known(worker)->device,
 			      .socket = socket,
+			      .held_before = account.held,
 			      .options = worker->daemon->workers->options};
 	(void)__atomic_add_fetch(&look->workers->n_looks, 1, __ATOMIC_ACQ_REL);
 	if (!errand_start(worker->daemon->errands, &look->errand)) {
@@ -467,11 +471,13 @@ static void take_xid(struct worker *worker, uint32_t xid)
 	}
 }
 
-static void take_look(struct worker *worker, const struct device_info *info)
+static void take_look(struct worker *worker, const struct look *look)
 {
+	const struct device_info *info = &look->info;
 	struct known_device *device = known(worker);
 	const bool is_faulty = info->n_xids != device->info.n_xids;
-	const bool is_more = workers_take_info(worker->daemon, worker->device, info);
+	const bool is_more =
+		workers_take_info(worker->daemon, worker->device, info, look->held_before);
 
 	if (is_faulty) {
 		take_xid(worker, info->last_xid);
@@ -493,7 +499,7 @@ static void on_looked(struct daemon *daemon, struct errand *errand)
 	worker->is_looking = false;
 	if (known(worker)->state == DEVICE_STATE_OK) {
 		if (look->code == 0) {
-			take_look(worker, &look->info);
+			take_look(worker, look);
 		} /* else it has hung up, or says more the next time */
 	}
 	workers_apply_drain(daemon);
@@ -563,14 +569,15 @@ static bool is_other_card(const struct known_device *device, const struct device
 	return device->info.uuid[0] != '\0' && strcmp(device->info.uuid, info->uuid) != 0;
 }
 
-static void be_there(struct worker *worker, const struct device_info *info)
+static void be_there(struct worker *worker, const struct look *look)
 {
+	const struct device_info *info = &look->info;
 	struct known_device *device = known(worker);
 	struct core_event event = {.type = EV_DEVICE_BACK, .device = {.device = worker->device}};
 	char total[16];
 	char text[256];
 
-	(void)workers_take_info(worker->daemon, worker->device, info);
+	(void)workers_take_info(worker->daemon, worker->device, info, look->held_before);
 	worker->ok_since_ns = clock_mono_ns();
 	(void)snprintf(text, sizeof text, "%s: %s, %s, process %u",
 		       device->n_lost > 0 ? "is back" : "is there",
@@ -606,7 +613,7 @@ static void on_opened(struct daemon *daemon, struct errand *errand)
 		(void)err_set(&look->err, WIRE_DEVICE_LOST, "%s", worker->end);
 	}
 	if (look->err.code == 0) {
-		be_there(worker, &look->info);
+		be_there(worker, look);
 	} else {
 		(void)remote_detach(device->device, look->err.text, NULL, 0);
 		worker->has_failed = look->has_ended;

@@ -22,7 +22,8 @@ static uint64_t configured_budget(const struct daemon *daemon, const struct know
 	return total; /* a simulated card is for models alone */
 }
 
-bool workers_take_info(struct daemon *daemon, uint32_t index, const struct device_info *info)
+bool workers_take_info(struct daemon *daemon, uint32_t index, const struct device_info *info,
+		       uint64_t held_before)
 {
 	struct known_device *device = &daemon->devices[index];
 	const uint64_t known = device->info.foreign_bytes;
@@ -34,8 +35,8 @@ bool workers_take_info(struct daemon *daemon, uint32_t index, const struct devic
 	core_account_get(daemon->core, index, &account);
 	/* What was dropped while somebody maps it is no worker's any more, and in the account. */
 	foreign -= account.held < foreign ? account.held : foreign;
-	if (account.dropping > 0 && foreign > known) {
-		foreign = known; /* it may be becoming that just now: the next look tells */
+	if (account.dropping > 0 || account.held != held_before) {
+		foreign = known; /* it may have become that during the look: the next one tells */
 	}
 	device->info = *info;
 	device->info.foreign_bytes = foreign;

@@ -65,8 +65,9 @@ void worker_begin(struct worker *worker);
 
 /* After a look: what others have on the device, without what of it the core counts as held, and
  * without what they took of room that is reserved there: that is out of the budget already. True:
- * strangers have more than before. */
-bool workers_take_info(struct daemon *daemon, uint32_t index, const struct device_info *info);
+ * strangers have more than before. 'held_before': what the core counted so when it began. */
+bool workers_take_info(struct daemon *daemon, uint32_t index, const struct device_info *info,
+		       uint64_t held_before);
 /* Tell the core what may be taken of the device now: what strangers have is not there. */
 void workers_tell_budget(struct daemon *daemon, uint32_t index);
 

@@ -307,27 +307,24 @@ static int cuda_info(const struct device *base, struct device_info *ret, struct 
 	struct cuda_device *device = cuda_device_of(base);
 	struct device_info info;
 	uint64_t free_bytes = UINT64_MAX; /* not known */
-	uint64_t held_bytes;
-	bool has_context;
+	uint64_t n_changes;
+	bool is_changing;
 	int code;
 
 	(void)pthread_mutex_lock(&device->lock);
 	info = device->info;
-	held_bytes = device->held_bytes;
-	has_context = device->n_users > 0;
+	n_changes = device->n_changes;
+	is_changing = device->n_changing > 0;
 	(void)pthread_mutex_unlock(&device->lock);
 	code = cuda_health_look(device->health, &info, &free_bytes, err);
 	if (code < 0) {
 		return code;
 	}
 	(void)pthread_mutex_lock(&device->lock);
-	if (device->held_bytes > held_bytes) { /* NVML may count what was taken meanwhile, or not */
-		held_bytes = device->held_bytes;
-	}
-	if (free_bytes != UINT64_MAX) {
-		has_context = has_context || device->n_users > 0;
-		info.foreign_bytes = count_foreign(info.total_bytes, free_bytes, held_bytes,
-						   has_context ? 0 : device->context_bytes);
+	/* NVML may count what is taken or given back meanwhile, or not: then it is as last known. */
+	if (free_bytes != UINT64_MAX && !is_changing && device->n_changes == n_changes) {
+		info.foreign_bytes = count_foreign(info.total_bytes, free_bytes, device->held_bytes,
+						   device->n_users > 0 ? 0 : device->context_bytes);
 	}
 	device->info.foreign_bytes = info.foreign_bytes;
 	device->info.temperature = info.temperature;

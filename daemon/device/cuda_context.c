@@ -60,6 +60,7 @@ int cuda_use(struct cuda_device *device, struct err *err)
 
 	(void)pthread_mutex_lock(&device->lock);
 	if (device->n_users == 0) {
+		device->n_changes++;
 		code = make_context(device, err);
 	}
 	if (code == 0) {
@@ -84,6 +85,7 @@ void cuda_unuse(struct cuda_device *device)
 	REQUIRE(device->n_users > 0);
 	device->n_users--;
 	if (device->n_users == 0) {
+		device->n_changes++;
 		(void)calls->cuCtxSetCurrent(device->context);
 		cuda_free_staging(device);
 		(void)calls->cuStreamDestroy(device->stream);

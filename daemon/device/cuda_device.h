@@ -49,6 +49,8 @@ struct cuda_device {
 	struct staging staging[CUDA_N_STAGING];
 	uint64_t n_copies;
 	uint64_t held_bytes; /* of the card, by extents */
+	uint32_t n_changing; /* extents whose memory is being taken or given back */
+	uint64_t n_changes;  /* so far, begun; and contexts that came or went */
 	uint32_t n_exports;  /* descriptors that extents keep */
 };
 

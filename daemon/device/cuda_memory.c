@@ -193,6 +193,22 @@ static void hold(struct cuda_extent *extent)
 	(void)pthread_mutex_unlock(&extent->device->lock);
 }
 
+/* Between the two, what the card has free and 'held_bytes' are not of the same moment. */
+static void begin_change(struct cuda_device *device)
+{
+	(void)pthread_mutex_lock(&device->lock);
+	device->n_changing++;
+	device->n_changes++;
+	(void)pthread_mutex_unlock(&device->lock);
+}
+
+static void end_change(struct cuda_device *device)
+{
+	(void)pthread_mutex_lock(&device->lock);
+	device->n_changing--;
+	(void)pthread_mutex_unlock(&device->lock);
+}
+
 static void let_go(const struct cuda_extent *extent)
 {
 	(void)pthread_mutex_lock(&extent->device->lock);
@@ -242,10 +258,13 @@ int cuda_alloc(struct device *base, const struct device_alloc *request, struct e
 	if (code < 0) {
 		return code;
 	}
-	hold(extent); /* before there is any: who asks meanwhile must not take it for others' */
+	begin_change(device);
 	code = take_memory(extent, err);
+	if (code == 0) {
+		hold(extent);
+	}
+	end_change(device);
 	if (code < 0) {
-		let_go(extent);
 		free_extent(extent);
 		return code;
 	}
@@ -340,13 +359,16 @@ int cuda_release(struct extent *base, struct err *err)
 	}
 	drop_fd(extent);
 	if (code == 0) {
+		begin_change(device);
 		result = device->calls->cuMemRelease(extent->handle);
-		if (result != CUDA_SUCCESS) {
+		if (result == CUDA_SUCCESS) {
+			let_go(extent);
+		} else {
 			code = cuda_device_fail(device, err, result, "giving memory back");
 		}
+		end_change(device);
 	}
 	if (code == 0) {
-		let_go(extent);
 		free_extent(extent);
 		return 0;
 	}

@@ -389,17 +389,41 @@ static void *ask_alone(void *argument)
 	return NULL;
 }
 
+/* Memory is taken and given back in the midst of a look, after NVML has counted or before. */
+static void change_during_a_look(const char *where)
+{
+	struct extent *extent = NULL;
+	struct device_info info;
+	pthread_t thread;
+
+	fakecuda_write(0, where, "1");
+	MUST(pthread_create(&thread, NULL, ask_alone, &info) == 0);
+	scratch_sleep_ms(50); /* then it has most likely begun */
+	MUST(alloc(shared.device, 8 * MIB, &extent, NULL) == 0);
+	fakecuda_write(0, where, "0");
+	MUST(pthread_join(thread, NULL) == 0);
+	MUST(info.foreign_bytes == 6 * MIB);
+	fakecuda_write(0, where, "1");
+	MUST(pthread_create(&thread, NULL, ask_alone, &info) == 0);
+	scratch_sleep_ms(50);
+	MUST(device_release(extent, NULL) == 0);
+	fakecuda_write(0, where, "0");
+	MUST(pthread_join(thread, NULL) == 0);
+	MUST(info.foreign_bytes == 6 * MIB);
+}
+
 /* A look while memory is being taken, and memory that is taken during a look. */
 static void look_in_the_midst(void)
 {
-	struct extent *extents[2] = {NULL};
+	struct extent *extent = NULL;
 	struct device_info info;
 	pthread_t thread;
 
 	shared.device = open_card("cuda:0");
 	fakecuda_write(0, "foreign", "6291456");
+	MUST(device_info(shared.device, &info, NULL) == 0 && info.foreign_bytes == 6 * MIB);
 	fakecuda_write(0, "stop-create", "1");
-	MUST(pthread_create(&thread, NULL, alloc_alone, &extents[0]) == 0);
+	MUST(pthread_create(&thread, NULL, alloc_alone, &extent) == 0);
 	while (fakecuda.used(0) < 10 * MIB) {
 		scratch_sleep_ms(1);
 	}
@@ -407,14 +431,10 @@ static void look_in_the_midst(void)
 	fakecuda_write(0, "stop-create", "0");
 	MUST(info.foreign_bytes == 6 * MIB);
 	MUST(pthread_join(thread, NULL) == 0);
-	fakecuda_write(0, "stop-look", "1");
-	MUST(pthread_create(&thread, NULL, ask_alone, &info) == 0);
-	scratch_sleep_ms(50); /* then it has most likely begun */
-	MUST(alloc(shared.device, 8 * MIB, &extents[1], NULL) == 0);
-	fakecuda_write(0, "stop-look", "0");
-	MUST(pthread_join(thread, NULL) == 0);
-	MUST(info.foreign_bytes == 6 * MIB);
-	MUST(device_release(extents[0], NULL) == 0 && device_release(extents[1], NULL) == 0);
+	change_during_a_look("stop-look");
+	change_during_a_look("stop-counted");
+	MUST(device_release(extent, NULL) == 0);
+	MUST(device_info(shared.device, &info, NULL) == 0 && info.foreign_bytes == 6 * MIB);
 	fakecuda_write(0, "foreign", "0");
 	(void)device_close(shared.device);
 }

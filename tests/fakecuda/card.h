@@ -11,8 +11,9 @@
  *   FAKECUDA_PEERS   "none": no card reaches another; all do without it
  *   DIR/N/foreign    bytes that others use of card N
  *   DIR/N/temperature   DIR/N/xid   DIR/N/nvml: see nvml.c
- *   DIR/N/stop-create   DIR/N/stop-look   while that is a number but 0 cuMemCreate waits, which has
- *                                         its memory, and NVML, before it counts what is used
+ *   DIR/N/stop-create   DIR/N/stop-look   DIR/N/stop-counted   while that is a number but 0
+ *                       cuMemCreate waits, which has its memory, and NVML, before it counts what is
+ *                       used, and after
  */
 #ifndef TESTS_FAKECUDA_CARD_H
 #define TESTS_FAKECUDA_CARD_H

@@ -61,6 +61,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t 
 	ret->used = card_use(card, 0, NULL);
 	ret->used = ret->used > card->bytes ? card->bytes : ret->used;
 	ret->free = ret->total - ret->used;
+	card_wait(card, "stop-counted");
 	return NVML_SUCCESS;
 }
 
