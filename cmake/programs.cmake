@@ -36,7 +36,7 @@ install(FILES ${CMAKE_BINARY_DIR}/distorch.pc DESTINATION ${CMAKE_INSTALL_LIBDIR
 	COMPONENT libdistorch-dev)
 
 # ---- distorchctl: on the public header and base alone; "plan" on two pure rooms besides ----
-add_executable(distorchctl client/ctl/main.c client/ctl/flags.c client/ctl/render.c client/ctl/words.c client/ctl/verb_load.c
+add_executable(distorchctl client/ctl/main.c client/ctl/flags.c client/ctl/render.c client/ctl/words.c client/ctl/outcome.c client/ctl/verb_load.c
 	client/ctl/verb_unload.c client/ctl/verb_wish.c client/ctl/verb_ps.c
 	client/ctl/verb_show.c client/ctl/verb_status.c client/ctl/verb_events.c
 	client/ctl/verb_admin.c client/ctl/verb_config.c client/ctl/verb_warm.c client/ctl/verb_doctor.c

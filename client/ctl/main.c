@@ -439,10 +439,17 @@ static error_t parse_verb(int key, char *text, struct argp_state *state)
 static int check_arguments(struct ctl *ctl, const struct verb *verb)
 {
 	const struct arguments *arguments = &ctl->arguments;
+	char hint[160] = "something is missing";
+	char word[96];
 
+	if (arguments->n_words > verb->max_words) {
+		(void)snprintf(hint, sizeof hint, "%s is one too many",
+			       safe_text(arguments->words[verb->max_words], word, sizeof word));
+	}
 	if (arguments->n_words < verb->min_words || arguments->n_words > verb->max_words) {
-		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "usage: distorchctl %s %s",
-				  verb->name, verb->usage);
+		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", hint,
+				  "usage: distorchctl %s%s%s", verb->name,
+				  verb->usage[0] == '\0' ? "" : " ", verb->usage);
 	}
 	if ((arguments->output == OUTPUT_CSV && !verb->has_csv) ||
 	    (arguments->output == OUTPUT_ID && !verb->has_id)) {

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define BUDGET_PREFIX  "gpu.budget."
 #define NO_DAEMON_TEXT "distorchd is neither beside distorchctl nor on the PATH"
 
 static const struct argp_option no_options[] = {OPTIONS_END};
@@ -119,6 +120,12 @@ static int print_settings(struct ctl *ctl, const struct distorch_settings *setti
 		} else {
 			sheet_add(&sheet, cells);
 		}
+	}
+	if (n_shown == 0 && key != NULL &&
+	    strncmp(key, BUDGET_PREFIX, strlen(BUDGET_PREFIX)) == 0) {
+		cJSON_Delete(object);
+		return ctl_refuse(ctl, EXIT_NO_SUCH_MODEL, "not-found", NULL,
+				  "%s is not set: gpu.budget counts there", key);
 	}
 	if (n_shown == 0) {
 		cJSON_Delete(object);

@@ -41,7 +41,9 @@ static void print_record(const struct ctl *ctl, const struct distorch_record *re
 	(void)putchar('\n');
 }
 
-static int print_records(struct ctl *ctl, const struct distorch_records *records)
+/* 'nothing': what is said, for people, where there are none. */
+static int print_records(struct ctl *ctl, const struct distorch_records *records,
+			 const char *nothing)
 {
 	bool has_date = ctl->arguments.since_ms > DAY_MS;
 	cJSON *object;
@@ -62,6 +64,9 @@ static int print_records(struct ctl *ctl, const struct distorch_records *records
 		} else {
 			print_record(ctl, records->records[i], has_date);
 		}
+	}
+	if (records->n_records == 0 && !is_json(ctl) && !ctl->arguments.is_quiet) {
+		(void)fprintf(stderr, "%s\n", nothing);
 	}
 	return EXIT_DONE;
 }
@@ -92,7 +97,7 @@ static int run_why(struct ctl *ctl)
 	if (distorch_history(ctl->c, &filter, &records) < 0) {
 		return ctl_fail(ctl);
 	}
-	status = print_records(ctl, records);
+	status = print_records(ctl, records, "Nothing is recorded of it since the daemon's start.");
 	distorch_records_free(records);
 	if (!is_json(ctl)) {
 		print_notice(ctl);
@@ -205,7 +210,7 @@ static int run_events(struct ctl *ctl)
 	if (distorch_history(ctl->c, &filter, &records) < 0) {
 		return ctl_fail(ctl);
 	}
-	status = print_records(ctl, records);
+	status = print_records(ctl, records, "Nothing is recorded of that time.");
 	distorch_records_free(records);
 	return status;
 }

@@ -2,6 +2,7 @@
 /* distorchctl load: with a progress bar on a terminal; Ctrl-C cancels at the daemon. */
 #include "base/text.h"
 #include "options.h"
+#include "outcome.h"
 #include "placement.h"
 #include "print.h"
 #include "progress.h"
@@ -135,33 +136,6 @@ static void add_loaded(cJSON *array, const struct distorch_loaded *loaded)
 	add_warnings(object, loaded->warnings, loaded->n_warnings);
 }
 
-/* What several loads come to. */
-struct outcome {
-	cJSON *object; /* NULL: for people */
-	cJSON *models;
-	cJSON *errors;
-	int status; /* of the first failure */
-};
-
-/* "error" is the first failure, "errors" has them all, each with its path. */
-static int add_failure(struct ctl *ctl, struct outcome *outcome, const char *path)
-{
-	const struct distorch_error *error = distorch_error(ctl->c);
-	cJSON *item;
-
-	if (outcome->object == NULL) {
-		return ctl_fail(ctl);
-	}
-	if (outcome->errors == NULL) {
-		(void)json_of_error(cJSON_AddObjectToObject(outcome->object, "error"), error);
-		outcome->errors = json_add_array(outcome->object, "errors");
-	}
-	item = json_add_item(outcome->errors);
-	json_add_text(item, "path", path);
-	(void)json_of_error(item, error);
-	return ctl_interrupted ? EXIT_INTERRUPTED : error->exit_code;
-}
-
 static int load_one(struct ctl *ctl, const char *path, const struct distorch_placement *placement,
 		    struct outcome *outcome)
 {
@@ -188,7 +162,7 @@ static int load_one(struct ctl *ctl, const char *path, const struct distorch_pla
 	code = distorch_load(ctl->c, path, &options, &loaded, NULL);
 	progress_end(&watcher);
 	if (code < 0) {
-		return add_failure(ctl, outcome, path);
+		return outcome_fail(ctl, outcome, "path", path);
 	}
 	if (outcome->object != NULL) {
 		add_loaded(outcome->models, loaded);
@@ -204,31 +178,21 @@ static int load_one(struct ctl *ctl, const char *path, const struct distorch_pla
 static int run(struct ctl *ctl)
 {
 	struct placement placement;
-	struct outcome outcome = {
-		.status = placement_read(ctl, ctl->arguments.allocation, &placement)};
+	struct outcome outcome;
+	int status = placement_read(ctl, ctl->arguments.allocation, &placement);
 
-	if (outcome.status == EXIT_DONE) {
-		outcome.status = ctl_connect(ctl);
+	if (status == EXIT_DONE) {
+		status = ctl_connect(ctl);
 	}
-	if (outcome.status != EXIT_DONE) {
-		return outcome.status;
+	if (status != EXIT_DONE) {
+		return status;
 	}
-	if (is_json(ctl)) {
-		outcome.object = json_new();
-		outcome.models = json_add_array(outcome.object, "models");
+	outcome_begin(ctl, &outcome);
+	for (size_t i = 0; i < ctl->arguments.n_words && outcome_goes_on(&outcome); i++) {
+		outcome_take(&outcome,
+			     load_one(ctl, ctl->arguments.words[i], &placement.wanted, &outcome));
 	}
-	for (size_t i = 0; i < ctl->arguments.n_words && !ctl_interrupted; i++) {
-		int status = load_one(ctl, ctl->arguments.words[i], &placement.wanted, &outcome);
-
-		outcome.status = outcome.status == EXIT_DONE ? status : outcome.status;
-		if (status == EXIT_NOT_RUNNING) {
-			break; /* the next ones would fail alike */
-		}
-	}
-	if (outcome.object != NULL) {
-		(void)json_print(ctl, outcome.object);
-	}
-	return ctl_interrupted ? EXIT_INTERRUPTED : outcome.status;
+	return outcome_end(ctl, &outcome);
 }
 
 static const struct argp_option options[] = {

@@ -22,6 +22,11 @@ static int print_list(struct ctl *ctl, const struct distorch_warm *warm)
 	char safe[600];
 	bool has_failed = false;
 
+	if (warm->n_entries == 0 && ctl->arguments.output == OUTPUT_TABLE) {
+		(void)printf(
+			"Nothing is loaded at the start. Add one: distorchctl warm add FILE\n");
+		return EXIT_DONE;
+	}
 	sheet_init(&sheet, columns, sizeof columns / sizeof columns[0]);
 	for (size_t i = 0; i < warm->n_entries; i++) {
 		const struct distorch_warm_entry *entry = warm->entries[i];

@@ -1,22 +1,51 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* distorchctl pin, unpin, keep, unkeep: one body, four rows. */
 #include "options.h"
+#include "outcome.h"
 #include "render.h"
 
 #include <stdio.h>
+#include <unistd.h>
+
+/* Is there anything that this withdraws? */
+static bool has_wish(struct ctl *ctl, const char *name, uint32_t said)
+{
+	struct distorch_detail *detail = NULL;
+	bool is_there = true; /* where that cannot be had the call itself says why */
+
+	if (distorch_show(ctl->c, name, &detail, NULL) == 0) {
+		is_there = false;
+		for (size_t i = 0; i < detail->n_wishes; i++) {
+			const struct distorch_wish *wish = detail->wishes[i];
+
+			is_there = is_there ||
+				   (wish->uid == geteuid() &&
+				    (said == DISTORCH_SAID_PIN ? wish->pin : wish->keep));
+		}
+	}
+	distorch_detail_free(detail);
+	return is_there;
+}
 
 static int set_one(struct ctl *ctl, const char *name, const struct distorch_policy *policy,
-		   const char *done, cJSON *array)
+		   const char *done, struct outcome *outcome)
 {
+	const bool withdraws = !policy->pin && !policy->keep;
+	const bool is_there = !withdraws || outcome->object != NULL || ctl->arguments.is_quiet ||
+			      has_wish(ctl, name, policy->said);
 	struct distorch_model *model = NULL;
 	char text[512];
 	char lapse[32];
 
 	if (distorch_set(ctl->c, name, policy, NULL, &model) < 0) {
-		return ctl_fail(ctl);
+		return outcome_fail(ctl, outcome, "model", name);
 	}
-	if (array != NULL) {
-		(void)json_of_model(json_add_item(array), model);
+	if (outcome->object != NULL) {
+		(void)json_of_model(json_add_item(outcome->models), model);
+	} else if (!is_there) {
+		(void)printf("There was no %s of yours for %s (id %.6s)\n",
+			     policy->said == DISTORCH_SAID_PIN ? "pin" : "keep",
+			     safe_text(model->name, text, sizeof text), model->id);
 	} else if (!ctl->arguments.is_quiet) {
 		(void)printf("%s %s (id %.6s)%s%s%s\n", done,
 			     safe_text(model->name, text, sizeof text), model->id,
@@ -32,23 +61,23 @@ static int set_one(struct ctl *ctl, const char *name, const struct distorch_poli
 
 static int set_all(struct ctl *ctl, struct distorch_policy policy, const char *done)
 {
+	struct outcome outcome;
 	int status = ctl_connect(ctl);
-	cJSON *object = is_json(ctl) ? json_new() : NULL;
-	cJSON *array = object == NULL ? NULL : json_add_array(object, "models");
 
+	if (status != EXIT_DONE) {
+		return status;
+	}
 	policy.size = sizeof policy;
 	if (ctl->arguments.has_for && !ctl->arguments.is_forever) {
 		policy.said |= DISTORCH_SAID_FOR;
 		policy.for_ms = ctl->arguments.for_ms;
 	}
-	for (size_t i = 0; status == EXIT_DONE && i < ctl->arguments.n_words; i++) {
-		status = set_one(ctl, ctl->arguments.words[i], &policy, done, array);
+	outcome_begin(ctl, &outcome);
+	for (size_t i = 0; i < ctl->arguments.n_words && outcome_goes_on(&outcome); i++) {
+		outcome_take(&outcome,
+			     set_one(ctl, ctl->arguments.words[i], &policy, done, &outcome));
 	}
-	if (object != NULL && status == EXIT_DONE) {
-		return json_print(ctl, object);
-	}
-	cJSON_Delete(object);
-	return status;
+	return outcome_end(ctl, &outcome);
 }
 
 static int run_pin(struct ctl *ctl)

@@ -292,6 +292,37 @@ def test_wishes_can_be_said_and_withdrawn(daemon, make_model):
     assert "pinned" in ctl(daemon, "why", "wish").stdout
 
 
+def test_a_wish_that_cannot_be_said_of_one_is_said_of_the_others(daemon, make_model):
+    ctl(daemon, "load", make_model("one.safetensors"), make_model("two.safetensors"))
+    done = ctl(daemon, "pin", "one", "none", "two")
+    assert done.returncode == 4 and "none" in done.stderr
+    assert [line.split(" (")[0] for line in done.stdout.splitlines()] == [
+        "Pinned one.safetensors", "Pinned two.safetensors"]
+    answer = ctl_json(daemon, "unpin", "one", "none", "two", "nothing", status=4)
+    assert [model["pinned"] for model in answer["models"]] == [False, False]
+    assert [error["model"] for error in answer["errors"]] == ["none", "nothing"]
+    assert answer["error"]["code"] == "not-found" and "none" in answer["error"]["message"]
+
+
+def test_what_was_not_wished_is_not_said_to_be_withdrawn(daemon, make_model):
+    ctl(daemon, "load", "--pin", make_model("vae.safetensors"))
+    assert ctl(daemon, "unkeep", "vae").stdout.startswith("There was no keep of yours for vae")
+    assert ctl(daemon, "unpin", "vae").stdout.startswith("Unpinned vae.safetensors")
+    assert ctl(daemon, "unpin", "vae").stdout.startswith("There was no pin of yours for vae")
+
+
+def test_nothing_to_tell_is_told(daemon, raw):
+    assert "Nothing is loaded at the start" in ctl(daemon, "warm").stdout
+    done = ctl(daemon, "events", "--since", "1ms")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "Nothing is recorded of that time." in done.stderr
+    done = ctl(daemon, "config", "get", "gpu.budget.sim:1")
+    assert done.returncode == 4 and "gpu.budget counts" in done.stderr
+    done = ctl(daemon, "reload", "this")
+    assert done.returncode == 2
+    assert "usage: distorchctl reload\n" in done.stderr and "this is one too many" in done.stderr
+
+
 def test_why_and_events_tell_what_happened(daemon, make_model):
     path = make_model("story.safetensors")
     follow = subprocess.Popen([CTL, "events", "-o", "jsonl", "--type", "load,unload"],
