@@ -262,8 +262,8 @@ static void answer_set(struct daemon *daemon, const struct client *client,
 }
 
 /* Reason of one line, in words. Returns 'buffer'. */
-static const char *line_reason(const struct daemon *daemon, const struct answer_line *line,
-			       char *buffer, size_t buffer_size)
+static const char *line_reason(const struct daemon *daemon, const struct client *viewer,
+			       const struct answer_line *line, char *buffer, size_t buffer_size)
 {
 	const struct client *holder = daemon_find_client(daemon, line->holder);
 
@@ -271,11 +271,11 @@ static const char *line_reason(const struct daemon *daemon, const struct answer_
 		(void)snprintf(buffer, buffer_size, "wanted by uid %u", line->uid);
 	} else if (holder != NULL && line->why == CORE_WHY_IN_USE) {
 		(void)snprintf(buffer, buffer_size, "in use by PID %u (%s)", holder->pid,
-			       client_display(holder));
+			       client_display_to(viewer, holder));
 	} else if (holder != NULL && line->why == CORE_WHY_MAPPED) {
 		(void)snprintf(buffer, buffer_size,
 			       "still mapped by PID %u (%s), frees when it closes", holder->pid,
-			       client_display(holder));
+			       client_display_to(viewer, holder));
 	} else if (line->why == CORE_WHY_PINNED || line->why == CORE_WHY_KEPT) {
 		(void)snprintf(buffer, buffer_size, "%s by uid %u",
 			       line->why == CORE_WHY_PINNED ? "pinned" : "kept", line->uid);
@@ -326,8 +326,8 @@ static void answer_unload(struct daemon *daemon, const struct client *client,
 			wire->has_name = line->name[0] != '\0';
 			wire->name = wire_str(line->name);
 			wire->bytes = line->bytes;
-			wire->reason = wire_str(
-				line_reason(daemon, line, texts[i].reason, sizeof texts[i].reason));
+			wire->reason = wire_str(line_reason(daemon, client, line, texts[i].reason,
+							    sizeof texts[i].reason));
 			if (line->holder != 0) {
 				describe_holder(daemon, client, line->holder, line->bytes,
 						&texts[i].holder);
@@ -567,7 +567,7 @@ void answer_recall(struct daemon *daemon, const struct core_action *action)
 	struct wire_recall_event event = {
 		.lease = action->recall.lease,
 		.has_for_whom = other != NULL,
-		.for_whom = wire_str(other == NULL ? "" : client_display(other)),
+		.for_whom = wire_str(other == NULL ? "" : client_display_to(client, other)),
 		.deadline_ms = action->recall.within_ns / NS_PER_MS,
 	};
 

@@ -148,3 +148,10 @@ const char *client_display(const struct client *client)
 {
 	return client->label[0] != '\0' ? client->label : client->comm;
 }
+
+const char *client_display_to(const struct client *viewer, const struct client *client)
+{
+	bool may_know = viewer != NULL && (viewer->is_admin || viewer->uid == client->uid);
+
+	return may_know ? client_display(client) : client->comm;
+}

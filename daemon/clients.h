@@ -104,5 +104,8 @@ struct client *client_free(struct client *client);
 bool client_take_devices(struct client *client, struct wire_list uuids);
 /* "ComfyUI" (its label) or the command name. */
 const char *client_display(const struct client *client);
+/* Likewise, to another: what a client says of its program is not for everybody, the kernel's word
+ * is. 'viewer' may be NULL: anybody. */
+const char *client_display_to(const struct client *viewer, const struct client *client);
 
 #endif

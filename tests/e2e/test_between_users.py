@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from conftest import close_all
 from test_wire_hostile import needs_root
 
 MIB = 1 << 20
@@ -54,3 +55,34 @@ def test_who_loses_a_model_learns_no_name_of_the_one_it_went_for(user, raw, make
     assert evictions(raw) == [(f"to make room for {secret.name}", secret.name)] * 4
     alice.load(secret)  # now she may know it
     assert (f"to make room for {secret.name}", secret.name) in evictions(alice)
+
+
+def test_what_a_client_calls_its_program_is_not_for_other_users(user, make_model):
+    alice, bob, also_bob = user(ALICE), user(BOB, "secret"), user(BOB)
+    path = make_model("m.safetensors")
+    for client in (bob, alice):
+        client.load(path)
+
+    def unload(client):
+        (line,) = client.call("unload", {"select": {"models": [path.name]}, "mode": "recall",
+                                         "recall_ms": 1})["held"]
+        return line["reason"] + line["holders"][0]["comm"]
+
+    def lease(client):
+        result, fds = client.attach(path, map=False)
+        close_all(fds)
+        return result["lease"]
+
+    def of_recalls(client):
+        client.call("ping")
+        return [params["for_whom"] for name, params in client.events if name == "recall"]
+
+    bobs = lease(bob)
+    assert "secret" not in unload(alice) and unload(also_bob).count("secret") == 2
+    others = [(client, lease(client)) for client in (alice, also_bob)]
+    bob.call("detach", {"lease": bobs})
+    unload(bob)
+    told = of_recalls(alice)
+    assert len(told) == 1 and "secret" not in told and of_recalls(also_bob) == ["secret"]
+    for client, number in others:
+        client.call("detach", {"lease": number})
