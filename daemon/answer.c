@@ -289,6 +289,25 @@ static const char *line_reason(const struct daemon *daemon, const struct client 
 	return buffer;
 }
 
+/* Who holds what the line tells of, now: while leases were waited for he whom the core named may
+ * have let go, and another leases it still. 0: nobody who is known. */
+static uint64_t find_holder(const struct daemon *daemon, const struct answer_line *line)
+{
+	struct core_holder_view holder;
+	uint32_t cursor = 0;
+	uint64_t found = 0;
+
+	if (line->why != CORE_WHY_IN_USE) {
+		return daemon_find_client(daemon, line->holder) != NULL ? line->holder : 0;
+	}
+	while (core_holder_next(daemon->core, line->model, &cursor, &holder)) {
+		if (holder.is_live && (found == 0 || holder.client == line->holder)) {
+			found = holder.client;
+		}
+	}
+	return found;
+}
+
 struct unload_texts {
 	char reason[256];
 	struct wire_holder holder;
@@ -316,7 +335,7 @@ static void answer_unload(struct daemon *daemon, const struct client *client,
 	for (int outcome = CORE_OUTCOME_KEPT; outcome <= CORE_OUTCOME_HELD; outcome++) {
 		lists[outcome]->items = outcomes + n_outcomes;
 		for (uint32_t i = 0; i < pending->n_lines; i++) {
-			const struct answer_line *line = &pending->lines[i];
+			struct answer_line *line = &pending->lines[i];
 			struct wire_outcome *wire = &outcomes[n_outcomes];
 
 			if ((int)line->outcome != outcome) {
@@ -326,6 +345,7 @@ static void answer_unload(struct daemon *daemon, const struct client *client,
 			wire->has_name = line->name[0] != '\0';
 			wire->name = wire_str(line->name);
 			wire->bytes = line->bytes;
+			line->holder = find_holder(daemon, line);
 			wire->reason = wire_str(line_reason(daemon, client, line, texts[i].reason,
 							    sizeof texts[i].reason));
 			if (line->holder != 0) {

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from conftest import close_all
+from conftest import close_all, wait_until
 from test_wire_hostile import needs_root
 
 MIB = 1 << 20
@@ -31,6 +31,17 @@ def user(daemon):
     yield connect
     for client in clients:
         client.close()
+
+
+def lease_of(client, path):
+    result, fds = client.attach(path, map=False)
+    close_all(fds)
+    return result["lease"]
+
+
+def recalls(client):
+    client.call("ping")
+    return [params for name, params in client.events if name == "recall"]
 
 
 def evictions(client):
@@ -68,21 +79,31 @@ def test_what_a_client_calls_its_program_is_not_for_other_users(user, make_model
                                          "recall_ms": 1})["held"]
         return line["reason"] + line["holders"][0]["comm"]
 
-    def lease(client):
-        result, fds = client.attach(path, map=False)
-        close_all(fds)
-        return result["lease"]
-
-    def of_recalls(client):
-        client.call("ping")
-        return [params["for_whom"] for name, params in client.events if name == "recall"]
-
-    bobs = lease(bob)
+    bobs = lease_of(bob, path)
     assert "secret" not in unload(alice) and unload(also_bob).count("secret") == 2
-    others = [(client, lease(client)) for client in (alice, also_bob)]
+    others = [(client, lease_of(client, path)) for client in (alice, also_bob)]
     bob.call("detach", {"lease": bobs})
     unload(bob)
-    told = of_recalls(alice)
-    assert len(told) == 1 and "secret" not in told and of_recalls(also_bob) == ["secret"]
+    (to_alice,), (to_bob,) = recalls(alice), recalls(also_bob)
+    assert "secret" not in to_alice["for_whom"] and to_bob["for_whom"] == "secret"
     for client, number in others:
         client.call("detach", {"lease": number})
+
+
+def test_a_recall_in_vain_names_who_still_leases(user, raw, make_model):
+    alice, bob = user(ALICE), user(BOB)
+    path = make_model("m.safetensors")
+    alice.load(path)
+    leases = [lease_of(client, path) for client in (alice, bob)]
+    number = raw.request("unload", {"select": {"models": [path.name]}, "mode": "recall",
+                                    "recall_ms": 3600000})
+    wait_until(lambda: recalls(alice) and recalls(bob), what="both recalls")
+    n_clients = raw.call("status")["clients"]
+    alice.close()
+    wait_until(lambda: raw.call("status")["clients"] < n_clients, what="the end of hers")
+    assert raw.call("cancel", {"id": number})["found"]
+    _error, result, _fds = raw.wait(number)
+    (held,) = result["held"]
+    assert [one["uid"] for one in held["holders"]] == [BOB]
+    assert held["reason"].startswith(f"in use by PID {os.getpid()} (")
+    bob.call("detach", {"lease": leases[1]})
