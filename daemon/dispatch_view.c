@@ -413,6 +413,9 @@ void dispatch_config(const struct call *call)
 	       config_next(call->daemon->config, &cursor, &item)) {
 		struct wire_setting *setting = &settings[n_settings];
 
+		if (!call->client->is_admin && strcmp(item.key, "warm.model") == 0) {
+			continue; /* paths are for those who may ask for them: `warm` */
+		}
 		*setting = (struct wire_setting){.key = wire_str(item.key),
 						 .value = wire_str(item.value),
 						 .source = wire_str(item.source)};
