@@ -248,13 +248,18 @@ static void answer_place(struct daemon *daemon, const struct client *client,
 	respond(client, pending, &response, NULL, 0);
 }
 
-static void answer_set(struct daemon *daemon, const struct client *client,
-		       const struct pending *pending, const struct core_action *action)
+static void answer_set(struct daemon *daemon, const struct client *client, struct pending *pending,
+		       const struct core_action *action)
 {
+	struct model_info *info = store_find_model(daemon->store, action->model);
 	struct model_description model;
 	struct core_model_view view;
 	struct wire_set_response response;
 
+	if (pending->label != NULL && info != NULL) {
+		free(info->label);
+		info->label = pending->label[0] == '\0' ? NULL : steal_ptr(&pending->label);
+	}
 	REQUIRE(core_model_get(daemon->core, action->model, &view));
 	describe_model(daemon, client, &view, &model);
 	response.model = model.wire;
@@ -470,7 +475,7 @@ static void answer_reserve(const struct daemon *daemon, const struct client *cli
 	respond(client, pending, &response, NULL, 0);
 }
 
-static void answer_ok(struct daemon *daemon, struct client *client, const struct pending *pending,
+static void answer_ok(struct daemon *daemon, struct client *client, struct pending *pending,
 		      const struct core_action *action)
 {
 	static const struct wire_detach_response nothing;

@@ -48,6 +48,7 @@ struct pending *client_find_pending(struct client *client, uint32_t request)
 void pending_clear(struct pending *pending)
 {
 	free(pending->lines);
+	free(pending->label);
 	memset(pending, 0, sizeof *pending);
 }
 

@@ -48,6 +48,7 @@ struct pending {
 	bool is_measuring; /* a reservation of RAM, which the core has not heard of yet ... */
 	bool is_cancelled; /* ... and need not */
 	bool is_recalling; /* who leases it was asked to let go */
+	char *label;       /* set: the model's once that is done; NULL: as it is. owner: pending */
 	struct answer_line *lines; /* owner: pending */
 	uint32_t n_lines, lines_capacity;
 };

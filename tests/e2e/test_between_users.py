@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from conftest import close_all, wait_until
+from conftest import RawError, close_all, wait_until
 from test_wire_hostile import needs_root
 
 MIB = 1 << 20
@@ -107,3 +107,23 @@ def test_a_recall_in_vain_names_who_still_leases(user, raw, make_model):
     assert [one["uid"] for one in held["holders"]] == [BOB]
     assert held["reason"].startswith(f"in use by PID {os.getpid()} (")
     bob.call("detach", {"lease": leases[1]})
+
+
+def test_whose_model_it_is_and_an_administrator_label_it(user, raw, make_model):
+    alice, bob = user(ALICE), user(BOB)
+    path = make_model("m.safetensors")
+    for client in (alice, bob):
+        client.load(path)
+
+    def label(client, text, **policy):
+        return client.call("set", {"model": path.name, "label": text, "policy": policy})["model"]
+
+    assert label(alice, "hers")["label"] == "hers"
+    with pytest.raises(RawError) as refused:
+        label(bob, "broken, do not use", pin=True)
+    assert refused.value.error["detail"]["field"] == "label"
+    assert refused.value.code == "not-allowed" and f"uid {ALICE}" in refused.value.error["message"]
+    shown = bob.call("show", {"model": path.name})
+    assert shown["model"]["label"] == "hers" and not shown["model"]["pinned"]
+    assert label(raw, "an administrator's")["label"] == "an administrator's"
+    assert "label" not in label(alice, "")
