@@ -248,13 +248,18 @@ static void answer_place(struct daemon *daemon, const struct client *client,
 	respond(client, pending, &response, NULL, 0);
 }
 
-static void answer_set(struct daemon *daemon, const struct client *client,
-		       const struct pending *pending, const struct core_action *action)
+static void answer_set(struct daemon *daemon, const struct client *client, struct pending *pending,
+		       const struct core_action *action)
 {
+	struct model_info *info = store_find_model(daemon->store, action->model);
 	struct model_description model;
 	struct core_model_view view;
 	struct wire_set_response response;
 
+	if (pending->label != NULL && info != NULL) {
+		free(info->label);
+		info->label = pending->label[0] == '\0' ? NULL : steal_ptr(&pending->label);
+	}
 	REQUIRE(core_model_get(daemon->core, action->model, &view));
 	describe_model(daemon, client, &view, &model);
 	response.model = model.wire;
@@ -262,8 +267,8 @@ static void answer_set(struct daemon *daemon, const struct client *client,
 }
 
 /* Reason of one line, in words. Returns 'buffer'. */
-static const char *line_reason(const struct daemon *daemon, const struct answer_line *line,
-			       char *buffer, size_t buffer_size)
+static const char *line_reason(const struct daemon *daemon, const struct client *viewer,
+			       const struct answer_line *line, char *buffer, size_t buffer_size)
 {
 	const struct client *holder = daemon_find_client(daemon, line->holder);
 
@@ -271,11 +276,11 @@ static const char *line_reason(const struct daemon *daemon, const struct answer_
 		(void)snprintf(buffer, buffer_size, "wanted by uid %u", line->uid);
 	} else if (holder != NULL && line->why == CORE_WHY_IN_USE) {
 		(void)snprintf(buffer, buffer_size, "in use by PID %u (%s)", holder->pid,
-			       client_display(holder));
+			       client_display_to(viewer, holder));
 	} else if (holder != NULL && line->why == CORE_WHY_MAPPED) {
 		(void)snprintf(buffer, buffer_size,
 			       "still mapped by PID %u (%s), frees when it closes", holder->pid,
-			       client_display(holder));
+			       client_display_to(viewer, holder));
 	} else if (line->why == CORE_WHY_PINNED || line->why == CORE_WHY_KEPT) {
 		(void)snprintf(buffer, buffer_size, "%s by uid %u",
 			       line->why == CORE_WHY_PINNED ? "pinned" : "kept", line->uid);
@@ -287,6 +292,25 @@ static const char *line_reason(const struct daemon *daemon, const struct answer_
 		(void)snprintf(buffer, buffer_size, "%s", history_why_words(line->why));
 	}
 	return buffer;
+}
+
+/* Who holds what the line tells of, now: while leases were waited for he whom the core named may
+ * have let go, and another leases it still. 0: nobody who is known. */
+static uint64_t find_holder(const struct daemon *daemon, const struct answer_line *line)
+{
+	struct core_holder_view holder;
+	uint32_t cursor = 0;
+	uint64_t found = 0;
+
+	if (line->why != CORE_WHY_IN_USE) {
+		return daemon_find_client(daemon, line->holder) != NULL ? line->holder : 0;
+	}
+	while (core_holder_next(daemon->core, line->model, &cursor, &holder)) {
+		if (holder.is_live && (found == 0 || holder.client == line->holder)) {
+			found = holder.client;
+		}
+	}
+	return found;
 }
 
 struct unload_texts {
@@ -316,7 +340,7 @@ static void answer_unload(struct daemon *daemon, const struct client *client,
 	for (int outcome = CORE_OUTCOME_KEPT; outcome <= CORE_OUTCOME_HELD; outcome++) {
 		lists[outcome]->items = outcomes + n_outcomes;
 		for (uint32_t i = 0; i < pending->n_lines; i++) {
-			const struct answer_line *line = &pending->lines[i];
+			struct answer_line *line = &pending->lines[i];
 			struct wire_outcome *wire = &outcomes[n_outcomes];
 
 			if ((int)line->outcome != outcome) {
@@ -326,8 +350,9 @@ static void answer_unload(struct daemon *daemon, const struct client *client,
 			wire->has_name = line->name[0] != '\0';
 			wire->name = wire_str(line->name);
 			wire->bytes = line->bytes;
-			wire->reason = wire_str(
-				line_reason(daemon, line, texts[i].reason, sizeof texts[i].reason));
+			line->holder = find_holder(daemon, line);
+			wire->reason = wire_str(line_reason(daemon, client, line, texts[i].reason,
+							    sizeof texts[i].reason));
 			if (line->holder != 0) {
 				describe_holder(daemon, client, line->holder, line->bytes,
 						&texts[i].holder);
@@ -450,7 +475,7 @@ static void answer_reserve(const struct daemon *daemon, const struct client *cli
 	respond(client, pending, &response, NULL, 0);
 }
 
-static void answer_ok(struct daemon *daemon, struct client *client, const struct pending *pending,
+static void answer_ok(struct daemon *daemon, struct client *client, struct pending *pending,
 		      const struct core_action *action)
 {
 	static const struct wire_detach_response nothing;
@@ -567,7 +592,7 @@ void answer_recall(struct daemon *daemon, const struct core_action *action)
 	struct wire_recall_event event = {
 		.lease = action->recall.lease,
 		.has_for_whom = other != NULL,
-		.for_whom = wire_str(other == NULL ? "" : client_display(other)),
+		.for_whom = wire_str(other == NULL ? "" : client_display_to(client, other)),
 		.deadline_ms = action->recall.within_ns / NS_PER_MS,
 	};
 

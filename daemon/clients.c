@@ -48,6 +48,7 @@ struct pending *client_find_pending(struct client *client, uint32_t request)
 void pending_clear(struct pending *pending)
 {
 	free(pending->lines);
+	free(pending->label);
 	memset(pending, 0, sizeof *pending);
 }
 
@@ -147,4 +148,11 @@ bool client_may_have_fds(const struct daemon *daemon, const struct client *clien
 const char *client_display(const struct client *client)
 {
 	return client->label[0] != '\0' ? client->label : client->comm;
+}
+
+const char *client_display_to(const struct client *viewer, const struct client *client)
+{
+	bool may_know = viewer != NULL && (viewer->is_admin || viewer->uid == client->uid);
+
+	return may_know ? client_display(client) : client->comm;
 }

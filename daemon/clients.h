@@ -48,6 +48,7 @@ struct pending {
 	bool is_measuring; /* a reservation of RAM, which the core has not heard of yet ... */
 	bool is_cancelled; /* ... and need not */
 	bool is_recalling; /* who leases it was asked to let go */
+	char *label;       /* set: the model's once that is done; NULL: as it is. owner: pending */
 	struct answer_line *lines; /* owner: pending */
 	uint32_t n_lines, lines_capacity;
 };
@@ -104,5 +105,8 @@ struct client *client_free(struct client *client);
 bool client_take_devices(struct client *client, struct wire_list uuids);
 /* "ComfyUI" (its label) or the command name. */
 const char *client_display(const struct client *client);
+/* Likewise, to another: what a client says of its program is not for everybody, the kernel's word
+ * is. 'viewer' may be NULL: anybody. */
+const char *client_display_to(const struct client *viewer, const struct client *client);
 
 #endif

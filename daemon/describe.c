@@ -470,12 +470,28 @@ const char *describe_notice(const struct daemon *daemon, const struct model_info
 	return buffer;
 }
 
-void describe_record(const struct daemon *daemon, const struct record *record, uint64_t now_ns,
-		     struct record_description *ret)
+static bool may_know(const struct daemon *daemon, const struct client *viewer, uint64_t model,
+		     uint32_t owner_uid)
+{
+	return viewer->is_admin || owner_uid == viewer->uid ||
+	       core_client_may(daemon->core, viewer->id, model);
+}
+
+bool describe_may_see(const struct daemon *daemon, const struct client *viewer,
+		      const struct record *record)
+{
+	return may_know(daemon, viewer, record->model, record->owner_uid);
+}
+
+void describe_record(const struct daemon *daemon, const struct client *viewer,
+		     const struct record *record, uint64_t now_ns, struct record_description *ret)
 {
 	struct wire_record *wire = &ret->wire;
+	bool is_hidden = record->for_model != 0 &&
+			 !may_know(daemon, viewer, record->for_model, record->for_uid);
+	const char *for_whom = is_hidden ? "another model" : record->for_whom;
 
-	(void)history_why_text(record, ret->why, (uint32_t)sizeof ret->why);
+	(void)history_why_text(record, for_whom, ret->why, (uint32_t)sizeof ret->why);
 	*wire = (struct wire_record){
 		.seq = record->seq,
 		.age_ms = now_ns > record->at_ns ? (now_ns - record->at_ns) / NS_PER_MS : 0,
@@ -493,8 +509,8 @@ void describe_record(const struct daemon *daemon, const struct record *record, u
 		.duration_ms = record->duration_ns / NS_PER_MS,
 		.has_why = ret->why[0] != '\0',
 		.why = wire_str(ret->why),
-		.has_for_whom = record->for_whom[0] != '\0',
-		.for_whom = wire_str(record->for_whom),
+		.has_for_whom = for_whom[0] != '\0',
+		.for_whom = wire_str(for_whom),
 	};
 }
 
@@ -627,11 +643,4 @@ void describe_client(const struct daemon *daemon, const struct core_client_view 
 	ret->has_library = client->library[0] != '\0';
 	ret->library = wire_str(client->library);
 	ret->age_ms = ms_since(client->opened_ns);
-}
-
-bool describe_may_see(const struct daemon *daemon, const struct client *viewer,
-		      const struct record *record)
-{
-	return viewer->is_admin || record->owner_uid == viewer->uid ||
-	       core_client_may(daemon->core, viewer->id, record->model);
 }

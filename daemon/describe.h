@@ -72,8 +72,9 @@ void describe_present(const struct daemon *daemon, uint64_t model, const uint8_t
 /* Why it is less than was asked for, or less than one may think; empty: it is not. */
 const char *describe_notice(const struct daemon *daemon, const struct model_info *info,
 			    const struct core_model_view *view, char buffer[DESCRIBE_NOTICE_SIZE]);
-void describe_record(const struct daemon *daemon, const struct record *record, uint64_t now_ns,
-		     struct record_description *ret);
+/* For one who may see it; of the model that it was for he may not. */
+void describe_record(const struct daemon *daemon, const struct client *viewer,
+		     const struct record *record, uint64_t now_ns, struct record_description *ret);
 /* All there are. */
 struct wire_list describe_devices(const struct daemon *daemon, struct devices_description *ret);
 void describe_client(const struct daemon *daemon, const struct core_client_view *view,

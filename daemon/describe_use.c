@@ -15,12 +15,9 @@ void describe_holder(const struct daemon *daemon, const struct client *viewer, u
 
 	*ret = (struct wire_holder){.client = id, .held_bytes = held_bytes};
 	if (client != NULL) {
-		/* What he says of his program is not for everybody; the kernel's word is. */
-		bool may_know = viewer != NULL && (viewer->is_admin || viewer->uid == client->uid);
-
 		ret->pid = client->pid;
 		ret->uid = client->uid;
-		ret->comm = wire_str(may_know ? client_display(client) : client->comm);
+		ret->comm = wire_str(client_display_to(viewer, client));
 	}
 }
 

@@ -6,6 +6,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/os/sys.h"
+#include "base/require.h"
 #include "base/shard_name.h"
 
 #include <fcntl.h>
@@ -596,8 +597,32 @@ void dispatch_map(const struct call *call, const struct wire_map_request *reques
 	call_answer_fds(call, &response, fds, n_fds);
 }
 
+/* A label is the model's own, not the user's: others see it too. False: it was refused. */
+static bool read_label(const struct call *call, uint64_t model, struct wire_str said, char **ret)
+{
+	struct core_model_view view;
+	char label[257];
+	char name[512];
+
+	REQUIRE(core_model_get(call->daemon->core, model, &view));
+	if (!call->client->is_admin && view.owner_uid != call->client->uid) {
+		call_refuse(call, WIRE_NOT_ALLOWED, "label",
+			    "%s is uid %u's, who loaded it first: that user or an administrator "
+			    "labels it",
+			    describe_name(call->daemon, model, name), view.owner_uid);
+		return false;
+	}
+	*ret = sys_strdup(wire_str_copy(said, label, sizeof label));
+	if (*ret == NULL) {
+		call_refuse(call, WIRE_NO_MEMORY, "label", "no memory for a label");
+	}
+	return *ret != NULL;
+}
+
 void dispatch_set(const struct call *call, const struct wire_set_request *request)
 {
+	AUTO_FREE char *label = NULL;
+	struct pending *pending;
 	struct core_policy policy = read_policy(&request->policy);
 	struct core_event event = {.type = EV_SET,
 				   .client = call->client->id,
@@ -609,19 +634,12 @@ void dispatch_set(const struct call *call, const struct wire_set_request *reques
 		call_fail(call, &failure);
 		return;
 	}
-	if (request->has_label) {
-		struct model_info *info = store_find_model(call->daemon->store, event.set.model);
-		char label[257];
-		char *copy = sys_strdup(wire_str_copy(request->label, label, sizeof label));
-
-		if (copy == NULL) {
-			call_refuse(call, WIRE_NO_MEMORY, "label", "no memory for a label");
-			return;
-		}
-		free(info->label);
-		info->label = copy;
+	if (request->has_label && !read_label(call, event.set.model, request->label, &label)) {
+		return;
 	}
-	if (call_expect(call) != NULL) {
+	pending = call_expect(call);
+	if (pending != NULL) {
+		pending->label = steal_ptr(&label);
 		(void)daemon_step(call->daemon, &event);
 	}
 }

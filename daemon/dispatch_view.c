@@ -322,7 +322,7 @@ static uint32_t describe_last(const struct call *call, struct record_description
 		found[n_found++] = record;
 	}
 	for (uint32_t i = 0; i < n_found; i++) {
-		describe_record(call->daemon, found[i], clock_boot_ns(), &texts[i]);
+		describe_record(call->daemon, call->client, found[i], clock_boot_ns(), &texts[i]);
 		records[i] = texts[i].wire;
 	}
 	return n_found;
@@ -413,6 +413,9 @@ void dispatch_config(const struct call *call)
 	       config_next(call->daemon->config, &cursor, &item)) {
 		struct wire_setting *setting = &settings[n_settings];
 
+		if (!call->client->is_admin && strcmp(item.key, "warm.model") == 0) {
+			continue; /* paths are for those who may ask for them: `warm` */
+		}
 		*setting = (struct wire_setting){.key = wire_str(item.key),
 						 .value = wire_str(item.value),
 						 .source = wire_str(item.source)};
@@ -499,7 +502,7 @@ void dispatch_history(const struct call *call, const struct wire_events_history_
 		    (request->has_types && !is_wanted_type(request->types, record))) {
 			continue;
 		}
-		describe_record(call->daemon, record, now_ns, &texts[n_records]);
+		describe_record(call->daemon, call->client, record, now_ns, &texts[n_records]);
 		records[n_records] = texts[n_records].wire;
 		n_records++;
 	}

@@ -139,16 +139,17 @@ const char *history_why_words(enum core_why why)
 	return words[why];
 }
 
-const char *history_why_text(const struct record *record, char *buffer, uint32_t buffer_size)
+const char *history_why_text(const struct record *record, const char *for_whom, char *buffer,
+			     uint32_t buffer_size)
 {
 	const char *words = history_why_words(record->why);
 
 	if (record->text[0] != '\0') {
 		(void)snprintf(buffer, buffer_size, "%s", record->text);
 	} else if (history_is_wish(record->type)) {
-		(void)snprintf(buffer, buffer_size, "for %s", record->for_whom);
-	} else if (record->why == CORE_WHY_ROOM && record->for_whom[0] != '\0') {
-		(void)snprintf(buffer, buffer_size, "to make room for %s", record->for_whom);
+		(void)snprintf(buffer, buffer_size, "for %s", for_whom);
+	} else if (record->why == CORE_WHY_ROOM && for_whom[0] != '\0') {
+		(void)snprintf(buffer, buffer_size, "to make room for %s", for_whom);
 	} else if (record->why == CORE_WHY_RESERVED && record->type != CORE_NOTE_EVICTED) {
 		(void)snprintf(buffer, buffer_size, "back after make-room");
 	} else if (record->why == CORE_WHY_BAD_SUM &&
@@ -156,8 +157,8 @@ const char *history_why_text(const struct record *record, char *buffer, uint32_t
 		(void)snprintf(buffer, buffer_size, "again, as a copy was bad");
 	} else if (record->why == CORE_WHY_LOST && record->type != CORE_NOTE_EVICTED) {
 		(void)snprintf(buffer, buffer_size, "back on its devices");
-	} else if (record->why == CORE_WHY_RESERVED && record->for_whom[0] != '\0') {
-		(void)snprintf(buffer, buffer_size, "%s for %s", words, record->for_whom);
+	} else if (record->why == CORE_WHY_RESERVED && for_whom[0] != '\0') {
+		(void)snprintf(buffer, buffer_size, "%s for %s", words, for_whom);
 	} else if (record->why == CORE_WHY_FAILED && record->code != 0) {
 		(void)snprintf(buffer, buffer_size, "%s",
 			       wire_code_info((enum wire_code)record->code)->text);

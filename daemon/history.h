@@ -23,6 +23,8 @@ struct record {
 	uint32_t device;    /* CORE_ALL_DEVICES: several, or it is not known */
 	uint32_t owner_uid; /* of the model, for the right to see it */
 	uint64_t model;     /* core id; may be forgotten by now */
+	uint64_t for_model; /* likewise, of the one that needed the room; 0: no model did, */
+	uint32_t for_uid;   /* and who owns that */
 	uint8_t uuid[16];
 	uint64_t bytes;
 	uint64_t duration_ns;
@@ -55,7 +57,9 @@ bool history_is_type(enum core_note_type type, const char *text);
 bool history_has_type(const char *text);                            /* any of them */
 const char *history_type_names(char *buffer, uint32_t buffer_size); /* all; returns 'buffer' */
 const char *history_why_words(enum core_why why);                   /* "to make room" */
-/* "to make room for X", a failure's text: why in words. Returns 'buffer'. */
-const char *history_why_text(const struct record *record, char *buffer, uint32_t buffer_size);
+/* "to make room for X", a failure's text: why in words, with what is to be said of 'for_whom'.
+ * Returns 'buffer'. */
+const char *history_why_text(const struct record *record, const char *for_whom, char *buffer,
+			     uint32_t buffer_size);
 
 #endif

@@ -55,7 +55,7 @@ static void fill_where(const struct daemon *daemon, const struct core_model_view
 	char now[WHERE_SIZE];
 	char why[128];
 
-	(void)history_why_text(record, why, sizeof why);
+	(void)history_why_text(record, record->for_whom, why, sizeof why);
 	if (is_move) {
 		(void)where_before(daemon, view, before);
 	}
@@ -76,6 +76,7 @@ static void fill_record(struct daemon *daemon, const struct core_action *action,
 	struct model_info *info = daemon_know_model(daemon, action->model);
 	const struct client *client = daemon_find_client(daemon, action->client);
 	struct core_model_view view;
+	struct core_model_view other;
 	bool has_view = core_model_get(daemon->core, action->model, &view);
 	char name[512];
 
@@ -95,6 +96,10 @@ static void fill_record(struct daemon *daemon, const struct core_action *action,
 				    sizeof record->name);
 	}
 	if (action->note.for_model != 0) {
+		record->for_model = action->note.for_model;
+		record->for_uid = core_model_get(daemon->core, record->for_model, &other)
+					  ? other.owner_uid
+					  : 0;
 		(void)wire_str_copy(wire_str(describe_name(daemon, action->note.for_model, name)),
 				    record->for_whom, sizeof record->for_whom);
 	} else if (history_is_wish(record->type)) {
@@ -184,7 +189,7 @@ static void log_record(const struct daemon *daemon, const struct record *record)
 	(void)snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)record->bytes);
 	(void)snprintf(duration_us, sizeof duration_us, "%llu",
 		       (unsigned long long)record->duration_ns / 1000U);
-	(void)history_why_text(record, why, (uint32_t)sizeof why);
+	(void)history_why_text(record, record->for_whom, why, (uint32_t)sizeof why);
 	if (record->bytes != 0) {
 		(void)snprintf(size, sizeof size, " (%s)",
 			       units_format_size(record->bytes, number, sizeof number));
@@ -255,7 +260,7 @@ static void publish_record(const struct daemon *daemon, struct client *client,
 	struct wire_record_event event = {.has_seq = true};
 
 	if (begin_event(client, &event.seq)) {
-		describe_record(daemon, record, record->at_ns, &description);
+		describe_record(daemon, client, record, record->at_ns, &description);
 		event.record = description.wire;
 		end_event(client, conn_send_event(client->conn, WIRE_EVENT_RECORD, &event));
 	}
@@ -268,7 +273,7 @@ static void publish_evicted(const struct daemon *daemon, struct client *client,
 	struct wire_evicted_event event = {.has_seq = true};
 
 	if (begin_event(client, &event.seq)) {
-		describe_record(daemon, record, record->at_ns, &text);
+		describe_record(daemon, client, record, record->at_ns, &text);
 		event.model = text.wire.model;
 		event.has_name = text.wire.has_name;
 		event.name = text.wire.name;
@@ -425,7 +430,7 @@ void answer_find_went(const struct daemon *daemon, const struct client *viewer, 
 		    !describe_may_see(daemon, viewer, record)) {
 			continue;
 		}
-		describe_record(daemon, record, now_ns, text);
+		describe_record(daemon, viewer, record, now_ns, text);
 		ret->outcomes[ret->n_outcomes++] =
 			(struct wire_outcome){.id = text->wire.model,
 					      .has_name = text->wire.has_name,

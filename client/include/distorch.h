@@ -669,8 +669,10 @@ DISTORCH_PUBLIC int distorch_release(struct distorch *c, uint64_t token);
 DISTORCH_PUBLIC void distorch_reservation_free(struct distorch_reservation *reservation);
 
 /* Change the wishes of the caller's user about a model, or its label; either may be NULL. Free
- * '*ret_model' (or pass NULL) with distorch_model_free. Pins have no limit but the budget. Codes:
- * NOT_FOUND (also without a right to the model), BAD_ARGUMENT (also: an ambiguous name). */
+ * '*ret_model' (or pass NULL) with distorch_model_free. Pins have no limit but the budget. A label
+ * is one for all: who loaded the model first and administrators say it, "" takes it away. Codes:
+ * NOT_FOUND (also without a right to the model), NOT_ALLOWED (a label), BAD_ARGUMENT (also: an
+ * ambiguous name). */
 DISTORCH_PUBLIC int distorch_set(struct distorch *c, const char *model,
 				 const struct distorch_policy *policy, const char *label,
 				 struct distorch_model **ret_model);

@@ -168,6 +168,7 @@ struct core_holder_view {
 	uint64_t images_before, blocks_before;
 	uint64_t bytes; /* the rest */
 	uint32_t n_leases;
+	bool is_live;    /* one of them is of a connection; else what it maps is all it has */
 	bool is_mapped;  /* one of them is */
 	bool has_blocks; /* as they lie; else the images alone */
 	bool is_remnant; /* has what was made before a restart, and nothing else */

@@ -420,6 +420,7 @@ static void view_holder(const struct core *core, const struct holder *holder,
 		.blocks_before = before.blocks,
 		.bytes = bytes_beside(holder, before),
 		.n_leases = holder->n_leases,
+		.is_live = holder->n_live > 0,
 		.is_mapped = holder->n_mapped > 0,
 	};
 }

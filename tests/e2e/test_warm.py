@@ -431,8 +431,12 @@ def test_only_an_administrator_may(start, make_model):
                     codes.append("done")
                 except RawError as failure:
                     codes.append(failure.code)
-        return " ".join(codes)
+            told = raw.call("config")["settings"]
+        return " ".join(codes + [one["key"] for one in told if str(path) in one["value"]])
 
+    with daemon.raw() as raw:
+        told = {one["key"]: one["value"] for one in raw.call("config")["settings"]}
+    assert told["warm.model"] == str(path)
     assert as_nobody(daemon, try_all) == "not-allowed not-allowed not-allowed"
     wait_for_states(daemon, "loaded")
 

@@ -464,7 +464,8 @@ class Connection:
     def set(self, model, *, pin=None, keep=None, ttl=None, priority=None, duration=None,
             label=None):
         """Change wishes of this user about a model; None leaves one as it is, ttl=0 takes that
-        one back. Returns the Model."""
+        one back. The label is one for all users: who loaded it first and administrators say it,
+        "" takes it away. Returns the Model."""
         policy = _policy(pin, keep, ttl, priority, duration)
         return self._ask_one("set", lib.MODEL, results.Model, given.text("model", model),
                              byref(policy) if policy.said else None,
