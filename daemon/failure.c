@@ -216,7 +216,8 @@ static void failure_lost(struct failure *failure, const struct daemon *daemon, c
 		    needed != 0 || lost == 0 ? "was to have" : "had", what,
 		    is_let_go ? "drained and let go of" : state);
 	if (is_let_go) {
-		failure_set_hint(failure, "an administrator ends it: distorchctl drain --off");
+		failure_set_hint(failure, "an administrator ends it: distorchctl drain --off%s%s",
+				 is_one ? " --device " : "", is_one ? last->name : "");
 	} else {
 		failure_set_hint(failure, "see: distorchctl devices%s%s", is_one ? " " : "",
 				 is_one ? last->name : "");

@@ -110,10 +110,15 @@ static void flush(const struct worker *worker)
 /* No worker is begun for a device that drains. */
 static void stay_away(struct worker *worker)
 {
+	char text[160];
+
 	(void)uv_timer_stop(&worker->timer);
 	worker->is_let_go = true;
-	set_state(worker, DEVICE_STATE_UNAVAILABLE,
-		  "drained, and its driver is let go of, until: distorchctl drain --off");
+	(void)snprintf(text, sizeof text,
+		       "drained, and its driver is let go of, until: distorchctl drain --off "
+		       "--device %s",
+		       known(worker)->name);
+	set_state(worker, DEVICE_STATE_UNAVAILABLE, text);
 	log_device(LOG_LEVEL_INFO, worker, "is drained and holds nothing: its driver is let go of");
 	flush(worker);
 }

@@ -116,9 +116,24 @@ static void tell_fault(struct report *report, const char *what, const char *faul
 	}
 }
 
+/* Of that device alone, unless all of them drain: others' drains go on. */
+static const char *end_of_drain(const struct distorch_status *status,
+				const struct distorch_device *device, char *fix, size_t size)
+{
+	bool is_all = true;
+
+	for (size_t i = 0; i < status->n_devices; i++) {
+		is_all = is_all && status->devices[i]->draining;
+	}
+	(void)snprintf(fix, size, "end the drain: distorchctl drain --off%s%.32s",
+		       is_all ? "" : " --device ", is_all ? "" : device_text(device->name));
+	return fix;
+}
+
 static void check_status(struct report *report)
 {
 	struct distorch_status *status = NULL;
+	char fix[96];
 	char budget[24];
 	char total[24];
 	char text[256];
@@ -138,7 +153,7 @@ static void check_status(struct report *report)
 				       device->text == NULL ? "nothing more is known"
 							    : device->text);
 			tell(report, false, text,
-			     device->draining ? "end the drain: distorchctl drain --off"
+			     device->draining ? end_of_drain(status, device, fix, sizeof fix)
 					      : "look into the log: distorchctl logs");
 			continue;
 		}
@@ -151,7 +166,7 @@ static void check_status(struct report *report)
 		if (device->draining) {
 			(void)snprintf(text, sizeof text, "%.32s takes no new loads: it is drained",
 				       device_text(device->name));
-			tell(report, false, text, "distorchctl drain --off");
+			tell(report, false, text, end_of_drain(status, device, fix, sizeof fix));
 		}
 	}
 	if (status->no_cards != NULL) {

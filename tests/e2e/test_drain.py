@@ -341,10 +341,12 @@ def test_a_plan_is_refused_as_what_is_planned_would_be(start_daemon, tmp_path):
         assert refused.returncode == 1 and "sim:1 (Simulated device) is draining and takes no" in refused.stderr
         assert "drain --off" in refused.stderr
         wait_until(lambda: daemon.status()["devices"][2]["state"] == "unavailable", SLOW)
-        assert "fix: end the drain" in ctl(daemon, "doctor").stdout
+        end = "distorchctl drain --off --device sim:1\n"  # and no other's
+        assert f"fix: end the drain: {end}" in ctl(daemon, "doctor").stdout
+        assert f"its driver is let go of, until: {end}" in ctl(daemon, "devices", "sim:1").stdout
         refused = ctl(daemon, "make-room", "1M", "--device", "sim:1", "--", "true")
         assert "sim:1 (Simulated device), which was to have the reservation, is drained and let go of" in refused.stderr
-        assert "drain --off" in refused.stderr
+        assert refused.stderr.endswith(end)
 
 
 def test_it_is_there_from_python(connect, distorch, make_model):
