@@ -17,6 +17,7 @@
 #include <utlist.h>
 
 #include "daemon/describe.h"
+#include "daemon/format/format.h"
 #include "daemon/gather.h"
 #include "daemon/ipc/conn.h"
 #include "daemon/ipc/peer.h"
@@ -140,8 +141,9 @@ static void add_candidate(struct failure *failure, uint32_t index, const struct 
 		return; /* counted, not told */
 	}
 	text = failure->candidate_texts[index];
-	(void)snprintf(text, sizeof failure->candidate_texts[0], "%.12s  %s",
+	(void)snprintf(text, sizeof failure->candidate_texts[0], "%.12s%s  %s",
 		       describe_id(model->uuid, id),
+		       model->current.format == FORMAT_RAW ? " (raw)" : "",
 		       model->path[0] != '\0' ? model->path : model->name);
 	failure->candidates[index] = wire_str(text);
 }
@@ -156,8 +158,9 @@ static int refuse_ambiguous(struct failure *failure, const char *text, uint32_t 
 	if (n_candidates > 2) {
 		(void)snprintf(more, sizeof more, " and %u more", n_candidates - 2);
 	}
-	failure_set_hint(failure, "use an id or more of the path: %s, %s%s",
-			 failure->candidate_texts[0], failure->candidate_texts[1], more);
+	failure_set_hint(failure, "use an id%s: %s, %s%s",
+			 text[0] == '/' ? "" : " or more of the path", failure->candidate_texts[0],
+			 failure->candidate_texts[1], more);
 	failure_set_field(failure, "model");
 	failure->wire.detail.has_models = true;
 	failure->wire.detail.models.items = failure->candidates;

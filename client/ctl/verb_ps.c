@@ -21,6 +21,7 @@ static const struct column columns[] = {
 	{.title = "STATE", .is_wide = true},
 	{.title = "UID", .is_wide = true, .is_right = true},
 	{.title = "TENSORS", .is_wide = true, .is_right = true},
+	{.title = "FORMAT", .is_wide = true},
 	{.title = "PATH", .is_wide = true},
 };
 
@@ -51,7 +52,8 @@ static void add_row(const struct ctl *ctl, struct sheet *sheet, const struct dis
 	cells[7] = model->state;
 	cells[8] = uid;
 	cells[9] = tensors;
-	cells[10] = model->path;
+	cells[10] = model->format;
+	cells[11] = model->path;
 	sheet_add(sheet, cells);
 }
 

@@ -119,6 +119,19 @@ def test_two_files_of_one_path_are_two_models_where_both_are_there(raw, make_mod
     os.rename(elsewhere, tmp_path / "other.safetensors")
     error = refusal(raw, "show", {"model": "one"})
     assert error["code"] == "bad-argument" and "means 2 models" in error["message"]
+    assert error["hint"].startswith("use an id or more of the path: ")
+
+
+def test_a_file_and_its_bytes_are_told_apart(daemon, raw, make_model):
+    path = make_model("one.safetensors")
+    raw.load(path)
+    bytes_of_it = raw.load(path, format="raw")["model"]["id"]
+    hint = refusal(raw, "show", {"model": str(path)})["hint"]
+    assert hint.startswith("use an id: ") and f"{bytes_of_it[:12]} (raw)" in hint, hint
+    assert hint.count("(raw)") == 1
+    rows = ctl(daemon, "ps", "-o", "csv").stdout.splitlines()
+    column = rows[0].split(",").index("FORMAT")
+    assert sorted(row.split(",")[column] for row in rows[1:]) == ["raw", "safetensors"]
 
 
 # ---- what is not there -----------------------------------------------------------------
