@@ -146,7 +146,7 @@ static void unstore(struct hold *hold, const char *name)
 
 /* ---- what the daemon says ---- */
 
-/* Only from the child itself: the socket's name can be guessed. */
+/* Only from the child itself: the socket's name can be guessed. A process that we cannot see is 0. */
 static bool is_from_child(const struct hold *hold, const struct msghdr *message)
 {
 	struct msghdr copy = *message;
@@ -157,7 +157,7 @@ static bool is_from_child(const struct hold *hold, const struct msghdr *message)
 			struct ucred credentials;
 
 			memcpy(&credentials, CMSG_DATA(part), sizeof credentials);
-			return credentials.pid == hold->child;
+			return hold->child > 0 && credentials.pid == hold->child;
 		}
 	}
 	return false;
@@ -332,8 +332,8 @@ static bool child_ended(struct hold *hold, int status, int *ret_code)
 	bool is_calm = now_ms() - hold->started_ms >= CALM_MS;
 	char text[128];
 
+	read_all(hold); /* as long as we know it for the child */
 	hold->child = 0;
-	read_all(hold);
 	*ret_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 	if (hold->is_restarting) {
 		hold->is_restarting = false;
