@@ -34,6 +34,7 @@
 #include "daemon/notify.h"
 
 #define MAX_FDS         2048 /* their names fit the environment */
+#define SPARE_FDS       32   /* for what is open besides, and a message's */
 #define FIRST_FD        3
 #define MESSAGE_BYTES   4096
 #define END_WAIT_MS     10000 /* then the daemon is killed */
@@ -61,7 +62,7 @@ struct hold {
 	int signals;
 	char address[128]; /* for NOTIFY_SOCKET */
 	struct list stored;
-	uint32_t n_stored;
+	uint32_t n_stored, max_fds;
 	uint64_t name_dev, name_ino; /* of the daemon's socket in the filesystem; 0: not known */
 	pid_t child;                 /* 0: none */
 	int64_t started_ms;
@@ -115,7 +116,7 @@ static bool find_name(int fd, struct sockaddr_un *ret, struct stat *ret_status)
 
 static void store(struct hold *hold, const char *name, int *fd)
 {
-	struct stored *stored = hold->n_stored >= MAX_FDS ? NULL : calloc(1, sizeof *stored);
+	struct stored *stored = hold->n_stored >= hold->max_fds ? NULL : calloc(1, sizeof *stored);
 	struct sockaddr_un address;
 	struct stat status;
 
@@ -199,10 +200,13 @@ static void read_message(struct hold *hold)
 	int fds[FDPASS_MAX_FDS];
 	ssize_t size = recvmsg(hold->socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	bool is_whole = (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0;
-	bool is_good = size >= 0 && is_whole && is_from_child(hold, &message);
+	bool is_good = size >= 0 && is_from_child(hold, &message);
 	int n_fds = size < 0 ? 0 : fdpass_collect(&control, message.msg_controllen, fds, close_one);
 
-	if (is_good && n_fds >= 0) {
+	if (is_good && !is_whole) {
+		say("a message of the daemon came without all its descriptors: raise the limit "
+		    "of open files (ulimit -n)");
+	} else if (is_good && n_fds >= 0) {
 		take_message(hold, bytes, (size_t)size, fds, n_fds);
 	}
 	for (int i = 0; i < n_fds; i++) {
@@ -224,6 +228,16 @@ static void read_all(struct hold *hold)
 
 /* ---- the daemon ---- */
 
+/* A daemon without some of them would give up the rest; all is still here for the next one. */
+static void check_passed(int fd, const struct stored *stored)
+{
+	if (fd < 0) {
+		(void)fprintf(stderr, "distorchd-hold: cannot hand over %s: %s\n", stored->name,
+			      strerror(errno));
+		_exit(EXIT_FAILURE);
+	}
+}
+
 /* In the child: the stored descriptors to 3, 4, …, and their names into the environment. */
 static void pass_on(const struct hold *hold)
 {
@@ -242,11 +256,13 @@ static void pass_on(const struct hold *hold)
 		struct stored *stored = container_of(link, struct stored, link);
 
 		stored->fd = fcntl(stored->fd, F_DUPFD_CLOEXEC, base);
+		check_passed(stored->fd, stored);
 		end = stpcpy(stpcpy(end, end == names ? "" : ":"), stored->name);
 	}
 	LIST_FOR_EACH (link, &hold->stored) {
-		/* dup2 leaves it open over exec. */
-		(void)dup2(container_of(link, struct stored, link)->fd, at++);
+		const struct stored *stored = container_of(link, struct stored, link);
+
+		check_passed(dup2(stored->fd, at++), stored); /* leaves it open over exec */
 	}
 	(void)snprintf(number, sizeof number, "%u", hold->n_stored);
 	(void)setenv("LISTEN_FDS", number, 1); /* no memory: the daemon starts without */
@@ -279,7 +295,7 @@ static void run_child(const struct hold *hold)
 	if (hold->n_stored > 0) {
 		pass_on(hold);
 	}
-	(void)snprintf(number, sizeof number, "%d", MAX_FDS);
+	(void)snprintf(number, sizeof number, "%u", hold->max_fds);
 	(void)setenv("NOTIFY_SOCKET", hold->address, 1);
 	(void)setenv("FDSTORE", number, 1);
 	(void)execvp(hold->command[0], hold->command);
@@ -437,6 +453,23 @@ static int serve(struct hold *hold)
 
 /* ---- life ---- */
 
+/* How many may be kept: each has two numbers while they are handed over. */
+static uint32_t find_room(void)
+{
+	struct rlimit files = {0};
+	rlim_t n_fds = 0;
+
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+		n_fds = files.rlim_cur;
+		files.rlim_cur = files.rlim_max;
+		if (setrlimit(RLIMIT_NOFILE, &files) == 0) {
+			n_fds = files.rlim_max; /* the old limit holds less */
+		}
+	}
+	n_fds = n_fds < SPARE_FDS ? 0 : (n_fds - SPARE_FDS) / 2;
+	return n_fds < MAX_FDS ? (uint32_t)n_fds : MAX_FDS;
+}
+
 static int open_socket(struct hold *hold)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -528,7 +561,6 @@ int main(int argc, char **argv)
 					   doc,  NULL,         NULL,
 					   NULL};
 	struct hold hold = {.socket = -1, .signals = -1};
-	struct rlimit files;
 	int code;
 
 	list_init(&hold.stored);
@@ -539,10 +571,7 @@ int main(int argc, char **argv)
 	if (argp_parse(&parser, argc, argv, ARGP_IN_ORDER, NULL, &hold) != 0) {
 		return 2;
 	}
-	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
-		files.rlim_cur = files.rlim_max;
-		(void)setrlimit(RLIMIT_NOFILE, &files); /* the old limit holds less */
-	}
+	hold.max_fds = find_room();
 	if (open_socket(&hold) < 0 || open_signals(&hold) < 0) {
 		(void)fprintf(stderr, "distorchd-hold: cannot start: %s\n", strerror(errno));
 		return EXIT_FAILURE;

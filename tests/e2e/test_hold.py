@@ -2,6 +2,7 @@
 """distorchd-hold by itself: what it starts here is a program that does what a test tells it."""
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -15,11 +16,12 @@ PUPPET = """
 import array, os, signal, socket
 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 notify.connect(chr(0) + os.environ["NOTIFY_SOCKET"][1:])
-def store(name):
-    fd = os.memfd_create(name)
+def store(name, number=1):
+    fds = array.array("i", [os.memfd_create(name) for _ in range(number)])
     notify.sendmsg([f"FDSTORE=1\\nFDNAME={name}".encode()],
-                   [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
-    os.close(fd)
+                   [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+    for fd in fds:
+        os.close(fd)
 def unstore(name):
     notify.send(f"FDSTOREREMOVE=1\\nFDNAME={name}".encode())
 def die():
@@ -75,7 +77,8 @@ def hold(tmp_path):
     holds = []
 
     def start(**options):
-        holds.append(Hold(tmp_path, preexec_fn=_die_with_parent, **options))
+        options.setdefault("preexec_fn", _die_with_parent)
+        holds.append(Hold(tmp_path, **options))
         return holds[-1]
 
     yield start
@@ -98,3 +101,47 @@ def test_what_was_said_before_a_death_counts(hold):
     wait_until(lambda: state_of(pid) == "Z", what="the daemon's death")
     os.kill(one.pid, signal.SIGCONT)
     assert one.life()[1] == ["both", "new"]
+
+
+def with_files(most):
+    """For Popen: at most so many descriptors."""
+    def limit():
+        _die_with_parent()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    return limit
+
+
+def test_no_more_is_promised_than_can_be_handed_over(hold):
+    one = hold(preexec_fn=with_files(160))
+    number, _names = one.life()
+    assert number == 64
+    names = [f"m{index}" for index in range(number)]
+    one.tell(*(f"store('{name}')" for name in names), "die()")
+    assert one.life()[1] == names
+    one.tell("store('more')", "die()")
+    assert one.life()[1] == names and "the store is full" in one.log()
+
+
+def test_a_limit_that_leaves_no_room_is_no_fault(hold):
+    assert hold(preexec_fn=with_files(20)).life() == (0, [])
+
+
+def test_descriptors_that_cannot_be_handed_over_wait(hold):
+    one = hold(preexec_fn=with_files(160))
+    one.life()
+    names = [f"m{index}" for index in range(40)]
+    one.tell(*(f"store('{name}')" for name in names), "print('stored', flush=True)")
+    assert one.hear() == ["stored"]
+    resource.prlimit(one.pid, resource.RLIMIT_NOFILE, (60, 160))
+    one.tell("die()")
+    wait_until(lambda: "cannot hand over" in one.log(), what="the fault")
+    resource.prlimit(one.pid, resource.RLIMIT_NOFILE, (160, 160))
+    assert one.life()[1] == names
+
+
+def test_descriptors_that_were_cut_off_are_told(hold):
+    one = hold(preexec_fn=with_files(40))
+    assert one.life()[0] == 4
+    one.tell("store('many', 32)", "store('more', 32)")
+    wait_until(lambda: "raise the limit of open files" in one.log(), what="the warning")
