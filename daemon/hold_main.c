@@ -311,6 +311,7 @@ static void start(struct hold *hold)
 	if (child == 0) {
 		run_child(hold);
 	}
+	hold->started_ms = now_ms();
 	if (child < 0) {
 		say("no process for the daemon; trying again");
 		hold->n_failures++;
@@ -318,7 +319,6 @@ static void start(struct hold *hold)
 	}
 	hold->child = child;
 	hold->is_ready = false;
-	hold->started_ms = now_ms();
 	hold->kill_ms = 0;
 }
 

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """distorchd-hold by itself: what it starts here is a program that does what a test tells it."""
+import contextlib
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from conftest import BUILD, _die_with_parent, slowness, wait_until
+from conftest import BUILD, _die_with_parent, let_others_in, slowness, wait_until
 
 HOLD = BUILD / "bin" / "distorchd-hold"
 # Each line that comes in is run. Unbuffered: the next life goes on where this one ended.
@@ -36,11 +39,11 @@ while True:
 class Hold:
     """A distorchd-hold over a puppet; its own words are in .log()."""
 
-    def __init__(self, folder, **options):
+    def __init__(self, folder, program=HOLD, **options):
         self.log_path = folder / "hold.log"
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [HOLD, "--", sys.executable, "-I", "-S", "-c", PUPPET], stdin=subprocess.PIPE,
+                [program, "--", sys.executable, "-I", "-S", "-c", PUPPET], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log, start_new_session=True, **options)
         self.pid = self.process.pid
 
@@ -67,13 +70,14 @@ class Hold:
     def end(self):
         for pipe in (self.process.stdin, self.process.stdout):
             pipe.close()
-        os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self.process.wait(10)
 
 
 @pytest.fixture
 def hold(tmp_path):
-    """hold(options of Popen) -> a Hold, ended after the test."""
+    """hold(options of Hold) -> a Hold, ended after the test."""
     holds = []
 
     def start(**options):
@@ -145,3 +149,21 @@ def test_descriptors_that_were_cut_off_are_told(hold):
     assert one.life()[0] == 4
     one.tell("store('many', 32)", "store('more', 32)")
     wait_until(lambda: "raise the limit of open files" in one.log(), what="the warning")
+
+
+def test_want_of_a_process_is_met_with_patience(tmp_path, hold):
+    def limit():
+        _die_with_parent()
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+
+    program = tmp_path / "hold"
+    shutil.copy(HOLD, program)
+    let_others_in(program)
+    # Root has as many as it likes.
+    options = {"user": 65534} if os.geteuid() == 0 else {}
+    one = hold(program=program, preexec_fn=limit, **options)
+    wait_until(lambda: one.log().count("no process for the daemon") >= 4, what="four tries")
+    time.sleep(0.2)
+    assert one.log().count("no process for the daemon") < 20
+    one.process.send_signal(signal.SIGTERM)
+    assert one.process.wait(10 * slowness()) == 0
