@@ -150,6 +150,17 @@ int listen_open(const struct listen_name *name, struct listen_socket *ret, struc
 	return code == 0 ? bind_path(name, ret, err) : code;
 }
 
+bool listen_is_gone(const char *path)
+{
+	const struct sockaddr_un address = address_of(path);
+	/* Of a type that nobody has there: who is there refuses it as such and notices nothing. */
+	AUTO_CLOSE int probe = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	return probe >= 0 &&
+	       connect(probe, (const struct sockaddr *)&address, sizeof address) < 0 &&
+	       (errno == ENOENT || errno == ECONNREFUSED);
+}
+
 void listen_forget(const struct listen_socket *socket, const char *path)
 {
 	struct stat status;

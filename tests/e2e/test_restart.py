@@ -2,6 +2,7 @@
 """Models, wishes and holders over the death of the daemon."""
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -241,6 +242,33 @@ def test_an_upgrade_keeps_everything(held, make_model, child):
     held.wait_for_another(pid)
     assert show(held, path.name)["loaded_from"] == "store"
     assert reader.ask("look") == "same"
+
+
+@pytest.mark.parametrize("left", ["nothing", "a dead socket", "a file"])
+def test_a_socket_whose_name_is_gone_gets_it_back(held, make_model, left):
+    path = make_model()
+    with held.raw() as raw:
+        raw.load(path)
+    pid = held.daemon_pid()
+    held.socket.unlink()
+    if left == "a dead socket":
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+            other.bind(str(held.socket))
+    elif left == "a file":
+        held.socket.touch()
+    os.kill(held.pid, signal.SIGUSR1)
+    if left == "a file":  # not ours to remove: it costs no model
+        wait_until(lambda: "exists and is not a socket" in held.log(), what="the warning")
+        held.socket.unlink()
+        pid = wait_until(held.daemon_pid)
+        os.kill(held.pid, signal.SIGUSR1)
+    held.wait_for_another(pid)
+    made = held.socket.stat().st_ino
+    held.kill_daemon()
+    assert held.socket.stat().st_ino == made, "the new one is kept as the old one was"
+    assert show(held, path.name)["loaded_from"] == "store"
+    with held.raw() as raw:
+        assert [line["name"] for line in raw.call("store")["parked"]].count("sock") == 1
 
 
 # ---- a store that hands back rubbish -------------------------------------------------------
