@@ -161,6 +161,24 @@ bool listen_is_gone(const char *path)
 	       (errno == ENOENT || errno == ECONNREFUSED);
 }
 
+int listen_set_rights(const struct listen_name *name, struct err *err)
+{
+	gid_t gid = name->gid == UINT32_MAX ? getegid() : name->gid;
+	struct stat status;
+
+	if (lstat(name->path, &status) < 0 || !S_ISSOCK(status.st_mode) ||
+	    status.st_uid != geteuid()) {
+		return err_set(err, WIRE_NOT_ALLOWED, "%s is no socket of ours", name->path);
+	}
+	/* Only what differs: a service may be kept from changing it. */
+	if (((status.st_mode & 07777) != name->mode && chmod(name->path, name->mode) < 0) ||
+	    (status.st_gid != gid && lchown(name->path, (uid_t)-1, gid) < 0)) {
+		return err_set_sys(err, WIRE_NOT_ALLOWED, errno, "%s: %s", name->path,
+				   strerror(errno));
+	}
+	return 0;
+}
+
 void listen_forget(const struct listen_socket *socket, const char *path)
 {
 	struct stat status;

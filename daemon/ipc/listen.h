@@ -41,6 +41,9 @@ int listen_open(const struct listen_name *name, struct listen_socket *ret, struc
 /* Does no socket live under the name any more? False where that cannot be told. */
 bool listen_is_gone(const char *path);
 
+/* Give a name that an earlier life made the mode and the group that it would be made with now. */
+int listen_set_rights(const struct listen_name *name, struct err *err);
+
 /* Take the name away if it is still the one we made; the descriptor stays. */
 void listen_forget(const struct listen_socket *socket, const char *path);
 

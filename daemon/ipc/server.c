@@ -116,13 +116,16 @@ static void close_listener(struct server *server)
 	closer_give(geteuid(), &server->listen_fd, 1);
 }
 
-/* Of a socket that an earlier life made: where its name is gone nobody can come, so another takes
- * its place. */
+/* Of a socket that an earlier life made: who may connect is what is said now; where its name is
+ * gone nobody can come, so another takes its place. */
 static void heal_name(struct server *server, const struct listen_name *name)
 {
 	struct err err = {0};
 
 	if (!listen_is_gone(name->path)) {
+		if (listen_set_rights(name, &err) < 0) {
+			log_warning("the socket keeps its old mode and group: %s", err.text);
+		}
 		return;
 	}
 	if (listen_open(name, &server->made, &err) < 0) {
