@@ -99,7 +99,7 @@ static void stored_free(struct hold *hold, struct stored *stored)
 static bool find_name(int fd, struct sockaddr_un *ret, struct stat *ret_status)
 {
 	socklen_t size = sizeof *ret - 1;
-	char *end;
+	size_t length;
 
 	*ret = (struct sockaddr_un){0};
 	if (getsockname(fd, (struct sockaddr *)ret, &size) < 0 || ret->sun_family != AF_UNIX ||
@@ -107,9 +107,9 @@ static bool find_name(int fd, struct sockaddr_un *ret, struct stat *ret_status)
 		return false;
 	}
 	/* It was bound as PATH~ and then renamed. */
-	end = strchr(ret->sun_path, '~');
-	if (end != NULL && end[1] == '\0') {
-		*end = '\0';
+	length = strlen(ret->sun_path);
+	if (ret->sun_path[length - 1] == '~') {
+		ret->sun_path[length - 1] = '\0';
 	}
 	return lstat(ret->sun_path, ret_status) == 0 && S_ISSOCK(ret_status->st_mode);
 }

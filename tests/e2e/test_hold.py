@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from conftest import BUILD, _die_with_parent, let_others_in, slowness, wait_until
+from conftest import BUILD, HeldDaemon, _die_with_parent, let_others_in, slowness, wait_until
 
 HOLD = BUILD / "bin" / "distorchd-hold"
 # Each line that comes in is run. Unbuffered: the next life goes on where this one ended.
@@ -167,3 +167,15 @@ def test_want_of_a_process_is_met_with_patience(tmp_path, hold):
     assert one.log().count("no process for the daemon") < 20
     one.process.send_signal(signal.SIGTERM)
     assert one.process.wait(10 * slowness()) == 0
+
+
+def test_the_sockets_name_goes_with_the_holder_whatever_it_is(start_daemon):
+    class Named(HeldDaemon):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.socket = self.folder / "a~b" / "s~"
+
+    daemon = start_daemon("memory.ram=64M", "memory.reserve=0", kind=Named)
+    daemon.stop()  # which looks for the name
+    assert list(daemon.socket.parent.iterdir()) == []
+    daemon.is_checked = False
