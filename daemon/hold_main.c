@@ -42,6 +42,7 @@
 #define BACKOFF_MS      100   /* doubled by each failure in a row */
 #define LONGEST_MS      10000
 #define EXIT_BAD_CONFIG 2
+#define EXIT_NO_COMMAND 127
 #define SOCKET_NAME     "sock" /* as the daemon calls it */
 #define MODEL_NAME      "hdr." /* begins one for each model */
 #define OOM_SCORE       "500"
@@ -301,7 +302,7 @@ static void run_child(const struct hold *hold)
 	(void)execvp(hold->command[0], hold->command);
 	(void)fprintf(stderr, "distorchd-hold: cannot run %s: %s\n", hold->command[0],
 		      strerror(errno));
-	_exit(127);
+	_exit(EXIT_NO_COMMAND);
 }
 
 static void start(struct hold *hold)
@@ -356,9 +357,10 @@ static bool child_ended(struct hold *hold, int status, int *ret_code)
 		hold->n_failures = 0;
 		return false;
 	}
-	/* An orderly end was asked for; 127, or a bad configuration and nothing to lose. */
-	if (hold->is_ending || *ret_code == 0 || *ret_code == 127 ||
-	    (*ret_code == EXIT_BAD_CONFIG && !has_models(hold))) {
+	/* An orderly end was asked for; a command or a configuration that is none, and nothing to
+	 * lose. */
+	if (hold->is_ending || *ret_code == 0 ||
+	    ((*ret_code == EXIT_NO_COMMAND || *ret_code == EXIT_BAD_CONFIG) && !has_models(hold))) {
 		if (hold->n_stored > 0 && *ret_code == EXIT_BAD_CONFIG) {
 			say("the configuration is broken and no model waits for it to be mended: "
 			    "ending");

@@ -39,11 +39,11 @@ while True:
 class Hold:
     """A distorchd-hold over a puppet; its own words are in .log()."""
 
-    def __init__(self, folder, program=HOLD, **options):
+    def __init__(self, folder, program=HOLD, command=sys.executable, **options):
         self.log_path = folder / "hold.log"
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [program, "--", sys.executable, "-I", "-S", "-c", PUPPET], stdin=subprocess.PIPE,
+                [program, "--", command, "-I", "-S", "-c", PUPPET], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log, start_new_session=True, **options)
         self.pid = self.process.pid
 
@@ -179,3 +179,18 @@ def test_the_sockets_name_goes_with_the_holder_whatever_it_is(start_daemon):
     daemon.stop()  # which looks for the name
     assert list(daemon.socket.parent.iterdir()) == []
     daemon.is_checked = False
+
+
+def test_a_command_that_cannot_be_run_costs_no_model(tmp_path, hold):
+    command = tmp_path / "python"
+    command.symlink_to(sys.executable)
+    one = hold(command=command)
+    one.life()
+    command.unlink()
+    one.tell("store('hdr.of-a-model')", "die()")
+    wait_until(lambda: one.log().count("cannot run") >= 2, what="a second try")
+    command.symlink_to(sys.executable)
+    assert one.life()[1] == ["hdr.of-a-model"]
+    command.unlink()
+    one.tell("unstore('hdr.of-a-model')", "die()")
+    assert one.process.wait(10 * slowness()) == 127, "nothing to lose"
