@@ -323,10 +323,13 @@ static void start(struct hold *hold)
 	hold->kill_ms = 0;
 }
 
-static void end_child(struct hold *hold)
+/* 'is_told': it knows already, and being told twice is to end at once. */
+static void end_child(struct hold *hold, bool is_told)
 {
 	if (hold->child > 0) {
-		(void)kill(hold->child, SIGTERM); /* it is ours and not reaped yet */
+		if (!is_told) {
+			(void)kill(hold->child, SIGTERM); /* it is ours and not reaped yet */
+		}
 		hold->kill_ms = now_ms() + END_WAIT_MS;
 	}
 }
@@ -390,6 +393,13 @@ static int64_t next_start_ms(const struct hold *hold)
 	return hold->started_ms + (wait_ms < LONGEST_MS ? wait_ms : LONGEST_MS);
 }
 
+/* A terminal tells its whole group. */
+static bool is_of_terminal(const struct hold *hold, const struct signalfd_siginfo *info)
+{
+	return info->ssi_signo == SIGINT && info->ssi_code == SI_KERNEL && hold->child > 0 &&
+	       getpgid(hold->child) == getpgrp();
+}
+
 static void take_signal(struct hold *hold)
 {
 	struct signalfd_siginfo info;
@@ -399,12 +409,12 @@ static void take_signal(struct hold *hold)
 	}
 	if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGINT) {
 		hold->is_ending = true;
-		end_child(hold);
+		end_child(hold, is_of_terminal(hold, &info));
 	} else if (info.ssi_signo == SIGHUP && hold->child > 0) {
 		(void)kill(hold->child, SIGHUP);
 	} else if (info.ssi_signo == SIGUSR1 && hold->child > 0) {
 		hold->is_restarting = true;
-		end_child(hold);
+		end_child(hold, false);
 	}
 }
 

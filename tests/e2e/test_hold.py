@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import pty
 import resource
 import shutil
 import signal
@@ -194,3 +195,39 @@ def test_a_command_that_cannot_be_run_costs_no_model(tmp_path, hold):
     command.unlink()
     one.tell("unstore('hdr.of-a-model')", "die()")
     assert one.process.wait(10 * slowness()) == 127, "nothing to lose"
+
+
+@pytest.fixture
+def terminal():
+    """(its master, what has a process begin a session on it)"""
+    master, slave = pty.openpty()
+
+    def enter():
+        _die_with_parent()
+        os.close(os.open(os.ttyname(slave), os.O_RDWR))  # the first of a session is its own
+
+    yield master, enter
+    os.close(master)
+    os.close(slave)
+
+
+def test_control_c_tells_the_daemon_once(start_daemon, terminal):
+    class InTerminal(HeldDaemon):
+        def spawn(self, command, environment, log):
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                    start_new_session=True, env=environment,
+                                    preexec_fn=terminal[1])
+
+    daemon = start_daemon("memory.ram=64M", "memory.reserve=0", kind=InTerminal, check=False)
+    os.write(terminal[0], b"\x03")
+    assert daemon.process.wait(10 * slowness()) == 0
+    assert "told to end by SIGINT" in daemon.log() and "told twice" not in daemon.log()
+
+
+def test_control_c_ends_a_daemon_of_another_group_too(hold, terminal):
+    one = hold(preexec_fn=terminal[1])
+    one.life()
+    one.tell("os.setpgid(0, 0)", "print('elsewhere', flush=True)")
+    assert one.hear() == ["elsewhere"]
+    os.write(terminal[0], b"\x03")
+    assert one.process.wait(10 * slowness()) == 128 + signal.SIGTERM
