@@ -7,12 +7,13 @@ import pty
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
-from conftest import BUILD, HeldDaemon, _die_with_parent, let_others_in, slowness, wait_until
+from conftest import BUILD, HeldDaemon, _die_with_parent, let_others_in, opened, slowness, wait_until
 
 HOLD = BUILD / "bin" / "distorchd-hold"
 # Each line that comes in is run. Unbuffered: the next life goes on where this one ended.
@@ -40,11 +41,11 @@ while True:
 class Hold:
     """A distorchd-hold over a puppet; its own words are in .log()."""
 
-    def __init__(self, folder, program=HOLD, command=sys.executable, **options):
+    def __init__(self, folder, program=(HOLD,), command=sys.executable, **options):
         self.log_path = folder / "hold.log"
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [program, "--", command, "-I", "-S", "-c", PUPPET], stdin=subprocess.PIPE,
+                [*program, "--", command, "-I", "-S", "-c", PUPPET], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log, start_new_session=True, **options)
         self.pid = self.process.pid
 
@@ -162,7 +163,7 @@ def test_want_of_a_process_is_met_with_patience(tmp_path, hold):
     let_others_in(program)
     # Root has as many as it likes.
     options = {"user": 65534} if os.geteuid() == 0 else {}
-    one = hold(program=program, preexec_fn=limit, **options)
+    one = hold(program=[program], preexec_fn=limit, **options)
     wait_until(lambda: one.log().count("no process for the daemon") >= 4, what="four tries")
     time.sleep(0.2)
     assert one.log().count("no process for the daemon") < 20
@@ -231,3 +232,23 @@ def test_control_c_ends_a_daemon_of_another_group_too(hold, terminal):
     assert one.hear() == ["elsewhere"]
     os.write(terminal[0], b"\x03")
     assert one.process.wait(10 * slowness()) == 128 + signal.SIGTERM
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a namespace: needs root")
+def test_nobody_is_believed_while_there_is_no_daemon(tmp_path, hold):
+    """Whoever is outside the holder's namespace has the pid 0 there."""
+    command = tmp_path / "python"
+    command.symlink_to(sys.executable)
+    one = hold(program=["unshare", "--pid", "--fork", "--kill-child", HOLD], command=command)
+    one.life()
+    one.tell("print(os.environ['NOTIFY_SOCKET'], flush=True)", "store('hdr.of-a-model')")
+    address = one.hear()[0].replace("@", "\0")
+    command.unlink()
+    one.tell("die()")
+    wait_until(lambda: one.log().count("starting it again") >= 4, what="a long wait")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger, opened("/dev/null") as fd:
+        stranger.connect(address)
+        socket.send_fds(stranger, [b"FDSTORE=1\nFDNAME=planted"], [fd])
+        time.sleep(0.1)
+    command.symlink_to(sys.executable)
+    assert one.life()[1] == ["hdr.of-a-model"]
