@@ -34,6 +34,7 @@
 #include "daemon/notify.h"
 
 #define MAX_FDS         2048 /* their names fit the environment */
+#define SPARE_FDS       32   /* for what is open besides, and a message's */
 #define FIRST_FD        3
 #define MESSAGE_BYTES   4096
 #define END_WAIT_MS     10000 /* then the daemon is killed */
@@ -41,6 +42,7 @@
 #define BACKOFF_MS      100   /* doubled by each failure in a row */
 #define LONGEST_MS      10000
 #define EXIT_BAD_CONFIG 2
+#define EXIT_NO_COMMAND 127
 #define SOCKET_NAME     "sock" /* as the daemon calls it */
 #define MODEL_NAME      "hdr." /* begins one for each model */
 #define OOM_SCORE       "500"
@@ -61,7 +63,7 @@ struct hold {
 	int signals;
 	char address[128]; /* for NOTIFY_SOCKET */
 	struct list stored;
-	uint32_t n_stored;
+	uint32_t n_stored, max_fds;
 	uint64_t name_dev, name_ino; /* of the daemon's socket in the filesystem; 0: not known */
 	pid_t child;                 /* 0: none */
 	int64_t started_ms;
@@ -98,7 +100,7 @@ static void stored_free(struct hold *hold, struct stored *stored)
 static bool find_name(int fd, struct sockaddr_un *ret, struct stat *ret_status)
 {
 	socklen_t size = sizeof *ret - 1;
-	char *end;
+	size_t length;
 
 	*ret = (struct sockaddr_un){0};
 	if (getsockname(fd, (struct sockaddr *)ret, &size) < 0 || ret->sun_family != AF_UNIX ||
@@ -106,16 +108,16 @@ static bool find_name(int fd, struct sockaddr_un *ret, struct stat *ret_status)
 		return false;
 	}
 	/* It was bound as PATH~ and then renamed. */
-	end = strchr(ret->sun_path, '~');
-	if (end != NULL && end[1] == '\0') {
-		*end = '\0';
+	length = strlen(ret->sun_path);
+	if (ret->sun_path[length - 1] == '~') {
+		ret->sun_path[length - 1] = '\0';
 	}
 	return lstat(ret->sun_path, ret_status) == 0 && S_ISSOCK(ret_status->st_mode);
 }
 
 static void store(struct hold *hold, const char *name, int *fd)
 {
-	struct stored *stored = hold->n_stored >= MAX_FDS ? NULL : calloc(1, sizeof *stored);
+	struct stored *stored = hold->n_stored >= hold->max_fds ? NULL : calloc(1, sizeof *stored);
 	struct sockaddr_un address;
 	struct stat status;
 
@@ -146,7 +148,7 @@ static void unstore(struct hold *hold, const char *name)
 
 /* ---- what the daemon says ---- */
 
-/* Only from the child itself: the socket's name can be guessed. */
+/* Only from the child itself: the socket's name can be guessed. A process that we cannot see is 0. */
 static bool is_from_child(const struct hold *hold, const struct msghdr *message)
 {
 	struct msghdr copy = *message;
@@ -157,7 +159,7 @@ static bool is_from_child(const struct hold *hold, const struct msghdr *message)
 			struct ucred credentials;
 
 			memcpy(&credentials, CMSG_DATA(part), sizeof credentials);
-			return credentials.pid == hold->child;
+			return hold->child > 0 && credentials.pid == hold->child;
 		}
 	}
 	return false;
@@ -199,10 +201,13 @@ static void read_message(struct hold *hold)
 	int fds[FDPASS_MAX_FDS];
 	ssize_t size = recvmsg(hold->socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	bool is_whole = (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0;
-	bool is_good = size >= 0 && is_whole && is_from_child(hold, &message);
+	bool is_good = size >= 0 && is_from_child(hold, &message);
 	int n_fds = size < 0 ? 0 : fdpass_collect(&control, message.msg_controllen, fds, close_one);
 
-	if (is_good && n_fds >= 0) {
+	if (is_good && !is_whole) {
+		say("a message of the daemon came without all its descriptors: raise the limit "
+		    "of open files (ulimit -n)");
+	} else if (is_good && n_fds >= 0) {
 		take_message(hold, bytes, (size_t)size, fds, n_fds);
 	}
 	for (int i = 0; i < n_fds; i++) {
@@ -224,6 +229,16 @@ static void read_all(struct hold *hold)
 
 /* ---- the daemon ---- */
 
+/* A daemon without some of them would give up the rest; all is still here for the next one. */
+static void check_passed(int fd, const struct stored *stored)
+{
+	if (fd < 0) {
+		(void)fprintf(stderr, "distorchd-hold: cannot hand over %s: %s\n", stored->name,
+			      strerror(errno));
+		_exit(EXIT_FAILURE);
+	}
+}
+
 /* In the child: the stored descriptors to 3, 4, …, and their names into the environment. */
 static void pass_on(const struct hold *hold)
 {
@@ -242,11 +257,13 @@ static void pass_on(const struct hold *hold)
 		struct stored *stored = container_of(link, struct stored, link);
 
 		stored->fd = fcntl(stored->fd, F_DUPFD_CLOEXEC, base);
+		check_passed(stored->fd, stored);
 		end = stpcpy(stpcpy(end, end == names ? "" : ":"), stored->name);
 	}
 	LIST_FOR_EACH (link, &hold->stored) {
-		/* dup2 leaves it open over exec. */
-		(void)dup2(container_of(link, struct stored, link)->fd, at++);
+		const struct stored *stored = container_of(link, struct stored, link);
+
+		check_passed(dup2(stored->fd, at++), stored); /* leaves it open over exec */
 	}
 	(void)snprintf(number, sizeof number, "%u", hold->n_stored);
 	(void)setenv("LISTEN_FDS", number, 1); /* no memory: the daemon starts without */
@@ -279,13 +296,13 @@ static void run_child(const struct hold *hold)
 	if (hold->n_stored > 0) {
 		pass_on(hold);
 	}
-	(void)snprintf(number, sizeof number, "%d", MAX_FDS);
+	(void)snprintf(number, sizeof number, "%u", hold->max_fds);
 	(void)setenv("NOTIFY_SOCKET", hold->address, 1);
 	(void)setenv("FDSTORE", number, 1);
 	(void)execvp(hold->command[0], hold->command);
 	(void)fprintf(stderr, "distorchd-hold: cannot run %s: %s\n", hold->command[0],
 		      strerror(errno));
-	_exit(127);
+	_exit(EXIT_NO_COMMAND);
 }
 
 static void start(struct hold *hold)
@@ -295,6 +312,7 @@ static void start(struct hold *hold)
 	if (child == 0) {
 		run_child(hold);
 	}
+	hold->started_ms = now_ms();
 	if (child < 0) {
 		say("no process for the daemon; trying again");
 		hold->n_failures++;
@@ -302,14 +320,16 @@ static void start(struct hold *hold)
 	}
 	hold->child = child;
 	hold->is_ready = false;
-	hold->started_ms = now_ms();
 	hold->kill_ms = 0;
 }
 
-static void end_child(struct hold *hold)
+/* 'is_told': it knows already, and being told twice is to end at once. */
+static void end_child(struct hold *hold, bool is_told)
 {
 	if (hold->child > 0) {
-		(void)kill(hold->child, SIGTERM); /* it is ours and not reaped yet */
+		if (!is_told) {
+			(void)kill(hold->child, SIGTERM); /* it is ours and not reaped yet */
+		}
 		hold->kill_ms = now_ms() + END_WAIT_MS;
 	}
 }
@@ -332,17 +352,18 @@ static bool child_ended(struct hold *hold, int status, int *ret_code)
 	bool is_calm = now_ms() - hold->started_ms >= CALM_MS;
 	char text[128];
 
+	read_all(hold); /* as long as we know it for the child */
 	hold->child = 0;
-	read_all(hold);
 	*ret_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 	if (hold->is_restarting) {
 		hold->is_restarting = false;
 		hold->n_failures = 0;
 		return false;
 	}
-	/* An orderly end was asked for; 127, or a bad configuration and nothing to lose. */
-	if (hold->is_ending || *ret_code == 0 || *ret_code == 127 ||
-	    (*ret_code == EXIT_BAD_CONFIG && !has_models(hold))) {
+	/* An orderly end was asked for; a command or a configuration that is none, and nothing to
+	 * lose. */
+	if (hold->is_ending || *ret_code == 0 ||
+	    ((*ret_code == EXIT_NO_COMMAND || *ret_code == EXIT_BAD_CONFIG) && !has_models(hold))) {
 		if (hold->n_stored > 0 && *ret_code == EXIT_BAD_CONFIG) {
 			say("the configuration is broken and no model waits for it to be mended: "
 			    "ending");
@@ -372,6 +393,13 @@ static int64_t next_start_ms(const struct hold *hold)
 	return hold->started_ms + (wait_ms < LONGEST_MS ? wait_ms : LONGEST_MS);
 }
 
+/* A terminal tells its whole group. */
+static bool is_of_terminal(const struct hold *hold, const struct signalfd_siginfo *info)
+{
+	return info->ssi_signo == SIGINT && info->ssi_code == SI_KERNEL && hold->child > 0 &&
+	       getpgid(hold->child) == getpgrp();
+}
+
 static void take_signal(struct hold *hold)
 {
 	struct signalfd_siginfo info;
@@ -381,12 +409,12 @@ static void take_signal(struct hold *hold)
 	}
 	if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGINT) {
 		hold->is_ending = true;
-		end_child(hold);
+		end_child(hold, is_of_terminal(hold, &info));
 	} else if (info.ssi_signo == SIGHUP && hold->child > 0) {
 		(void)kill(hold->child, SIGHUP);
 	} else if (info.ssi_signo == SIGUSR1 && hold->child > 0) {
 		hold->is_restarting = true;
-		end_child(hold);
+		end_child(hold, false);
 	}
 }
 
@@ -436,6 +464,23 @@ static int serve(struct hold *hold)
 }
 
 /* ---- life ---- */
+
+/* How many may be kept: each has two numbers while they are handed over. */
+static uint32_t find_room(void)
+{
+	struct rlimit files = {0};
+	rlim_t n_fds = 0;
+
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+		n_fds = files.rlim_cur;
+		files.rlim_cur = files.rlim_max;
+		if (setrlimit(RLIMIT_NOFILE, &files) == 0) {
+			n_fds = files.rlim_max; /* the old limit holds less */
+		}
+	}
+	n_fds = n_fds < SPARE_FDS ? 0 : (n_fds - SPARE_FDS) / 2;
+	return n_fds < MAX_FDS ? (uint32_t)n_fds : MAX_FDS;
+}
 
 static int open_socket(struct hold *hold)
 {
@@ -528,7 +573,6 @@ int main(int argc, char **argv)
 					   doc,  NULL,         NULL,
 					   NULL};
 	struct hold hold = {.socket = -1, .signals = -1};
-	struct rlimit files;
 	int code;
 
 	list_init(&hold.stored);
@@ -539,10 +583,7 @@ int main(int argc, char **argv)
 	if (argp_parse(&parser, argc, argv, ARGP_IN_ORDER, NULL, &hold) != 0) {
 		return 2;
 	}
-	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
-		files.rlim_cur = files.rlim_max;
-		(void)setrlimit(RLIMIT_NOFILE, &files); /* the old limit holds less */
-	}
+	hold.max_fds = find_room();
 	if (open_socket(&hold) < 0 || open_signals(&hold) < 0) {
 		(void)fprintf(stderr, "distorchd-hold: cannot start: %s\n", strerror(errno));
 		return EXIT_FAILURE;

@@ -614,6 +614,13 @@ void persist_ready(struct daemon *daemon)
 	struct persist *persist = daemon->persist;
 	int fd = server_listen_fd(daemon->server);
 
+	if (persist->has_listener && server_made_name(daemon->server)) {
+		/* The name of the old one was gone. */
+		notify_unstore(persist->notify, persist->listener);
+		persist->has_listener = false;
+		persist->listener[0] = '\0';
+		persist->n_fds--;
+	}
 	if (persist->max_fds > 0 && !persist->has_listener && fd >= 0) {
 		persist->n_fds++;
 		(void)snprintf(persist->listener, sizeof persist->listener, "sock");

@@ -150,6 +150,35 @@ int listen_open(const struct listen_name *name, struct listen_socket *ret, struc
 	return code == 0 ? bind_path(name, ret, err) : code;
 }
 
+bool listen_is_gone(const char *path)
+{
+	const struct sockaddr_un address = address_of(path);
+	/* Of a type that nobody has there: who is there refuses it as such and notices nothing. */
+	AUTO_CLOSE int probe = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	return probe >= 0 &&
+	       connect(probe, (const struct sockaddr *)&address, sizeof address) < 0 &&
+	       (errno == ENOENT || errno == ECONNREFUSED);
+}
+
+int listen_set_rights(const struct listen_name *name, struct err *err)
+{
+	gid_t gid = name->gid == UINT32_MAX ? getegid() : name->gid;
+	struct stat status;
+
+	if (lstat(name->path, &status) < 0 || !S_ISSOCK(status.st_mode) ||
+	    status.st_uid != geteuid()) {
+		return err_set(err, WIRE_NOT_ALLOWED, "%s is no socket of ours", name->path);
+	}
+	/* Only what differs: a service may be kept from changing it. */
+	if (((status.st_mode & 07777) != name->mode && chmod(name->path, name->mode) < 0) ||
+	    (status.st_gid != gid && lchown(name->path, (uid_t)-1, gid) < 0)) {
+		return err_set_sys(err, WIRE_NOT_ALLOWED, errno, "%s: %s", name->path,
+				   strerror(errno));
+	}
+	return 0;
+}
+
 void listen_forget(const struct listen_socket *socket, const char *path)
 {
 	struct stat status;

@@ -6,6 +6,7 @@
 #ifndef IPC_LISTEN_H
 #define IPC_LISTEN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -36,6 +37,12 @@ int listen_make_folder(const char *path, struct err *err);
 /* Non-blocking, close-on-exec. A dead socket of ours at the path gives way. 0, or a negative code
  * with 'err' and '*ret' as it was. */
 int listen_open(const struct listen_name *name, struct listen_socket *ret, struct err *err);
+
+/* Does no socket live under the name any more? False where that cannot be told. */
+bool listen_is_gone(const char *path);
+
+/* Give a name that an earlier life made the mode and the group that it would be made with now. */
+int listen_set_rights(const struct listen_name *name, struct err *err);
 
 /* Take the name away if it is still the one we made; the descriptor stays. */
 void listen_forget(const struct listen_socket *socket, const char *path);

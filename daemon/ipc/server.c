@@ -92,18 +92,49 @@ static int take_lock(struct server *server, struct err *err)
 	return 0;
 }
 
-/* Is the inherited socket the one that the path names? */
-static bool is_bound_to(int fd, const char *path)
+/* Was the inherited socket bound as the path with this end? */
+static bool is_bound_to(int fd, const char *path, const char *end)
 {
 	struct sockaddr_un address = {0};
 	socklen_t size = sizeof address - 1;
-
 	size_t length = strlen(path);
 
-	/* The kernel knows it by the name that it was bound to, before it was given its own. */
 	return getsockname(fd, (struct sockaddr *)&address, &size) == 0 &&
 	       address.sun_family == AF_UNIX && strncmp(address.sun_path, path, length) == 0 &&
-	       (address.sun_path[length] == '\0' || strcmp(address.sun_path + length, "~") == 0);
+	       strcmp(address.sun_path + length, end) == 0;
+}
+
+/* The kernel knows one of ours by the name that it was bound to, before it was given its own. */
+static bool is_ours(const struct server *server)
+{
+	return is_bound_to(server->listen_fd, server->path, "~");
+}
+
+/* Elsewhere: who was not accepted yet may have sent descriptors already. */
+static void close_listener(struct server *server)
+{
+	closer_give(geteuid(), &server->listen_fd, 1);
+}
+
+/* Of a socket that an earlier life made: who may connect is what is said now; where its name is
+ * gone nobody can come, so another takes its place. */
+static void heal_name(struct server *server, const struct listen_name *name)
+{
+	struct err err = {0};
+
+	if (!listen_is_gone(name->path)) {
+		if (listen_set_rights(name, &err) < 0) {
+			log_warning("the socket keeps its old mode and group: %s", err.text);
+		}
+		return;
+	}
+	if (listen_open(name, &server->made, &err) < 0) {
+		log_warning("nobody can connect: %s", err.text);
+		return;
+	}
+	log_notice("%s was gone; it is there again", name->path);
+	close_listener(server);
+	server->listen_fd = server->made.fd;
 }
 
 static int open_path(struct server *server, struct err *err)
@@ -132,8 +163,14 @@ static int open_path(struct server *server, struct err *err)
 		*err = (struct err){0};
 		return 0;
 	}
-	if (code < 0 || server->listen_fd >= 0) {
+	if (code < 0) {
 		return code;
+	}
+	if (server->listen_fd >= 0) {
+		if (is_ours(server)) {
+			heal_name(server, &name);
+		}
+		return 0;
 	}
 	code = listen_open(&name, &server->made, err);
 	server->listen_fd = code < 0 ? -1 : server->made.fd;
@@ -237,12 +274,6 @@ static void on_connection(uv_poll_t *poll, int status, int events)
 
 /* ---- life ---- */
 
-/* Elsewhere: who was not accepted yet may have sent descriptors already. */
-static void close_listener(struct server *server)
-{
-	closer_give(geteuid(), &server->listen_fd, 1);
-}
-
 static void on_handle_closed(uv_handle_t *handle)
 {
 	struct server *server = handle->data;
@@ -303,7 +334,8 @@ int server_new(uv_loop_t *loop, const struct server_options *options,
 		code = err_set(err, WIRE_NO_MEMORY, "no memory for the server");
 	}
 	/* One that a service manager made under another name is its own affair. */
-	if (code == 0 && (server->listen_fd < 0 || is_bound_to(server->listen_fd, server->path))) {
+	if (code == 0 && (server->listen_fd < 0 || is_ours(server) ||
+			  is_bound_to(server->listen_fd, server->path, ""))) {
 		code = open_path(server, err);
 	}
 	if (code == 0) {
@@ -352,6 +384,11 @@ struct server *server_free(struct server *server)
 int server_listen_fd(const struct server *server)
 {
 	return server->listen_fd;
+}
+
+bool server_made_name(const struct server *server)
+{
+	return server->made.ino != 0;
 }
 
 const char *server_path(const struct server *server)

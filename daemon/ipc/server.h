@@ -18,7 +18,7 @@ struct err;
 struct server;
 
 struct server_options {
-	const char *socket_path; /* bound here, unless listen_fd is given */
+	const char *socket_path; /* bound here, unless listen_fd is given and has its name */
 	int listen_fd;           /* an inherited listening socket, else -1; taken over */
 	bool is_kept;       /* somebody keeps the listening socket over our end: leave its name */
 	uint32_t mode;      /* of the socket, 0: 0660 */
@@ -63,7 +63,8 @@ void server_flush(struct server *server);
 /* Say goodbye to all, then close; frees itself once the loop has run. Returns NULL. */
 struct server *server_free(struct server *server);
 
-int server_listen_fd(const struct server *server); /* borrowed */
+int server_listen_fd(const struct server *server);  /* borrowed */
+bool server_made_name(const struct server *server); /* else the socket is an inherited one */
 const char *server_path(const struct server *server);
 void server_limits(const struct server *server, struct wire_limits *ret);
 const struct server_counters *server_counters(const struct server *server); /* borrowed */

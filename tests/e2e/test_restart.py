@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models, wishes and holders over the death of the daemon."""
+import grp
 import os
 import signal
+import socket
 import time
 
 import pytest
-from conftest import close_all, need_hooks, opened, slowness, wait_until
+from conftest import HeldDaemon, close_all, need_hooks, opened, slowness, wait_until
 from store import StoredDaemon
 
 MIB = 1 << 20
@@ -241,6 +243,58 @@ def test_an_upgrade_keeps_everything(held, make_model, child):
     held.wait_for_another(pid)
     assert show(held, path.name)["loaded_from"] == "store"
     assert reader.ask("look") == "same"
+
+
+@pytest.mark.parametrize("left", ["nothing", "a dead socket", "a file"])
+def test_a_socket_whose_name_is_gone_gets_it_back(held, make_model, left):
+    path = make_model()
+    with held.raw() as raw:
+        raw.load(path)
+    pid = held.daemon_pid()
+    held.socket.unlink()
+    if left == "a dead socket":
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+            other.bind(str(held.socket))
+    elif left == "a file":
+        held.socket.touch()
+    os.kill(held.pid, signal.SIGUSR1)
+    if left == "a file":  # not ours to remove: it costs no model
+        wait_until(lambda: "exists and is not a socket" in held.log(), what="the warning")
+        held.socket.unlink()
+        pid = wait_until(held.daemon_pid)
+        os.kill(held.pid, signal.SIGUSR1)
+    held.wait_for_another(pid)
+    made = held.socket.stat().st_ino
+    held.kill_daemon()
+    assert held.socket.stat().st_ino == made, "the new one is kept as the old one was"
+    assert show(held, path.name)["loaded_from"] == "store"
+    with held.raw() as raw:
+        assert [line["name"] for line in raw.call("store")["parked"]].count("sock") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a socket to other groups: needs root")
+def test_who_may_connect_is_what_is_said_now(start_daemon, tmp_path):
+    def rights():
+        made = held.socket.stat()
+        return made.st_mode & 0o777, made.st_gid
+
+    def say_group(name):
+        file.write_text(f"[access]\ngroup = {name}\n")
+
+    one, other = [group for group in grp.getgrall() if group.gr_gid != os.getegid()][:2]
+    file = tmp_path / "c.conf"
+    say_group(one.gr_name)
+    held = start_daemon(arguments=["--config", str(file)], kind=HeldDaemon)
+    made = held.socket.stat().st_ino
+    assert rights() == (0o660, one.gr_gid)
+    say_group(other.gr_name)
+    held.socket.chmod(0o666)
+    held.kill_daemon()
+    assert rights() == (0o660, other.gr_gid)
+    say_group("")
+    held.kill_daemon()
+    assert rights() == (0o660, os.getegid())
+    assert held.socket.stat().st_ino == made
 
 
 # ---- a store that hands back rubbish -------------------------------------------------------
