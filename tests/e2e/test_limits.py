@@ -76,6 +76,26 @@ def test_who_does_not_wait_cannot_ask_for_a_lease(raw, make_model):
     assert raw.call("list", {"all": True})["models"] == []
 
 
+def test_32_unloads_of_one_user_may_wait_for_leases(daemon, raw, make_model):
+    path = make_model()
+    asking = {"select": {"models": [path.name]}, "mode": "recall", "recall_ms": 3600000}
+    lease = raw.load(path, attach=True)["lease"]
+    with daemon.raw() as one, daemon.raw() as another:
+        waiting = [(client, client.request("unload", asking))
+                   for client in (one, another) for _ in range(16)]
+        assert one.call("ping") == another.call("ping") == {}, "those before it were taken in"
+        with pytest.raises(RawError) as caught:
+            raw.call("unload", asking)
+        assert caught.value.code == "too-many" and "32 unloads" in str(caught.value)
+        client, number = waiting.pop()
+        assert client.call("cancel", {"id": number})["found"]
+        waiting += [(client, number), (client, client.request("unload", asking))]
+        assert client.call("ping") == {}
+        raw.call("detach", {"lease": lease})
+        for client, number in waiting:
+            assert client.wait(number)[0] is None
+
+
 def test_bytes_are_held_once_however_many_leases(raw, make_model):
     path = make_model(size=1 << 20)
     leases = []
