@@ -55,6 +55,25 @@ def test_connections_that_close_and_still_map_are_counted(start_daemon):
     assert as_user(1001, lambda: daemon.raw().call("ping")) == "{}"
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+def test_what_is_refused_again_and_again_is_logged_once(daemon):
+    open_to_all(daemon)
+
+    def ask():
+        codes = set()
+        with daemon.raw() as raw:
+            for method, params in [("shutdown", {}),
+                                   ("reserve", {"device": "cpu", "bytes": 1 << 50})] * 20:
+                with pytest.raises(RawError) as caught:
+                    raw.call(method, params)
+                codes.add(caught.value.code)
+        return sorted(codes)
+
+    assert as_user(1000, ask) == "['no-memory', 'not-allowed']"
+    for line in "uid 1000) may not use shutdown", "refused room for":
+        assert daemon.log().count(line) == 1, "the others of a minute are counted in the next"
+
+
 def test_a_cancelled_verify_says_so(daemon, raw, tmp_path):
     for name in ("a", "b"):
         raw.load(make_sparse_model(tmp_path / f"{name}.safetensors", 256 << 20))
