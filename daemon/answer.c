@@ -128,12 +128,15 @@ __attribute__((noinline)) static void answer_failure(struct daemon *daemon,
 						     const struct core_action *action)
 {
 	struct failure failure;
+	uint32_t n_skipped = 0;
 
 	failure_from_reply(&failure, daemon, action);
 	if (pending->method == WIRE_METHOD_RESERVE &&
-	    (action->code == WIRE_NO_MEMORY || action->code == WIRE_BUSY)) {
-		log_warning("refused room for %s (PID %u, uid %u): %s", client_display(client),
-			    client->pid, client->uid, failure.message);
+	    (action->code == WIRE_NO_MEMORY || action->code == WIRE_BUSY) &&
+	    log_allows("refused-room", client->uid, clock_mono_ns(), &n_skipped)) {
+		log_warning("refused room for %s (PID %u, uid %u): %s (%u more since)",
+			    client_display(client), client->pid, client->uid, failure.message,
+			    n_skipped);
 	}
 	conn_respond_error(client->conn, pending->request, &failure.wire);
 }

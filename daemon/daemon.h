@@ -28,6 +28,7 @@
 #define DAEMON_MAX_LEASES       65536
 #define DAEMON_MAX_WISHES       16384
 #define DAEMON_MAX_RESERVATIONS 256
+#define DAEMON_MAX_RECALLS      WIRE_REQUESTS_IN_FLIGHT /* unloads of one uid that wait for leases */
 
 struct config;
 struct config_request;
@@ -101,6 +102,7 @@ struct daemon {
 	uint64_t n_brought;                                /* files by loads */
 	struct core_event following[DAEMON_MAX_FOLLOWING]; /* to be stepped after this step */
 	uint32_t n_following;
+	uint64_t recalls_seen;  /* core_n_let_go at the last look; UINT64_MAX: look again */
 	bool has_recalls;       /* an unload's answer waits (recall.h) */
 	bool is_taking_results; /* of the loader: it is looked at once after them */
 	bool is_stepping, is_stopping, has_loop;

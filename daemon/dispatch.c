@@ -23,6 +23,7 @@
 #include "daemon/ipc/peer.h"
 #include "daemon/ipc/server.h"
 #include "daemon/load/file.h"
+#include "daemon/recall.h"
 #include "daemon/reload.h"
 #include "daemon/workers.h"
 
@@ -497,5 +498,6 @@ void dispatch_closed(void *context, struct conn *conn)
 	daemon_watch_client(daemon, client);
 	client->conn = NULL;
 	gather_forget(client);
+	recall_look_again(daemon);
 	(void)daemon_step(daemon, &event);
 }

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "daemon/config.h"
@@ -377,15 +378,17 @@ static const struct model_info *find_by_image(const struct daemon *daemon, int f
 	const struct model_info *model = NULL;
 	struct core_lease_view lease;
 	struct core_model_view view;
-	struct stat status;
+	struct statx status;
 	bool is_known = core_lease_get(daemon->core, known, &lease);
+	dev_t dev;
 
-	if (fstat(fd, &status) < 0) {
+	if (sys_statx(fd, AT_STATX_DONT_SYNC, &status) < 0) { /* a file's server may not answer */
 		return NULL;
 	}
+	dev = makedev(status.stx_dev_major, status.stx_dev_minor);
 	while ((model = store_next_model(daemon->store, model)) != NULL) {
-		if (model->current.table_fd < 0 || model->current.image_ino != status.st_ino ||
-		    model->current.image_dev != status.st_dev) {
+		if (model->current.table_fd < 0 || model->current.image_ino != status.stx_ino ||
+		    model->current.image_dev != dev) {
 			continue;
 		}
 		if (model->current.n_sums > 0) {

@@ -9,6 +9,7 @@
 
 #include "daemon/describe.h"
 #include "daemon/dispatch.h"
+#include "daemon/recall.h"
 #include "proto/wire.h"
 
 #define RECALL_MS 5000 /* where the request does not say */
@@ -219,6 +220,13 @@ void dispatch_unload(const struct call *call, const struct wire_unload_request *
 	}
 	if (request->has_recall_ms && !recalls) {
 		call_refuse(call, WIRE_BAD_ARGUMENT, "recall_ms", "only with mode recall");
+		return;
+	}
+	if (recalls && recall_is_full(call->daemon, call->client)) {
+		call_refuse(call, WIRE_TOO_MANY, "mode",
+			    "uid %u has %d unloads that wait for leases already: cancel one, or "
+			    "wait for its answer",
+			    call->client->uid, DAEMON_MAX_RECALLS);
 		return;
 	}
 	if (read_selection(call, &request->select, &event, &selection, &failure) < 0) {

@@ -41,10 +41,8 @@ uint64_t recall_mapped(const struct daemon *daemon, uint64_t model, uint64_t *re
 
 static bool is_leased(const struct daemon *daemon, const struct answer_line *line)
 {
-	struct core_model_view view;
-
 	return line->outcome == CORE_OUTCOME_HELD && line->why == CORE_WHY_IN_USE &&
-	       core_model_get(daemon->core, line->model, &view) && view.n_leases > 0;
+	       core_model_is_leased(daemon->core, line->model);
 }
 
 /* Is somebody waited for? Not where nobody was asked. */
@@ -155,6 +153,26 @@ static void take_off_dropping(const struct daemon *daemon, struct pending *pendi
 	}
 }
 
+bool recall_is_full(const struct daemon *daemon, const struct client *client)
+{
+	const struct client *other;
+	uint32_t n_waiting = 0;
+
+	DL_FOREACH(daemon->clients, other)
+	{
+		for (uint32_t i = 0; other->uid == client->uid && i < WIRE_REQUESTS_IN_FLIGHT;
+		     i++) {
+			n_waiting += other->pending[i].is_recalling ? 1 : 0;
+		}
+	}
+	return n_waiting >= DAEMON_MAX_RECALLS;
+}
+
+void recall_look_again(struct daemon *daemon)
+{
+	daemon->recalls_seen = UINT64_MAX;
+}
+
 bool recall_waits(struct daemon *daemon, struct pending *pending)
 {
 	uint64_t now_ns = clock_mono_ns();
@@ -167,6 +185,7 @@ bool recall_waits(struct daemon *daemon, struct pending *pending)
 		return false;
 	}
 	daemon->has_recalls = true;
+	recall_look_again(daemon);
 	return true;
 }
 
@@ -178,7 +197,7 @@ bool recall_cancel(struct daemon *daemon, struct client *client, uint32_t reques
 		return false;
 	}
 	pending->recall_until_ns = clock_mono_ns();
-	daemon->has_recalls = true;
+	recall_look_again(daemon);
 	recall_look(daemon);
 	return true;
 }
@@ -187,7 +206,7 @@ static void on_timer(uv_timer_t *timer)
 {
 	struct daemon *daemon = timer->data;
 
-	daemon->has_recalls = true;
+	recall_look_again(daemon);
 	recall_look(daemon);
 	server_flush(daemon->server); /* no step follows that would */
 }
@@ -198,9 +217,11 @@ void recall_look(struct daemon *daemon)
 	uint64_t soonest_ns = UINT64_MAX;
 	struct client *client;
 
-	if (!daemon->has_recalls || daemon->is_stepping || daemon->is_taking_results) {
+	if (!daemon->has_recalls || daemon->recalls_seen == core_n_let_go(daemon->core) ||
+	    daemon->is_stepping || daemon->is_taking_results) {
 		return;
 	}
+	daemon->recalls_seen = core_n_let_go(daemon->core);
 	DL_FOREACH(daemon->clients, client)
 	{
 		for (uint32_t i = 0; i < WIRE_REQUESTS_IN_FLIGHT; i++) {

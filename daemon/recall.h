@@ -22,7 +22,11 @@ uint64_t recall_mapped(const struct daemon *daemon, uint64_t model, uint64_t *re
 bool recall_waits(struct daemon *daemon, struct pending *pending);
 /* Answer one of this id that waits, as it stands. False: there is none. */
 bool recall_cancel(struct daemon *daemon, struct client *client, uint32_t request);
-/* Answer those that need wait no longer. After each step. */
+/* Do as many unloads by this client's uid wait for leases as may? */
+bool recall_is_full(const struct daemon *daemon, const struct client *client);
+/* Look at all of them next time, whatever has become of their models. */
+void recall_look_again(struct daemon *daemon);
+/* Answer those that need wait no longer. After each step; nothing to do where nothing was let go. */
 void recall_look(struct daemon *daemon);
 
 #endif

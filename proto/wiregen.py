@@ -31,8 +31,8 @@ C_NAMES = {"errno": "errno_"}  # a macro in C
 KEYS = {
     "protocol": dict.fromkeys(
         ("version", "min", "packet_bytes", "fds_per_packet", "depth", "nodes", "keys",
-         "spill_bytes", "spill_nodes", "hello_ms", "drain_ms", "requests_in_flight",
-         "output_bytes"), True),
+         "spill_bytes", "spill_nodes", "unread_spill_bytes", "hello_ms", "drain_ms",
+         "requests_in_flight", "output_bytes"), True),
     "error": {"number": True, "code": True, "retryable": False, "fatal": False, "exit": True,
               "text": True},
     "type": {"name": True, "doc": True, "fields": True},

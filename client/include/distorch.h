@@ -9,8 +9,9 @@
  *    and distorch_error() tells more. Out-parameters come last.
  *  - Lists of codes have what belongs to the call. Any that asks the daemon may also fail with
  *    NO_CONNECTION, SHUTTING_DOWN, TIMEOUT (no answer in time), TOO_MANY (calls at once; places or
- *    descriptors in the daemon), BAD_ARGUMENT and TOO_LARGE (a text, a list or a number, or all of
- *    them together, is over the limits in docs/protocol.md), NO_MEMORY and INTERNAL.
+ *    descriptors in the daemon; long answers to this user that nobody reads), BAD_ARGUMENT and
+ *    TOO_LARGE (a text, a list or a number, or all of them together, is over the limits in
+ *    docs/protocol.md), NO_MEMORY and INTERNAL.
  *  - Strings are UTF-8 and end with a NUL. Names and paths come from files and other users:
  *    make control characters harmless before you print them. NULL means "absent". A NULL where
  *    a string has to be given, or within a list of strings, is -DISTORCH_E_BAD_ARGUMENT, and so is

@@ -213,6 +213,10 @@ struct core_counters {
 bool core_model_get(const struct core *core, uint64_t model, struct core_model_view *ret);
 /* Bytes of the model that are being dropped. */
 uint64_t core_model_dropping(const struct core *core, uint64_t id);
+/* Does somebody who is there lease it? */
+bool core_model_is_leased(const struct core *core, uint64_t id);
+/* How often one of these two has ended for a model: no byte, no lease any more. */
+uint64_t core_n_let_go(const struct core *core);
 bool core_client_get(const struct core *core, uint64_t client, struct core_client_view *ret);
 bool core_lease_get(const struct core *core, uint64_t lease, struct core_lease_view *ret);
 /* What its process maps in host memory: the first generation that it is of, and its bytes. */

@@ -138,7 +138,7 @@ static void release(struct core *core, struct model *model)
 static void stop_living(struct core *core, const struct lease *lease)
 {
 	lease->holder->n_live--;
-	lease->model->n_leases--;
+	core->n_let_go += --lease->model->n_leases == 0 ? 1 : 0;
 	model_use(core, lease->model, lease->client);
 	model_touch_use(core, lease->model);
 }

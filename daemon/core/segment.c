@@ -75,6 +75,16 @@ static uint64_t dropping_bytes(const struct segment *segment)
 	return segment->state == SEGMENT_DROPPING ? segment->bytes : 0;
 }
 
+/* It is dropped no longer, if it was. */
+static void end_dropping(struct core *core, const struct segment *segment)
+{
+	struct model *model = segment->model;
+	const uint64_t bytes = dropping_bytes(segment);
+
+	model->dropping -= bytes;
+	core->n_let_go += bytes > 0 && model->dropping == 0 ? 1 : 0;
+}
+
 void segment_set_state(struct core *core, struct segment *segment, enum segment_state state)
 {
 	struct account *account = &core->accounts[segment->device];
@@ -83,7 +93,7 @@ void segment_set_state(struct core *core, struct segment *segment, enum segment_
 	REQUIRE(account->bucket[segment->state] >= segment->bytes);
 	account->bucket[segment->state] -= segment->bytes;
 	user_give_back(segment);
-	segment->model->dropping -= dropping_bytes(segment);
+	end_dropping(core, segment);
 	segment->state = (uint8_t)state;
 	segment->model->dropping += dropping_bytes(segment);
 	user_take(segment);
@@ -129,7 +139,7 @@ void segment_remove(struct core *core, struct segment *segment)
 	REQUIRE(account->bucket[segment->state] >= segment->bytes);
 	account->bucket[segment->state] -= segment->bytes;
 	account_uncount(core, segment);
-	segment->model->dropping -= dropping_bytes(segment);
+	end_dropping(core, segment);
 	user_give_back(segment);
 	segment_touch(core, segment); /* what follows from it for the model */
 	list_remove(&segment->touched);

@@ -373,6 +373,7 @@ struct core {
 	uint64_t n_jobs_begun;
 	uint32_t n_leaving; /* models */
 	uint64_t n_unloads;
+	uint64_t n_let_go;       /* see core_n_let_go */
 	uint64_t quiet_until_ns; /* after a restart: nothing is evicted for another */
 	bool is_shutting_down;
 };

@@ -72,6 +72,18 @@ uint64_t core_model_dropping(const struct core *core, uint64_t id)
 	return model == NULL ? 0 : model->dropping;
 }
 
+bool core_model_is_leased(const struct core *core, uint64_t id)
+{
+	const struct model *model = idtab_find(&core->models, id);
+
+	return model != NULL && model->n_leases > 0;
+}
+
+uint64_t core_n_let_go(const struct core *core)
+{
+	return core->n_let_go;
+}
+
 bool core_model_next(const struct core *core, uint32_t *cursor, struct core_model_view *ret)
 {
 	const struct model *model = idtab_next(&core->models, cursor);

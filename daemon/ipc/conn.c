@@ -226,6 +226,20 @@ static bool refuse_over_limit(struct conn *conn, uint32_t request)
 	return true;
 }
 
+static void refuse_user(struct conn *conn, uint32_t request, const char *method)
+{
+	uint32_t n_skipped = 0;
+	char text[160];
+
+	if (log_allows("may-not-use", conn->peer.uid, clock_mono_ns(), &n_skipped)) {
+		log_warning("pid %d (%s, uid %u) may not use %s (%u more since)",
+			    (int)conn->peer.pid, conn->peer.comm, conn->peer.uid, method,
+			    n_skipped);
+	}
+	(void)snprintf(text, sizeof text, "%s needs an administrator", method);
+	refuse(conn, request, WIRE_NOT_ALLOWED, NULL, text);
+}
+
 /* The method asked for, or NULL: this connection may not use it now, and was told so. */
 static const struct wire_message *permitted(struct conn *conn, const struct wire_packet *packet)
 {
@@ -250,10 +264,7 @@ static const struct wire_message *permitted(struct conn *conn, const struct wire
 	} else if (is_hello && refuse_over_limit(conn, packet->id)) {
 		return NULL;
 	} else if (message->role == WIRE_ROLE_ADMIN && !conn->peer.is_admin) {
-		log_warning("pid %d (%s, uid %u) may not use %s", (int)conn->peer.pid,
-			    conn->peer.comm, conn->peer.uid, message->method);
-		(void)snprintf(text, sizeof text, "%s needs an administrator", message->method);
-		refuse(conn, packet->id, WIRE_NOT_ALLOWED, NULL, text);
+		refuse_user(conn, packet->id, message->method);
 	} else {
 		return message;
 	}
@@ -333,7 +344,7 @@ static bool may_read(const struct conn *conn)
 {
 	return !conn->is_at_end && (conn->state == CONN_NEW || conn->state == CONN_READY) &&
 	       conn->n_in_flight + conn->n_unsent < WIRE_REQUESTS_IN_FLIGHT &&
-	       conn->out_bytes <= conn->server->options.output_bytes / 2;
+	       conn->out_bytes + conn->spill_bytes <= conn->server->options.output_bytes / 2;
 }
 
 bool conn_hear_out(struct conn *conn)

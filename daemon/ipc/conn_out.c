@@ -19,6 +19,12 @@
 #define RETRY_MS 5
 #define FLUSH_MS 1000
 
+static const struct wire_error no_memory = {
+	.code = {"no-memory", 9},
+	.message = {"the daemon has no memory for this answer", 40},
+	.retryable = true,
+};
+
 void conn_mark_dirty(struct conn *conn)
 {
 	if (conn->state != CONN_CLOSED && list_is_empty(&conn->by_dirty)) {
@@ -70,19 +76,22 @@ void conn_arm_deadline(struct conn *conn, uint64_t ms)
 	(void)uv_timer_start(&conn->deadline, on_deadline, ms, 0);
 }
 
-/* May this packet go out now? Descriptors wait until the peer has taken the last ones. */
-static bool may_send(struct conn *conn, const struct packet *packet)
+/* Has the peer taken the descriptors that were sent last? */
+static bool has_taken_fds(struct conn *conn)
 {
 	int n_bytes = 0;
 
-	if (packet->n_fds == 0 || !conn->fds_outstanding) {
-		return true;
-	}
-	if (ioctl(conn->fd, SIOCOUTQ, &n_bytes) < 0 || n_bytes == 0) {
+	if (conn->fds_outstanding && (ioctl(conn->fd, SIOCOUTQ, &n_bytes) < 0 || n_bytes == 0)) {
 		conn->fds_outstanding = false;
-		return true;
+		conn->sent_spill_bytes = 0;
 	}
-	return false;
+	return !conn->fds_outstanding;
+}
+
+/* May this packet go out now? Descriptors wait until the peer has taken the last ones. */
+static bool may_send(struct conn *conn, const struct packet *packet)
+{
+	return (packet->n_fds == 0 && packet->spill == NULL) || has_taken_fds(conn);
 }
 
 static void pop_packet(struct conn *conn)
@@ -96,6 +105,8 @@ static void pop_packet(struct conn *conn)
 	conn->out_bytes -= packet->size;
 	conn->n_unsent -= packet->is_response ? 1 : 0;
 	conn->n_unsent_fds -= packet->n_fds;
+	conn->spill_bytes -= packet->spill_size;
+	conn->sent_spill_bytes += packet->spill_size;
 	conn->fds_outstanding = conn->fds_outstanding || packet->n_fds > 0;
 	packet_free(packet);
 }
@@ -105,6 +116,7 @@ void conn_drop_output(struct conn *conn)
 	while (conn->out_first != NULL) {
 		pop_packet(conn);
 	}
+	conn->sent_spill_bytes = 0; /* what was dropped was not sent */
 }
 
 static void on_retry(uv_timer_t *timer)
@@ -121,6 +133,32 @@ void conn_arm_retry(struct conn *conn, uint64_t ms)
 	(void)uv_timer_start(&conn->retry, on_retry, ms, 0);
 }
 
+/* A long result is to go: into a memfd, which rides first. Not sooner, so that what waits takes no
+ * descriptor. Without memory an error goes in its place. */
+static void open_spill(struct conn *conn, struct packet *packet)
+{
+	struct wire_buffer buffer = {.bytes = packet->bytes, .capacity = RESERVE_BYTES};
+	int fd = -1;
+
+	if (memfd_from_bytes("distorch-result", packet->spill, packet->spill_size, &fd, NULL) < 0) {
+		fdpass_close_all(packet->fds, packet->n_fds);
+		conn->n_unsent_fds -= packet->n_fds;
+		packet->n_fds = 0;
+		conn->spill_bytes -= packet->spill_size;
+		packet->spill_size = 0;
+		REQUIRE(wire_encode_error(&buffer, packet->request, &no_memory));
+		conn->out_bytes = conn->out_bytes - packet->size + buffer.size;
+		packet->size = buffer.size;
+	} else {
+		memmove(packet->fds + 1, packet->fds, packet->n_fds * sizeof fd);
+		packet->fds[0] = fd;
+		packet->n_fds++;
+		conn->n_unsent_fds++;
+	}
+	free(packet->spill);
+	packet->spill = NULL;
+}
+
 /* Send what goes; false when the connection has ended over it. */
 bool conn_flush(struct conn *conn)
 {
@@ -135,6 +173,9 @@ bool conn_flush(struct conn *conn)
 		if (!may_send(conn, packet)) {
 			conn_arm_retry(conn, RETRY_MS);
 			break;
+		}
+		if (packet->spill != NULL) {
+			open_spill(conn, packet);
 		}
 		status = fdpass_send(conn->fd, packet->bytes, packet->size, packet->fds,
 				     packet->n_fds, &error);
@@ -176,6 +217,7 @@ static void append_packet(struct conn *conn, struct packet *packet)
 	conn->out_bytes += packet->size;
 	conn->n_unsent += packet->is_response ? 1 : 0;
 	conn->n_unsent_fds += packet->n_fds;
+	conn->spill_bytes += packet->spill_size;
 	conn_mark_dirty(conn);
 }
 
@@ -212,11 +254,6 @@ static void end_request(struct conn *conn, uint32_t request, enum wire_code code
 
 void conn_respond_no_memory(struct conn *conn, uint32_t request)
 {
-	static const struct wire_error error = {
-		.code = {"no-memory", 9},
-		.message = {"the daemon has no memory for this answer", 40},
-		.retryable = true,
-	};
 	struct packet *packet = conn->reserve;
 	struct wire_buffer buffer = {.capacity = RESERVE_BYTES};
 
@@ -227,58 +264,83 @@ void conn_respond_no_memory(struct conn *conn, uint32_t request)
 		return;
 	}
 	buffer.bytes = packet->bytes;
-	REQUIRE(wire_encode_error(&buffer, request, &error));
+	REQUIRE(wire_encode_error(&buffer, request, &no_memory));
 	packet->size = buffer.size;
 	packet->is_response = true;
 	queue_packet(conn, packet);
 }
 
-/* A result too long for a packet, or of more values than one may hold: into a memfd, which rides first. NULL: no memory. */
-static struct packet *make_spill(uint32_t request, const struct wire_message *message,
-				 const void *response, uint32_t n_fds)
+/* Bytes of long results that the connections of this one's user have not taken yet. */
+static uint64_t sum_unread(const struct conn *conn)
 {
-	struct wire_buffer body = {0};
-	struct wire_buffer envelope = {.capacity = 64};
-	struct packet *packet = packet_new(64);
-	uint8_t *bytes = NULL;
-	int fd = -1;
+	uint64_t sum = 0;
 
-	(void)wire_encode_body(&body, message->response, response); /* counts only */
-	bytes = sys_malloc(body.size);
-	if (packet == NULL || bytes == NULL) {
-		free(bytes);
-		packet_free(packet);
-		return NULL;
+	LIST_FOR_EACH (link, &conn->server->conns) {
+		struct conn *other = container_of(link, struct conn, by_server);
+
+		if (other->peer.uid == conn->peer.uid) {
+			(void)has_taken_fds(other);
+			sum += other->spill_bytes + other->sent_spill_bytes;
+		}
 	}
-	body = (struct wire_buffer){.bytes = bytes, .capacity = body.size};
-	REQUIRE(wire_encode_body(&body, message->response, response));
-	if (memfd_from_bytes("distorch-result", bytes, body.size, &fd, NULL) < 0) {
-		free(bytes);
-		packet_free(packet);
-		return NULL;
+	return sum;
+}
+
+/* One long result may always wait, and more of them up to a limit. True: it has been refused. */
+static bool refuse_spill(struct conn *conn, uint32_t request, uint64_t bytes)
+{
+	const uint64_t unread = sum_unread(conn);
+	char text[192];
+	struct wire_error error = {
+		.code = wire_str(wire_code_info(WIRE_TOO_MANY)->word),
+		.retryable = wire_code_info(WIRE_TOO_MANY)->is_retryable,
+		.has_hint = true,
+		.hint = wire_str("take the answers that wait, then ask again"),
+	};
+
+	if (unread == 0 || unread + bytes <= WIRE_UNREAD_SPILL_BYTES) {
+		return false;
 	}
-	free(bytes);
+	(void)snprintf(text, sizeof text,
+		       "%llu bytes of long answers wait until uid %u takes them, and this one has "
+		       "%llu: %d may wait",
+		       (unsigned long long)unread, conn->peer.uid, (unsigned long long)bytes,
+		       WIRE_UNREAD_SPILL_BYTES);
+	error.message = wire_str(text);
+	conn_respond_error(conn, request, &error);
+	return true;
+}
+
+/* A result too long for a packet, or of more values than one may hold; the whole response would
+ * have 'size' bytes. NULL: no memory. */
+static struct packet *make_spill(uint32_t request, const struct wire_message *message,
+				 const void *response, size_t size, uint32_t n_fds)
+{
+	struct packet *packet = packet_new(RESERVE_BYTES); /* also for an error in its place */
+	struct wire_buffer envelope = {.capacity = RESERVE_BYTES};
+	struct wire_buffer body = {.capacity = size};
+
+	if (packet == NULL || (packet->spill = sys_malloc(size)) == NULL) {
+		return packet_free(packet);
+	}
+	body.bytes = packet->spill;
 	envelope.bytes = packet->bytes;
+	REQUIRE(wire_encode_body(&body, message->response, response));
 	REQUIRE(wire_encode_spill(&envelope, request, body.size, n_fds + 1));
 	packet->size = envelope.size;
-	packet->fds[packet->n_fds++] = fd;
+	packet->spill_size = body.size;
+	packet->request = request;
 	return packet;
 }
 
 static struct packet *make_response(uint32_t request, const struct wire_message *message,
-				    const void *response, uint32_t n_fds)
+				    const void *response, size_t size, uint32_t n_fds)
 {
-	struct wire_buffer buffer = {0};
-	struct packet *packet;
+	struct packet *packet = packet_new(size);
+	struct wire_buffer buffer = {.capacity = size};
 
-	(void)wire_encode_response(&buffer, request, (enum wire_method)message->number, response,
-				   n_fds); /* counts only */
-	if (buffer.size > WIRE_PACKET_BYTES || buffer.n_values > wire_packet_limits.nodes) {
-		return make_spill(request, message, response, n_fds);
-	}
-	packet = packet_new(buffer.size);
 	if (packet != NULL) {
-		buffer = (struct wire_buffer){.bytes = packet->bytes, .capacity = buffer.size};
+		buffer.bytes = packet->bytes;
 		REQUIRE(wire_encode_response(&buffer, request, (enum wire_method)message->number,
 					     response, n_fds));
 	}
@@ -288,11 +350,22 @@ static struct packet *make_response(uint32_t request, const struct wire_message 
 void conn_respond_ok(struct conn *conn, uint32_t request, const struct wire_message *message,
 		     const void *response, int *fds, uint32_t n_fds)
 {
-	struct packet *packet = conn->state == CONN_CLOSED
-					? NULL
-					: make_response(request, message, response, n_fds);
+	struct wire_buffer count = {0};
+	struct packet *packet = NULL;
+	bool is_long;
 
 	REQUIRE(n_fds < FDPASS_MAX_FDS);
+	(void)wire_encode_response(&count, request, (enum wire_method)message->number, response,
+				   n_fds);
+	is_long = count.size > WIRE_PACKET_BYTES || count.n_values > wire_packet_limits.nodes;
+	/* What brings descriptors is a lease, which who is not told of it would not give back. */
+	if (is_long && n_fds == 0 && refuse_spill(conn, request, count.size)) {
+		return;
+	}
+	if (conn->state != CONN_CLOSED) {
+		packet = is_long ? make_spill(request, message, response, count.size, n_fds)
+				 : make_response(request, message, response, count.size, n_fds);
+	}
 	if (packet == NULL) {
 		fdpass_close_all(fds, n_fds);
 		conn_respond_no_memory(conn, request);

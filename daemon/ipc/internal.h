@@ -61,14 +61,16 @@ struct conn {
 	uint32_t n_unsent_fds;               /* theirs */
 	struct packet *out_first, *out_last; /* owner: conn */
 	uint64_t out_bytes;
-	struct packet *reserve;  /* for an answer without memory; NULL: used up */
-	struct packet *farewell; /* for the goodbye; NULL: it was said */
-	bool fds_outstanding;    /* the peer may not have taken the last descriptors yet */
-	bool is_half_closed;     /* the peer sends no more, but may still read */
-	bool is_at_end;          /* and all that it sent was read */
-	bool is_gone;            /* takes nothing more; what it said before is still read */
-	bool wants_write;        /* the socket's own buffer is full */
-	struct list by_dirty;    /* server::dirty */
+	uint64_t spill_bytes;      /* of results too long for a packet, beside out_bytes */
+	uint64_t sent_spill_bytes; /* of the one that the peer may not have taken yet */
+	struct packet *reserve;    /* for an answer without memory; NULL: used up */
+	struct packet *farewell;   /* for the goodbye; NULL: it was said */
+	bool fds_outstanding;      /* the peer may not have taken the last descriptors yet */
+	bool is_half_closed;       /* the peer sends no more, but may still read */
+	bool is_at_end;            /* and all that it sent was read */
+	bool is_gone;              /* takes nothing more; what it said before is still read */
+	bool wants_write;          /* the socket's own buffer is full */
+	struct list by_dirty;      /* server::dirty */
 };
 
 /* Takes the descriptor over in any case. */

@@ -11,10 +11,7 @@ struct packet *packet_new(size_t size)
 	struct packet *packet = sys_malloc(sizeof *packet + size);
 
 	if (packet != NULL) {
-		packet->next = NULL;
-		packet->is_response = false;
-		packet->n_fds = 0;
-		packet->size = size;
+		*packet = (struct packet){.size = size};
 	}
 	return packet;
 }
@@ -23,6 +20,7 @@ struct packet *packet_free(struct packet *packet)
 {
 	if (packet != NULL) {
 		fdpass_close_all(packet->fds, packet->n_fds);
+		free(packet->spill);
 		free(packet);
 	}
 	return NULL;

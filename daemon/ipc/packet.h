@@ -14,6 +14,9 @@ struct packet {
 	bool is_response;
 	uint32_t n_fds;
 	int fds[FDPASS_MAX_FDS]; /* owner: packet */
+	uint8_t *spill;          /* a result that is too long for it; NULL: none; owner: packet */
+	size_t spill_size;
+	uint32_t request; /* whose result that is */
 	size_t size;
 	uint8_t bytes[];
 };

@@ -13,6 +13,7 @@ import tempfile
 #   silent    answers no read of the second half eio    fails the reads of the second half
 #   drip      one byte a read, ten a second      eintr  every other read is interrupted, the
 #   noopen    answers no open                           others are short
+#   nostat    answers nobody who asks for the file's size and times, once it was opened
 # Reads of the first 64 KiB are answered at once but by a deaf one.
 # "answer" on its standard input: reads are answered from now on, and those that wait. At its
 # end, or at any other line, it aborts its connection.
@@ -28,7 +29,7 @@ if libc.mount(b"fuse", mount.encode(), b"fuse", 0, options) != 0:
     sys.exit(1)
 waiting = []
 lock = threading.Lock()  # of these two
-is_answering = how not in ("silent", "deaf", "noopen")
+is_answering = how not in ("silent", "deaf", "noopen", "nostat")
 n_reads = 0
 
 def attributes(node):
@@ -78,7 +79,10 @@ def serve():
             reply_to(unique, struct.pack("<IIIIHHIIHHI", 7, 31, 65536, 0, 16, 12, 65536, 1, 0, 0, 0)
                      + b"\0" * 28)
         elif code == 1:  # LOOKUP
-            reply_to(unique, struct.pack("<QQQQII", 2, 0, 60, 60, 0, 0) + attributes(2))
+            valid = 0 if how == "nostat" else 60  # seconds that the kernel need not ask again
+            reply_to(unique, struct.pack("<QQQQII", 2, 0, 60, valid, 0, 0) + attributes(2))
+        elif code == 3 and how == "nostat" and node != 1 and not is_answering:
+            put_off(unique, struct.pack("<QII", 60, 0, 0) + attributes(node))
         elif code == 3:  # GETATTR
             reply_to(unique, struct.pack("<QII", 60, 0, 0) + attributes(node))
         elif code == 14 and how == "noopen" and not is_answering:

@@ -55,6 +55,25 @@ def test_connections_that_close_and_still_map_are_counted(start_daemon):
     assert as_user(1001, lambda: daemon.raw().call("ping")) == "{}"
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+def test_what_is_refused_again_and_again_is_logged_once(daemon):
+    open_to_all(daemon)
+
+    def ask():
+        codes = set()
+        with daemon.raw() as raw:
+            for method, params in [("shutdown", {}),
+                                   ("reserve", {"device": "cpu", "bytes": 1 << 50})] * 20:
+                with pytest.raises(RawError) as caught:
+                    raw.call(method, params)
+                codes.add(caught.value.code)
+        return sorted(codes)
+
+    assert as_user(1000, ask) == "['no-memory', 'not-allowed']"
+    for line in "uid 1000) may not use shutdown", "refused room for":
+        assert daemon.log().count(line) == 1, "the others of a minute are counted in the next"
+
+
 def test_a_cancelled_verify_says_so(daemon, raw, tmp_path):
     for name in ("a", "b"):
         raw.load(make_sparse_model(tmp_path / f"{name}.safetensors", 256 << 20))
@@ -74,6 +93,26 @@ def test_who_does_not_wait_cannot_ask_for_a_lease(raw, make_model):
             raw.call("load", {"no_wait": True, "attach": True}, [file])
     assert caught.value.code == "bad-argument"
     assert raw.call("list", {"all": True})["models"] == []
+
+
+def test_32_unloads_of_one_user_may_wait_for_leases(daemon, raw, make_model):
+    path = make_model()
+    asking = {"select": {"models": [path.name]}, "mode": "recall", "recall_ms": 3600000}
+    lease = raw.load(path, attach=True)["lease"]
+    with daemon.raw() as one, daemon.raw() as another:
+        waiting = [(client, client.request("unload", asking))
+                   for client in (one, another) for _ in range(16)]
+        assert one.call("ping") == another.call("ping") == {}, "those before it were taken in"
+        with pytest.raises(RawError) as caught:
+            raw.call("unload", asking)
+        assert caught.value.code == "too-many" and "32 unloads" in str(caught.value)
+        client, number = waiting.pop()
+        assert client.call("cancel", {"id": number})["found"]
+        waiting += [(client, number), (client, client.request("unload", asking))]
+        assert client.call("ping") == {}
+        raw.call("detach", {"lease": lease})
+        for client, number in waiting:
+            assert client.wait(number)[0] is None
 
 
 def test_bytes_are_held_once_however_many_leases(raw, make_model):

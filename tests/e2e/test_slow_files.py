@@ -90,6 +90,15 @@ def test_a_server_that_never_answers_is_shown_as_stalled_and_holds_nobody_up(
     nothing_is_kept(impatient)
 
 
+def test_a_server_that_does_not_say_what_its_file_is_holds_nobody_up(daemon, fuse_file):
+    file = fuse_file("nostat", "")
+    with daemon.raw() as raw, daemon.raw() as other, opened(file.path) as fd:
+        number = raw.request("attach", {"lease": 1, "epoch": 1}, [fd])
+        assert other.call("ping") == {}
+        error, _result, _fds = raw.wait(number)
+    assert error["code"] == "not-resident"
+
+
 @pytest.mark.fault("X06")
 def test_a_disk_that_is_unplugged_while_it_is_read_is_named(impatient, make_model, fuse_file):
     file = fuse_file("silent", make_model(size=4 * MIB))

@@ -16,8 +16,8 @@ import time
 
 import msgpack
 import pytest
-from conftest import (FD_GUARD, PACKET_BYTES, RawError, close_all, list_fds, opened, slowness,
-                      wait_until)
+from conftest import (FD_GUARD, PACKET_BYTES, RawError, close_all, list_fds, make_safetensors,
+                      opened, slowness, wait_until)
 
 PING = msgpack.packb([0, 7, "ping", {}])
 
@@ -296,6 +296,79 @@ def test_who_never_reads_is_not_read_from_and_sent_away(start_daemon):
         if slowness() == 1:  # a sanitizer keeps what was freed for a while
             assert max(peak for _code, peak in seen) - before < 2048, "1 MiB is the limit"
             wait_until(lambda: own_kib(daemon) - before < 256, 5.0, "the memory's return")
+
+
+def n_answered(raw, method):
+    """How many of these requests of all clients were answered, well or not."""
+    lines = raw.call("metrics")["text"].splitlines()
+    return sum(int(line.split()[-1]) for line in lines
+               if line.startswith(f'distorchd_requests_total{{verb="{method}",'))
+
+
+def long_plan(raw, folder):
+    """What asks for a plan of 5 MB; the model is loaded."""
+    path = folder / "long.safetensors"
+    make_safetensors(path, {f"{i:0>2400}": ("U8", [1]) for i in range(2000)})
+    raw.load(path)
+    return "plan", {"model": path.name, "allocation": "cpu"}
+
+
+def test_long_answers_that_nobody_takes_are_few(daemon, tmp_path):
+    limit = 64 << 20
+    with contextlib.ExitStack() as stack, daemon.raw() as other:
+        asked = long_plan(other, tmp_path)
+        waiting = []
+        for n_asked in range(1, 17):
+            deaf = stack.enter_context(daemon.raw())
+            waiting.append((deaf, deaf.request(*asked)))
+            wait_until(lambda n=n_asked: n_answered(other, "plan") == n, what="the plan")
+        with pytest.raises(RawError) as caught:
+            other.call(*asked)
+        assert caught.value.code == "too-many" and f"{limit} may wait" in str(caught.value)
+        sizes = []
+        for deaf, number in waiting:
+            error, result, fds = deaf.wait(number)
+            close_all(fds)
+            assert error is None or error["code"] == "too-many" and error["retryable"], error
+            sizes.append(0 if error else result["spill"])
+        assert limit // 2 < sum(sizes) <= limit, sizes
+        assert len(other.call(*asked)["blocks"]) == 2000, "what was taken counts no longer"
+
+
+def test_long_answers_that_wait_keep_no_descriptors(daemon, tmp_path):
+    with daemon.raw() as deaf, daemon.raw() as other:
+        asked = long_plan(other, tmp_path)
+        before = other.call("status")["open_fds"]
+        numbers = [deaf.request(*asked) for _ in range(31)]
+        wait_until(lambda: n_answered(other, "plan") > 1, what="plans")
+        wait_until(lambda: other.call("status")["open_fds"] == before, what="those of plans")
+        assert other.call("ping") == {}
+        for error, _result, fds in map(deaf.wait, numbers):
+            close_all(fds)
+            assert error is None or error["code"] == "too-many"
+        number = deaf.request("ping")
+        assert deaf.wait(number)[0] is None
+
+
+def test_who_takes_long_answers_gets_them_all(daemon, tmp_path):
+    with daemon.raw() as raw, daemon.raw() as other:
+        asked = long_plan(raw, tmp_path)
+        for _ in range(20):
+            number = raw.request(*asked)
+            assert len(other.call(*asked)["blocks"]) == 2000
+            error, result, fds = raw.wait(number)
+            close_all(fds)
+            assert error is None and result["spill"] > 4_000_000
+
+
+def test_a_long_answer_for_which_there_is_no_memfd_is_an_error(daemon, tmp_path):
+    with daemon.raw() as raw:
+        asked = long_plan(raw, tmp_path)
+        daemon.tell("fault memfd_create:1:ENOMEM:once")
+        with pytest.raises(RawError) as caught:
+            raw.call(*asked)
+        assert caught.value.code == "no-memory"
+        assert len(raw.call(*asked)["blocks"]) == 2000
 
 
 @pytest.mark.fault("P16", "P17")

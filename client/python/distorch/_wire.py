@@ -12,6 +12,7 @@ LIMITS = {
     'keys': 1024,
     'spill_bytes': 268435456,
     'spill_nodes': 16777216,
+    'unread_spill_bytes': 67108864,
     'hello_ms': 5000,
     'drain_ms': 30000,
     'requests_in_flight': 32,

@@ -255,6 +255,34 @@ static void a_selective_unload_says_what_it_did_with_each(void **state)
 	scene_free(scene);
 }
 
+static void what_lets_go_of_a_model_is_counted(void **state)
+{
+	const struct core_config config = scene_usual();
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	uint64_t leases[2];
+	uint64_t before;
+
+	(void)state;
+	leases[0] = scene_loaded(scene, client, 1, MIB, attached);
+	leases[1] = scene_reply(scene, client, scene_load(scene, client, 1, attached))->reply.lease;
+	before = core_n_let_go(scene->core);
+	(void)scene_step(scene,
+			 (struct core_event){.type = EV_UNLOAD, .client = client, .request = 900});
+	scene_lease_event(scene, EV_UNMAPPED, client, leases[0]);
+	scene_lease_event(scene, EV_DETACH, client, leases[0]);
+	scene_lease_event(scene, EV_UNMAPPED, client, leases[1]);
+	assert_true(core_model_is_leased(scene->core, scene_model(scene, 1)));
+	assert_int_equal(core_n_let_go(scene->core), before);
+	scene_lease_event(scene, EV_DETACH, client, leases[1]);
+	assert_false(core_model_is_leased(scene->core, scene_model(scene, 1)));
+	assert_int_equal(core_n_let_go(scene->core), before + 1);
+	assert_int_equal(core_model_dropping(scene->core, scene_model(scene, 1)), MIB);
+	scene_drop_all(scene);
+	assert_int_equal(core_n_let_go(scene->core), before + 2);
+	scene_free(scene);
+}
+
 static void a_pin_after_the_unload_keeps_what_waits_for_its_last_lease(void **state)
 {
 	const struct core_config config = scene_usual();
@@ -538,6 +566,7 @@ int main(void)
 		cmocka_unit_test(what_a_load_that_fails_says_is_not_said),
 		cmocka_unit_test(what_was_said_before_or_granted_stays_when_a_load_fails),
 		cmocka_unit_test(what_is_refused_before_it_begins_says_nothing),
+		cmocka_unit_test(what_lets_go_of_a_model_is_counted),
 	};
 
 	return cmocka_run_group_tests_name("daemon/core/policy", tests, NULL, NULL);
