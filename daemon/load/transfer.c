@@ -94,6 +94,7 @@ static int supply_from_file(struct lane *lane, const struct window *window, stru
 		.n_threads = 1,
 		.direct_io = transfer->direct_io,
 		.progress = &progress,
+		.whole = transfer->progress,
 	};
 	int code = take_buffer(lane, err);
 

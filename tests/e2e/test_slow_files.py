@@ -65,6 +65,10 @@ def used(daemon):
     return daemon.status()["devices"][0]["used"]
 
 
+def any_used(daemon):
+    return any(device["used"] for device in daemon.status()["devices"])
+
+
 def others_are_served(daemon, make_model):
     with daemon.raw() as raw:
         assert raw.call("ping") == {}
@@ -191,6 +195,24 @@ def test_one_byte_at_a_time_is_slow_and_not_stalled(impatient, make_model, fuse_
         raw.request("cancel", {"id": number})
         assert raw.wait(number)[0]["code"] == "cancelled"
         nothing_is_kept(impatient)
+
+
+@pytest.mark.fault("F33:drip", "G12")
+def test_one_byte_at_a_time_is_not_stalled_on_its_way_to_a_card_either(start_daemon, make_model,
+                                                                       fuse_file):
+    daemon = start_impatient(start_daemon, "sim.count=1", "gpu.budget=100%")
+    file = fuse_file("drip", make_model(size=4 * MIB))
+    with daemon.raw(timeout=20 * slowness()) as raw, opened(file.path) as fd:
+        number = raw.request("load", {"allocation": "sim:0,*"}, [fd])
+        wait_until(lambda: any_used(daemon), 5.0 * slowness(), "its place")
+        until = time.monotonic() + 2.5 * STALL_MS / 1000
+        while time.monotonic() < until:
+            time.sleep(0.1)
+            raw.call("ping")
+        assert "stalled" not in phases(raw) and number not in raw.answers
+        raw.request("cancel", {"id": number})
+        assert raw.wait(number)[0]["code"] == "cancelled"
+        wait_until(lambda: not any_used(daemon), 5.0 * slowness(), "the freed entry")
 
 
 @pytest.mark.fault("F33:eio", "X06")
