@@ -301,7 +301,7 @@ static uint64_t choose_window(const struct transfer *transfer)
 	const struct piece_list *list = transfer->list;
 	uint64_t bytes = 0;
 
-	if (transfer->is_comparison || transfer->image_fds == NULL) {
+	if (transfer->is_comparison || transfer->from != NULL || transfer->image_fds == NULL) {
 		return PIECE_WINDOW;
 	}
 	for (uint32_t i = 0; i < list->n_pieces; i++) {
