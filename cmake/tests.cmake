@@ -153,6 +153,7 @@ unit_test(daemon/load reader)
 unit_test(daemon/load loader)
 unit_test(daemon/load shards)
 unit_test(daemon/load piece)
+unit_test(daemon/load transfer)
 foreach(name IN ITEMS places places_faults places_devices places_verify)
 	unit_test(daemon/load ${name})
 	target_sources(test_daemon_load_${name} PRIVATE tests/unit/daemon/load/spread.c

@@ -89,6 +89,9 @@ struct placement_words;
 bool dispatch_read_placement(const struct call *call, const struct placement_words *words,
 			     uint64_t *ret_placement);
 
+/* Have the sources of the caller's uid room for the descriptors of 'call'? WIRE_TOO_MANY. */
+int dispatch_check_share(const struct call *call, struct err *err);
+
 /* Have the core decide about a request that call_expect remembers; take the reference of 'file'. */
 void dispatch_begin_load(const struct call *call, const struct load_wish *wish, struct file *file);
 void dispatch_begin_attach(const struct call *call, bool map, struct file *file);

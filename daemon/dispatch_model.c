@@ -35,6 +35,7 @@
 #include "proto/table.h"
 
 #define NS_PER_MS 1000000U
+#define FD_SHARE  2 /* one uid's sources take this part of the descriptors at most */
 
 uint64_t dispatch_ns_of(uint64_t ms)
 {
@@ -138,6 +139,19 @@ static bool read_placement(const struct call *call, const struct wire_load_reque
 	return true;
 }
 
+int dispatch_check_share(const struct call *call, struct err *err)
+{
+	const uint32_t uid = conn_peer(call->conn)->uid;
+	const uint32_t share = clients_max_fds() / FD_SHARE;
+
+	if (file_n_descriptors(uid) + call->n_fds > share) {
+		return err_set(err, WIRE_TOO_MANY,
+			       "source files of uid %u take %u descriptors already, of %u", uid,
+			       file_n_descriptors(uid), share);
+	}
+	return 0;
+}
+
 /* The descriptors of a load or an attach of a single file. NULL: refused. */
 static struct file *take_file(const struct call *call)
 {
@@ -148,7 +162,7 @@ static struct file *take_file(const struct call *call)
 	if (call->n_fds > 2) { /* they stay the connection's, which never closes them here */
 		(void)err_set(&err, WIRE_BAD_FD, "a single file has 1 or 2 descriptors, not %u",
 			      call->n_fds);
-	} else {
+	} else if (dispatch_check_share(call, &err) == 0) {
 		direct_fd = call->n_fds > 1 ? steal_fd(&call->fds[1]) : -1;
 		(void)file_take(conn_peer(call->conn)->uid, steal_fd(&call->fds[0]), direct_fd,
 				&file, &err);

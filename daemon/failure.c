@@ -76,7 +76,7 @@ static void hint_for_code(struct failure *failure, enum wire_code code)
 			"the disk or network share does not answer; check it, then load again",
 		[WIRE_NOT_RESIDENT] = "load it first: distorchctl load FILE",
 		[WIRE_STALE] = "load it again: distorchctl load FILE",
-		[WIRE_TOO_MANY] = "unload or disconnect something first, then try again",
+		[WIRE_TOO_MANY] = "end, unload or disconnect something first, then try again",
 		[WIRE_SHUTTING_DOWN] = "wait until distorchd runs again, then try again",
 	};
 

@@ -26,7 +26,6 @@
 #define WAIT_MS      10000U /* for the next part */
 #define LATE_MS      50     /* a loop that was held up looks once more before it gives up */
 #define MAX_NAME     255    /* as filesystems have it */
-#define FD_SHARE     2      /* one uid's sources take this part of the descriptors at most */
 #define NS_PER_MS    1000000U
 
 /* One that waits. owner: client::gatherings */
@@ -409,23 +408,10 @@ static uint32_t count_waiting(const struct client *client)
 	return n_waiting;
 }
 
-static int check_share(const struct call *call, struct err *err)
-{
-	const uint32_t uid = conn_peer(call->conn)->uid;
-	const uint32_t share = clients_max_fds() / FD_SHARE;
-
-	if (file_n_descriptors(uid) + call->n_fds > share) {
-		return err_set(err, WIRE_TOO_MANY,
-			       "source files of uid %u take %u descriptors already, of %u", uid,
-			       file_n_descriptors(uid), share);
-	}
-	return 0;
-}
-
 static void begin(const struct call *call, struct gathering *gathering, const struct wanted *wanted)
 {
 	struct err err = {0};
-	int code = check_share(call, &err);
+	int code = dispatch_check_share(call, &err);
 
 	if (code == 0) {
 		code = take_names(gathering, wanted->names, &err);
@@ -508,7 +494,8 @@ void gather_part(const struct call *call, const struct wire_load_part_request *r
 		return;
 	}
 	begun = call_of(call->daemon, call->client, gathering);
-	if (check_share(call, &err) < 0 || take_named(call, gathering, request->shards, &err) < 0) {
+	if (dispatch_check_share(call, &err) < 0 ||
+	    take_named(call, gathering, request->shards, &err) < 0) {
 		refuse(call, &err);
 		give_up(&begun, gathering, &err);
 		arm(call->daemon);

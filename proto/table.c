@@ -278,6 +278,7 @@ static bool shape_is_good(const struct table *table, const struct table_tensor *
 	const uint64_t *shape;
 	uint64_t bits = wire_dtype_bits(tensor->dtype);
 	uint32_t group = wire_dtype_group(tensor->dtype);
+	bool is_empty = false;
 	uint64_t want;
 
 	if (bits == 0 || tensor->encoding != 0 || tensor->shape_offset % 8 != 0 ||
@@ -288,6 +289,12 @@ static bool shape_is_good(const struct table *table, const struct table_tensor *
 	shape = (const void *)(table->strings + tensor->shape_offset);
 	if (group > 1 && (tensor->rank == 0 || shape[tensor->rank - 1] % group != 0)) {
 		return false;
+	}
+	for (uint32_t i = 0; i < tensor->rank; i++) {
+		is_empty = is_empty || shape[i] == 0;
+	}
+	if (is_empty) { /* however many the others would make: they are not multiplied */
+		return tensor->size == 0;
 	}
 	for (uint32_t i = 0; i < tensor->rank; i++) {
 		uint64_t n_groups = i + 1U == tensor->rank ? shape[i] / group : shape[i];

@@ -61,8 +61,14 @@ int memfd_create_sized(const char *name, uint64_t size, int *ret_fd, struct err 
 	}
 	/* Never fallocate: it takes 4 KiB pages and makes the later collapse ten times slower. */
 	if (set_size(fd, size) < 0) {
-		return err_set_sys(err, WIRE_NO_MEMORY, errno, "memfd of %llu bytes: %s",
-				   (unsigned long long)size, strerror(errno));
+		return errno == EFBIG
+			       ? err_set_sys(err, WIRE_TOO_LARGE, errno,
+					     "memfd of %llu bytes: over the limit on files, which "
+					     "holds for memory too; raise it for distorchd "
+					     "(ulimit -f, LimitFSIZE=)",
+					     (unsigned long long)size)
+			       : err_set_sys(err, WIRE_NO_MEMORY, errno, "memfd of %llu bytes: %s",
+					     (unsigned long long)size, strerror(errno));
 	}
 	*ret_fd = steal_fd(&fd);
 	return 0;

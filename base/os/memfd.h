@@ -13,7 +13,7 @@ struct err;
 
 #define MEMFD_HUGE_BYTES (2U << 20) /* page size that images aim at */
 
-/* An unsealed memfd of 'size' zero bytes: no page is taken yet. */
+/* An unsealed memfd of 'size' zero bytes: no page is taken yet. WIRE_TOO_LARGE: RLIMIT_FSIZE. */
 int memfd_create_sized(const char *name, uint64_t size, int *ret_fd, struct err *err);
 
 /*

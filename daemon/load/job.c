@@ -16,6 +16,7 @@
 
 #define MAX_FILLS         2 /* of a job, on each device: the next one reads while one is sealed */
 #define MAX_VERIFICATIONS 2 /* on each device, likewise */
+#define MAX_STUCK         4 /* reads of one uid's files that were given up and hang still */
 
 /* ---- what it was given ---- */
 
@@ -228,6 +229,19 @@ void job_queue_drop_locked(struct job *job)
 	(void)pthread_cond_signal(&job->loader->drop_wanted);
 }
 
+/* Each keeps a thread, descriptors and perhaps a header's memory as long as its file's server likes. */
+static bool are_too_many_stuck_locked(const struct loader *loader, const struct job *job)
+{
+	uint32_t n_stuck = 0;
+
+	LIST_FOR_EACH (link, &loader->running) {
+		const struct job *other = container_of(link, struct job, link);
+
+		n_stuck += other->result == NULL && other->file->owner == job->file->owner ? 1 : 0;
+	}
+	return n_stuck >= MAX_STUCK;
+}
+
 static void do_body(struct job *job, struct load_result *ret)
 {
 	static void (*const bodies[])(const struct work *, struct job *, struct load_result *) = {
@@ -237,6 +251,13 @@ static void do_body(struct job *job, struct load_result *ret)
 		[LOAD_MEASURED] = work_drop,
 	};
 
+	if (job->is_refused) {
+		(void)err_set(&ret->err, WIRE_TOO_MANY,
+			      "%d reads of files of uid %u hang already: the server of their "
+			      "filesystem (FUSE, network) does not answer; bring it back or end it",
+			      MAX_STUCK, job->file->owner);
+		return;
+	}
 	bodies[job->type](&job->loader->work, job, ret);
 }
 
@@ -337,6 +358,7 @@ void job_start(struct job *job)
 		thread_unlock(&loader->lock);
 		return;
 	}
+	job->is_refused = job->can_abandon && are_too_many_stuck_locked(loader, job);
 	list_append(&loader->running, &job->link);
 	job->has_begun = true;
 	(void)pthread_cond_signal(&loader->watch_wanted);

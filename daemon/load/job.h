@@ -33,11 +33,13 @@ struct job {
 
 	/* The watch's: what it saw last. Guarded by the loader's lock. */
 	uint64_t seen_bytes;
-	uint64_t moved_ns;  /* when seen_bytes last changed */
-	uint64_t posted_ns; /* when progress was last posted */
+	uint64_t seen_moved; /* those, and what is on its way to be counted there */
+	uint64_t moved_ns;   /* when that last changed */
+	uint64_t posted_ns;  /* when progress was last posted */
 	uint64_t posted_bytes;
-	bool is_stalled;
+	bool is_stalled, posted_stalled;
 	bool can_abandon; /* holds no memory of a device: its result need not wait for it */
+	bool is_refused;  /* too many like it are stuck; not written any more once it runs */
 
 	/* What was submitted. Only the job's thread touches these. */
 	struct file *file;     /* a reference, or NULL */

@@ -63,7 +63,10 @@ struct lane {
 
 static bool is_stopped(const struct run *run)
 {
-	return __atomic_load_n(&run->reader->progress->is_stopped, __ATOMIC_RELAXED);
+	const struct read_progress *whole = run->reader->whole;
+
+	return __atomic_load_n(&run->reader->progress->is_stopped, __ATOMIC_RELAXED) ||
+	       (whole != NULL && __atomic_load_n(&whole->is_stopped, __ATOMIC_RELAXED));
 }
 
 static void fail_run(struct run *run, const struct err *err)
@@ -181,6 +184,9 @@ static int read_window(const struct lane *lane, uint64_t offset, uint64_t left, 
 			return code;
 		}
 		__atomic_add_fetch(&progress->bytes, n_bytes, __ATOMIC_RELAXED);
+		if (run->reader->whole != NULL) {
+			__atomic_add_fetch(&run->reader->whole->came, n_bytes, __ATOMIC_RELAXED);
+		}
 		offset += n_bytes;
 		left -= n_bytes;
 		to = to == NULL ? NULL : to + n_bytes;

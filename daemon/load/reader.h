@@ -20,8 +20,9 @@ struct thread_group;
 
 /* Where a read is, for those who watch it. Zeroed before; every member is atomic. */
 struct read_progress {
-	uint64_t bytes;                         /* read so far */
-	bool is_stopped;                        /* set by anybody: read no further */
+	uint64_t bytes;  /* read so far */
+	uint64_t came;   /* by reads that are parts of it, see reader.whole */
+	bool is_stopped; /* set by anybody: read no further */
 	uint64_t positions[READER_MAX_THREADS]; /* offset + 1 that a thread reads at; 0: none */
 };
 
@@ -48,6 +49,8 @@ struct reader {
 	bool into_cache; /* what is read stays in the page cache, what is there is not read */
 	struct thread_group *group; /* of the threads that help */
 	struct read_progress *progress;
+	struct read_progress *whole; /* of what it is a part of: that stops it, and sees it move; or
+				      * NULL */
 };
 
 /*

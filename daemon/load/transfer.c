@@ -94,6 +94,7 @@ static int supply_from_file(struct lane *lane, const struct window *window, stru
 		.n_threads = 1,
 		.direct_io = transfer->direct_io,
 		.progress = &progress,
+		.whole = transfer->progress,
 	};
 	int code = take_buffer(lane, err);
 
@@ -300,7 +301,7 @@ static uint64_t choose_window(const struct transfer *transfer)
 	const struct piece_list *list = transfer->list;
 	uint64_t bytes = 0;
 
-	if (transfer->is_comparison || transfer->image_fds == NULL) {
+	if (transfer->is_comparison || transfer->from != NULL || transfer->image_fds == NULL) {
 		return PIECE_WINDOW;
 	}
 	for (uint32_t i = 0; i < list->n_pieces; i++) {

@@ -3,7 +3,7 @@
  * Moves pieces (piece.h) into an extent of any device, or compares them with what is in one: by
  * few threads, so that one window is read while another is on its way to the device. What comes
  * from a file goes through memory of ours, at most a window a thread. Blocks as long as file and
- * device do; looks at progress.is_stopped between windows.
+ * device do; looks at progress.is_stopped between windows, and between the reads of one.
  */
 #ifndef LOAD_TRANSFER_H
 #define LOAD_TRANSFER_H

@@ -59,6 +59,7 @@ static void post_progress_locked(struct job *job, uint64_t now_ns)
 
 	job->posted_ns = now_ns;
 	job->posted_bytes = job->seen_bytes;
+	job->posted_stalled = job->is_stalled;
 	if (result == NULL) {
 		return; /* the next one may get through */
 	}
@@ -94,14 +95,16 @@ static void watch_job_locked(struct job *job, uint64_t now_ns)
 {
 	const struct loader_options *options = &job->loader->options;
 	const uint64_t bytes = __atomic_load_n(&job->progress.bytes, __ATOMIC_RELAXED);
+	const uint64_t moved = bytes + __atomic_load_n(&job->progress.came, __ATOMIC_RELAXED);
 	const bool is_fill = job->type == LOAD_FILLED;
 
-	if (bytes != job->seen_bytes) {
-		job->seen_bytes = bytes;
+	job->seen_bytes = bytes;
+	if (moved != job->seen_moved) {
+		job->seen_moved = moved;
 		job->moved_ns = now_ns;
 		job->is_stalled = false;
 	}
-	if (is_fill && bytes != job->posted_bytes &&
+	if (is_fill && (bytes != job->posted_bytes || job->is_stalled != job->posted_stalled) &&
 	    now_ns - job->posted_ns >= options->progress_ns) {
 		post_progress_locked(job, now_ns);
 	}

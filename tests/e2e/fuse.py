@@ -15,8 +15,8 @@ import tempfile
 #   noopen    answers no open                           others are short
 #   nostat    answers nobody who asks for the file's size and times, once it was opened
 # Reads of the first 64 KiB are answered at once but by a deaf one.
-# "answer" on its standard input: reads are answered from now on, and those that wait. At its
-# end, or at any other line, it aborts its connection.
+# "answer" on its standard input: reads are answered from now on, and those that wait; "count":
+# says how many wait. At its end, or at any other line, it aborts its connection.
 SERVER = r"""
 import ctypes, os, struct, sys, threading
 mount, shown, how = sys.argv[1:4]
@@ -103,7 +103,10 @@ def serve():
 threading.Thread(target=serve, daemon=True).start()
 number = os.minor(os.stat(mount).st_dev)
 print("READY", flush=True)
-while sys.stdin.readline() == "answer\n":
+while (line := sys.stdin.readline()) in ("answer\n", "count\n"):
+    if line == "count\n":
+        print(len(waiting), flush=True)
+        continue
     with lock:
         is_answering = True
     for one in waiting:
@@ -129,10 +132,17 @@ class FuseFile:
         said = self.server.stdout.readline().strip()
         self.why_not = "" if said == "READY" else said or "its server did not start"
 
-    def answer(self):
-        self.server.stdin.write("answer\n")
+    def tell(self, line):
+        self.server.stdin.write(line + "\n")
         self.server.stdin.flush()
-        assert self.server.stdout.readline() == "ANSWERED\n"
+        return self.server.stdout.readline()
+
+    def answer(self):
+        assert self.tell("answer") == "ANSWERED\n"
+
+    def count_waiting(self):
+        """Reads that have not been answered."""
+        return int(self.tell("count"))
 
     def end(self):
         if self.server.returncode is None:

@@ -28,6 +28,7 @@ def test_every_dtype_and_odd_shape_has_the_bytes_of_the_file(connect, tmp_path):
     tensors = {f"{dtype}.even": (dtype, [4, 6]) for dtype in DTYPE_BITS}
     tensors.update({
         "scalar": ("F32", []), "empty": ("F16", [0, 7]), "odd": ("U8", [13]),
+        "empty and long": ("BF16", [1 << 53, 1 << 8, 0]),
         "naïve/ключ 名": ("I16", [3]), "": ("U8", [1]), "a b\tc": ("U8", [2]),
         "deep": ("F32", [1, 1, 1, 1, 1, 1, 1, 2]),
     })

@@ -3,6 +3,7 @@
 however many, the daemon takes what it may read and closes the rest."""
 
 import array
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -175,6 +176,30 @@ def test_answers_that_nobody_reads_keep_no_more_descriptors_than_their_share(car
         for flood, lease in zip(floods, leases, strict=True):
             lease.close()
             flood.close()
+
+
+def test_files_that_wait_to_be_loaded_take_no_more_than_their_share(card, tmp_path):
+    limit_fds(card, 160)
+    card.tell("fault pread:1:delay=60000:ever")
+    paths = [tmp_path / f"{i}.safetensors" for i in range(90)]
+    for path in paths:
+        make_blocks(path, [4096])
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(card.raw(timeout=60.0)) for _ in range(3)]
+        numbers = []
+        for i, path in enumerate(paths):
+            with opened(path) as fd:
+                numbers.append((clients[i % 3], clients[i % 3].request("load", {}, [fd])))
+        for client in clients:
+            client.call("ping")
+        refused = [client.answers[number][0] for client, number in numbers
+                   if number in client.answers]
+        assert len(refused) == 10 and {error["code"] for error in refused} == {"too-many"}
+        assert "take 80 descriptors already, of 80" in refused[0]["message"]
+        limit_fds(card, 4096)
+        card.tell("clear")
+        for client, number in numbers[:80]:
+            assert client.wait(number)[0] is None
 
 
 def made(kind, folder):

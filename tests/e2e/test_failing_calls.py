@@ -106,7 +106,7 @@ SERVING = {
                "ENOMEM": CLOSED},
     "memfd_create": {"ENOMEM": {"no-memory"}, "EMFILE": {"too-many"}, "ENFILE": {"too-many"},
                      "EPERM": {"internal"}},
-    "ftruncate": {"EFBIG": {"no-memory"}, "ENOSPC": {"no-memory"}, "EINTR": WORKS},
+    "ftruncate": {"EFBIG": {"too-large"}, "ENOSPC": {"no-memory"}, "EINTR": WORKS},
     "mmap": {"ENOMEM": {"no-memory"}, "EAGAIN": {"no-memory"}, "EPERM": {"no-memory"}},
     "madvise": {"EINVAL": WORKS, "EAGAIN": WORKS, "ENOMEM": WORKS},
     "pread": {"EIO": {"ok", "io"}, "EINTR": WORKS},

@@ -2,8 +2,10 @@
 """Budgets, eviction and refusals with real memory, and what fails below them (M cases, F31-F33)."""
 
 import contextlib
+import errno
 import os
 import pathlib
+import resource
 import shutil
 import threading
 import time
@@ -54,6 +56,18 @@ def test_what_can_never_fit_is_refused_with_numbers_and_nothing_is_evicted(daemo
     assert detail["need"] > detail["free"] + detail["evictable"]
     assert states(daemon)["idle.safetensors"] == "resident"
     assert daemon.status()["evictions"] == 0 and daemon.status()["refusals"] == 1
+
+
+@pytest.mark.fault("M11")
+def test_a_limit_on_files_is_named_and_no_want_of_memory(daemon, raw, make_model):
+    path = make_model(size=8 * MIB)
+    before = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (4 * MIB, resource.RLIM_INFINITY))
+    error = refused(raw, path)
+    assert error["code"] == "too-large" and not error["retryable"]
+    assert "ulimit -f" in error["message"] and error["detail"]["errno"] == errno.EFBIG
+    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, before)
+    assert raw.load(path)["source"] == "disk"
+    assert daemon.status()["refusals"] == 0
 
 
 @pytest.mark.daemon("memory.ram=8M", "memory.reserve=0")

@@ -12,6 +12,7 @@ import time
 import pytest
 from conftest import LIBC, RawError, close_all, make_sparse_model, opened, slowness, wait_until
 from fuse import FuseFile
+from test_wire_hostile import as_nobody
 
 MIB = 1 << 20
 STALL_MS = 500 * max(2, slowness())  # what a test does between two of these takes less
@@ -36,7 +37,11 @@ def fuse_file(request):
 @pytest.fixture
 def impatient(start_daemon):
     """A daemon for which a read is stalled soon."""
-    return start_daemon("memory.ram=1G", "memory.reserve=0", "load.direct-io=off",
+    return start_impatient(start_daemon)
+
+
+def start_impatient(start_daemon, *settings):
+    return start_daemon("memory.ram=1G", "memory.reserve=0", "load.direct-io=off", *settings,
                         environment={"DISTORCHD_TEST_STALL_MS": str(STALL_MS)})
 
 
@@ -58,6 +63,10 @@ def await_phase(raw, number, phase, nbytes=0):
 
 def used(daemon):
     return daemon.status()["devices"][0]["used"]
+
+
+def any_used(daemon):
+    return any(device["used"] for device in daemon.status()["devices"])
 
 
 def others_are_served(daemon, make_model):
@@ -145,6 +154,40 @@ def test_a_header_that_never_comes_is_given_up_while_its_read_still_waits(
     file.end()
 
 
+def load_code(daemon, fd):
+    with daemon.raw() as raw:
+        try:
+            raw.call("load", {}, [fd])
+        except RawError as error:
+            return f"{error.code}: {error.error['message']}"
+    return "loaded"
+
+
+@pytest.mark.fault("F33:silent")
+def test_reads_that_hang_after_their_cancel_are_few_of_each_user(start_daemon, make_model,
+                                                                 fuse_file):
+    # One at a time: each is given up before the next begins.
+    impatient = start_impatient(start_daemon, "limits.loads-per-user=1")
+    path = make_model()
+    file = fuse_file("deaf", path)
+    with impatient.raw(timeout=20 * slowness()) as raw, opened(file.path) as fd, \
+            opened(path) as readable:
+        for n_before in range(4):
+            number = raw.request("load", {"name": "deaf"}, [fd])
+            wait_until(lambda: file.count_waiting() > n_before, what="a read")  # noqa: B023
+            raw.call("cancel", {"id": number})
+            assert raw.wait(number)[0]["code"] == "cancelled"
+        for one in (fd, readable, fd):
+            said = load_code(impatient, one)
+            assert said.startswith("too-many: ") and "4 reads of files of uid" in said, said
+            assert "does not answer" in said
+        assert file.count_waiting() == 4
+        if os.getuid() == 0:
+            assert as_nobody(impatient, lambda: load_code(impatient, readable)) == "loaded"
+        file.answer()
+        wait_until(lambda: load_code(impatient, fd) == "loaded", what="reads that come back")
+
+
 @pytest.mark.fault("F33:drip")
 def test_one_byte_at_a_time_is_slow_and_not_stalled(impatient, make_model, fuse_file):
     file = fuse_file("drip", make_model(size=4 * MIB))
@@ -161,6 +204,24 @@ def test_one_byte_at_a_time_is_slow_and_not_stalled(impatient, make_model, fuse_
         raw.request("cancel", {"id": number})
         assert raw.wait(number)[0]["code"] == "cancelled"
         nothing_is_kept(impatient)
+
+
+@pytest.mark.fault("F33:drip", "G12")
+def test_one_byte_at_a_time_is_not_stalled_on_its_way_to_a_card_either(start_daemon, make_model,
+                                                                       fuse_file):
+    daemon = start_impatient(start_daemon, "sim.count=1", "gpu.budget=100%")
+    file = fuse_file("drip", make_model(size=4 * MIB))
+    with daemon.raw(timeout=20 * slowness()) as raw, opened(file.path) as fd:
+        number = raw.request("load", {"allocation": "sim:0,*"}, [fd])
+        wait_until(lambda: any_used(daemon), 5.0 * slowness(), "its place")
+        until = time.monotonic() + 2.5 * STALL_MS / 1000
+        while time.monotonic() < until:
+            time.sleep(0.1)
+            raw.call("ping")
+        assert "stalled" not in phases(raw) and number not in raw.answers
+        raw.request("cancel", {"id": number})
+        assert raw.wait(number)[0]["code"] == "cancelled"
+        wait_until(lambda: not any_used(daemon), 5.0 * slowness(), "the freed entry")
 
 
 @pytest.mark.fault("F33:eio", "X06")

@@ -315,6 +315,29 @@ static void a_shape_that_overflows_is_refused(void **state)
 	ASSERT_BENT(shape[1], 4, "shape");
 }
 
+static int open_unhashed(void)
+{
+	struct table table;
+	struct err err;
+
+	return table_open(memory, size, NULL, &table, &err);
+}
+
+static void a_shape_with_a_zero_is_empty_whatever_the_rest(void **state)
+{
+	uint64_t *shape = (void *)(memory + header()->strings_offset);
+
+	(void)state;
+	shape[2] = 0;
+	shape[3] = UINT64_MAX;
+	assert_int_equal(open_unhashed(), 0);
+	shape[2] = UINT64_MAX;
+	shape[3] = 0;
+	assert_int_equal(open_unhashed(), 0);
+	ASSERT_BENT(tensor_row(0)->size, 0, "shape");
+	ASSERT_BENT(shape[1], 0, "shape");
+}
+
 /* A table of one tensor of this shape, 34 bytes for each 32 elements of a row. */
 static int open_quantised(const uint64_t *shape, uint8_t rank, uint64_t bytes)
 {
@@ -433,6 +456,7 @@ int main(void)
 		TABLE_TEST(bent_shards_are_refused),
 		TABLE_TEST(bent_tensors_are_refused),
 		TABLE_TEST(a_shape_that_overflows_is_refused),
+		TABLE_TEST(a_shape_with_a_zero_is_empty_whatever_the_rest),
 		TABLE_TEST(quantised_rows_are_whole_groups),
 		TABLE_TEST(bent_blocks_are_refused),
 		TABLE_TEST(names_in_tables_are_utf8_without_nul),

@@ -105,9 +105,12 @@ static void errors_name_the_call_and_the_size(void **state)
 	assert_int_equal(err.sys, EMFILE);
 	assert_true(sys_fault_set("memfd_create", (struct sys_fault){.nth = 1, .error = EPERM}));
 	assert_int_equal(memfd_create_sized("image", SIZE, &fd, &err), -WIRE_INTERNAL);
-	assert_int_equal(memfd_create_sized("image", UINT64_MAX, &fd, &err), -WIRE_NO_MEMORY);
+	assert_int_equal(memfd_create_sized("image", UINT64_MAX, &fd, &err), -WIRE_TOO_LARGE);
 	assert_non_null(strstr(err.text, "18446744073709551615"));
+	assert_non_null(strstr(err.text, "ulimit -f"));
 	assert_int_equal(err.sys, EFBIG);
+	assert_true(sys_fault_set("ftruncate", (struct sys_fault){.nth = 1, .error = ENOSPC}));
+	assert_int_equal(memfd_create_sized("image", SIZE, &fd, &err), -WIRE_NO_MEMORY);
 	assert_int_equal(fd, -7);
 	/* An interrupted one is tried again. */
 	assert_true(sys_fault_set("ftruncate", (struct sys_fault){.nth = 1, .error = EINTR}));

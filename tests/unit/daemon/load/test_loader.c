@@ -422,6 +422,48 @@ static void a_cancelled_header_read_is_answered_soon(void **state)
 	assert_quiet();
 }
 
+/* A header read that goes on hanging when it has been cancelled. */
+static void given_a_stuck_read(void)
+{
+	assert_true(sys_fault_set("pread", (struct sys_fault){.nth = 1, .delay_ms = 60000}));
+	ask_header(JOB, fixture.file, CACHE_NEVER);
+	slow_call_await("pread");
+	loader_cancel(fixture.loader, JOB);
+	assert_failed(next_final(), LOAD_HEADER, WIRE_CANCELLED);
+}
+
+/* fault: F33 */
+static void reads_that_hang_are_few_of_one_owner(void **state)
+{
+	struct file *hanging;
+	struct err err = {0};
+
+	(void)state;
+	given_model(100000);
+	hanging = fixture.file;
+	for (int i = 0; i < 4; i++) {
+		given_a_stuck_read();
+	}
+	take_file(); /* another one of theirs, which would answer */
+	for (int i = 0; i < 3; i++) {
+		ask_header(JOB, fixture.file, CACHE_NEVER);
+		assert_failed(next_final(), LOAD_HEADER, WIRE_TOO_MANY);
+	}
+	loader_recheck(fixture.loader, JOB, fixture.file, NULL, 0);
+	assert_failed(next_final(), LOAD_RECHECKED, WIRE_TOO_MANY);
+	(void)file_unref(fixture.file);
+	assert_int_equal(file_take(4711, scratch_reopen(fixture.fd, O_RDONLY), -1, &fixture.file,
+				   &err),
+			 0);
+	given_a_stuck_read();
+	sys_fault_clear();
+	wait_for_threads(fixture.n_threads + 3);
+	(void)file_unref(fixture.file);
+	fixture.file = hanging;
+	(void)tensor_map_free(read_header());
+	assert_quiet();
+}
+
 /* ---- fills ---- */
 
 static void assert_image_known(const struct load_result *result, uint64_t bytes)
@@ -1256,6 +1298,7 @@ int main(void)
 		CASE(the_header_of_a_huge_sparse_file_costs_nothing),
 		CASE(a_header_read_that_hangs_is_answered_without_its_thread),
 		CASE(a_cancelled_header_read_is_answered_soon),
+		CASE(reads_that_hang_are_few_of_one_owner),
 		CASE(a_filled_image_is_the_file_sealed_and_hashed),
 		CASE(the_table_tells_clients_all_they_need),
 		CASE(progress_grows_and_comes_before_the_end),
