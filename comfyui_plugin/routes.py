@@ -12,7 +12,7 @@ import threading
 import urllib.parse
 
 from . import crash, doctor, news, probe, unload
-from .session import Unavailable, named, session
+from .session import Unavailable, alone, session
 
 log = logging.getLogger("distorch")
 
@@ -240,10 +240,11 @@ class Asked:
             if is_over and progress.phase != "done":
                 raise Unavailable("the load was cancelled", "cancelled")
 
-        options = {**named(path), **({"allocation": allocation} if allocation else {})}
+        options = {"allocation": allocation} if allocation else {}
         try:
-            model = session.call(lambda connection: connection.load(path, progress=watch,
-                                                                    **options))
+            with alone(path) as (file, named):
+                model = session.call(lambda connection: connection.load(file, progress=watch,
+                                                                        **options, **named))
         finally:
             with self._lock:
                 for one in begun:

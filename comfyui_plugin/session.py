@@ -297,11 +297,21 @@ def _reserve(connection, device, nbytes):
         return connection.reserve(device, failure.detail.get("free", 0) + idle, ttl=ROOM_S)
 
 
-def named(path):
-    """Options of a load for the name that people know: the file may be a link to one that is named
-    by its hash."""
+@contextlib.contextmanager
+def alone(path):
+    """(path, options) for a load of this file, which may be one of several: by its own path the
+    library takes all of the model, and ComfyUI's loaders want what is in the file that they name.
+    The name is the one that people know: the file may be a link to one named by its hash."""
     name = os.path.basename(path)
-    return {"name": name} if os.path.basename(os.path.realpath(path)) != name else {}
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not wait
+    except OSError as failure:
+        raise Unavailable(f"{path} cannot be opened: {failure.strerror}") from failure
+    try:
+        yield (f"/proc/self/fd/{fd}",
+               {"name": name} if os.path.basename(os.path.realpath(path)) != name else {})
+    finally:
+        os.close(fd)
 
 
 class Session:
@@ -390,11 +400,11 @@ class Session:
         """A Resident of the file; whatever else can go wrong is Unavailable too. What `progress`
         raises comes through: that is how a load is cancelled."""
         options = {name: value for name, value in options.items() if value}
-        options.update(named(path))
         self.opening.append(path)
         try:
-            found = Resident(self.call(lambda connection: connection.open(
-                path, progress=progress, **options)), path)
+            with alone(path) as (file, named):
+                found = Resident(self.call(lambda connection: connection.open(
+                    file, progress=progress, **options, **named)), path)
         finally:
             self.opening.remove(path)
         self.changed(found.id, True)

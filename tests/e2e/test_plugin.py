@@ -19,6 +19,8 @@ import types
 
 import pytest
 from conftest import ROOT, make_safetensors, slowness, wait_until
+from sharded import Sharded
+from test_shards import write_parts
 
 PACK = ROOT / "comfyui_plugin"
 
@@ -175,6 +177,34 @@ def test_a_file_that_a_link_names_has_the_links_name(pack, comfy, daemon, path):
     assert loaded.tier == "path" and loaded.reasons == []
     with daemon.raw() as raw:
         assert raw.call("list")["models"][0]["name"] == path.name
+
+
+@pytest.mark.parametrize("kind", ["an index", "gguf"])
+def test_one_file_of_several_is_that_file_alone(pack, comfy, daemon, tmp_path, kind):
+    """By its path the library takes the whole model; a loader wants what its file has."""
+    if kind == "gguf":
+        paths = write_parts(tmp_path, 4, {f"blk.{i}.w": bytes(128) for i in range(4)})
+    else:
+        paths = Sharded(tmp_path, n=4).paths
+    loaders, session = pack.nodes.loaders, pack.nodes.session
+
+    def by_path(links):
+        for path, link in zip(paths[:2], links, strict=True):
+            assert pathlib.Path(link).name == path.name
+            assert pathlib.Path(link).read_bytes() == path.read_bytes()
+        return (Model(),)
+
+    loaded = loaders.load(loaders.Job([str(path) for path in paths[:2]], by_path))
+    assert loaded.tier == "path" and loaded.reasons == [], loaded.text()
+    resident = session.open(str(paths[1]))
+    assert [name.split(".")[-2] for name in resident.devices()] == ["1"] * len(resident.devices())
+    resident.release()
+    asked = pack.routes.Asked(types.SimpleNamespace(sockets={}))
+    assert asked.load(str(paths[2]), "")["model"]["name"] == paths[2].name
+    importlib.import_module("pack.prewarm")._load(str(paths[3]), lambda: True)
+    assert {one["name"] for one in daemon.models()} == {path.name for path in paths}
+    with pytest.raises(sys.modules["pack.session"].Unavailable, match="cannot be opened"):
+        session.open(str(tmp_path / "gone.safetensors"))
 
 
 def test_a_link_is_good_as_long_as_somebody_has_its_path(pack, comfy, daemon, path):
