@@ -315,7 +315,8 @@ def alone(path):
 
 
 class Session:
-    """Connects when it is first needed, and again when the daemon was away."""
+    """Connects when it is first needed. The connection stays: the library connects it again when the
+    daemon was away, and with it come the leases of what ComfyUI uses, which end with a close."""
 
     def __init__(self):
         self._connection = None
@@ -350,12 +351,13 @@ class Session:
         with self._lock:
             if self._failed_at is not None and time.monotonic() - self._failed_at < RETRY_S:
                 raise Unavailable(self._failure.reason, self._failure.code)
-            try:
-                self._connection = self._connection or self.connect()
-            except Unavailable as failure:
-                self._note(failure)
-                raise
-            self._failed_at = self._failure = None
+            if self._connection is None:
+                try:
+                    self._connection = self.connect()
+                except Unavailable as failure:
+                    self._note(failure)
+                    raise
+                self._failed_at = self._failure = None
             return self._connection
 
     def connect(self, label="ComfyUI", timeout=CALL_S):
@@ -372,29 +374,23 @@ class Session:
         except Exception as failure:  # its own, or of a library that is older than its package
             raise Unavailable(str(failure), getattr(failure, "code", None)) from failure
 
-    def _drop(self, connection):
-        with self._lock:
-            if self._connection is connection:
-                self._connection = None
-        connection.close()
-
     def call(self, function):
-        """What `function` of the connection returns. A daemon that was restarted is connected to
-        again, once; whatever it refuses is Unavailable."""
+        """What `function` of the connection returns. A daemon that was restarted is asked again,
+        once; whatever it refuses is Unavailable."""
         for is_last in (False, True):
             connection = self.connection()
             distorch = binding()
             try:
-                return function(connection)
+                found = function(connection)
             except distorch.Error as failure:
-                if failure.code == "no-connection":
-                    self._drop(connection)
-                    if not is_last:
-                        continue
-                if failure.code == "timeout":  # it hangs; what comes next does not wait again
+                if failure.code == "no-connection" and not is_last:
+                    continue
+                if failure.code in ("no-connection", "timeout"):  # what comes next does not wait
                     with self._lock:
                         self._note(failure)
                 raise Unavailable(str(failure), failure.code) from failure
+            self._failed_at = self._failure = None
+            return found
 
     def open(self, path, progress=None, **options):
         """A Resident of the file; whatever else can go wrong is Unavailable too. What `progress`

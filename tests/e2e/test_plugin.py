@@ -18,7 +18,7 @@ import time
 import types
 
 import pytest
-from conftest import ROOT, make_safetensors, slowness, wait_until
+from conftest import ROOT, HeldDaemon, make_safetensors, slowness, wait_until
 from sharded import Sharded
 from test_shards import write_parts
 
@@ -372,6 +372,61 @@ def test_a_daemon_that_was_restarted_is_found_again(pack, comfy, daemon, path):
     assert loaders.load(job).tier == "path"
 
 
+def test_what_comfyui_uses_stays_leased_over_the_death_of_the_daemon(pack, comfy, path, start_daemon,
+                                                                     monkeypatch):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", kind=HeldDaemon)
+    monkeypatch.setenv("DISTORCH_SOCKET", str(daemon.socket))
+    session = pack.nodes.session
+    resident = session.open(str(path))
+    group = sys.modules["pack.parking"].Group([resident], None, None, None)
+
+    def act(connection):
+        return sys.modules["pack.unload"].act(connection, set(), {resident.id}, {}, "ram")
+
+    def is_ours():
+        return (leases(daemon) == 1 and group._may_leave() and
+                [one["reason"] for one in session.call(act).held] == ["ComfyUI still has it"])
+
+    assert is_ours()
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(session.call(
+        lambda connection: connection.ping())))
+    os.kill(daemon.daemon_pid(), signal.SIGSTOP)
+    asking.start()
+    time.sleep(0.2)  # it waits for an answer that does not come
+    daemon.kill_daemon()
+    asking.join(20 * slowness())
+    assert not asking.is_alive()
+    wait_until(is_ours, 10 * slowness(), "the lease to be asserted again")
+
+    calls = []
+
+    def cut_off_once(connection):
+        calls.append(connection)
+        if len(calls) == 1:
+            raise sys.modules["distorch"].Error("no-connection", "cut off", None, True, {})
+        return connection.ping()
+
+    session.call(cut_off_once)
+    assert len(calls) == 2 and is_ours()
+    resident.release()
+
+
+def test_a_daemon_that_stays_away_is_told_of_once(pack, comfy, daemon, path, monkeypatch, caplog):
+    monkeypatch.setattr(sys.modules["pack.session"], "RETRY_S", 0)
+    session = pack.nodes.session
+    session.open(str(path)).release()
+    daemon.process.kill()
+    daemon.process.wait()
+    for _ in range(3):
+        with pytest.raises(sys.modules["pack.session"].Unavailable):
+            session.call(lambda connection: connection.ping())
+    said = [record for record in caplog.records if "ComfyUI loads by itself" in record.message]
+    assert len(said) == 1, [record.message for record in said]
+    daemon.start()
+    session.open(str(path)).release()
+
+
 def run_folder(tmp_path):
     return tmp_path / f"distorch-comfyui-{os.getuid()}"
 
@@ -651,7 +706,8 @@ def test_settings_of_the_page_say_which_daemon_how_much_is_logged_and_what_is_pi
     def let_go():
         loaded.clear()
         gc.collect()
-        session.session._drop(session.session._connection)
+        session.session._connection.close()
+        session.session._connection = None
 
     other = start_daemon("memory.ram=1G", "memory.reserve=0")
     settle(socket=str(other.socket), logLevel="warning", pinUsed="true")
