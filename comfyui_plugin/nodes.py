@@ -598,8 +598,15 @@ class MakeRoomNode(Manager):
                 "minutes": ("INT", {"default": 10, "min": 1, "max": 1440, "tooltip":
                             "After so long the room is the daemon's again."})}
 
+    rooms = {}  # device: the last one there; the next one takes its place
+
     def deed(self, connection, device="cpu", gigabytes=4.0, minutes=10):
-        room = connection.reserve(device.strip(), int(gigabytes * (1 << 30)), ttl=minutes * 60)
+        device = device.strip()
+        before = self.rooms.pop(device.lower(), None)
+        if before is not None:
+            before.release()
+        room = connection.reserve(device, int(gigabytes * (1 << 30)), ttl=minutes * 60)
+        self.rooms[device.lower()] = room
         moved = ", ".join(f"{one.name} {unload.size(one.bytes)}" for one in room.evicted)
         said = f"room for {unload.size(room.bytes)} on {room.device}"
         return f"{said}; moved: {moved}" if moved else said

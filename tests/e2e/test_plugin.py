@@ -818,6 +818,28 @@ def test_models_on_devices_move_to_ram_but_for_what_is_kept(pack, path, start_da
     assert [one["reason"] for one in report.kept] == ["pinned"] and not report.unloaded
 
 
+@pytest.mark.daemon("memory.ram=1G", "sim.count=1", "sim.memory=64M")
+def test_room_that_is_made_again_takes_the_place_of_the_last_one(pack, daemon):
+    """The node runs with every prompt, and every time the whole device is asked for."""
+    session, node = pack.nodes.session, pack.nodes.MakeRoomNode
+
+    def reserved():
+        return [one.reserved for one in session.call(lambda connection: connection.devices())]
+
+    gib = 0.75
+    for device in ("cpu", " CPU ", "cpu"):
+        said = node().manage(device=device, gigabytes=gib)["result"][1]
+        assert said == f"room for 768.0M on {device.strip()}"
+        assert reserved() == [gib * (1 << 30), 0]
+    assert node().manage(device="sim:0", gigabytes=0.05)["result"][1].endswith("on sim:0")
+    assert reserved()[0] == gib * (1 << 30) and reserved()[1] > 0, "each device has its own"
+    assert node().manage(device="cpu", gigabytes=99)["result"][1].startswith("not done: no-memory")
+    daemon.process.kill()
+    daemon.process.wait()
+    daemon.start()  # with it ends the room on sim:0, and nobody minds
+    assert node().manage(device="sim:0", gigabytes=0.03)["result"][1].endswith("on sim:0")
+
+
 def test_old_ids_are_registered_where_nobody_else_has_them(pack, comfy, tmp_path):
     ids = pack.legacy_ids.ids
     every = set(ids())
