@@ -423,9 +423,16 @@ class Session:
         """The names of the devices, as of a moment ago; the last known when nobody answers."""
         return tuple(name for name in self._look().values() if name is not None)
 
+    def sees(self, device):
+        """Has this process a name for what the daemon calls so?"""
+        return device == "cpu" or self._look().get(device, device) is not None
+
     def name_of(self, device):
-        """Of the daemon's name for a device the one that this process has, if it has one."""
-        return (self._look() if device != "cpu" else {}).get(device) or device
+        """Of the daemon's name for a device the one that this process has. One that it does not see
+        is called as nothing is here: the daemon's name for it may be another card's."""
+        if not self.sees(device):
+            return f"{device} (not visible here)"
+        return device if device == "cpu" else self._look().get(device, device)
 
     def _look(self):
         """{the daemon's name of a device: ours}"""

@@ -1009,6 +1009,34 @@ def test_the_widgets_of_a_loader_become_the_daemons_words(pack, daemon):
 
 
 @pytest.mark.daemon("sim.count=2", "sim.memory=64M")
+def test_a_device_that_this_process_does_not_see_is_called_as_none_that_it_sees(
+        pack, daemon, tmp_path, monkeypatch):
+    """As with CUDA_VISIBLE_DEVICES=1: its first device is the daemon's second."""
+    session, nodes = pack.nodes.session, pack.nodes
+    path = tmp_path / "big.safetensors"
+    make_safetensors(path, {f"blocks.{i}.w": ("U8", [1 << 20]) for i in range(16)})
+    with daemon.raw() as raw:
+        uuid = {one["name"]: one["uuid"] for one in raw.call("devices")["devices"]}["sim:1"]
+        raw.load(path, allocation="sim:0,*")
+    monkeypatch.setattr(sys.modules["pack.cards"], "uuids", lambda: [uuid])
+    hidden = "sim:0 (not visible here)"
+    found = sys.modules["pack.news"].overview()
+    assert [(one["name"], one["is_visible"]) for one in found["devices"]] == [
+        ("cpu", True), (hidden, False), ("sim:0", True)]
+    assert [one["used"] > 0 for one in found["devices"]][1:] == [True, False]
+    places = {place["device"] for place in found["models"][0]["where"] if place["bytes"] > 1 << 20}
+    assert places == {hidden}
+    assert session.devices() == ("cpu", "sim:0")
+    assert hidden in nodes.StatusNode().manage()["result"][1]
+    free = {one["name"]: one["free"] for one in found["devices"]}
+    assert free[hidden] < free["sim:0"]
+    # What is free on the one that is meant counts, and nothing is idle there.
+    with pytest.raises(sys.modules["pack.session"].Unavailable, match="no-memory"), \
+            session.displace("sim:0", 1 << 20):
+        pass
+
+
+@pytest.mark.daemon("sim.count=2", "sim.memory=64M")
 def test_an_allocation_is_checked_by_the_planner_before_a_prompt_runs(pack, daemon, monkeypatch):
     placement, session = pack.nodes.placement, pack.nodes.session
     soon_s = sys.modules["pack.session"].SOON_S
