@@ -6,6 +6,7 @@ Calls to the daemon block, so they run in threads of their own and never on the 
 """
 import logging
 import os
+import queue
 import re
 import sys
 import threading
@@ -254,6 +255,40 @@ class Asked:
 
 # ---- on the server ----
 
+class Workers:
+    """So many threads for what blocks. Python ends without them, as it does not without those of a
+    ThreadPoolExecutor: a load that takes minutes must not keep ComfyUI from ending."""
+
+    def __init__(self, n_threads, name):
+        self._calls = queue.SimpleQueue()
+        self._n_threads, self._name = n_threads, name
+        self._threads = []
+
+    def submit(self, function, *arguments):
+        """As of an Executor; called by the server's thread alone."""
+        from concurrent.futures import Future
+
+        future = Future()
+        self._calls.put((future, function, arguments))
+        if len(self._threads) < self._n_threads:
+            self._threads.append(threading.Thread(target=self._run, daemon=True, name=self._name))
+            self._threads[-1].start()
+        return future
+
+    def _run(self):
+        while True:
+            self._do(*self._calls.get())
+
+    @staticmethod
+    def _do(future, function, arguments):
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as failure:  # for who waits
+            future.set_exception(failure)
+
+
 def _answer(web, status_code, body):
     return web.json_response(body, status=status_code, headers={"Cache-Control": "no-store"})
 
@@ -277,13 +312,10 @@ def _handler(web, threads, function, take=None):
 
 def register(server):
     """Put the routes into the aiohttp.web.RouteTableDef of a PromptServer."""
-    from concurrent.futures import ThreadPoolExecutor
-
     from aiohttp import web
 
     asked = Asked(server)
-    threads = ThreadPoolExecutor(N_THREADS, thread_name_prefix="distorch")
-    loads = ThreadPoolExecutor(N_LOADS, thread_name_prefix="distorch-load")
+    threads, loads = Workers(N_THREADS, "distorch"), Workers(N_LOADS, "distorch-load")
     for name, function, take in (("status", asked.status, client_of),
                                  ("models", asked.models, files_of),
                                  ("devices", asked.devices, None),

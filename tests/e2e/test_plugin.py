@@ -966,6 +966,44 @@ def test_what_the_page_asks_is_answered(pack, comfy, daemon, path):
     daemon.start()
 
 
+REGISTER = """
+import asyncio, importlib.util, sys, threading, types
+web = types.SimpleNamespace(json_response=lambda *_found, **_options: None)
+sys.modules["aiohttp"] = types.SimpleNamespace(web=web)
+spec = importlib.util.spec_from_file_location("p", sys.argv[1] + "/__init__.py",
+                                              submodule_search_locations=[sys.argv[1]])
+module = importlib.util.module_from_spec(spec)
+sys.modules["p"] = module
+spec.loader.exec_module(module)
+begun = threading.Event()
+
+def hang(_self):
+    begun.set()
+    threading.Event().wait()
+
+module.routes.Asked.devices = hang
+handlers = {}
+table = types.SimpleNamespace(get=lambda path: lambda one: handlers.update({path: one}),
+                              post=lambda path: lambda one: None)
+module.routes.register(types.SimpleNamespace(routes=table, sockets={}))
+
+async def serve():
+    asking = [asyncio.ensure_future(handlers["/distorch/devices"](None)) for _ in range(5)]
+    while not begun.is_set():
+        await asyncio.sleep(0.01)
+    print("it ends", *(one.done() for one in asking))
+
+asyncio.run(serve())
+"""
+
+
+def test_comfyui_ends_while_a_call_of_the_page_goes_on():
+    done = subprocess.run([sys.executable, "-B", "-c", REGISTER, str(PACK)], text=True,
+                          capture_output=True, timeout=20 * slowness())
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert done.stdout == "it ends" + 5 * " False" + "\n"
+
+
 def test_a_server_that_takes_no_routes_has_the_nodes_all_the_same(pack, monkeypatch, caplog):
     class Table:
         def get(self, _path):
