@@ -367,8 +367,7 @@ class Session:
             raise Unavailable(f"distorchd runs on Linux, not on {sys.platform}")
         distorch = binding()
         try:
-            if self._connection is None:
-                self._socket = _socket()
+            self._socket = self.given_socket()
             return distorch.connect(self._socket, client="ComfyUI", label=label, timeout=timeout,
                                     devices=cards.uuids())
         except Exception as failure:  # its own, or of a library that is older than its package
@@ -405,6 +404,11 @@ class Session:
             self.opening.remove(path)
         self.changed(found.id, True)
         return found
+
+    def given_socket(self):
+        """That of the page's setting which the connection has, or the next one will; None: where
+        the library looks by itself."""
+        return _socket() if self._connection is None else self._socket
 
     def socket_path(self):
         """The daemon's."""

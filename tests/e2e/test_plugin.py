@@ -737,6 +737,25 @@ def test_settings_of_the_page_say_which_daemon_how_much_is_logged_and_what_is_pi
     let_go()
 
 
+def test_the_doctor_looks_at_the_daemon_that_the_page_has_set(pack, daemon, pages, tmp_path,
+                                                              monkeypatch):
+    monkeypatch.delenv("DISTORCH_SOCKET")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "nobody's"))
+    doctor, session = sys.modules["pack.doctor"], pack.nodes.session
+
+    def findings(socket):
+        pages.settings.write_text(json.dumps({"distorch.socket": str(socket)}))
+        return [one["text"] for one in doctor.look()["checks"]]
+
+    assert any(text.startswith(f"socket {daemon.socket},") for text in findings(daemon.socket))
+    assert session.is_connected()
+    found = findings("/nowhere")
+    assert any(text.startswith(f"socket {daemon.socket},") for text in found), "the open connection's"
+    session._connection.close()
+    session._connection = None
+    assert any("no socket at /nowhere" in text for text in findings("/nowhere"))
+
+
 def refuse_pins(_connection, _model):
     raise sys.modules["distorch"].Error("no-memory", "too much is pinned", None, True, {})
 
