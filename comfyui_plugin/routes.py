@@ -70,7 +70,7 @@ async def body_of(request):
         raise Refused(413, f"the body has to say its size, up to {MAX_BODY_BYTES} bytes")
     try:
         body = await request.json()
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter of what is nested without end
         raise Refused(400, "the body is no JSON") from None
     if not isinstance(body, dict):
         raise Refused(400, "the body is no object")

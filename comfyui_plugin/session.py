@@ -388,6 +388,8 @@ class Session:
                     with self._lock:
                         self._note(failure)
                 raise Unavailable(str(failure), failure.code) from failure
+            except ValueError as failure:  # of the binding: no text for the daemon, say
+                raise Unavailable(str(failure), "bad-argument") from failure
             self._failed_at = self._failure = None
             return found
 
@@ -422,6 +424,8 @@ class Session:
                 return connection.place(model, allocation)
         except binding().Error as failure:
             raise Unavailable(str(failure), failure.code) from failure
+        except ValueError as failure:
+            raise Unavailable(str(failure), "bad-argument") from failure
 
     def devices(self):
         """The names of the devices, as of a moment ago; the last known when nobody answers."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ComfyUI pack without a ComfyUI: its session with a real daemon, and what its loaders do, over
 small stand-ins of what they call. tests/comfyui has the same over the real one."""
+import asyncio
 import fcntl
 import gc
 import importlib
@@ -983,6 +984,47 @@ def test_what_the_page_asks_is_answered(pack, comfy, daemon, path):
     with pytest.raises(routes.Unavailable):
         asked.wish(pin=True)(model["id"])
     daemon.start()
+
+
+@pytest.fixture
+def ask(pack, monkeypatch):
+    """ask(method, name, body, **headers) of the routes: (status, answer)"""
+    web = types.SimpleNamespace(json_response=lambda body, status, headers: (status, body))
+    monkeypatch.setitem(sys.modules, "aiohttp", types.SimpleNamespace(web=web))
+    handlers = {}
+
+    def add(method):
+        return lambda path: lambda handler: handlers.update({(method, path): handler})
+
+    pack.routes.register(types.SimpleNamespace(sockets={}, routes=types.SimpleNamespace(
+        get=add("GET"), post=add("POST"))))
+
+    def ask(method, name, body=None, **headers):
+        text = body if isinstance(body, str) else json.dumps(body)
+
+        async def parse():
+            return json.loads(text)
+
+        request = types.SimpleNamespace(
+            headers={key.replace("_", "-"): value for key, value in headers.items()}, json=parse,
+            content_type=headers.get("Content_Type", "application/json"),
+            content_length=None if body is None else len(text))
+        return asyncio.run(handlers[method, f"/distorch/{name}"](request))
+
+    return ask
+
+
+def test_texts_that_cannot_be_told_to_the_daemon_are_refused(pack, daemon, path, ask, capfd):
+    """What json makes of an escape may be a NUL, or no character at all."""
+    with daemon.raw() as raw:
+        model = raw.load(path)["model"]["id"]
+    for wrong in ("a\0b", "\ud800", "\udc80"):
+        status, found = ask("POST", "place", {"model": model, "allocation": wrong})
+        assert status == 400 and found["error"], (wrong, found)
+        placement = pack.nodes.placement
+        assert placement.check(placement.of(expert_mode_allocations=wrong)), wrong
+    assert ask("POST", "pin", 2000 * "[") == (400, {"error": "the body is no JSON"})
+    assert capfd.readouterr().err == "", "no thread's traceback"
 
 
 REGISTER = """
