@@ -140,7 +140,10 @@ async def client_of(request):
 
 
 async def files_of(request):
-    return (request.rel_url.query.getall("file", ())[:MAX_FILES],)
+    files = request.rel_url.query.getall("file", ())
+    if len(files) > MAX_FILES:
+        raise Refused(400, f"file can be said {MAX_FILES} times in a question, not {len(files)}")
+    return (files,)
 
 
 def path_of(file):

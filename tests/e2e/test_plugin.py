@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ComfyUI pack without a ComfyUI: its session with a real daemon, and what its loaders do, over
 small stand-ins of what they call. tests/comfyui has the same over the real one."""
-import asyncio
 import fcntl
 import gc
 import importlib
@@ -984,85 +983,6 @@ def test_what_the_page_asks_is_answered(pack, comfy, daemon, path):
     with pytest.raises(routes.Unavailable):
         asked.wish(pin=True)(model["id"])
     daemon.start()
-
-
-@pytest.fixture
-def ask(pack, monkeypatch):
-    """ask(method, name, body, **headers) of the routes: (status, answer)"""
-    web = types.SimpleNamespace(json_response=lambda body, status, headers: (status, body))
-    monkeypatch.setitem(sys.modules, "aiohttp", types.SimpleNamespace(web=web))
-    handlers = {}
-
-    def add(method):
-        return lambda path: lambda handler: handlers.update({(method, path): handler})
-
-    pack.routes.register(types.SimpleNamespace(sockets={}, routes=types.SimpleNamespace(
-        get=add("GET"), post=add("POST"))))
-
-    def ask(method, name, body=None, **headers):
-        text = body if isinstance(body, str) else json.dumps(body)
-
-        async def parse():
-            return json.loads(text)
-
-        request = types.SimpleNamespace(
-            headers={key.replace("_", "-"): value for key, value in headers.items()}, json=parse,
-            content_type=headers.get("Content_Type", "application/json"),
-            content_length=None if body is None else len(text))
-        return asyncio.run(handlers[method, f"/distorch/{name}"](request))
-
-    return ask
-
-
-def test_texts_that_cannot_be_told_to_the_daemon_are_refused(pack, daemon, path, ask, capfd):
-    """What json makes of an escape may be a NUL, or no character at all."""
-    with daemon.raw() as raw:
-        model = raw.load(path)["model"]["id"]
-    for wrong in ("a\0b", "\ud800", "\udc80"):
-        status, found = ask("POST", "place", {"model": model, "allocation": wrong})
-        assert status == 400 and found["error"], (wrong, found)
-        placement = pack.nodes.placement
-        assert placement.check(placement.of(expert_mode_allocations=wrong)), wrong
-    assert ask("POST", "pin", 2000 * "[") == (400, {"error": "the body is no JSON"})
-    assert capfd.readouterr().err == "", "no thread's traceback"
-
-
-REGISTER = """
-import asyncio, importlib.util, sys, threading, types
-web = types.SimpleNamespace(json_response=lambda *_found, **_options: None)
-sys.modules["aiohttp"] = types.SimpleNamespace(web=web)
-spec = importlib.util.spec_from_file_location("p", sys.argv[1] + "/__init__.py",
-                                              submodule_search_locations=[sys.argv[1]])
-module = importlib.util.module_from_spec(spec)
-sys.modules["p"] = module
-spec.loader.exec_module(module)
-begun = threading.Event()
-
-def hang(_self):
-    begun.set()
-    threading.Event().wait()
-
-module.routes.Asked.devices = hang
-handlers = {}
-table = types.SimpleNamespace(get=lambda path: lambda one: handlers.update({path: one}),
-                              post=lambda path: lambda one: None)
-module.routes.register(types.SimpleNamespace(routes=table, sockets={}))
-
-async def serve():
-    asking = [asyncio.ensure_future(handlers["/distorch/devices"](None)) for _ in range(5)]
-    while not begun.is_set():
-        await asyncio.sleep(0.01)
-    print("it ends", *(one.done() for one in asking))
-
-asyncio.run(serve())
-"""
-
-
-def test_comfyui_ends_while_a_call_of_the_page_goes_on():
-    done = subprocess.run([sys.executable, "-B", "-c", REGISTER, str(PACK)], text=True,
-                          capture_output=True, timeout=20 * slowness())
-    assert (done.returncode, done.stderr) == (0, ""), done
-    assert done.stdout == "it ends" + 5 * " False" + "\n"
 
 
 def test_a_server_that_takes_no_routes_has_the_nodes_all_the_same(pack, monkeypatch, caplog):
