@@ -130,7 +130,8 @@ async def load_of(request):
 
 
 async def nothing_of(request):
-    check_origin(request.headers)  # it takes a process
+    """Of what takes a process: for the page alone, as what changes something."""
+    await body_of(request)
     return ()
 
 
@@ -321,8 +322,7 @@ def register(server):
     threads, loads = Workers(N_THREADS, "distorch"), Workers(N_LOADS, "distorch-load")
     for name, function, take in (("status", asked.status, client_of),
                                  ("models", asked.models, files_of),
-                                 ("devices", asked.devices, None),
-                                 ("doctor", doctor.look, nothing_of)):
+                                 ("devices", asked.devices, None)):
         server.routes.get(f"/distorch/{name}")(_handler(web, threads, function, take))
     for name, function, take, where in (
             ("pin", asked.wish(pin=True), model_of, threads),
@@ -331,6 +331,7 @@ def register(server):
             ("unkeep", asked.wish(keep=False), model_of, threads),
             ("unload", asked.unload, unload_of, threads),
             ("told", asked.told, models_of, threads),
+            ("doctor", doctor.look, nothing_of, threads),
             ("place", asked.place, place_of, loads),
             ("load", asked.load, load_of, loads)):
         server.routes.post(f"/distorch/{name}")(_handler(web, where, function, take))

@@ -55,6 +55,16 @@ def test_texts_that_cannot_be_told_to_the_daemon_are_refused(pack, daemon, path,
     assert capfd.readouterr().err == "", "no thread's traceback"
 
 
+def test_no_other_site_has_the_doctor_look(daemon, ask):
+    """By plain http browsers say of a request without a body not where it comes from."""
+    with pytest.raises(KeyError):
+        ask("GET", "doctor")
+    assert ask("POST", "doctor", {}, Content_Type="text/plain")[0] == 415
+    assert ask("POST", "doctor", {}, Origin="http://example.org")[0] == 403
+    status, found = ask("POST", "doctor", {})
+    assert status == 200 and all(one["text"] for one in found["checks"])
+
+
 ASK_FILES = """
 import { askFiles } from "./extensions/distorch/news.js";
 const wanted = Array.from({ length: 600 }, (_, i) =>
