@@ -513,6 +513,34 @@ def test_a_runtime_folder_that_goes_meanwhile_is_made_anew(pack, comfy, path, tm
     resident.release()
 
 
+def test_a_path_that_leads_nowhere_any_more_is_made_anew(pack, comfy, daemon, path, tmp_path):
+    """ComfyUI runs the node again when this differs from what it was; else it gives what it has."""
+    comfy("folder_paths", folder_names_and_paths={"vae": ([str(path.parent)], set())},
+          get_full_path_or_raise=lambda _kind, name: str(path.parent / name))
+    kind = pack.nodes.ResidentFileNode
+    inputs = {"kind": "vae", "file": path.name}
+
+    def run():
+        (found,) = kind().path(**inputs)["result"]
+        assert found != str(path) and pathlib.Path(found).read_bytes() == path.read_bytes()
+        return found
+
+    first = kind.IS_CHANGED(**inputs)
+    kept = [run(), run()]
+    assert kind.IS_CHANGED(**inputs) == first
+    del kept[0]  # in the cache of a workflow that is gone
+    gc.collect()
+    assert kind.IS_CHANGED(**inputs) == first
+    shutil.rmtree(run_folder(tmp_path))
+    second = kind.IS_CHANGED(**inputs)
+    assert second != first
+    kept.append(run())
+    assert kind.IS_CHANGED(**inputs) == second
+    kept.clear()
+    gc.collect()
+    wait_until(lambda: leases(daemon) == 0, 10 * slowness(), "the leases to go with the paths")
+
+
 def test_what_a_process_that_is_gone_held_is_told_until_a_page_says_that_it_has(pack, comfy, daemon,
                                                                                path, tmp_path):
     news, crash, loaders = pack.routes.news, pack.routes.crash, pack.nodes.loaders
