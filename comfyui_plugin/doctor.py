@@ -8,7 +8,7 @@ import pathlib
 import re
 import shutil
 
-from .session import Unavailable, binding, why_disabled
+from .session import Unavailable, binding, session, why_disabled
 
 TIMEOUT_S = 15  # of distorchctl
 NAME = "distorchctl"
@@ -65,9 +65,12 @@ def _ask():
     program = _program()
     if program is None:
         return [_finding(f"{NAME} was not found", "scripts/install puts it into ~/.local/bin")]
+    command, socket = [program, "doctor", "--json"], session.given_socket()
+    if socket is not None:
+        command.append(f"--socket={socket}")
     try:
-        done = subprocess.run([program, "doctor", "--json"], stdin=subprocess.DEVNULL,
-                              capture_output=True, timeout=TIMEOUT_S, check=False, cwd="/")
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True,
+                              timeout=TIMEOUT_S, check=False, cwd="/")
         return [{"ok": one["ok"], "text": one["text"], "fix": one.get("fix")}
                 for one in json.loads(done.stdout)["checks"]]
     except subprocess.TimeoutExpired:

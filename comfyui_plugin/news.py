@@ -36,7 +36,8 @@ def model_of(one):
 
 
 def device_of(one):
-    return {"name": session.name_of(one.name), "state": one.state, "text": one.text,
+    return {"name": session.name_of(one.name), "is_visible": session.sees(one.name),
+            "state": one.state, "text": one.text,
             "product": one.product,
             "used": one.used, "budget": one.budget, "total": one.total, "free": one.free,
             "draining": one.draining}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nodes. Loaders take what ComfyUI's own take, in the same order, and a few things more."""
 import os
+import weakref
 
 from . import loaders, placement, probe, unload
 from .session import Path, session
@@ -598,8 +599,15 @@ class MakeRoomNode(Manager):
                 "minutes": ("INT", {"default": 10, "min": 1, "max": 1440, "tooltip":
                             "After so long the room is the daemon's again."})}
 
+    rooms = {}  # device: the last one there; the next one takes its place
+
     def deed(self, connection, device="cpu", gigabytes=4.0, minutes=10):
-        room = connection.reserve(device.strip(), int(gigabytes * (1 << 30)), ttl=minutes * 60)
+        device = device.strip()
+        before = self.rooms.pop(device.lower(), None)
+        if before is not None:
+            before.release()
+        room = connection.reserve(device, int(gigabytes * (1 << 30)), ttl=minutes * 60)
+        self.rooms[device.lower()] = room
         moved = ", ".join(f"{one.name} {unload.size(one.bytes)}" for one in room.evicted)
         said = f"room for {unload.size(room.bytes)} on {room.device}"
         return f"{said}; moved: {moved}" if moved else said
@@ -638,13 +646,31 @@ class ResidentFileNode:
                                       "Its name there, such as flux1-dev.safetensors."})},
                 "optional": {"keep_loaded": KEEP, "priority": PRIORITY}}
 
+    _given = weakref.WeakSet()  # the paths that ComfyUI has still
+    _n_lost = 0
+
+    @classmethod
+    def IS_CHANGED(cls, **_inputs):
+        """Once more when paths that it has lead nowhere: a login's folder goes with its end, and
+        some tidy up /tmp."""
+        lost = [one for one in cls._given if not os.path.exists(one)]
+        cls._n_lost += bool(lost)
+        cls._given.difference_update(lost)
+        return cls._n_lost
+
     def files(self, kind, file, **_inputs):
         return [_folder(file, kind)]
+
+    def _give(self, path):
+        found = Path(path)
+        self._given.add(found)
+        return found
 
     def path(self, kind, file, keep_loaded=False, priority=0):
         if kind not in probe.model_kinds():  # it may be connected, and is not checked then
             raise ValueError(f"{kind} is no folder of models")
-        found = loaders.load(loaders.Job([_folder(file, kind)], lambda paths: (Path(paths[0]),)),
+        found = loaders.load(loaders.Job([_folder(file, kind)],
+                                         lambda paths: (self._give(paths[0]),)),
                              keep=keep_loaded, priority=priority)
         return _said(found)
 

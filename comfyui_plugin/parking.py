@@ -89,10 +89,10 @@ class Group:
         ids = {resident.id for resident, _ in self._residents}
 
         def ask(connection):
-            own = connection.server().client
+            models, own = connection.list(), connection.server().client  # of after the question
             return not any(model.keep or model.pinned or
                            any(user.client != own for user in model.users)
-                           for model in connection.list() if model.id in ids)
+                           for model in models if model.id in ids)
 
         return session.call(ask)
 

@@ -12,7 +12,7 @@ import threading
 import time
 
 from . import comfy_server, legacy_ids, loaders, nodes, probe
-from .session import Unavailable, named, session, why_disabled
+from .session import Unavailable, alone, session, why_disabled
 
 log = logging.getLogger("distorch")
 
@@ -140,8 +140,8 @@ def _load(path, is_wanted):
             return
         if fits:
             try:
-                session.call(lambda connection: connection.load(path, progress=watch,
-                                                                **named(path)))
+                with alone(path) as (file, named):
+                    session.call(lambda connection: connection.load(file, progress=watch, **named))
                 log.debug("distorch: %s was loaded ahead", os.path.basename(path))
                 return
             except _Enough:

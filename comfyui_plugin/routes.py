@@ -6,13 +6,14 @@ Calls to the daemon block, so they run in threads of their own and never on the 
 """
 import logging
 import os
+import queue
 import re
 import sys
 import threading
 import urllib.parse
 
 from . import crash, doctor, news, probe, unload
-from .session import Unavailable, named, session
+from .session import Unavailable, alone, session
 
 log = logging.getLogger("distorch")
 
@@ -69,7 +70,7 @@ async def body_of(request):
         raise Refused(413, f"the body has to say its size, up to {MAX_BODY_BYTES} bytes")
     try:
         body = await request.json()
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter of what is nested without end
         raise Refused(400, "the body is no JSON") from None
     if not isinstance(body, dict):
         raise Refused(400, "the body is no object")
@@ -129,7 +130,8 @@ async def load_of(request):
 
 
 async def nothing_of(request):
-    check_origin(request.headers)  # it takes a process
+    """Of what takes a process: for the page alone, as what changes something."""
+    await body_of(request)
     return ()
 
 
@@ -139,7 +141,10 @@ async def client_of(request):
 
 
 async def files_of(request):
-    return (request.rel_url.query.getall("file", ())[:MAX_FILES],)
+    files = request.rel_url.query.getall("file", ())
+    if len(files) > MAX_FILES:
+        raise Refused(400, f"file can be said {MAX_FILES} times in a question, not {len(files)}")
+    return (files,)
 
 
 def path_of(file):
@@ -240,10 +245,11 @@ class Asked:
             if is_over and progress.phase != "done":
                 raise Unavailable("the load was cancelled", "cancelled")
 
-        options = {**named(path), **({"allocation": allocation} if allocation else {})}
+        options = {"allocation": allocation} if allocation else {}
         try:
-            model = session.call(lambda connection: connection.load(path, progress=watch,
-                                                                    **options))
+            with alone(path) as (file, named):
+                model = session.call(lambda connection: connection.load(file, progress=watch,
+                                                                        **options, **named))
         finally:
             with self._lock:
                 for one in begun:
@@ -252,6 +258,40 @@ class Asked:
 
 
 # ---- on the server ----
+
+class Workers:
+    """So many threads for what blocks. Python ends without them, as it does not without those of a
+    ThreadPoolExecutor: a load that takes minutes must not keep ComfyUI from ending."""
+
+    def __init__(self, n_threads, name):
+        self._calls = queue.SimpleQueue()
+        self._n_threads, self._name = n_threads, name
+        self._threads = []
+
+    def submit(self, function, *arguments):
+        """As of an Executor; called by the server's thread alone."""
+        from concurrent.futures import Future
+
+        future = Future()
+        self._calls.put((future, function, arguments))
+        if len(self._threads) < self._n_threads:
+            self._threads.append(threading.Thread(target=self._run, daemon=True, name=self._name))
+            self._threads[-1].start()
+        return future
+
+    def _run(self):
+        while True:
+            self._do(*self._calls.get())
+
+    @staticmethod
+    def _do(future, function, arguments):
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as failure:  # for who waits
+            future.set_exception(failure)
+
 
 def _answer(web, status_code, body):
     return web.json_response(body, status=status_code, headers={"Cache-Control": "no-store"})
@@ -276,17 +316,13 @@ def _handler(web, threads, function, take=None):
 
 def register(server):
     """Put the routes into the aiohttp.web.RouteTableDef of a PromptServer."""
-    from concurrent.futures import ThreadPoolExecutor
-
     from aiohttp import web
 
     asked = Asked(server)
-    threads = ThreadPoolExecutor(N_THREADS, thread_name_prefix="distorch")
-    loads = ThreadPoolExecutor(N_LOADS, thread_name_prefix="distorch-load")
+    threads, loads = Workers(N_THREADS, "distorch"), Workers(N_LOADS, "distorch-load")
     for name, function, take in (("status", asked.status, client_of),
                                  ("models", asked.models, files_of),
-                                 ("devices", asked.devices, None),
-                                 ("doctor", doctor.look, nothing_of)):
+                                 ("devices", asked.devices, None)):
         server.routes.get(f"/distorch/{name}")(_handler(web, threads, function, take))
     for name, function, take, where in (
             ("pin", asked.wish(pin=True), model_of, threads),
@@ -295,6 +331,7 @@ def register(server):
             ("unkeep", asked.wish(keep=False), model_of, threads),
             ("unload", asked.unload, unload_of, threads),
             ("told", asked.told, models_of, threads),
+            ("doctor", doctor.look, nothing_of, threads),
             ("place", asked.place, place_of, loads),
             ("load", asked.load, load_of, loads)):
         server.routes.post(f"/distorch/{name}")(_handler(web, where, function, take))

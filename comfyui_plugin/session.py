@@ -297,15 +297,26 @@ def _reserve(connection, device, nbytes):
         return connection.reserve(device, failure.detail.get("free", 0) + idle, ttl=ROOM_S)
 
 
-def named(path):
-    """Options of a load for the name that people know: the file may be a link to one that is named
-    by its hash."""
+@contextlib.contextmanager
+def alone(path):
+    """(path, options) for a load of this file, which may be one of several: by its own path the
+    library takes all of the model, and ComfyUI's loaders want what is in the file that they name.
+    The name is the one that people know: the file may be a link to one named by its hash."""
     name = os.path.basename(path)
-    return {"name": name} if os.path.basename(os.path.realpath(path)) != name else {}
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not wait
+    except OSError as failure:
+        raise Unavailable(f"{path} cannot be opened: {failure.strerror}") from failure
+    try:
+        yield (f"/proc/self/fd/{fd}",
+               {"name": name} if os.path.basename(os.path.realpath(path)) != name else {})
+    finally:
+        os.close(fd)
 
 
 class Session:
-    """Connects when it is first needed, and again when the daemon was away."""
+    """Connects when it is first needed. The connection stays: the library connects it again when the
+    daemon was away, and with it come the leases of what ComfyUI uses, which end with a close."""
 
     def __init__(self):
         self._connection = None
@@ -340,12 +351,13 @@ class Session:
         with self._lock:
             if self._failed_at is not None and time.monotonic() - self._failed_at < RETRY_S:
                 raise Unavailable(self._failure.reason, self._failure.code)
-            try:
-                self._connection = self._connection or self.connect()
-            except Unavailable as failure:
-                self._note(failure)
-                raise
-            self._failed_at = self._failure = None
+            if self._connection is None:
+                try:
+                    self._connection = self.connect()
+                except Unavailable as failure:
+                    self._note(failure)
+                    raise
+                self._failed_at = self._failure = None
             return self._connection
 
     def connect(self, label="ComfyUI", timeout=CALL_S):
@@ -355,50 +367,50 @@ class Session:
             raise Unavailable(f"distorchd runs on Linux, not on {sys.platform}")
         distorch = binding()
         try:
-            if self._connection is None:
-                self._socket = _socket()
+            self._socket = self.given_socket()
             return distorch.connect(self._socket, client="ComfyUI", label=label, timeout=timeout,
                                     devices=cards.uuids())
         except Exception as failure:  # its own, or of a library that is older than its package
             raise Unavailable(str(failure), getattr(failure, "code", None)) from failure
 
-    def _drop(self, connection):
-        with self._lock:
-            if self._connection is connection:
-                self._connection = None
-        connection.close()
-
     def call(self, function):
-        """What `function` of the connection returns. A daemon that was restarted is connected to
-        again, once; whatever it refuses is Unavailable."""
+        """What `function` of the connection returns. A daemon that was restarted is asked again,
+        once; whatever it refuses is Unavailable."""
         for is_last in (False, True):
             connection = self.connection()
             distorch = binding()
             try:
-                return function(connection)
+                found = function(connection)
             except distorch.Error as failure:
-                if failure.code == "no-connection":
-                    self._drop(connection)
-                    if not is_last:
-                        continue
-                if failure.code == "timeout":  # it hangs; what comes next does not wait again
+                if failure.code == "no-connection" and not is_last:
+                    continue
+                if failure.code in ("no-connection", "timeout"):  # what comes next does not wait
                     with self._lock:
                         self._note(failure)
                 raise Unavailable(str(failure), failure.code) from failure
+            except ValueError as failure:  # of the binding: no text for the daemon, say
+                raise Unavailable(str(failure), "bad-argument") from failure
+            self._failed_at = self._failure = None
+            return found
 
     def open(self, path, progress=None, **options):
         """A Resident of the file; whatever else can go wrong is Unavailable too. What `progress`
         raises comes through: that is how a load is cancelled."""
         options = {name: value for name, value in options.items() if value}
-        options.update(named(path))
         self.opening.append(path)
         try:
-            found = Resident(self.call(lambda connection: connection.open(
-                path, progress=progress, **options)), path)
+            with alone(path) as (file, named):
+                found = Resident(self.call(lambda connection: connection.open(
+                    file, progress=progress, **options, **named)), path)
         finally:
             self.opening.remove(path)
         self.changed(found.id, True)
         return found
+
+    def given_socket(self):
+        """That of the page's setting which the connection has, or the next one will; None: where
+        the library looks by itself."""
+        return _socket() if self._connection is None else self._socket
 
     def socket_path(self):
         """The daemon's."""
@@ -412,14 +424,23 @@ class Session:
                 return connection.place(model, allocation)
         except binding().Error as failure:
             raise Unavailable(str(failure), failure.code) from failure
+        except ValueError as failure:
+            raise Unavailable(str(failure), "bad-argument") from failure
 
     def devices(self):
         """The names of the devices, as of a moment ago; the last known when nobody answers."""
         return tuple(name for name in self._look().values() if name is not None)
 
+    def sees(self, device):
+        """Has this process a name for what the daemon calls so?"""
+        return device == "cpu" or self._look().get(device, device) is not None
+
     def name_of(self, device):
-        """Of the daemon's name for a device the one that this process has, if it has one."""
-        return (self._look() if device != "cpu" else {}).get(device) or device
+        """Of the daemon's name for a device the one that this process has. One that it does not see
+        is called as nothing is here: the daemon's name for it may be another card's."""
+        if not self.sees(device):
+            return f"{device} (not visible here)"
+        return device if device == "cpu" else self._look().get(device, device)
 
     def _look(self):
         """{the daemon's name of a device: ours}"""

@@ -108,9 +108,9 @@ def act(connection, released, detached, moved, how):
     stays as it is, and so does what another process uses. `moved`: {id: bytes} of what has left
     the cards when core unloaded it."""
     report = Report(how)
-    own = connection.server().client
+    models, own = connection.list(), connection.server().client  # which the list may make anew
     goes = []
-    for model in connection.list():
+    for model in models:
         is_used = any(user.client == own for user in model.users)
         if model.id not in (detached if is_used else released | detached):
             continue  # it was loaded twice, say, and one of them goes on

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // On each loader: where its file is now, and after a run why it is not where it was asked to be.
-import { ask, news, where } from "./news.js";
+import { askFiles, news, where } from "./news.js";
 import { keptTab } from "./pill.js";
 import { isOn, onChange } from "./settings.js";
 import { toastOnce } from "./toast.js";
@@ -112,12 +112,11 @@ function draw() {
 
 let asks = null, isDue = false;
 
-async function askFiles() {
+async function lookForFiles() {
   const wanted = [...new Set([...watched].flatMap(filesOf))].sort();
   if (wanted.length === 0) return;
-  const query = wanted.map((file) => `file=${encodeURIComponent(file)}`).join("&");
   try {
-    files = new Map(Object.entries((await ask(`models?${query}`)).files));
+    files = new Map(Object.entries(await askFiles(wanted)));
   } catch {
     files = new Map();
   }
@@ -130,7 +129,7 @@ export function refreshBadges() {
     await new Promise((done) => setTimeout(done, 100));
     while (isDue) {
       isDue = false;
-      if (isOn("distorch.badges") && news.found?.available) await askFiles();
+      if (isOn("distorch.badges") && news.found?.available) await lookForFiles();
     }
     asks = null;
     draw();

@@ -2,12 +2,10 @@
 // In the palette and the menu, besides the way in and out: what is done with all models at once.
 import { app } from "../../scripts/app.js";
 import { filesOf } from "./badges.js";
-import { ask, news, size } from "./news.js";
+import { ask, askFiles, news, size } from "./news.js";
 import { checkInTab } from "./panel.js";
 import { graphsOf, nodesOf } from "./swap.js";
 import { toast } from "./toast.js";
-
-const MAX_FILES = 200; // of one question
 
 const answer = (severity, lines) =>
   toast(severity, lines.filter(Boolean).join("; "), { isAnswer: true });
@@ -22,18 +20,6 @@ async function unloadIdle() {
                   ...held.map((one) => `${one.name ?? one.id} stays: ${one.reason}`)]);
 }
 
-/** {file: the id of what is held of it, or null} of those that ComfyUI has in its folders. */
-async function idsOf(files) {
-  const found = new Map();
-  for (let at = 0; at < files.length; at += MAX_FILES) {
-    const query = files.slice(at, at + MAX_FILES)
-      .map((file) => `file=${encodeURIComponent(file)}`).join("&");
-    for (const [file, { model }] of Object.entries((await ask(`models?${query}`)).files))
-      found.set(file, model);
-  }
-  return found;
-}
-
 async function pinWorkflow() {
   const nodes = graphsOf(app).flatMap((graph) => [...nodesOf(graph)]);
   const files = [...new Set(nodes.flatMap(filesOf))];
@@ -41,7 +27,8 @@ async function pinWorkflow() {
     answer("info", ["No loader with a model file is in this workflow"]);
     return;
   }
-  const ids = await idsOf(files);
+  const found = Object.entries(await askFiles(files));
+  const ids = new Map(found.map(([file, { model }]) => [file, model]));
   const { models: held } = await ask("models");
   const inMemory = new Set(held.filter((one) => one.where.some((place) => place.bytes > 0))
     .map((one) => one.id));

@@ -18,7 +18,7 @@ export class Doctor {
     this.list.replaceChildren();
     this.status.textContent = "It is looked at …";
     try {
-      const { checks } = await ask("doctor");
+      const { checks } = await ask("doctor", {});
       const n = checks.filter((one) => !one.ok).length;
       this.status.textContent = n === 0 ? "All good"
         : `${n} ${n === 1 ? "finding" : "findings"}`;

@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 
 const LATE_MS = 10000; // for the page's own connection to have its number
+const MAX_QUERY = 2048; // characters: servers take some 8,000, and ours 256 files, which it never has
 
 export async function ask(path, body) {
   const answer = await api.fetchApi(`/distorch/${path}`, body === undefined ? {} : {
@@ -12,6 +13,19 @@ export async function ask(path, body) {
   });
   const found = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(found.error ?? `${answer.status} ${answer.statusText}`);
+  return found;
+}
+
+/** {file: {bytes, model}} of those of "kind/name" that ComfyUI has in its folders. */
+export async function askFiles(files) {
+  const queries = [];
+  for (const file of files) {
+    const word = `file=${encodeURIComponent(file)}`, last = queries.length - 1;
+    if (last >= 0 && queries[last].length + word.length < MAX_QUERY) queries[last] += `&${word}`;
+    else queries.push(word);
+  }
+  const found = {};
+  for (const query of queries) Object.assign(found, (await ask(`models?${query}`)).files);
   return found;
 }
 

@@ -338,7 +338,7 @@ class Panel {
     const last = [...found.last].reverse();
     this.eventsTitle.hidden = last.length === 0;
     [found.devices, found.models, last].forEach((items, i) => this.rows[i].draw(items));
-    const names = ["auto", ...found.devices.map((one) => one.name)];
+    const names = ["auto", ...found.devices.filter((one) => one.is_visible).map((one) => one.name)];
     if (names.join() !== this.shownNames)
       this.names.replaceChildren(...names.map((value) => make("option", { value })));
     this.shownNames = names.join();

@@ -84,7 +84,7 @@ def test_the_doctor_is_asked_by_the_keyboard_and_by_a_command(server, daemon, op
     run(page, "distorch.doctor")  # it is open already
     page.wait("const text = (() => {" + DOCTOR + "})(); return /daemon answers/.test(text)")
     keep_picture(page, "doctor")
-    assert ask(server, "GET", "/distorch/doctor", None, Sec_Fetch_Site="cross-site")[0] == 403
+    assert ask(server, "POST", "/distorch/doctor", {}, Sec_Fetch_Site="cross-site")[0] == 403
     labels = page.do("return app.extensionManager.command.commands.map((one) => one.label)")
     assert {"Unload all idle models", "Pin this workflow's models", "Check distorchd"} <= set(labels)
 
@@ -122,7 +122,7 @@ def test_without_distorchctl_the_doctor_says_so(base, daemon, tmp_path):
     server = Server(base, daemon.socket, environment={
         "DISTORCH_LIBRARY": str(alone), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}).start()
     try:
-        status, found = ask(server, "GET", "/distorch/doctor")
+        status, found = ask(server, "POST", "/distorch/doctor", {})
         assert status == 200
         assert "distorchctl was not found" in [one["text"] for one in found["checks"]]
     finally:

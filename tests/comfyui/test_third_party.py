@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loaders of other packs on a real ComfyUI: each of them by the call that it makes, served only where
 the user has asked for that."""
+import os
 import shutil
 
 import pytest
@@ -59,6 +60,11 @@ def test_a_loader_that_opens_files_by_itself_reads_a_resident_file(server, daemo
     assert outputs["file"]["distorch"][0]["tier"] == "path", outputs
     assert outputs["read"]["read"][0] == {**stock, "mapped": stock["n"]}
     assert models(daemon)[FILE]["leases"] == 1
+    assert "file" in server.run(graph).cached
+    shutil.rmtree(server.base / f"run/distorch-comfyui-{os.getuid()}")  # as a login's goes
+    outputs = server.run(graph)
+    assert "file" not in outputs.cached
+    assert outputs["read"]["read"][0] == {**stock, "mapped": stock["n"]}
 
     server.free(lambda: models(daemon)[FILE]["leases"] == 0)
 

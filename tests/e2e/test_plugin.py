@@ -18,7 +18,9 @@ import time
 import types
 
 import pytest
-from conftest import ROOT, make_safetensors, slowness, wait_until
+from conftest import ROOT, HeldDaemon, make_safetensors, slowness, wait_until
+from sharded import Sharded
+from test_shards import write_parts
 
 PACK = ROOT / "comfyui_plugin"
 
@@ -175,6 +177,34 @@ def test_a_file_that_a_link_names_has_the_links_name(pack, comfy, daemon, path):
     assert loaded.tier == "path" and loaded.reasons == []
     with daemon.raw() as raw:
         assert raw.call("list")["models"][0]["name"] == path.name
+
+
+@pytest.mark.parametrize("kind", ["an index", "gguf"])
+def test_one_file_of_several_is_that_file_alone(pack, comfy, daemon, tmp_path, kind):
+    """By its path the library takes the whole model; a loader wants what its file has."""
+    if kind == "gguf":
+        paths = write_parts(tmp_path, 4, {f"blk.{i}.w": bytes(128) for i in range(4)})
+    else:
+        paths = Sharded(tmp_path, n=4).paths
+    loaders, session = pack.nodes.loaders, pack.nodes.session
+
+    def by_path(links):
+        for path, link in zip(paths[:2], links, strict=True):
+            assert pathlib.Path(link).name == path.name
+            assert pathlib.Path(link).read_bytes() == path.read_bytes()
+        return (Model(),)
+
+    loaded = loaders.load(loaders.Job([str(path) for path in paths[:2]], by_path))
+    assert loaded.tier == "path" and loaded.reasons == [], loaded.text()
+    resident = session.open(str(paths[1]))
+    assert [name.split(".")[-2] for name in resident.devices()] == ["1"] * len(resident.devices())
+    resident.release()
+    asked = pack.routes.Asked(types.SimpleNamespace(sockets={}))
+    assert asked.load(str(paths[2]), "")["model"]["name"] == paths[2].name
+    importlib.import_module("pack.prewarm")._load(str(paths[3]), lambda: True)
+    assert {one["name"] for one in daemon.models()} == {path.name for path in paths}
+    with pytest.raises(sys.modules["pack.session"].Unavailable, match="cannot be opened"):
+        session.open(str(tmp_path / "gone.safetensors"))
 
 
 def test_a_link_is_good_as_long_as_somebody_has_its_path(pack, comfy, daemon, path):
@@ -342,6 +372,61 @@ def test_a_daemon_that_was_restarted_is_found_again(pack, comfy, daemon, path):
     assert loaders.load(job).tier == "path"
 
 
+def test_what_comfyui_uses_stays_leased_over_the_death_of_the_daemon(pack, comfy, path, start_daemon,
+                                                                     monkeypatch):
+    daemon = start_daemon("sim.count=1", "sim.memory=64M", kind=HeldDaemon)
+    monkeypatch.setenv("DISTORCH_SOCKET", str(daemon.socket))
+    session = pack.nodes.session
+    resident = session.open(str(path))
+    group = sys.modules["pack.parking"].Group([resident], None, None, None)
+
+    def act(connection):
+        return sys.modules["pack.unload"].act(connection, set(), {resident.id}, {}, "ram")
+
+    def is_ours():
+        return (leases(daemon) == 1 and group._may_leave() and
+                [one["reason"] for one in session.call(act).held] == ["ComfyUI still has it"])
+
+    assert is_ours()
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(session.call(
+        lambda connection: connection.ping())))
+    os.kill(daemon.daemon_pid(), signal.SIGSTOP)
+    asking.start()
+    time.sleep(0.2)  # it waits for an answer that does not come
+    daemon.kill_daemon()
+    asking.join(20 * slowness())
+    assert not asking.is_alive()
+    wait_until(is_ours, 10 * slowness(), "the lease to be asserted again")
+
+    calls = []
+
+    def cut_off_once(connection):
+        calls.append(connection)
+        if len(calls) == 1:
+            raise sys.modules["distorch"].Error("no-connection", "cut off", None, True, {})
+        return connection.ping()
+
+    session.call(cut_off_once)
+    assert len(calls) == 2 and is_ours()
+    resident.release()
+
+
+def test_a_daemon_that_stays_away_is_told_of_once(pack, comfy, daemon, path, monkeypatch, caplog):
+    monkeypatch.setattr(sys.modules["pack.session"], "RETRY_S", 0)
+    session = pack.nodes.session
+    session.open(str(path)).release()
+    daemon.process.kill()
+    daemon.process.wait()
+    for _ in range(3):
+        with pytest.raises(sys.modules["pack.session"].Unavailable):
+            session.call(lambda connection: connection.ping())
+    said = [record for record in caplog.records if "ComfyUI loads by itself" in record.message]
+    assert len(said) == 1, [record.message for record in said]
+    daemon.start()
+    session.open(str(path)).release()
+
+
 def run_folder(tmp_path):
     return tmp_path / f"distorch-comfyui-{os.getuid()}"
 
@@ -426,6 +511,34 @@ def test_a_runtime_folder_that_goes_meanwhile_is_made_anew(pack, comfy, path, tm
     assert len(list(run_folder(tmp_path).glob("*.held"))) == 1
     del kept
     resident.release()
+
+
+def test_a_path_that_leads_nowhere_any_more_is_made_anew(pack, comfy, daemon, path, tmp_path):
+    """ComfyUI runs the node again when this differs from what it was; else it gives what it has."""
+    comfy("folder_paths", folder_names_and_paths={"vae": ([str(path.parent)], set())},
+          get_full_path_or_raise=lambda _kind, name: str(path.parent / name))
+    kind = pack.nodes.ResidentFileNode
+    inputs = {"kind": "vae", "file": path.name}
+
+    def run():
+        (found,) = kind().path(**inputs)["result"]
+        assert found != str(path) and pathlib.Path(found).read_bytes() == path.read_bytes()
+        return found
+
+    first = kind.IS_CHANGED(**inputs)
+    kept = [run(), run()]
+    assert kind.IS_CHANGED(**inputs) == first
+    del kept[0]  # in the cache of a workflow that is gone
+    gc.collect()
+    assert kind.IS_CHANGED(**inputs) == first
+    shutil.rmtree(run_folder(tmp_path))
+    second = kind.IS_CHANGED(**inputs)
+    assert second != first
+    kept.append(run())
+    assert kind.IS_CHANGED(**inputs) == second
+    kept.clear()
+    gc.collect()
+    wait_until(lambda: leases(daemon) == 0, 10 * slowness(), "the leases to go with the paths")
 
 
 def test_what_a_process_that_is_gone_held_is_told_until_a_page_says_that_it_has(pack, comfy, daemon,
@@ -621,7 +734,8 @@ def test_settings_of_the_page_say_which_daemon_how_much_is_logged_and_what_is_pi
     def let_go():
         loaded.clear()
         gc.collect()
-        session.session._drop(session.session._connection)
+        session.session._connection.close()
+        session.session._connection = None
 
     other = start_daemon("memory.ram=1G", "memory.reserve=0")
     settle(socket=str(other.socket), logLevel="warning", pinUsed="true")
@@ -649,6 +763,25 @@ def test_settings_of_the_page_say_which_daemon_how_much_is_logged_and_what_is_pi
     assert loaded[0].tier == "path" and loaded[0].reasons == []
     assert "m.safetensors is not pinned: no-memory: too much is pinned" in caplog.text
     let_go()
+
+
+def test_the_doctor_looks_at_the_daemon_that_the_page_has_set(pack, daemon, pages, tmp_path,
+                                                              monkeypatch):
+    monkeypatch.delenv("DISTORCH_SOCKET")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "nobody's"))
+    doctor, session = sys.modules["pack.doctor"], pack.nodes.session
+
+    def findings(socket):
+        pages.settings.write_text(json.dumps({"distorch.socket": str(socket)}))
+        return [one["text"] for one in doctor.look()["checks"]]
+
+    assert any(text.startswith(f"socket {daemon.socket},") for text in findings(daemon.socket))
+    assert session.is_connected()
+    found = findings("/nowhere")
+    assert any(text.startswith(f"socket {daemon.socket},") for text in found), "the open connection's"
+    session._connection.close()
+    session._connection = None
+    assert any("no socket at /nowhere" in text for text in findings("/nowhere"))
 
 
 def refuse_pins(_connection, _model):
@@ -730,6 +863,28 @@ def test_models_on_devices_move_to_ram_but_for_what_is_kept(pack, path, start_da
     connection.pin(ids[1])
     report = act(connection, set(ids), set(), {}, "all")
     assert [one["reason"] for one in report.kept] == ["pinned"] and not report.unloaded
+
+
+@pytest.mark.daemon("memory.ram=1G", "sim.count=1", "sim.memory=64M")
+def test_room_that_is_made_again_takes_the_place_of_the_last_one(pack, daemon):
+    """The node runs with every prompt, and every time the whole device is asked for."""
+    session, node = pack.nodes.session, pack.nodes.MakeRoomNode
+
+    def reserved():
+        return [one.reserved for one in session.call(lambda connection: connection.devices())]
+
+    gib = 0.75
+    for device in ("cpu", " CPU ", "cpu"):
+        said = node().manage(device=device, gigabytes=gib)["result"][1]
+        assert said == f"room for 768.0M on {device.strip()}"
+        assert reserved() == [gib * (1 << 30), 0]
+    assert node().manage(device="sim:0", gigabytes=0.05)["result"][1].endswith("on sim:0")
+    assert reserved()[0] == gib * (1 << 30) and reserved()[1] > 0, "each device has its own"
+    assert node().manage(device="cpu", gigabytes=99)["result"][1].startswith("not done: no-memory")
+    daemon.process.kill()
+    daemon.process.wait()
+    daemon.start()  # with it ends the room on sim:0, and nobody minds
+    assert node().manage(device="sim:0", gigabytes=0.03)["result"][1].endswith("on sim:0")
 
 
 def test_old_ids_are_registered_where_nobody_else_has_them(pack, comfy, tmp_path):
@@ -898,6 +1053,34 @@ def test_the_widgets_of_a_loader_become_the_daemons_words(pack, daemon):
     assert checkpoint(vae_device="sim:1").options(("unet",)) == {}
     whole = checkpoint(expert_mode_allocations="vae=sim:1", vae_device="sim:0")
     assert whole.options(both) == {"allocation": "vae=sim:1", "compute": None}
+
+
+@pytest.mark.daemon("sim.count=2", "sim.memory=64M")
+def test_a_device_that_this_process_does_not_see_is_called_as_none_that_it_sees(
+        pack, daemon, tmp_path, monkeypatch):
+    """As with CUDA_VISIBLE_DEVICES=1: its first device is the daemon's second."""
+    session, nodes = pack.nodes.session, pack.nodes
+    path = tmp_path / "big.safetensors"
+    make_safetensors(path, {f"blocks.{i}.w": ("U8", [1 << 20]) for i in range(16)})
+    with daemon.raw() as raw:
+        uuid = {one["name"]: one["uuid"] for one in raw.call("devices")["devices"]}["sim:1"]
+        raw.load(path, allocation="sim:0,*")
+    monkeypatch.setattr(sys.modules["pack.cards"], "uuids", lambda: [uuid])
+    hidden = "sim:0 (not visible here)"
+    found = sys.modules["pack.news"].overview()
+    assert [(one["name"], one["is_visible"]) for one in found["devices"]] == [
+        ("cpu", True), (hidden, False), ("sim:0", True)]
+    assert [one["used"] > 0 for one in found["devices"]][1:] == [True, False]
+    places = {place["device"] for place in found["models"][0]["where"] if place["bytes"] > 1 << 20}
+    assert places == {hidden}
+    assert session.devices() == ("cpu", "sim:0")
+    assert hidden in nodes.StatusNode().manage()["result"][1]
+    free = {one["name"]: one["free"] for one in found["devices"]}
+    assert free[hidden] < free["sim:0"]
+    # What is free on the one that is meant counts, and nothing is idle there.
+    with pytest.raises(sys.modules["pack.session"].Unavailable, match="no-memory"), \
+            session.displace("sim:0", 1 << 20):
+        pass
 
 
 @pytest.mark.daemon("sim.count=2", "sim.memory=64M")
