@@ -76,7 +76,6 @@ static bool fits_patterns(const struct model_info *model, struct wire_list patte
 	struct wire_str pattern;
 	char text[513];
 	char name[512];
-	bool is_any = patterns.count == 0;
 
 	(void)store_display_name(model, name, (uint32_t)sizeof name);
 	while (wire_list_next(&patterns, NULL, &pattern)) {
@@ -85,7 +84,7 @@ static bool fits_patterns(const struct model_info *model, struct wire_list patte
 			return true;
 		}
 	}
-	return is_any;
+	return false;
 }
 
 __attribute__((noinline)) static int /* keeps the folder's buffer off its caller's stack */
@@ -94,7 +93,6 @@ select_matching(const struct call *call, const struct wire_select *select,
 {
 	const struct daemon *daemon = call->daemon;
 	const struct model_info *model = NULL;
-	struct wire_list patterns = select->has_names ? select->names : (struct wire_list){0};
 	char folder[4097] = "";
 
 	if (select->has_under) {
@@ -102,8 +100,8 @@ select_matching(const struct call *call, const struct wire_select *select,
 	}
 	while ((model = store_next_model(daemon->store, model)) != NULL) {
 		if (!core_client_may(daemon->core, call->client->id, model->id) ||
-		    (folder[0] != '\0' && !is_under(model->path, folder)) ||
-		    (select->has_names && !fits_patterns(model, patterns))) {
+		    (select->has_under && !is_under(model->path, folder)) ||
+		    (select->has_names && !fits_patterns(model, select->names))) {
 			continue;
 		}
 		if (!selection_add(selection, model->id)) {
@@ -112,6 +110,15 @@ select_matching(const struct call *call, const struct wire_select *select,
 		}
 	}
 	return 0;
+}
+
+/* Of what is there and says nothing; taken as no condition it would select more, not less. */
+static const char *find_empty(const struct wire_select *select)
+{
+	return select->has_models && select->models.count == 0 ? "select.models"
+	       : select->has_names && select->names.count == 0 ? "select.names"
+	       : select->has_under && select->under.size == 0  ? "select.under"
+							       : NULL;
 }
 
 static bool flag(bool has, bool value)
@@ -123,9 +130,8 @@ static int read_selection(const struct call *call, const struct wire_select *sel
 			  struct core_event *event, struct selection *selection,
 			  struct failure *failure)
 {
-	bool is_named = select->has_models && select->models.count > 0;
-	bool is_matched = (select->has_names && select->names.count > 0) ||
-			  (select->has_under && select->under.size > 0);
+	bool is_named = select->has_models;
+	bool is_matched = select->has_names || select->has_under;
 	bool is_idle = select->has_idle_ms && select->idle_ms > 0;
 	int code = 0;
 
@@ -210,6 +216,7 @@ void dispatch_unload(const struct call *call, const struct wire_unload_request *
 	struct pending *pending;
 	bool recalls = request->has_mode && wire_str_is(request->mode, "recall");
 	uint64_t recall_ms = request->has_recall_ms ? request->recall_ms : RECALL_MS;
+	const char *empty = find_empty(&request->select);
 
 	if (request->has_mode && !wire_str_is(request->mode, "idle") && !recalls) {
 		call_refuse(call, WIRE_UNSUPPORTED, "mode",
@@ -219,6 +226,11 @@ void dispatch_unload(const struct call *call, const struct wire_unload_request *
 	}
 	if (request->has_recall_ms && !recalls) {
 		call_refuse(call, WIRE_BAD_ARGUMENT, "recall_ms", "only with mode recall");
+		return;
+	}
+	if (empty != NULL) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, empty,
+			    "%s is empty: leave it out to select by the rest", empty);
 		return;
 	}
 	if (read_selection(call, &request->select, &event, &selection, &failure) < 0) {
@@ -287,7 +299,12 @@ void dispatch_verify(const struct call *call, const struct wire_verify_request *
 	const struct model_info *info = NULL;
 	int code = 0;
 
-	if (request->has_models && request->models.count > 0) {
+	if (request->has_models && request->models.count == 0) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, "models",
+			    "models is empty: leave it out to verify all");
+		return;
+	}
+	if (request->has_models) {
 		code = select_named(call, request->models, &selection, &failure);
 		code = code < 0 ? code : refuse_absent(call->daemon, &selection, &failure);
 	} else {

@@ -428,7 +428,7 @@ void dispatch_config(const struct call *call)
 	call_answer(call, &response);
 }
 
-/* Refuses a type that no record can have. */
+/* Refuses none at all, and a type that no record can have. */
 APART bool check_types(const struct call *call, struct wire_list types)
 {
 	char names[400];
@@ -436,6 +436,11 @@ APART bool check_types(const struct call *call, struct wire_list types)
 	struct wire_str type;
 	struct failure failure;
 
+	if (types.count == 0) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, "types",
+			    "types is empty: leave it out for records of all types");
+		return false;
+	}
 	while (wire_list_next(&types, NULL, &type)) {
 		(void)wire_str_copy(type, text, sizeof text);
 		if (!history_has_type(text)) {
@@ -454,9 +459,6 @@ static bool is_wanted_type(struct wire_list types, const struct record *record)
 {
 	struct wire_str type;
 
-	if (types.count == 0) {
-		return true;
-	}
 	while (wire_list_next(&types, NULL, &type)) {
 		char text[33];
 
@@ -590,7 +592,12 @@ void dispatch_subscribe(const struct call *call, const struct wire_subscribe_req
 	if (!read_event_mask(call, request, &events)) {
 		return;
 	}
-	if (request->has_models && models.count > 0) {
+	if (request->has_models && models.count == 0) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, "models",
+			    "models is empty: leave it out for events of all models");
+		return;
+	}
+	if (request->has_models) {
 		ids = sys_calloc(models.count, sizeof *ids);
 		if (ids == NULL) {
 			refuse_no_memory(call);

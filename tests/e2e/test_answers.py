@@ -169,6 +169,20 @@ def test_unknown_types_of_records_and_events_are_refused_with_the_known_ones(raw
     assert raw.call("subscribe", {"events": ["record", "goodbye"]})["subscription"] == 1
 
 
+@pytest.mark.parametrize("method, params, field", [
+    ("unload", {"select": {"models": [], "not_kept": True}}, "select.models"),
+    ("unload", {"select": {"names": [], "all": True}}, "select.names"),
+    ("unload", {"select": {"under": "", "mine": True}}, "select.under"),
+    ("verify", {"models": []}, "models"), ("subscribe", {"models": []}, "models"),
+    ("events.history", {"types": []}, "types")])
+def test_what_is_there_and_empty_does_not_mean_all(raw, make_model, method, params, field):
+    raw.load(make_model())
+    error = refusal(raw, method, params)
+    assert error["code"] == "bad-argument" and error["detail"]["field"] == field
+    assert error["message"].startswith(f"{field} is empty: leave it out")
+    assert [m["state"] for m in raw.call("list")["models"]] == ["resident"]
+
+
 # ---- what failed -----------------------------------------------------------------------
 
 
