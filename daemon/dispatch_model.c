@@ -431,12 +431,42 @@ static void reassert(const struct call *call, const struct wire_attach_request *
 	}
 }
 
+/* Is that all the bytes of the lease? Of one that is not known nothing else can be said. */
+static bool is_all_of(const struct daemon *daemon, uint64_t id, struct wire_list range)
+{
+	struct core_lease_view lease;
+	struct core_segment_view segment;
+	uint64_t first = 1;
+	uint64_t count = 0;
+	uint32_t cursor = 0;
+
+	if (!wire_list_next(&range, NULL, &first) || !wire_list_next(&range, NULL, &count) ||
+	    first != 0 || count == 0) {
+		return false;
+	}
+	while (core_lease_get(daemon->core, id, &lease) &&
+	       core_segment_next(daemon->core, lease.model, &cursor, &segment)) {
+		if (core_segment_is_of(&segment, lease.generation) &&
+		    (segment.is_block ? lease.has_blocks : segment.index >= count)) {
+			return false;
+		}
+	}
+	return true;
+}
+
 void dispatch_unmapped(const struct call *call, const struct wire_unmapped_request *request)
 {
 	uint64_t lease = request->has_epoch
 				 ? persist_find_lease(call->daemon, request->epoch, request->lease)
 				 : request->lease;
 
+	if (request->has_segments && !is_all_of(call->daemon, lease, request->segments)) {
+		call_refuse(call, WIRE_UNSUPPORTED, "segments",
+			    "what is unmapped is counted by whole leases only: leave segments out "
+			    "once all of lease %llu is unmapped",
+			    (unsigned long long)request->lease);
+		return;
+	}
 	dispatch_lease(call, EV_UNMAPPED, lease);
 }
 
