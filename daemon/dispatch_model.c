@@ -41,10 +41,17 @@ uint64_t dispatch_ns_of(uint64_t ms)
 	return checked_mul(ms, NS_PER_MS, &ns) ? ns : UINT64_MAX - 1;
 }
 
-static struct core_policy read_policy(const struct wire_policy *wire)
+/* False: refused. */
+static bool read_policy(const struct call *call, const struct wire_policy *wire,
+			struct core_policy *ret)
 {
 	struct core_policy policy = {0};
 
+	if (wire->has_for_ms && wire->for_ms == 0) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, "policy.for_ms",
+			    "policy.for_ms is 0: say how long, or leave it out for no end");
+		return false;
+	}
 	if (wire->has_pin) {
 		policy.said |= CORE_SAID_PIN;
 		policy.pin = wire->pin;
@@ -62,7 +69,8 @@ static struct core_policy read_policy(const struct wire_policy *wire)
 		policy.priority = (int16_t)wire->priority;
 	}
 	policy.for_ns = wire->has_for_ms ? dispatch_ns_of(wire->for_ms) : 0;
-	return policy;
+	*ret = policy;
+	return true;
 }
 
 enum core_backing dispatch_default_backing(const struct daemon *daemon)
@@ -314,7 +322,10 @@ void dispatch_begin_load(const struct call *call, const struct load_wish *wish, 
 static bool read_load(const struct call *call, const struct wire_load_request *request,
 		      struct load_wish *ret)
 {
-	*ret = (struct load_wish){.format = FORMAT_AUTO, .policy = read_policy(&request->policy)};
+	*ret = (struct load_wish){.format = FORMAT_AUTO};
+	if (!read_policy(call, &request->policy, &ret->policy)) {
+		return false;
+	}
 	if (request->has_format &&
 	    format_find(request->format.text, request->format.size, &ret->format) < 0) {
 		call_refuse(call, WIRE_BAD_ARGUMENT, "format",
@@ -628,13 +639,16 @@ void dispatch_map(const struct call *call, const struct wire_map_request *reques
 
 void dispatch_set(const struct call *call, const struct wire_set_request *request)
 {
-	struct core_policy policy = read_policy(&request->policy);
+	struct core_policy policy;
 	struct core_event event = {.type = EV_SET,
 				   .client = call->client->id,
 				   .request = call->request,
 				   .set = {.policy = &policy}};
 	struct failure failure;
 
+	if (!read_policy(call, &request->policy, &policy)) {
+		return;
+	}
 	if (dispatch_find_model(call, request->model, &event.set.model, &failure) < 0) {
 		call_fail(call, &failure);
 		return;

@@ -354,6 +354,20 @@ def test_show_says_when_a_pin_or_a_keep_lapses(raw, make_model):
     assert 0 < wish["keep_left_ms"] <= 30000 and "pin_left_ms" not in wish
 
 
+def test_no_time_at_all_is_not_for_ever(raw, make_model):
+    path = make_model("vae.safetensors")
+    briefly = {"pin": True, "for_ms": 0}
+    assert refusal_of_load(raw, path, policy=briefly)["detail"]["field"] == "policy.for_ms"
+    assert raw.call("list", {"all": True}) == {"models": []}, "it was not looked at"
+    raw.load(path)
+    error = refusal(raw, "set", {"model": "vae", "policy": briefly})
+    assert error["code"] == "bad-argument" and error["detail"]["field"] == "policy.for_ms"
+    assert not raw.call("list")["models"][0]["pinned"]
+    error = refusal(raw, "reserve", {"device": "cpu", "bytes": MIB, "ttl_ms": 0})
+    assert error["code"] == "bad-argument" and error["detail"]["field"] == "ttl_ms"
+    assert raw.call("devices")["devices"][0]["reserved"] == 0
+
+
 def test_how_long_a_wish_still_holds_is_shown(daemon, raw, connect, make_model):
     raw.load(make_model("vae.safetensors"), policy={"ttl_ms": 172_800_000, "priority": -5})
     assert ctl(daemon, "pin", "--for", "2h", "vae").returncode == 0
