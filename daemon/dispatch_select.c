@@ -61,14 +61,12 @@ static int select_named(const struct call *call, struct wire_list names,
 	return 0;
 }
 
-static bool is_under(const char *path, const char *folder)
+static bool is_under(const char *path, struct wire_str folder)
 {
-	size_t size = strlen(folder);
-
-	while (size > 0 && folder[size - 1] == '/') {
-		size--;
+	while (folder.size > 0 && folder.text[folder.size - 1] == '/') {
+		folder.size--;
 	}
-	return strncmp(path, folder, size) == 0 && path[size] == '/';
+	return strncmp(path, folder.text, folder.size) == 0 && path[folder.size] == '/';
 }
 
 static bool fits_patterns(const struct model_info *model, struct wire_list patterns)
@@ -87,21 +85,37 @@ static bool fits_patterns(const struct model_info *model, struct wire_list patte
 	return false;
 }
 
-__attribute__((noinline)) static int /* keeps the folder's buffer off its caller's stack */
-select_matching(const struct call *call, const struct wire_select *select,
-		struct selection *selection, struct failure *failure)
+static bool matches(const struct wire_select *select, const struct model_info *model)
+{
+	return (!select->has_under || is_under(model->path, select->under)) &&
+	       (!select->has_names || fits_patterns(model, select->names));
+}
+
+/* Of those that are named. */
+static void keep_matching(const struct call *call, const struct wire_select *select,
+			  struct selection *selection)
+{
+	uint32_t n_named = selection->count;
+
+	selection->count = 0;
+	for (uint32_t i = 0; i < n_named; i++) {
+		uint64_t model = selection->models[i];
+
+		if (matches(select, store_find_model(call->daemon->store, model))) {
+			selection->models[selection->count++] = model;
+		}
+	}
+}
+
+static int select_matching(const struct call *call, const struct wire_select *select,
+			   struct selection *selection, struct failure *failure)
 {
 	const struct daemon *daemon = call->daemon;
 	const struct model_info *model = NULL;
-	char folder[4097] = "";
 
-	if (select->has_under) {
-		(void)wire_str_copy(select->under, folder, sizeof folder);
-	}
 	while ((model = store_next_model(daemon->store, model)) != NULL) {
 		if (!core_client_may(daemon->core, call->client->id, model->id) ||
-		    (select->has_under && !is_under(model->path, folder)) ||
-		    (select->has_names && !fits_patterns(model, select->names))) {
+		    !matches(select, model)) {
 			continue;
 		}
 		if (!selection_add(selection, model->id)) {
@@ -156,6 +170,7 @@ static int read_selection(const struct call *call, const struct wire_select *sel
 	}
 	if (is_named) {
 		code = select_named(call, select->models, selection, failure);
+		keep_matching(call, select, selection);
 	} else if (is_matched) {
 		code = select_matching(call, select, selection, failure);
 	}
@@ -183,9 +198,22 @@ static bool is_wished_by_others(const struct call *call, uint64_t model)
 	return false;
 }
 
+/* Does the rest of the selection hold for a model that has nothing but a load that failed? */
+static bool is_meant(const struct call *call, const struct core_event *event,
+		     const struct core_model_view *view)
+{
+	uint64_t now_ns = clock_boot_ns(); /* as the core's */
+
+	return !event->unload.has_device &&
+	       (!event->unload.mine ||
+		core_uid_has_wish(call->daemon->core, call->client->uid, view->id)) &&
+	       (now_ns > view->last_used_ns ? now_ns - view->last_used_ns : 0) >=
+		       event->unload.idle_ns;
+}
+
 /* Of a model whose load failed nothing is left but its being listed: that ends here. */
-static void forgive(const struct call *call, const struct selection *selection,
-		    struct pending *pending)
+static void forgive(const struct call *call, const struct core_event *event,
+		    const struct selection *selection, struct pending *pending)
 {
 	for (uint32_t i = 0; i < selection->count; i++) {
 		uint64_t model = selection->models[i];
@@ -194,7 +222,8 @@ static void forgive(const struct call *call, const struct selection *selection,
 		struct answer_line *line;
 
 		if (info == NULL || !core_model_get(call->daemon->core, model, &view) ||
-		    !describe_is_failed(call->daemon, &view) || is_wished_by_others(call, model)) {
+		    !describe_is_failed(call->daemon, &view) || !is_meant(call, event, &view) ||
+		    is_wished_by_others(call, model)) {
 			continue;
 		}
 		info->failure = (struct err){0};
@@ -240,7 +269,7 @@ void dispatch_unload(const struct call *call, const struct wire_unload_request *
 	}
 	pending = call_expect(call);
 	if (pending != NULL && event.unload.by_name) {
-		forgive(call, &selection, pending);
+		forgive(call, &event, &selection, pending);
 	}
 	if (pending != NULL && recalls) {
 		event.unload.recall_ns = dispatch_ns_of(recall_ms);

@@ -183,6 +183,16 @@ def test_what_is_there_and_empty_does_not_mean_all(raw, make_model, method, para
     assert [m["state"] for m in raw.call("list")["models"]] == ["resident"]
 
 
+def test_a_name_and_a_folder_must_both_hold(raw, tmp_path):
+    paths = make_same(tmp_path)
+    for path in paths:
+        raw.load(path)
+    both = {"models": [str(path) for path in paths], "under": str(paths[0].parent)}
+    result = raw.call("unload", {"select": both})
+    assert [o["name"] for o in result["unloaded"]] == ["d0/same.safetensors"]
+    assert [m["path"] for m in raw.call("list")["models"]] == [str(paths[1])]
+
+
 # ---- what failed -----------------------------------------------------------------------
 
 
@@ -200,6 +210,20 @@ def test_a_failed_load_leaves_the_listing_when_its_model_is_unloaded_by_name(dae
     assert raw.call("unload", {"select": {"models": ["trunc"]}})["unloaded"] == []
     assert refusal_of_load(raw, path)["code"] == "bad-file"
     assert [m["state"] for m in daemon.models()] == ["failed"], "a new failure is news again"
+
+
+def test_a_failure_is_forgotten_only_where_all_conditions_hold(raw, make_model):
+    path = cut_short(make_model("trunc.safetensors"))
+    assert refusal_of_load(raw, path)["code"] == "bad-file"
+    for more in ({"idle_ms": 3_600_000}, {"device": "ram"}, {"under": "/elsewhere"},
+                 {"names": ["vae.*"]}):
+        result = raw.call("unload", {"select": {"models": ["trunc"], **more}})
+        assert [result[key] for key in ("kept", "unloaded", "held")] == [[], [], []], more
+        assert [m["state"] for m in raw.call("list")["models"]] == ["failed"], more
+    result = raw.call("unload", {"select": {"models": ["trunc"], "mine": True, "not_kept": True,
+                                            "under": f"{path.parent}/", "names": ["t*"]}})
+    assert [o["reason"] for o in result["unloaded"]] == ["its failed load is forgotten"]
+    assert raw.call("list") == {"models": []}
 
 
 @needs_root
