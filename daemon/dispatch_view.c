@@ -20,9 +20,7 @@
 #include "daemon/reload.h"
 #include "daemon/saved.h"
 
-#define NS_PER_MS        1000000U
-#define MAX_SHOW_CLIENTS 256
-#define MAX_SHOW_WISHES  16
+#define NS_PER_MS 1000000U
 
 /* A failure is large: those that answer one are kept off their callers' stacks. */
 #define APART __attribute__((noinline)) static
@@ -203,19 +201,21 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 {
 	struct model_description model;
 	struct core_model_view view;
-	struct wire_wish wishes[MAX_SHOW_WISHES];
 	char checksum[17];
 	char notice[DESCRIBE_NOTICE_SIZE];
 	uint64_t id = 0;
 	const struct model_info *info;
 	struct wire_show_response response = {0};
-	AUTO_FREE struct wire_holder *holders = sys_calloc(MAX_SHOW_CLIENTS, sizeof *holders);
+	AUTO_FREE struct wire_holder *holders =
+		sys_calloc(WIRE_SHOW_RESPONSE_CLIENTS_MAX, sizeof *holders);
+	AUTO_FREE struct wire_wish *wishes =
+		sys_calloc(WIRE_SHOW_RESPONSE_WISHES_MAX, sizeof *wishes);
 	AUTO_FREE struct wire_shard *shards = NULL;
 	struct layout_description layout = {.letters = NULL};
 	AUTO_FREE char *letters = NULL;
 	AUTO_CLOSE int table_fd = -1;
 
-	if (holders == NULL) {
+	if (holders == NULL || wishes == NULL) {
 		refuse_no_memory(call);
 		return;
 	}
@@ -254,10 +254,10 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 	response.has_notice = notice[0] != '\0';
 	response.has_shards = list_shards(info, &shards, &response.shards);
 	response.clients.items = holders;
-	response.clients.count =
-		describe_holders(call->daemon, call->client, id, holders, MAX_SHOW_CLIENTS);
+	response.clients.count = describe_holders(call->daemon, call->client, id, holders,
+						  WIRE_SHOW_RESPONSE_CLIENTS_MAX);
 	response.wishes.items = wishes;
-	response.wishes.count = describe_wishes(call, id, wishes, MAX_SHOW_WISHES);
+	response.wishes.count = describe_wishes(call, id, wishes, WIRE_SHOW_RESPONSE_WISHES_MAX);
 	call_answer_fds(call, &response, &table_fd, table_fd >= 0 ? 1 : 0);
 }
 
