@@ -108,7 +108,6 @@ void dispatch_release(const struct call *call, const struct wire_release_request
 void dispatch_lease(const struct call *call, enum core_event_type type, uint64_t lease);
 void dispatch_unload(const struct call *call, const struct wire_unload_request *request);
 void dispatch_set(const struct call *call, const struct wire_set_request *request);
-void dispatch_cancel(const struct call *call, const struct wire_cancel_request *request);
 void dispatch_verify(const struct call *call, const struct wire_verify_request *request);
 
 void dispatch_list(const struct call *call, const struct wire_list_request *request);

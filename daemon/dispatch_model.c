@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Requests that the core decides: load, attach, map, detach, set, cancel. Those about a selection
+ * Requests that the core decides: load, attach, map, detach, set. Those about a selection
  * are in dispatch_select.c. Each becomes an event; the answer comes by answer.c.
  */
 #include "base/checked.h"
@@ -28,7 +28,6 @@
 #include "daemon/load/loader.h"
 #include "daemon/persist.h"
 #include "daemon/placement.h"
-#include "daemon/recall.h"
 #include "daemon/watch.h"
 #include "proto/table.h"
 
@@ -666,24 +665,6 @@ void dispatch_set(const struct call *call, const struct wire_set_request *reques
 		info->label = copy;
 	}
 	if (call_expect(call) != NULL) {
-		(void)daemon_step(call->daemon, &event);
-	}
-}
-
-void dispatch_cancel(const struct call *call, const struct wire_cancel_request *request)
-{
-	struct core_event event = {.type = EV_CANCEL,
-				   .client = call->client->id,
-				   .request = call->request,
-				   .cancel = {.request = (uint32_t)request->id}};
-
-	const struct wire_cancel_response found = {.found = true};
-
-	if (gather_cancel(call, (uint32_t)request->id) ||
-	    recall_cancel(call->daemon, call->client, (uint32_t)request->id) ||
-	    dispatch_cancel_reserve(call, (uint32_t)request->id)) {
-		call_answer(call, &found);
-	} else if (call_expect(call) != NULL) {
 		(void)daemon_step(call->daemon, &event);
 	}
 }
