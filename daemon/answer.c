@@ -482,7 +482,7 @@ static void answer_ok(struct daemon *daemon, struct client *client, struct pendi
 		      const struct core_action *action)
 {
 	static const struct wire_detach_response nothing;
-	const struct wire_cancel_response cancelled = {.found = action->reply.lease != 0};
+	static const struct wire_cancel_response cancelled = {.found = true};
 
 	switch ((int)pending->method) {
 	case WIRE_METHOD_LOAD:

@@ -101,7 +101,8 @@ const struct config_row config_rows[] = {
 	 .default_value = "2", .doc = "Loads of one user at a time; further ones wait."},
 	{"limits", "ram-per-user", SIZE, FIELD(limits_ram_per_user), ABOVE_0,
 	 .default_value = "80%",
-	 .doc = "Share of memory.ram (80%, 20G; 100%: all) for one user while others wait."},
+	 .doc = "Share of memory.ram (80%, 20G; 100%: all) for one user while others wait, "
+		"and for his reservations ever."},
 	{"access", "group", TEXT, FIELD(access_group), .default_value = "distorchd",
 	 .doc = "Group that may connect to the system's daemon."},
 	{"access", "control", TEXT, FIELD(access_control), .default_value = "root",

@@ -270,6 +270,23 @@ static void open_client(const struct call *call, const struct wire_hello_request
 		  client->comm);
 }
 
+__attribute__((noinline)) static void /* a failure is large */
+refuse_version(const struct call *call, uint64_t low, uint64_t high)
+{
+	struct failure failure;
+
+	failure_set(&failure, WIRE_VERSION,
+		    "the client speaks protocol %llu to %llu, distorchd speaks %d to %d",
+		    (unsigned long long)low, (unsigned long long)high, WIRE_PROTOCOL_MIN,
+		    WIRE_PROTOCOL_VERSION);
+	failure_set_field(&failure, "protocol");
+	failure.wire.detail.has_min = failure.wire.detail.has_max = true;
+	failure.wire.detail.min = WIRE_PROTOCOL_MIN;
+	failure.wire.detail.max = WIRE_PROTOCOL_VERSION;
+	call_fail(call, &failure);
+	conn_close_after_flush(call->conn);
+}
+
 static void dispatch_hello(const struct call *call, const struct wire_hello_request *request)
 {
 	struct wire_list versions = request->protocol;
@@ -284,11 +301,7 @@ static void dispatch_hello(const struct call *call, const struct wire_hello_requ
 		return;
 	}
 	if (low > WIRE_PROTOCOL_VERSION || high < WIRE_PROTOCOL_MIN || low > high) {
-		call_refuse(call, WIRE_VERSION, "protocol",
-			    "the client speaks protocol %llu to %llu, distorchd speaks %d to %d",
-			    (unsigned long long)low, (unsigned long long)high, WIRE_PROTOCOL_MIN,
-			    WIRE_PROTOCOL_VERSION);
-		conn_close_after_flush(call->conn);
+		refuse_version(call, low, high);
 		return;
 	}
 	open_client(call, request);
@@ -318,6 +331,25 @@ static void dispatch_reload(const struct call *call)
 		call_refuse(call, (enum wire_code) - code, NULL, "%s",
 			    code == -WIRE_BUSY ? "the configuration is being read already"
 					       : "the configuration cannot be read now");
+	}
+}
+
+static void dispatch_cancel(const struct call *call, const struct wire_cancel_request *request)
+{
+	struct core_event event = {.type = EV_CANCEL,
+				   .client = call->client->id,
+				   .request = call->request,
+				   .cancel = {.request = (uint32_t)request->id}};
+	/* What the core does not know of (a plan, a setting) goes on, but it is there. */
+	const struct wire_cancel_response response = {
+		.found = client_find_pending(call->client, (uint32_t)request->id) != NULL};
+
+	if (!response.found || gather_cancel(call, (uint32_t)request->id) ||
+	    recall_cancel(call->daemon, call->client, (uint32_t)request->id) ||
+	    dispatch_cancel_reserve(call, (uint32_t)request->id)) {
+		call_answer(call, &response);
+	} else if (call_expect(call) != NULL) {
+		(void)daemon_step(call->daemon, &event);
 	}
 }
 

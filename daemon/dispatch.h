@@ -45,6 +45,9 @@ struct pending *call_expect(const struct call *call);
 
 /* A time that does not fit is as good as for ever. */
 uint64_t dispatch_ns_of(uint64_t ms);
+/* False: refused. */
+bool dispatch_read_policy(const struct call *call, const struct wire_policy *wire,
+			  struct core_policy *ret);
 
 /*
  * Which model a person means: id, unique prefix of at least 4 digits, path, name, or name
@@ -111,7 +114,6 @@ void dispatch_release(const struct call *call, const struct wire_release_request
 void dispatch_lease(const struct call *call, enum core_event_type type, uint64_t lease);
 void dispatch_unload(const struct call *call, const struct wire_unload_request *request);
 void dispatch_set(const struct call *call, const struct wire_set_request *request);
-void dispatch_cancel(const struct call *call, const struct wire_cancel_request *request);
 void dispatch_verify(const struct call *call, const struct wire_verify_request *request);
 
 void dispatch_list(const struct call *call, const struct wire_list_request *request);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Requests that the core decides: load, attach, map, detach, set, cancel. Those about a selection
- * are in dispatch_select.c. Each becomes an event; the answer comes by answer.c.
+ * Requests that the core decides: load, attach, map, detach. Those about a selection
+ * are in dispatch_select.c, wishes in dispatch_wish.c. Each becomes an event; the answer comes by answer.c.
  */
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -30,7 +30,6 @@
 #include "daemon/load/loader.h"
 #include "daemon/persist.h"
 #include "daemon/placement.h"
-#include "daemon/recall.h"
 #include "daemon/watch.h"
 #include "proto/table.h"
 
@@ -42,30 +41,6 @@ uint64_t dispatch_ns_of(uint64_t ms)
 	uint64_t ns;
 
 	return checked_mul(ms, NS_PER_MS, &ns) ? ns : UINT64_MAX - 1;
-}
-
-static struct core_policy read_policy(const struct wire_policy *wire)
-{
-	struct core_policy policy = {0};
-
-	if (wire->has_pin) {
-		policy.said |= CORE_SAID_PIN;
-		policy.pin = wire->pin;
-	}
-	if (wire->has_keep) {
-		policy.said |= CORE_SAID_KEEP;
-		policy.keep = wire->keep;
-	}
-	if (wire->has_ttl_ms) {
-		policy.said |= CORE_SAID_TTL;
-		policy.ttl_ns = dispatch_ns_of(wire->ttl_ms);
-	}
-	if (wire->has_priority) {
-		policy.said |= CORE_SAID_PRIORITY;
-		policy.priority = (int16_t)wire->priority;
-	}
-	policy.for_ns = wire->has_for_ms ? dispatch_ns_of(wire->for_ms) : 0;
-	return policy;
 }
 
 enum core_backing dispatch_default_backing(const struct daemon *daemon)
@@ -330,7 +305,10 @@ void dispatch_begin_load(const struct call *call, const struct load_wish *wish, 
 static bool read_load(const struct call *call, const struct wire_load_request *request,
 		      struct load_wish *ret)
 {
-	*ret = (struct load_wish){.format = FORMAT_AUTO, .policy = read_policy(&request->policy)};
+	*ret = (struct load_wish){.format = FORMAT_AUTO};
+	if (!dispatch_read_policy(call, &request->policy, &ret->policy)) {
+		return false;
+	}
 	if (request->has_format &&
 	    format_find(request->format.text, request->format.size, &ret->format) < 0) {
 		call_refuse(call, WIRE_BAD_ARGUMENT, "format",
@@ -449,12 +427,42 @@ static void reassert(const struct call *call, const struct wire_attach_request *
 	}
 }
 
+/* Is that all the bytes of the lease? Of one that is not known nothing else can be said. */
+static bool is_all_of(const struct daemon *daemon, uint64_t id, struct wire_list range)
+{
+	struct core_lease_view lease;
+	struct core_segment_view segment;
+	uint64_t first = 1;
+	uint64_t count = 0;
+	uint32_t cursor = 0;
+
+	if (!wire_list_next(&range, NULL, &first) || !wire_list_next(&range, NULL, &count) ||
+	    first != 0 || count == 0) {
+		return false;
+	}
+	while (core_lease_get(daemon->core, id, &lease) &&
+	       core_segment_next(daemon->core, lease.model, &cursor, &segment)) {
+		if (core_segment_is_of(&segment, lease.generation) &&
+		    (segment.is_block ? lease.has_blocks : segment.index >= count)) {
+			return false;
+		}
+	}
+	return true;
+}
+
 void dispatch_unmapped(const struct call *call, const struct wire_unmapped_request *request)
 {
 	uint64_t lease = request->has_epoch
 				 ? persist_find_lease(call->daemon, request->epoch, request->lease)
 				 : request->lease;
 
+	if (request->has_segments && !is_all_of(call->daemon, lease, request->segments)) {
+		call_refuse(call, WIRE_UNSUPPORTED, "segments",
+			    "what is unmapped is counted by whole leases only: leave segments out "
+			    "once all of lease %llu is unmapped",
+			    (unsigned long long)request->lease);
+		return;
+	}
 	dispatch_lease(call, EV_UNMAPPED, lease);
 }
 
@@ -612,69 +620,4 @@ void dispatch_map(const struct call *call, const struct wire_map_request *reques
 	event.lease.lease = lease.id;
 	(void)daemon_step(call->daemon, &event);
 	call_answer_fds(call, &response, fds, n_fds);
-}
-
-/* A label is the model's own, not the user's: others see it too. False: it was refused. */
-static bool read_label(const struct call *call, uint64_t model, struct wire_str said, char **ret)
-{
-	struct core_model_view view;
-	char label[257];
-	char name[512];
-
-	REQUIRE(core_model_get(call->daemon->core, model, &view));
-	if (!call->client->is_admin && view.owner_uid != call->client->uid) {
-		call_refuse(call, WIRE_NOT_ALLOWED, "label",
-			    "%s is uid %u's, who loaded it first: that user or an administrator "
-			    "labels it",
-			    describe_name(call->daemon, model, name), view.owner_uid);
-		return false;
-	}
-	*ret = sys_strdup(wire_str_copy(said, label, sizeof label));
-	if (*ret == NULL) {
-		call_refuse(call, WIRE_NO_MEMORY, "label", "no memory for a label");
-	}
-	return *ret != NULL;
-}
-
-void dispatch_set(const struct call *call, const struct wire_set_request *request)
-{
-	AUTO_FREE char *label = NULL;
-	struct pending *pending;
-	struct core_policy policy = read_policy(&request->policy);
-	struct core_event event = {.type = EV_SET,
-				   .client = call->client->id,
-				   .request = call->request,
-				   .set = {.policy = &policy}};
-	struct failure failure;
-
-	if (dispatch_find_model(call, request->model, &event.set.model, &failure) < 0) {
-		call_fail(call, &failure);
-		return;
-	}
-	if (request->has_label && !read_label(call, event.set.model, request->label, &label)) {
-		return;
-	}
-	pending = call_expect(call);
-	if (pending != NULL) {
-		pending->label = steal_ptr(&label);
-		(void)daemon_step(call->daemon, &event);
-	}
-}
-
-void dispatch_cancel(const struct call *call, const struct wire_cancel_request *request)
-{
-	struct core_event event = {.type = EV_CANCEL,
-				   .client = call->client->id,
-				   .request = call->request,
-				   .cancel = {.request = (uint32_t)request->id}};
-
-	const struct wire_cancel_response found = {.found = true};
-
-	if (gather_cancel(call, (uint32_t)request->id) ||
-	    recall_cancel(call->daemon, call->client, (uint32_t)request->id) ||
-	    dispatch_cancel_reserve(call, (uint32_t)request->id)) {
-		call_answer(call, &found);
-	} else if (call_expect(call) != NULL) {
-		(void)daemon_step(call->daemon, &event);
-	}
 }

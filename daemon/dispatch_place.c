@@ -172,6 +172,11 @@ void dispatch_reserve(const struct call *call, const struct wire_reserve_request
 		call_refuse(call, WIRE_BAD_ARGUMENT, "bytes", "reserve more than 0 bytes");
 		return;
 	}
+	if (request->has_ttl_ms && request->ttl_ms == 0) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, "ttl_ms",
+			    "ttl_ms is 0: say how long, or leave it out for no end");
+		return;
+	}
 	if (!takes_rooms(call, event.reserve.device)) {
 		return;
 	}

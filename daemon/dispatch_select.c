@@ -62,14 +62,12 @@ static int select_named(const struct call *call, struct wire_list names,
 	return 0;
 }
 
-static bool is_under(const char *path, const char *folder)
+static bool is_under(const char *path, struct wire_str folder)
 {
-	size_t size = strlen(folder);
-
-	while (size > 0 && folder[size - 1] == '/') {
-		size--;
+	while (folder.size > 0 && folder.text[folder.size - 1] == '/') {
+		folder.size--;
 	}
-	return strncmp(path, folder, size) == 0 && path[size] == '/';
+	return strncmp(path, folder.text, folder.size) == 0 && path[folder.size] == '/';
 }
 
 static bool fits_patterns(const struct model_info *model, struct wire_list patterns)
@@ -77,7 +75,6 @@ static bool fits_patterns(const struct model_info *model, struct wire_list patte
 	struct wire_str pattern;
 	char text[513];
 	char name[512];
-	bool is_any = patterns.count == 0;
 
 	(void)store_display_name(model, name, (uint32_t)sizeof name);
 	while (wire_list_next(&patterns, NULL, &pattern)) {
@@ -86,25 +83,40 @@ static bool fits_patterns(const struct model_info *model, struct wire_list patte
 			return true;
 		}
 	}
-	return is_any;
+	return false;
 }
 
-__attribute__((noinline)) static int /* keeps the folder's buffer off its caller's stack */
-select_matching(const struct call *call, const struct wire_select *select,
-		struct selection *selection, struct failure *failure)
+static bool matches(const struct wire_select *select, const struct model_info *model)
+{
+	return (!select->has_under || is_under(model->path, select->under)) &&
+	       (!select->has_names || fits_patterns(model, select->names));
+}
+
+/* Of those that are named. */
+static void keep_matching(const struct call *call, const struct wire_select *select,
+			  struct selection *selection)
+{
+	uint32_t n_named = selection->count;
+
+	selection->count = 0;
+	for (uint32_t i = 0; i < n_named; i++) {
+		uint64_t model = selection->models[i];
+
+		if (matches(select, store_find_model(call->daemon->store, model))) {
+			selection->models[selection->count++] = model;
+		}
+	}
+}
+
+static int select_matching(const struct call *call, const struct wire_select *select,
+			   struct selection *selection, struct failure *failure)
 {
 	const struct daemon *daemon = call->daemon;
 	const struct model_info *model = NULL;
-	struct wire_list patterns = select->has_names ? select->names : (struct wire_list){0};
-	char folder[4097] = "";
 
-	if (select->has_under) {
-		(void)wire_str_copy(select->under, folder, sizeof folder);
-	}
 	while ((model = store_next_model(daemon->store, model)) != NULL) {
 		if (!core_client_may(daemon->core, call->client->id, model->id) ||
-		    (folder[0] != '\0' && !is_under(model->path, folder)) ||
-		    (select->has_names && !fits_patterns(model, patterns))) {
+		    !matches(select, model)) {
 			continue;
 		}
 		if (!selection_add(selection, model->id)) {
@@ -113,6 +125,15 @@ select_matching(const struct call *call, const struct wire_select *select,
 		}
 	}
 	return 0;
+}
+
+/* Of what is there and says nothing; taken as no condition it would select more, not less. */
+static const char *find_empty(const struct wire_select *select)
+{
+	return select->has_models && select->models.count == 0 ? "select.models"
+	       : select->has_names && select->names.count == 0 ? "select.names"
+	       : select->has_under && select->under.size == 0  ? "select.under"
+							       : NULL;
 }
 
 static bool flag(bool has, bool value)
@@ -124,9 +145,8 @@ static int read_selection(const struct call *call, const struct wire_select *sel
 			  struct core_event *event, struct selection *selection,
 			  struct failure *failure)
 {
-	bool is_named = select->has_models && select->models.count > 0;
-	bool is_matched = (select->has_names && select->names.count > 0) ||
-			  (select->has_under && select->under.size > 0);
+	bool is_named = select->has_models;
+	bool is_matched = select->has_names || select->has_under;
 	bool is_idle = select->has_idle_ms && select->idle_ms > 0;
 	int code = 0;
 
@@ -151,6 +171,7 @@ static int read_selection(const struct call *call, const struct wire_select *sel
 	}
 	if (is_named) {
 		code = select_named(call, select->models, selection, failure);
+		keep_matching(call, select, selection);
 	} else if (is_matched) {
 		code = select_matching(call, select, selection, failure);
 	}
@@ -178,9 +199,22 @@ static bool is_wished_by_others(const struct call *call, uint64_t model)
 	return false;
 }
 
+/* Does the rest of the selection hold for a model that has nothing but a load that failed? */
+static bool is_meant(const struct call *call, const struct core_event *event,
+		     const struct core_model_view *view)
+{
+	uint64_t now_ns = clock_boot_ns(); /* as the core's */
+
+	return !event->unload.has_device &&
+	       (!event->unload.mine ||
+		core_uid_has_wish(call->daemon->core, call->client->uid, view->id)) &&
+	       (now_ns > view->last_used_ns ? now_ns - view->last_used_ns : 0) >=
+		       event->unload.idle_ns;
+}
+
 /* Of a model whose load failed nothing is left but its being listed: that ends here. */
-static void forgive(const struct call *call, const struct selection *selection,
-		    struct pending *pending)
+static void forgive(const struct call *call, const struct core_event *event,
+		    const struct selection *selection, struct pending *pending)
 {
 	for (uint32_t i = 0; i < selection->count; i++) {
 		uint64_t model = selection->models[i];
@@ -189,7 +223,8 @@ static void forgive(const struct call *call, const struct selection *selection,
 		struct answer_line *line;
 
 		if (info == NULL || !core_model_get(call->daemon->core, model, &view) ||
-		    !describe_is_failed(call->daemon, &view) || is_wished_by_others(call, model)) {
+		    !describe_is_failed(call->daemon, &view) || !is_meant(call, event, &view) ||
+		    is_wished_by_others(call, model)) {
 			continue;
 		}
 		info->failure = (struct err){0};
@@ -211,6 +246,7 @@ void dispatch_unload(const struct call *call, const struct wire_unload_request *
 	struct pending *pending;
 	bool recalls = request->has_mode && wire_str_is(request->mode, "recall");
 	uint64_t recall_ms = request->has_recall_ms ? request->recall_ms : RECALL_MS;
+	const char *empty = find_empty(&request->select);
 
 	if (request->has_mode && !wire_str_is(request->mode, "idle") && !recalls) {
 		call_refuse(call, WIRE_UNSUPPORTED, "mode",
@@ -229,6 +265,11 @@ void dispatch_unload(const struct call *call, const struct wire_unload_request *
 			    call->client->uid, DAEMON_MAX_RECALLS);
 		return;
 	}
+	if (empty != NULL) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, empty,
+			    "%s is empty: leave it out to select by the rest", empty);
+		return;
+	}
 	if (read_selection(call, &request->select, &event, &selection, &failure) < 0) {
 		call_fail(call, &failure);
 		free(selection.models);
@@ -236,7 +277,7 @@ void dispatch_unload(const struct call *call, const struct wire_unload_request *
 	}
 	pending = call_expect(call);
 	if (pending != NULL && event.unload.by_name) {
-		forgive(call, &selection, pending);
+		forgive(call, &event, &selection, pending);
 	}
 	if (pending != NULL && recalls) {
 		event.unload.recall_ns = dispatch_ns_of(recall_ms);
@@ -295,7 +336,12 @@ void dispatch_verify(const struct call *call, const struct wire_verify_request *
 	const struct model_info *info = NULL;
 	int code = 0;
 
-	if (request->has_models && request->models.count > 0) {
+	if (request->has_models && request->models.count == 0) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, "models",
+			    "models is empty: leave it out to verify all");
+		return;
+	}
+	if (request->has_models) {
 		code = select_named(call, request->models, &selection, &failure);
 		code = code < 0 ? code : refuse_absent(call->daemon, &selection, &failure);
 	} else {

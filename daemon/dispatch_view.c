@@ -20,9 +20,7 @@
 #include "daemon/reload.h"
 #include "daemon/saved.h"
 
-#define NS_PER_MS        1000000U
-#define MAX_SHOW_CLIENTS 256
-#define MAX_SHOW_WISHES  16
+#define NS_PER_MS 1000000U
 
 /* A failure is large: those that answer one are kept off their callers' stacks. */
 #define APART __attribute__((noinline)) static
@@ -203,19 +201,21 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 {
 	struct model_description model;
 	struct core_model_view view;
-	struct wire_wish wishes[MAX_SHOW_WISHES];
 	char checksum[17];
 	char notice[DESCRIBE_NOTICE_SIZE];
 	uint64_t id = 0;
 	const struct model_info *info;
 	struct wire_show_response response = {0};
-	AUTO_FREE struct wire_holder *holders = sys_calloc(MAX_SHOW_CLIENTS, sizeof *holders);
+	AUTO_FREE struct wire_holder *holders =
+		sys_calloc(WIRE_SHOW_RESPONSE_CLIENTS_MAX, sizeof *holders);
+	AUTO_FREE struct wire_wish *wishes =
+		sys_calloc(WIRE_SHOW_RESPONSE_WISHES_MAX, sizeof *wishes);
 	AUTO_FREE struct wire_shard *shards = NULL;
 	struct layout_description layout = {.letters = NULL};
 	AUTO_FREE char *letters = NULL;
 	AUTO_CLOSE int table_fd = -1;
 
-	if (holders == NULL) {
+	if (holders == NULL || wishes == NULL) {
 		refuse_no_memory(call);
 		return;
 	}
@@ -254,10 +254,10 @@ void dispatch_show(const struct call *call, const struct wire_show_request *requ
 	response.has_notice = notice[0] != '\0';
 	response.has_shards = list_shards(info, &shards, &response.shards);
 	response.clients.items = holders;
-	response.clients.count =
-		describe_holders(call->daemon, call->client, id, holders, MAX_SHOW_CLIENTS);
+	response.clients.count = describe_holders(call->daemon, call->client, id, holders,
+						  WIRE_SHOW_RESPONSE_CLIENTS_MAX);
 	response.wishes.items = wishes;
-	response.wishes.count = describe_wishes(call, id, wishes, MAX_SHOW_WISHES);
+	response.wishes.count = describe_wishes(call, id, wishes, WIRE_SHOW_RESPONSE_WISHES_MAX);
 	call_answer_fds(call, &response, &table_fd, table_fd >= 0 ? 1 : 0);
 }
 
@@ -431,7 +431,7 @@ void dispatch_config(const struct call *call)
 	call_answer(call, &response);
 }
 
-/* Refuses a type that no record can have. */
+/* Refuses none at all, and a type that no record can have. */
 APART bool check_types(const struct call *call, struct wire_list types)
 {
 	char names[400];
@@ -439,6 +439,11 @@ APART bool check_types(const struct call *call, struct wire_list types)
 	struct wire_str type;
 	struct failure failure;
 
+	if (types.count == 0) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, "types",
+			    "types is empty: leave it out for records of all types");
+		return false;
+	}
 	while (wire_list_next(&types, NULL, &type)) {
 		(void)wire_str_copy(type, text, sizeof text);
 		if (!history_has_type(text)) {
@@ -457,9 +462,6 @@ static bool is_wanted_type(struct wire_list types, const struct record *record)
 {
 	struct wire_str type;
 
-	if (types.count == 0) {
-		return true;
-	}
 	while (wire_list_next(&types, NULL, &type)) {
 		char text[33];
 
@@ -593,7 +595,12 @@ void dispatch_subscribe(const struct call *call, const struct wire_subscribe_req
 	if (!read_event_mask(call, request, &events)) {
 		return;
 	}
-	if (request->has_models && models.count > 0) {
+	if (request->has_models && models.count == 0) {
+		call_refuse(call, WIRE_BAD_ARGUMENT, "models",
+			    "models is empty: leave it out for events of all models");
+		return;
+	}
+	if (request->has_models) {
 		ids = sys_calloc(models.count, sizeof *ids);
 		if (ids == NULL) {
 			refuse_no_memory(call);

@@ -288,6 +288,36 @@ static void fill_detail(struct failure *failure, const struct daemon *daemon, ui
 				  shortage->need <= total_of(daemon, device);
 }
 
+/* It is for one whose reservations may have a part of the device only. */
+static void failure_above_share(struct failure *failure, const struct daemon *daemon,
+				const struct client *viewer, const struct core_action *action)
+{
+	const struct core_shortage *shortage = &action->shortage;
+	struct wire_error_detail *detail = &failure->wire.detail;
+	char share[16];
+	char has[16];
+	char need[16];
+	char label[PLAN_LABEL_SIZE];
+
+	failure_set(failure, WIRE_NO_MEMORY,
+		    "one user may reserve %s of %s (limits.ram-per-user): uid %u has %s reserved "
+		    "and asks for %s more",
+		    units_format_size(shortage->budget, share, sizeof share),
+		    describe_device_label(daemon, action->device, label),
+		    viewer == NULL ? 0 : viewer->uid,
+		    units_format_size(shortage->budget - shortage->free, has, sizeof has),
+		    units_format_size(shortage->need, need, sizeof need));
+	failure_set_hint(failure, "ask for less, end another reservation, or have an administrator "
+				  "ask for the room");
+	failure->wire.retryable = shortage->need <= shortage->budget;
+	failure->wire.has_detail = true;
+	detail->has_device = detail->has_need = detail->has_budget = detail->has_free = true;
+	detail->device = wire_str(describe_device_name(daemon, action->device, failure->device));
+	detail->need = told_need(shortage->need);
+	detail->budget = shortage->budget;
+	detail->free = shortage->free;
+}
+
 void failure_no_memory(struct failure *failure, const struct daemon *daemon,
 		       const struct client *viewer, const struct core_action *action,
 		       const struct core_shortage *shortage)
@@ -298,6 +328,10 @@ void failure_no_memory(struct failure *failure, const struct daemon *daemon,
 	char name[512];
 	uint64_t own;
 
+	if (shortage->is_of_share) {
+		failure_above_share(failure, daemon, viewer, action);
+		return;
+	}
 	describe_use(daemon, viewer, action->device, action->model, &failure->use);
 	if (action->code == WIRE_BUSY) {
 		failure_set(failure, WIRE_BUSY, "those who were asked to let go of %s did not: ",

@@ -296,7 +296,7 @@ struct distorch_policy {
 	bool keep;        /* survive a selective unload */
 	int32_t priority; /* -100 to 100; lower ones are evicted first */
 	uint64_t ttl_ms;  /* evict after this long without use; 0 withdraws the wish */
-	uint64_t for_ms;  /* pin and keep said here lapse after this long */
+	uint64_t for_ms;  /* pin and keep said here lapse after this long; not 0 */
 };
 
 /* ---- Weights: the tensors of an attached model ---- */

@@ -123,6 +123,7 @@ enum core_limit {
 struct core_shortage {
 	uint64_t need, budget, free, evictable, held, foreign;
 	bool is_recalling; /* a reservation, for which others are asked to let go */
+	bool is_of_share; /* likewise: budget is what one uid may reserve, free what is left of it */
 };
 
 struct core_action {

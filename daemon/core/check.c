@@ -30,7 +30,8 @@ static const char *check_buckets(const struct core *core)
 	return NULL;
 }
 
-/* What a user has taken is what its models' copies are charged, those apart that go. */
+/* What a user has taken is what its models' copies are charged, those apart that go, and what it
+ * has reserved. */
 static const char *check_taken(const struct core *core)
 {
 	const struct user *user;
@@ -38,9 +39,17 @@ static const char *check_taken(const struct core *core)
 
 	while ((user = idtab_next(&core->users, &cursor)) != NULL) {
 		uint64_t taken[CORE_MAX_DEVICES] = {0};
+		const struct reservation *reservation;
 		const struct segment *segment;
 		uint32_t at = 0;
 
+		while ((reservation = idtab_next(&core->reservations, &at)) != NULL) {
+			taken[reservation->device] += reservation->client->user == user &&
+								      reservation->is_granted
+							      ? reservation->bytes
+							      : 0;
+		}
+		at = 0;
 		while ((segment = idtab_next(&core->segments, &at)) != NULL) {
 			taken[segment->device] += segment->model->owner == user &&
 								  segment->state !=
@@ -53,7 +62,7 @@ static const char *check_taken(const struct core *core)
 			}
 		}
 		if (memcmp(taken, user->taken, sizeof taken) != 0) {
-			return "a user has taken what its copies are charged";
+			return "a user has taken what its copies are charged and it has reserved";
 		}
 	}
 	return NULL;

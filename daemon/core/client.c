@@ -204,7 +204,8 @@ void client_on_cancel(struct core *core, const struct core_event *event)
 			break; /* the only one */
 		}
 	}
-	is_found = is_found || reserve_cancel(core, client, event->cancel.request);
+	if (!is_found) {
+		(void)reserve_cancel(core, client, event->cancel.request);
+	}
 	core_reply(core, client, event->request, 0, NULL);
-	core->actions[core->n_actions - 1].reply.lease = is_found ? 1 : 0;
 }

@@ -122,6 +122,7 @@ static void end(struct core *core, struct reservation *reservation)
 
 	if (reservation->is_granted) {
 		account_of(core, reservation)->reserved -= reservation->bytes;
+		owner_of(reservation)->user->taken[device] -= reservation->bytes;
 	}
 	timer_set(&core->reservation_ends, &reservation->end, NEVER);
 	list_remove(&reservation->by_client);
@@ -165,6 +166,7 @@ static void grant(struct core *core, struct reservation *reservation)
 	list_remove(&reservation->by_age);
 	reservation->is_granted = true;
 	account_of(core, reservation)->reserved += reservation->bytes;
+	owner_of(reservation)->user->taken[reservation->device] += reservation->bytes;
 	timer_set(&core->reservation_ends, &reservation->end,
 		  reservation->ttl_ns == 0 ? NEVER
 					   : account_add(core->now_ns, reservation->ttl_ns));
@@ -381,6 +383,44 @@ static enum core_limit limit_of(const struct core *core, const struct client *cl
 								       : CORE_LIMIT_RESERVATIONS;
 }
 
+/* Of the user, granted or waited for. */
+static uint64_t reserved_by(const struct core *core, const struct user *user, uint32_t device)
+{
+	const struct reservation *reservation;
+	uint32_t cursor = 0;
+	uint64_t bytes = 0;
+
+	while ((reservation = idtab_next(&core->reservations, &cursor)) != NULL) {
+		if (reservation->client->user == user && reservation->device == device) {
+			bytes = account_add(bytes, reservation->bytes);
+		}
+	}
+	return bytes;
+}
+
+/* Idle models above the share go when others want room; of the host's memory a reservation would
+ * not, so it stays within. True: it does not, and that has been answered. */
+static bool refuse_above_share(struct core *core, struct client *client,
+			       const struct core_event *event)
+{
+	const uint32_t device = event->reserve.device;
+	const uint64_t share = core_share(core, device);
+	const uint64_t left = account_left(share, reserved_by(core, client->user, device));
+	struct core_action *action;
+
+	if (device != 0 || client->is_admin || event->reserve.bytes <= left) {
+		return false;
+	}
+	core_reply(core, client, event->request, WIRE_NO_MEMORY, NULL);
+	action = &core->actions[core->n_actions - 1];
+	action->device = device;
+	action->shortage = (struct core_shortage){.need = event->reserve.bytes,
+						  .budget = share,
+						  .free = left,
+						  .is_of_share = true};
+	return true;
+}
+
 void reserve_on_reserve(struct core *core, const struct core_event *event)
 {
 	struct client *client = client_of(core, event->client);
@@ -400,6 +440,9 @@ void reserve_on_reserve(struct core *core, const struct core_event *event)
 	limit = limit_of(core, client);
 	if (limit != CORE_LIMIT_NONE) {
 		core_reply_too_many(core, client, event->request, limit, NULL);
+		return;
+	}
+	if (refuse_above_share(core, client, event)) {
 		return;
 	}
 	reservation = idtab_add(&core->reservations, &id);

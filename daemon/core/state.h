@@ -50,7 +50,7 @@ struct user {
 	bool is_deferred;      /* in admit_run: a job for its models has let others go first */
 	struct list queued;    /* job::by_user, oldest first */
 	struct list startable; /* core::startable: may have a job that can start */
-	/* Charged for its models' copies, those apart that are being dropped. */
+	/* Charged for its models' copies, those apart that are being dropped, and reserved. */
 	uint64_t taken[CORE_MAX_DEVICES];
 	uint64_t left; /* of that, while victims are chosen */
 };

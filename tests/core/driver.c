@@ -193,7 +193,7 @@ static void take_reply(struct driver *driver, const struct core_action *action)
 	}
 	if (action->code == 0 && action->reply.lease != 0 && pending->kind == EV_RESERVE) {
 		remember(driver->reservations, &driver->n_reservations, action->reply.lease);
-	} else if (action->code == 0 && action->reply.lease != 0 && pending->kind != EV_CANCEL) {
+	} else if (action->code == 0 && action->reply.lease != 0) {
 		remember(driver->leases, &driver->n_leases, action->reply.lease);
 	}
 	*pending = driver->pending[--driver->n_pending];

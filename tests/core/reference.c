@@ -286,7 +286,33 @@ static uint32_t owner_of(struct reference *r, uint64_t model)
 	return find_model(r, model) == NULL ? UINT32_MAX : find_model(r, model)->owner;
 }
 
-/* Charged for models of this uid, and not about to come back. */
+static uint32_t uid_of(const struct reference *r, uint64_t client)
+{
+	EACH(r->clients, known)
+	{
+		if (known->id == client) {
+			return known->uid;
+		}
+	}
+	return UINT32_MAX;
+}
+
+/* Reserved for this uid; with those that wait for it. */
+static uint64_t reserved_by(const struct reference *r, uint32_t uid, uint32_t device, bool or_asked)
+{
+	uint64_t bytes = 0;
+
+	EACH(r->rooms, room)
+	{
+		bytes += room->client != 0 && (room->id != 0 || or_asked) &&
+					 room->device == device && uid_of(r, room->client) == uid
+				 ? room->bytes
+				 : 0;
+	}
+	return bytes;
+}
+
+/* Charged for models of this uid, and not about to come back, or reserved for it. */
 static uint64_t taken(struct reference *r, uint32_t uid, uint32_t device)
 {
 	uint64_t bytes = 0;
@@ -299,7 +325,7 @@ static uint64_t taken(struct reference *r, uint32_t uid, uint32_t device)
 				 ? copy->bytes
 				 : 0;
 	}
-	return bytes;
+	return bytes + reserved_by(r, uid, device, false);
 }
 
 static bool is_unchanged(const struct core_file_key *a, const struct core_file_key *b)
@@ -619,6 +645,11 @@ static int expect_reserve(struct reference *r, const struct core_event *event)
 	}
 	if (n_rooms >= r->config.max_reservations) {
 		return WIRE_TOO_MANY;
+	}
+	if (event->reserve.device == 0 && !find_client(r, event->client)->is_admin &&
+	    reserved_by(r, uid_of(r, event->client), 0, true) + event->reserve.bytes >
+		    share_of(r, 0)) {
+		return WIRE_NO_MEMORY;
 	}
 	EACH(r->rooms, room)
 	{
@@ -1533,6 +1564,12 @@ static const char *act_shortage(const struct reference *r, const struct core_act
 
 	if (shortage->need == 0 && r->event.type == EV_FILLED) {
 		return NULL; /* it was let in: the device had less than its account */
+	}
+	if (shortage->is_of_share) {
+		return shortage->budget == share_of(r, action->device) &&
+				       shortage->need > shortage->free
+			       ? NULL
+			       : "a reservation above the share names the share and what is left";
 	}
 	EACH(r->copies, copy)
 	{

@@ -182,6 +182,30 @@ def test_unknown_types_of_records_and_events_are_refused_with_the_known_ones(raw
     assert raw.call("subscribe", {"events": ["record", "goodbye"]})["subscription"] == 1
 
 
+@pytest.mark.parametrize("method, params, field", [
+    ("unload", {"select": {"models": [], "not_kept": True}}, "select.models"),
+    ("unload", {"select": {"names": [], "all": True}}, "select.names"),
+    ("unload", {"select": {"under": "", "mine": True}}, "select.under"),
+    ("verify", {"models": []}, "models"), ("subscribe", {"models": []}, "models"),
+    ("events.history", {"types": []}, "types")])
+def test_what_is_there_and_empty_does_not_mean_all(raw, make_model, method, params, field):
+    raw.load(make_model())
+    error = refusal(raw, method, params)
+    assert error["code"] == "bad-argument" and error["detail"]["field"] == field
+    assert error["message"].startswith(f"{field} is empty: leave it out")
+    assert [m["state"] for m in raw.call("list")["models"]] == ["resident"]
+
+
+def test_a_name_and_a_folder_must_both_hold(raw, tmp_path):
+    paths = make_same(tmp_path)
+    for path in paths:
+        raw.load(path)
+    both = {"models": [str(path) for path in paths], "under": str(paths[0].parent)}
+    result = raw.call("unload", {"select": both})
+    assert [o["name"] for o in result["unloaded"]] == ["d0/same.safetensors"]
+    assert [m["path"] for m in raw.call("list")["models"]] == [str(paths[1])]
+
+
 # ---- what failed -----------------------------------------------------------------------
 
 
@@ -199,6 +223,20 @@ def test_a_failed_load_leaves_the_listing_when_its_model_is_unloaded_by_name(dae
     assert raw.call("unload", {"select": {"models": ["trunc"]}})["unloaded"] == []
     assert refusal_of_load(raw, path)["code"] == "bad-file"
     assert [m["state"] for m in daemon.models()] == ["failed"], "a new failure is news again"
+
+
+def test_a_failure_is_forgotten_only_where_all_conditions_hold(raw, make_model):
+    path = cut_short(make_model("trunc.safetensors"))
+    assert refusal_of_load(raw, path)["code"] == "bad-file"
+    for more in ({"idle_ms": 3_600_000}, {"device": "ram"}, {"under": "/elsewhere"},
+                 {"names": ["vae.*"]}):
+        result = raw.call("unload", {"select": {"models": ["trunc"], **more}})
+        assert [result[key] for key in ("kept", "unloaded", "held")] == [[], [], []], more
+        assert [m["state"] for m in raw.call("list")["models"]] == ["failed"], more
+    result = raw.call("unload", {"select": {"models": ["trunc"], "mine": True, "not_kept": True,
+                                            "under": f"{path.parent}/", "names": ["t*"]}})
+    assert [o["reason"] for o in result["unloaded"]] == ["its failed load is forgotten"]
+    assert raw.call("list") == {"models": []}
 
 
 @needs_root
@@ -351,6 +389,20 @@ def test_show_says_when_a_pin_or_a_keep_lapses(raw, make_model):
     raw.call("set", {"model": "vae", "policy": {"pin": True}})
     wish = raw.call("show", {"model": "vae"})["wishes"][0]
     assert 0 < wish["keep_left_ms"] <= 30000 and "pin_left_ms" not in wish
+
+
+def test_no_time_at_all_is_not_for_ever(raw, make_model):
+    path = make_model("vae.safetensors")
+    briefly = {"pin": True, "for_ms": 0}
+    assert refusal_of_load(raw, path, policy=briefly)["detail"]["field"] == "policy.for_ms"
+    assert raw.call("list", {"all": True}) == {"models": []}, "it was not looked at"
+    raw.load(path)
+    error = refusal(raw, "set", {"model": "vae", "policy": briefly})
+    assert error["code"] == "bad-argument" and error["detail"]["field"] == "policy.for_ms"
+    assert not raw.call("list")["models"][0]["pinned"]
+    error = refusal(raw, "reserve", {"device": "cpu", "bytes": MIB, "ttl_ms": 0})
+    assert error["code"] == "bad-argument" and error["detail"]["field"] == "ttl_ms"
+    assert raw.call("devices")["devices"][0]["reserved"] == 0
 
 
 def test_how_long_a_wish_still_holds_is_shown(daemon, raw, connect, make_model):

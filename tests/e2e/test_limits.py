@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one user can take from the others, and requests that contradict themselves."""
+import contextlib
 import os
 
 import pytest
 
-from conftest import RawError, close_all, make_safetensors, make_sparse_model, opened
+from conftest import (RawError, close_all, let_others_in, make_safetensors, make_sparse_model,
+                      opened)
 
 
 def as_user(uid, work):
@@ -130,3 +132,26 @@ def test_bytes_are_held_once_however_many_leases(raw, make_model):
     assert user["held_bytes"] == place
     for lease in leases:
         raw.call("detach", {"lease": lease})
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+@pytest.mark.daemon("limits.connections-per-user=400")
+def test_show_names_as_many_as_it_says(daemon, make_model):
+    path = make_model()
+    let_others_in(path)
+    open_to_all(daemon)
+    wishers = range(3000, 3020)
+
+    def wish():
+        with daemon.raw() as raw:
+            raw.load(path, policy={"keep": True})
+
+    for uid in wishers:
+        assert as_user(uid, wish) == "None"
+    with contextlib.ExitStack() as stack:
+        for _ in range(260):
+            stack.enter_context(daemon.raw()).call("attach", {"model": path.name})
+        with daemon.raw() as raw:
+            shown = raw.call("show", {"model": path.name})
+    assert len(shown["clients"]) == 260
+    assert {wish["uid"] for wish in shown["wishes"]} == set(wishers)

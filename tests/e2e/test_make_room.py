@@ -297,6 +297,8 @@ def test_python_reserves_too(daemon, connect):
         brief = d.reserve("cpu", 5 * MIB, ttl=0.05)
         wait_until(lambda: reserved(daemon) == 0, 20)
         wait_until(lambda: "ended" in repr(brief), 20)
+        with pytest.raises(ValueError, match="ttl must be more than 0 seconds"):
+            d.reserve("cpu", 5 * MIB, ttl=0)
         last = d.reserve("cpu", 5 * MIB, ttl=3600)
         assert "held" in repr(last)
         assert ctl_json(daemon, "devices", "ram")["devices"][0]["reserved"] == 5 * MIB

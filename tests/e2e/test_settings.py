@@ -309,6 +309,19 @@ def test_an_end_while_it_is_written_ends_all_the_same(start_daemon, file):
     assert saved(daemon)["settings"] == {"memory.ram": "100M"}
 
 
+def test_what_cannot_be_cancelled_any_more_is_there_and_goes_on(start_daemon, file):
+    daemon = start_daemon(arguments=["--config", str(file)])
+    daemon.tell("fault fsync:1:delay=60000")
+    with daemon.raw() as raw:
+        number = raw.request("budget", {"device": "cpu", "bytes": 100 * MIB, "save": True})
+        wait_until(lambda: daemon.tell("hits fsync") != "0", 10 * slowness())
+        assert raw.call("cancel", {"id": number})["found"]
+        daemon.tell("clear")
+        error, result, _fds = raw.wait(number)
+        assert error is None and result["devices"][0]["budget"] == 100 * MIB
+        assert not raw.call("cancel", {"id": number})["found"], "it is answered"
+
+
 # ---- from Python and the command line ----------------------------------------------------
 
 

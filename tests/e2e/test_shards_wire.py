@@ -99,6 +99,28 @@ def test_map_gives_ranges(raw, tmp_path):
     raw.call("detach", {"lease": lease})
 
 
+def test_a_part_that_is_unmapped_is_not_taken_for_all(daemon, sharded):
+    with daemon.raw() as other:
+        def is_mapped():
+            return bool(other.call("show", {"model": "model.safetensors"}).get("clients"))
+
+        with daemon.raw() as raw:
+            load = raw_request(raw, "load", sharded, attach=True, map=True)
+            _, result, fds = raw.wait(load)
+            for segments in ([0, 1], [1, 4], [7, 1], [0, 0], [0], []):
+                with pytest.raises(RawError, match="segments") as caught:
+                    raw.call("unmapped", {"lease": result["lease"], "segments": segments})
+                assert caught.value.code == "unsupported", segments
+        known = {"lease": result["lease"], "epoch": raw.server["epoch"]}
+        wait_until(lambda: other.call("list")["models"][0]["leases"] == 0, what="its end")
+        with pytest.raises(RawError, match="segments"):
+            other.call("unmapped", {**known, "segments": [0, 4]})
+        assert is_mapped(), "by who closed its connection"
+        other.call("unmapped", {**known, "segments": [0, 5]})
+        assert not is_mapped()
+        close_all(fds)
+
+
 @pytest.mark.parametrize("names,code,words", [
     ([], "bad-argument", ""),
     (["b", "a"], "bad-argument", "does not come after"),

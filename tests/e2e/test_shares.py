@@ -16,7 +16,7 @@ pytestmark = needs_root
 
 
 class Person:
-    """Somebody with a connection, in a process of his own: says one load at a time."""
+    """Somebody with a connection, in a process of his own: says one load or reserve at a time."""
 
     def __init__(self, daemon, uid):
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -38,6 +38,10 @@ class Person:
         while order := sock.recv(65536):
             path, params = json.loads(order)
             try:
+                if path == "reserve":
+                    answer = raw.call(path, params)
+                    sock.send(json.dumps(answer).encode())
+                    continue
                 with opened(path) as fd:
                     result, fds = raw.call_fds("load", {"backing": "image", **params}, [fd])
                 close_all(fds)
@@ -55,6 +59,9 @@ class Person:
     def load(self, path, **params):
         self.begin(path, **params)
         return self.answer()
+
+    def reserve(self, mib):
+        return self.load("reserve", device="cpu", bytes=mib * MIB)
 
     def end(self):
         self.sock.send(b"")  # a close would not do: later ones have inherited this end
@@ -172,3 +179,31 @@ def test_without_a_share_the_older_goes_first(people, model):
     assert "code" not in carol and alice["evicted"] == [None]
     assert bob["code"] == "no-memory" and "share" not in bob["message"]
     assert held(daemon) == ["m1", "m2", "m3", "m4", "m6"]
+
+
+@pytest.mark.fault("M04")
+def test_reservations_of_one_user_stay_within_the_share(people, model):
+    daemon, who = people("limits.ram-per-user=50%")
+    error = who[ALICE].reserve(60)
+    assert error["code"] == "no-memory" and not error["retryable"]
+    assert "token" in who[ALICE].reserve(20)
+    error = who[ALICE].reserve(20)
+    assert error["code"] == "no-memory" and error["retryable"]
+    assert error["message"] == (f"one user may reserve 32.0M of ram (limits.ram-per-user): "
+                                f"uid {ALICE} has 20.0M reserved and asks for 20.0M more")
+    assert error["detail"]["free"] == 12 * MIB
+    assert who[BOB].load(model(1))["evicted"] == []
+    assert "token" in who[BOB].reserve(10), "his is another share"
+    with daemon.raw() as root:  # whose word it is how much there is for all
+        assert root.call("release", {"token": root.call(
+            "reserve", {"device": "cpu", "bytes": 33 * MIB})["token"]}) == {}
+
+
+@pytest.mark.fault("M04")
+def test_what_one_has_reserved_counts_in_his_share(people, model):
+    daemon, who = people("limits.ram-per-user=50%")
+    assert who[BOB].load(model(1))["evicted"] == []  # the longest idle, and of the lowest priority
+    assert who[ALICE].load(model(2), **policy(priority=100))["evicted"] == []
+    assert "token" in who[ALICE].reserve(24)
+    who[CAROL].load(model(3, size=20))
+    assert held(daemon) == ["m1", "m3"]

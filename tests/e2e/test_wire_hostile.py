@@ -542,6 +542,8 @@ def test_a_version_that_is_not_shared_is_refused_with_both_ranges(daemon, spoken
         if code == "version":
             text = caught.value.error["message"]
             assert f"{spoken[0]}" in text and f"{spoken[1]}" in text and "1" in text
+            detail = caught.value.error["detail"]
+            assert (detail["min"], detail["max"]) == (1, 1)
             assert raw.is_closed()
     with daemon.raw(hello=False) as newer:
         assert newer.call("hello", {"protocol": [1, 9], "client": "newer/9"})["protocol"] == 1

@@ -422,12 +422,14 @@ class Connection:
     def reserve(self, device, bytes, *, ttl=None, recall=None):
         """Room on a device for what the daemon knows nothing of; returns a Reservation, which a
         `with` block ends. What nobody uses is evicted for it and comes back afterwards. `ttl`:
-        it ends by itself after so many seconds; `recall`: ask those who lease something there,
-        but for this connection itself, to let it go, and wait so many seconds for them.
-        KeyboardInterrupt is raised at once; the daemon may still ask and evict, and room that
-        comes of it is given back."""
+        it ends by itself after so many seconds (None: it does not); `recall`: ask those who lease
+        something there, but for this connection itself, to let it go, and wait so many seconds for
+        them. KeyboardInterrupt is raised at once; the daemon may still ask and evict, and room
+        that comes of it is given back."""
         options = lib.RESERVE_OPTIONS(ttl_ms=given.ms("ttl", ttl),
                                       recall_ms=given.ms("recall", recall))
+        if ttl is not None and options.ttl_ms == 0:
+            raise ValueError("ttl must be more than 0 seconds; None means that it does not end")
         name, size = given.text("device", device), given.size("bytes", bytes)
 
         def call():

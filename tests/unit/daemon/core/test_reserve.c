@@ -214,6 +214,38 @@ static void one_user_has_only_so_many(void **state)
 	scene_free(scene);
 }
 
+/* Of the host's memory; of a device it is what he may have while others wait, as ever. */
+static void one_user_reserves_no_more_than_his_share(void **state)
+{
+	const struct asked asked = {.bytes = 30 * MIB, .recall_ns = 5000000000};
+	struct core_config config = scene_usual();
+	struct scene *scene;
+	uint64_t client;
+	uint64_t other;
+	uint32_t request;
+
+	(void)state;
+	config.share_milli_pct = 50000;
+	scene = scene_new(&config);
+	client = scene_open(scene, 1000);
+	other = scene_open(scene, 1001);
+	(void)scene_loaded(scene, other, 1, 80 * MIB, mapped);
+	request = reserve(scene, client, asked);
+	assert_null(scene_reply(scene, client, request)); /* it waits, and counts */
+	request = reserve(scene, client, (struct asked){.bytes = 20 * MIB + 1});
+	scene_expect(scene, client, request, WIRE_NO_MEMORY);
+	assert_true(scene_reply(scene, client, request)->shortage.is_of_share);
+	assert_int_equal(scene_reply(scene, client, request)->shortage.budget, 50 * MIB);
+	assert_int_equal(scene_reply(scene, client, request)->shortage.free, 20 * MIB);
+	request = reserve(scene, client, (struct asked){.bytes = 20 * MIB});
+	assert_false(scene_reply(scene, client, request) != NULL &&
+		     scene_reply(scene, client, request)->shortage.is_of_share);
+	request = reserve(scene, client, (struct asked){.bytes = 60 * MIB, .device = 1});
+	assert_false(scene_reply(scene, client, request) != NULL &&
+		     scene_reply(scene, client, request)->shortage.is_of_share);
+	scene_free(scene);
+}
+
 #define N_LEASES 200U
 
 /* What the first took is not there for the others: they all have to ask now. */
@@ -400,6 +432,7 @@ int main(void)
 		cmocka_unit_test(without_recall_it_is_refused_at_once),
 		cmocka_unit_test(there_are_not_more_than_there_may_be),
 		cmocka_unit_test(one_user_has_only_so_many),
+		cmocka_unit_test(one_user_reserves_no_more_than_his_share),
 		cmocka_unit_test(many_that_ask_do_so_one_after_the_other),
 		cmocka_unit_test(what_no_recall_can_make_is_refused_at_once),
 		cmocka_unit_test(what_goes_unasked_is_no_reason_to_ask),
