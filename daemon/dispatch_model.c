@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Requests that the core decides: load, attach, map, detach. Those about a selection
- * are in dispatch_select.c, wishes in dispatch_wish.c. Each becomes an event; the answer comes by answer.c.
+ * Requests that the core decides: load, attach, map, detach. Those about a selection are in
+ * dispatch_select.c, wishes in dispatch_wish.c. Each becomes an event; the answer comes by answer.c.
  */
 #include "base/checked.h"
 #include "base/cleanup.h"
