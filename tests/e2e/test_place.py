@@ -666,6 +666,10 @@ def test_blocks_are_evicted_one_by_one_and_only_they_are_read_again(raw, tmp_pat
     assert any(one["type"] == "evicted" and one["device"] == "sim:0" and
                other.name in one["why"] for one in history), history
     lease.close()
+    for named in {}, {"models": [path.name]}:
+        check, = (one for one in raw.call("verify", named)["checks"] if one["name"] == path.name)
+        assert check["ok"] and 24 * MIB <= check["bytes"] <= left, (check, left)
+        assert check["text"] == "the rest of it is not in memory"
     raw.call("unload", {"select": {"models": [other.name]}})
     lease = load(raw, path)
     assert lease.tensors() == expected and set(lease.bytes_on()) == {"sim:0"}
