@@ -38,7 +38,7 @@ static int parse_size(const struct config_row *row, const char *text, struct con
 		code = units_parse_percent(text, &size.milli_pct, err);
 	} else {
 		size.kind = CONFIG_SIZE_BYTES;
-		code = units_parse_size(text, &size.bytes, err);
+		code = units_parse_size_with_unit(text, &size.bytes, err);
 	}
 	if (code < 0) {
 		return code;

@@ -273,7 +273,7 @@ static int run_budget(struct ctl *ctl)
 	}
 	if (ctl->arguments.n_words == 2 &&
 	    (is_share ? units_parse_percent(ctl->arguments.words[1], &milli_pct, &err)
-		      : ctl_parse_size(ctl->arguments.words[1], &bytes, &err)) < 0) {
+		      : units_parse_size_with_unit(ctl->arguments.words[1], &bytes, &err)) < 0) {
 		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "%s", err.text);
 	}
 	status = ctl_connect(ctl);
