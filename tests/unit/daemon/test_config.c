@@ -427,6 +427,8 @@ static void models_to_warm_are_a_list(void **state)
 	assert_string_equal(config->warm_models[2], "/c");
 	assert_string_equal(config->warm_models[3], "/d");
 	(void)config_free(config);
+	expect_bad_file("[warm]\nmodel = /a\nmodel = models/b\n",
+			":3: warm.model: models/b is no absolute path");
 	given_file(ETC, "[warm]\nmodel =\nmodel = /c\n");
 	config = expect_loads(&request);
 	assert_int_equal(config->n_warm_models, 2);
