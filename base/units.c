@@ -115,7 +115,7 @@ static const struct unit *read_unit(const char **text, const struct unit *units,
 	return NULL;
 }
 
-int units_parse_size(const char *text, uint64_t *ret_bytes, struct err *err)
+static int parse_size(const char *text, bool needs_unit, uint64_t *ret_bytes, struct err *err)
 {
 	static const struct unit units[] = {
 		{"", 1},
@@ -157,8 +157,23 @@ int units_parse_size(const char *text, uint64_t *ret_bytes, struct err *err)
 	if (bytes == 0 && number.fraction != 0) {
 		return err_set(err, WIRE_BAD_ARGUMENT, "\"%.64s\" is less than one byte", text);
 	}
+	if (needs_unit && bytes != 0 && unit == &units[0]) {
+		return err_set(err, WIRE_BAD_ARGUMENT,
+			       "%.32s has no unit: say %.32sM or %.32sG (%.32sB for bytes)", text,
+			       text, text, text);
+	}
 	*ret_bytes = bytes;
 	return 0;
+}
+
+int units_parse_size(const char *text, uint64_t *ret_bytes, struct err *err)
+{
+	return parse_size(text, false, ret_bytes, err);
+}
+
+int units_parse_size_with_unit(const char *text, uint64_t *ret_bytes, struct err *err)
+{
+	return parse_size(text, true, ret_bytes, err);
 }
 
 /* Is 'word' all that is there, but for blanks behind it? */

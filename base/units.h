@@ -19,6 +19,8 @@ struct err;
  * come out as at least one byte. Returns 0, or -WIRE_BAD_ARGUMENT naming the text.
  */
 int units_parse_size(const char *text, uint64_t *ret_bytes, struct err *err);
+/* Likewise of what is set or made by it: a number other than 0 needs its unit. */
+int units_parse_size_with_unit(const char *text, uint64_t *ret_bytes, struct err *err);
 
 /*
  * Parse "250ms", "10us", "30s", "5m", "2h", "3d", "1h30m", "forever", "0": nanoseconds,

@@ -19,7 +19,8 @@ BETWEEN_S = 1  # of two tellings, where the page's setting says nothing else
 LEAST_S, MOST_S = 0.5, 10  # of them, whatever that says
 LOOK_S = 1  # how often it looks whether anybody looks
 N_LAST = 12  # lines of history
-TYPES = ("evicted", "unloaded", "refused", "load.failed", "quarantined", "placed")
+TYPES = ("evicted", "unloaded", "refused", "load.failed", "quarantined", "placed",
+         "place.failed")
 N_LOADS = 8  # the speed is that of the last ones
 
 

@@ -407,10 +407,30 @@ static const char *check_text(const struct answer_line *line, const struct model
 {
 	bool is_bad = line->code == WIRE_BAD_FILE && info != NULL;
 
+	if (line->is_partial) {
+		(void)snprintf(buffer, CHECK_TEXT_SIZE, "the rest of it is not in memory");
+		return buffer;
+	}
 	(void)snprintf(buffer, CHECK_TEXT_SIZE, "%s%s",
 		       is_bad ? info->bad_text : wire_code_info((enum wire_code)line->code)->text,
 		       is_bad ? "; it is being loaded again" : "");
 	return buffer;
+}
+
+/* Of tensors, in what is there of it. */
+static uint64_t held_bytes(const struct daemon *daemon, const struct core_model_view *model)
+{
+	struct core_segment_view segment;
+	uint32_t cursor = 0;
+	uint64_t bytes = 0;
+
+	while (core_segment_next(daemon->core, model->id, &cursor, &segment)) {
+		if (segment.state == SEGMENT_READY && !segment.is_bare &&
+		    core_segment_is_of(&segment, model->generation)) {
+			bytes += segment.size - segment.padding;
+		}
+	}
+	return bytes;
 }
 
 static void answer_verify(struct daemon *daemon, const struct client *client,
@@ -422,10 +442,12 @@ static void answer_verify(struct daemon *daemon, const struct client *client,
 	AUTO_FREE struct wire_check *checks = NULL;
 	AUTO_FREE char(*texts)[CHECK_TEXT_SIZE] = NULL;
 
+	if (line != NULL && core_model_get(daemon->core, action->model, &view)) {
+		line->is_partial = action->code == 0 && view.state == CORE_MODEL_PARTIAL;
+		line->bytes = line->is_partial ? held_bytes(daemon, &view) : view.key.size;
+	}
 	if (line != NULL) {
 		line->code = action->code;
-		line->bytes = core_model_get(daemon->core, action->model, &view) ? view.key.size
-										 : 0;
 	}
 	pending->n_expected--;
 	if (pending->n_expected > 0) {
@@ -449,7 +471,7 @@ static void answer_verify(struct daemon *daemon, const struct client *client,
 			.bytes = done->bytes,
 			.has_offset = done->code == WIRE_BAD_FILE && info != NULL,
 			.offset = info == NULL ? 0 : info->bad_at,
-			.has_text = done->code != 0,
+			.has_text = done->code != 0 || done->is_partial,
 			.text = wire_str(check_text(done, info, texts[i])),
 		};
 	}

@@ -31,6 +31,7 @@ struct answer_line {
 	uint64_t holder;
 	uint32_t uid;
 	int code;
+	bool is_partial; /* not all of it was there to be verified */
 };
 
 /* A request in flight that the core will answer. owner: client::pending */

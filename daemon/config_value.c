@@ -38,7 +38,7 @@ static int parse_size(const struct config_row *row, const char *text, struct con
 		code = units_parse_percent(text, &size.milli_pct, err);
 	} else {
 		size.kind = CONFIG_SIZE_BYTES;
-		code = units_parse_size(text, &size.bytes, err);
+		code = units_parse_size_with_unit(text, &size.bytes, err);
 	}
 	if (code < 0) {
 		return code;
@@ -196,8 +196,13 @@ static int parse_value(const struct config_row *row, const char *text, struct co
 		return code;
 	case CONFIG_KIND_LISTEN:
 		return config_parse_listen(text, &listen, err);
+	case CONFIG_KIND_LIST: /* of paths; an empty one forgets those before it */
+		if (text[0] != '\0' && text[0] != '/') {
+			return err_set(err, WIRE_BAD_ARGUMENT,
+				       "%.200s is no absolute path: write it from / on", text);
+		}
+		break;
 	case CONFIG_KIND_TEXT:
-	case CONFIG_KIND_LIST:
 		break;
 	}
 	return 0;

@@ -202,7 +202,7 @@ static void write_size(uint64_t bytes, char text[32])
 			return;
 		}
 	}
-	(void)snprintf(text, 32, "%llu", (unsigned long long)bytes);
+	(void)snprintf(text, 32, "%lluB", (unsigned long long)bytes);
 }
 
 static void save_budget(const struct call *call, uint32_t device, uint64_t bytes)

@@ -290,11 +290,13 @@ void dispatch_unload(const struct call *call, const struct wire_unload_request *
 	free(selection.models);
 }
 
-static bool is_resident(const struct daemon *daemon, uint64_t model)
+/* All of it, or a part. */
+static bool is_there(const struct daemon *daemon, uint64_t model)
 {
 	struct core_model_view view;
 
-	return core_model_get(daemon->core, model, &view) && view.state == CORE_MODEL_RESIDENT;
+	return core_model_get(daemon->core, model, &view) &&
+	       (view.state == CORE_MODEL_RESIDENT || view.state == CORE_MODEL_PARTIAL);
 }
 
 /* Is there a copy that could differ from the file? */
@@ -312,7 +314,7 @@ static int refuse_absent(const struct daemon *daemon, const struct selection *se
 	char name[512];
 
 	for (uint32_t i = 0; i < selection->count; i++) {
-		if (!is_resident(daemon, selection->models[i])) {
+		if (!is_there(daemon, selection->models[i])) {
 			failure_set_not_resident(failure, daemon, selection->models[i]);
 			return -WIRE_NOT_RESIDENT;
 		}
@@ -346,8 +348,7 @@ void dispatch_verify(const struct call *call, const struct wire_verify_request *
 		code = code < 0 ? code : refuse_absent(call->daemon, &selection, &failure);
 	} else {
 		while (code == 0 && (info = store_next_model(call->daemon->store, info)) != NULL) {
-			if (is_resident(call->daemon, info->id) &&
-			    is_image(call->daemon, info->id) &&
+			if (is_there(call->daemon, info->id) && is_image(call->daemon, info->id) &&
 			    !selection_add(&selection, info->id)) {
 				failure_set(&failure, WIRE_NO_MEMORY, "no memory to verify all");
 				code = -WIRE_NO_MEMORY;

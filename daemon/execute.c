@@ -302,13 +302,16 @@ static void remember_failure(struct daemon *daemon, uint64_t job_id, const struc
 {
 	struct job_info *job = store_find_job(daemon->store, job_id);
 	struct model_info *model = job == NULL ? NULL : store_find_model(daemon->store, job->model);
+	struct core_model_view view;
 
 	if (err->code == 0 || job == NULL ||
 	    (err->code == WIRE_CANCELLED && job->failure.code != 0)) {
 		return; /* the other fills of a job that failed are only told to end */
 	}
 	job->failure = *err;
-	if (model != NULL) {
+	/* What one that has ended is still owed says nothing of the next one's failure. */
+	if (model != NULL && core_model_get(daemon->core, job->model, &view) &&
+	    view.job == job_id) {
 		model->failure = *err;
 	}
 }

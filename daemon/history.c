@@ -67,6 +67,8 @@ const char *history_type_name(enum core_note_type type)
 		[CORE_NOTE_HELD] = "held",
 		[CORE_NOTE_FREED] = "freed",
 		[CORE_NOTE_PLACED] = "placed",
+		[CORE_NOTE_PLACE_FAILED] = "place.failed",
+		[CORE_NOTE_PLACE_CANCELLED] = "place.cancelled",
 	};
 
 	REQUIRE(type < CORE_NOTE_N_VALUES);

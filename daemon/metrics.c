@@ -369,8 +369,10 @@ static void write_loads(struct page *page, const struct daemon *daemon, const st
 	struct core_counters counters;
 
 	core_counters_get(daemon->core, &counters);
-	begin_family(page, "distorchd_loads", "counter", "",
-		     "Loads by how they ended (refused: no memory) and where the bytes were.");
+	begin_family(
+		page, "distorchd_loads", "counter", "",
+		"Loads by how they ended (refused: no memory, also of a move) and where the bytes "
+		"were.");
 	for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
 		write_line(page, line, ends[i].word, "disk",
 			   (unsigned long long)count_notes(daemon, ends[i].type));

@@ -124,6 +124,7 @@ static enum log_level level_of(enum core_note_type type)
 {
 	switch ((int)type) {
 	case CORE_NOTE_LOAD_FAILED:
+	case CORE_NOTE_PLACE_FAILED:
 	case CORE_NOTE_REFUSED:
 		return LOG_LEVEL_WARNING;
 	case CORE_NOTE_QUARANTINED:
@@ -154,6 +155,8 @@ static const char *verb_of(enum core_note_type type)
 		[CORE_NOTE_HELD] = "cannot free",
 		[CORE_NOTE_FREED] = "freed",
 		[CORE_NOTE_PLACED] = "placed",
+		[CORE_NOTE_PLACE_FAILED] = "could not move",
+		[CORE_NOTE_PLACE_CANCELLED] = "stopped moving",
 	};
 
 	return verbs[type];

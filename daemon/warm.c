@@ -432,10 +432,7 @@ static void go_on(struct daemon *daemon)
 			is_busy = is_busy || entry->state == WARM_LOADING;
 			continue;
 		}
-		if (entry->path[0] != '/') {
-			fail_entry(entry, "it is not an absolute path");
-			warn_of(entry);
-		} else if (!begin_opening(daemon, &like, entry->path)) {
+		if (!begin_opening(daemon, &like, entry->path)) {
 			fail_entry(entry, "there is no memory or no thread to open it");
 			warn_of(entry);
 		} else {

@@ -306,7 +306,7 @@ def tell(paths, folder):
     say(f"1. A private daemon with a budget of {megabytes(budget)} of RAM, "
         f"and {path.name} ({megabytes(size)}) loaded into it once.")
     # An image, else what is warm would serve from the page cache.
-    daemon = start_daemon(folder, f"memory.ram={budget}", "memory.backing=image")
+    daemon = start_daemon(folder, f"memory.ram={budget}B", "memory.backing=image")
     readers = []
     try:
         ctl_on_terminal("load", *paths)

@@ -116,6 +116,9 @@ const char *log_message_id(const char *event)
 		{"stale", "56cae1d3eef34d02a3fc309198b8f730"},
 		{"held", "fc94d75559184534852aaca79537a711"},
 		{"freed", "8cfb725d1678491db87245cd0e2c5c33"},
+		{"placed", "4ad9c913df7b4db888ad88ffba4ea9bf"},
+		{"place.failed", "f7ba0fe45b2f4a51834865a2da774852"},
+		{"place.cancelled", "c9f8cc362f1945a881a617a242ef926f"},
 	};
 
 	for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++) {

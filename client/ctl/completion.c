@@ -30,7 +30,7 @@ static const struct {
 	{OPTION_GRANULARITY, WORDS_CHOICES, "block tensor"},
 	{OPTION_TYPE, WORDS_CHOICES,
 	 "load load.begun load.done load.failed load.cancelled evicted unloaded refused pinned "
-	 "unpinned kept unkept held freed stale quarantined placed"},
+	 "unpinned kept unkept held freed stale quarantined placed place.failed place.cancelled"},
 };
 
 static enum words_kind value_kind(int key, const char **ret_choices)

@@ -113,9 +113,6 @@ int ctl_refuse_error(struct ctl *ctl, enum exit_status status, const struct dist
 /* Without numbers, and worth another try where its code is. The texts are borrowed. */
 struct distorch_error ctl_error(const char *word, const char *hint, const char *message);
 
-/* Of what is made or set by it: as units_parse_size, but a number other than 0 needs its unit. */
-int ctl_parse_size(const char *text, uint64_t *ret_bytes, struct err *err);
-
 /* On the monotonic clock. */
 uint64_t ctl_now_ms(void);
 

@@ -45,7 +45,8 @@ static int print_checks(struct ctl *ctl, const struct distorch_checks *checks)
 	if (object != NULL) {
 		(void)json_print(ctl, object);
 	} else if (checks->n_checks == 0) {
-		(void)printf("No model is held whole, so there is nothing to verify.\n");
+		(void)printf(
+			"No model has a copy of its own in memory, so there is nothing to verify.\n");
 	}
 	return has_findings ? EXIT_FINDINGS : EXIT_DONE;
 }
@@ -72,7 +73,7 @@ const struct verb verb_verify = {
 	.usage = "[MODEL…]",
 	.summary = "Hash what is held again and compare it with what was read from the file.",
 	.text = "A copy that differs is taken out of service and loaded again. Who uses one on a card\n"
-		"could write into it, and is named.\n"
+		"could write into it, and is named. Of a model that is in memory in part, that part is hashed.\n"
 		"Needs an administrator. Exit status: 9 when something differed.",
 	.options = no_options,
 	.max_words = CTL_MAX_WORDS,
@@ -272,7 +273,7 @@ static int run_budget(struct ctl *ctl)
 	}
 	if (ctl->arguments.n_words == 2 &&
 	    (is_share ? units_parse_percent(ctl->arguments.words[1], &milli_pct, &err)
-		      : ctl_parse_size(ctl->arguments.words[1], &bytes, &err)) < 0) {
+		      : units_parse_size_with_unit(ctl->arguments.words[1], &bytes, &err)) < 0) {
 		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument", NULL, "%s", err.text);
 	}
 	status = ctl_connect(ctl);

@@ -338,7 +338,7 @@ static int run(struct ctl *ctl)
 				  "--device cuda:0; distorchctl devices lists them",
 				  "it is not said on which device");
 	}
-	if (ctl_parse_size(arguments->words[0], &room.bytes, &err) < 0) {
+	if (units_parse_size_with_unit(arguments->words[0], &room.bytes, &err) < 0) {
 		return ctl_refuse(ctl, EXIT_USAGE, "bad-argument",
 				  "distorchctl make-room 6GiB --device cuda:0", "%s", err.text);
 	}

@@ -83,18 +83,6 @@ void text_append(char *buffer, size_t buffer_size, size_t *used, const char *for
 	}
 }
 
-int ctl_parse_size(const char *text, uint64_t *ret_bytes, struct err *err)
-{
-	int code = units_parse_size(text, ret_bytes, err);
-
-	if (code == 0 && *ret_bytes != 0 && strspn(text, "0123456789. \t") == strlen(text)) {
-		return err_set(err, DISTORCH_E_BAD_ARGUMENT,
-			       "%.32s has no unit: say %.32sM or %.32sG (%.32sB for bytes)", text,
-			       text, text, text);
-	}
-	return code;
-}
-
 const char *size_text(const struct ctl *ctl, uint64_t bytes, char buffer[24])
 {
 	return ctl->arguments.is_si ? units_format_size_si(bytes, buffer, 24)

@@ -718,7 +718,7 @@ struct distorch_detail {
 	const char *backing;
 	const char *loaded_from; /* file or store */
 	uint64_t load_ms;
-	const char *checksum; /* hex */
+	const char *checksum; /* hex; of the bytes as they lie: another one when they are moved */
 	size_t n_clients;
 	const struct distorch_holder *const *clients;
 	size_t n_wishes;

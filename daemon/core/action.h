@@ -61,7 +61,7 @@ enum core_note_type {
 	CORE_NOTE_LOAD_CANCELLED,
 	CORE_NOTE_EVICTED,  /* bytes left a device to make room, or a ttl ran out */
 	CORE_NOTE_UNLOADED, /* bytes left a device because somebody said so */
-	CORE_NOTE_REFUSED,  /* a load did not fit */
+	CORE_NOTE_REFUSED,  /* a load or a move did not fit */
 	CORE_NOTE_PINNED,
 	CORE_NOTE_UNPINNED,
 	CORE_NOTE_KEPT,
@@ -71,6 +71,8 @@ enum core_note_type {
 	CORE_NOTE_HELD,   /* dropped but still mapped by a client */
 	CORE_NOTE_FREED,  /* held bytes came back */
 	CORE_NOTE_PLACED, /* its blocks lie elsewhere now */
+	CORE_NOTE_PLACE_FAILED,
+	CORE_NOTE_PLACE_CANCELLED,
 	CORE_NOTE_N_VALUES,
 };
 

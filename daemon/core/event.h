@@ -82,7 +82,7 @@ enum core_event_type {
 	EV_RESERVE, /* room on a device, to be released */
 	EV_RELEASE,
 	EV_CANCEL,
-	EV_VERIFY,      /* hash a resident model's copies again */
+	EV_VERIFY,      /* hash again what is there of a model */
 	EV_HEADER_READ, /* result of ACT_READ_HEADER */
 	EV_FILL_PROGRESS,
 	EV_FILLED,         /* result of ACT_FILL */

@@ -233,11 +233,12 @@ static void answer_all(struct core *core, struct job *job, int code, bool goes_o
 
 static void note_end(struct core *core, const struct job *job, int code)
 {
-	enum core_note_type note = CORE_NOTE_LOAD_FAILED;
+	bool is_move = is_place(job);
+	enum core_note_type note = is_move ? CORE_NOTE_PLACE_FAILED : CORE_NOTE_LOAD_FAILED;
 	enum core_why why = CORE_WHY_FAILED;
 
 	if (code == WIRE_CANCELLED || code == WIRE_SHUTTING_DOWN) {
-		note = CORE_NOTE_LOAD_CANCELLED;
+		note = is_move ? CORE_NOTE_PLACE_CANCELLED : CORE_NOTE_LOAD_CANCELLED;
 		why = CORE_WHY_CANCELLED;
 	} else if (code == WIRE_NO_MEMORY) {
 		note = CORE_NOTE_REFUSED;

@@ -476,9 +476,18 @@ static void tell_lost(struct core *core, const struct model *model, uint32_t dev
 	}
 }
 
+/* Did it never serve? It was made by a job that had not ended, or that failed. */
+static bool is_of_job(const struct core *core, const struct segment *segment)
+{
+	const struct job *job = segment->job == 0 ? NULL : job_of(core, segment->job);
+
+	return segment->why == CORE_WHY_FAILED ||
+	       (job != NULL && segment->generation == job->generation);
+}
+
 /* Nothing of it is there any more. What is being filled goes when its fill has ended: until then
- * that uses what the job has. Returns the bytes that were; '*ret_is_counted' becomes true where a
- * load counted on some. */
+ * that uses what the job has. Returns the bytes that were and had served; '*ret_is_counted' becomes
+ * true where a load counted on some. */
 static uint64_t lose_copies(struct core *core, struct model *model, uint32_t device,
 			    bool *ret_is_counted)
 {
@@ -494,7 +503,7 @@ static uint64_t lose_copies(struct core *core, struct model *model, uint32_t dev
 			continue;
 		}
 		*ret_is_counted = *ret_is_counted || segment->job != 0;
-		bytes += segment->size;
+		bytes += is_of_job(core, segment) ? 0 : segment->size;
 		if (segment->state == SEGMENT_READY) {
 			struct core_action *action = core_act(core, ACT_DROP);
 

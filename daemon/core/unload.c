@@ -379,7 +379,7 @@ void unload_on_verify(struct core *core, const struct core_event *event)
 	} else if (model == NULL || !core_client_may(core, event->client, event->verify.model)) {
 		code = WIRE_NOT_FOUND;
 		model = NULL;
-	} else if (!model_is_resident(model)) {
+	} else if (!model_is_resident(model) && model_state(model) != CORE_MODEL_PARTIAL) {
 		code = WIRE_NOT_RESIDENT;
 	} else if (model->backing != CORE_BACKING_IMAGE) {
 		code = WIRE_UNSUPPORTED; /* there is no copy that could differ from the file */

@@ -209,6 +209,7 @@ void wish_lapse(struct core *core)
 			note_change(core, wish, true, false, CORE_NOTE_KEPT, CORE_NOTE_UNKEPT);
 		}
 		wish_changed(core, wish);
+		wish_record(core, wish);
 		backing_settle(core, wish->model);
 	}
 }

@@ -310,7 +310,7 @@ def test_room_in_ram_is_what_the_machine_has(start_daemon):
     """Nothing had looked before the first load: more was granted than there is."""
     with open("/proc/meminfo", encoding="ascii") as text:
         available = next(int(line.split()[1]) << 10 for line in text if "MemAvailable" in line)
-    daemon = start_daemon("memory.ram=1T", f"memory.reserve={available // 2}")
+    daemon = start_daemon("memory.ram=1T", f"memory.reserve={available // 2}B")
     with daemon.raw() as raw:
         with pytest.raises(RawError) as refused:
             raw.call("reserve", {"device": "cpu", "bytes": available})

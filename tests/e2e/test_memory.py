@@ -78,7 +78,7 @@ def test_how_little_is_lacking_is_told_where_the_numbers_look_the_same(daemon, r
 
 @pytest.mark.fault("M01:available")
 def test_what_the_machine_does_not_have_is_refused_whatever_the_budget(start_daemon, make_model):
-    daemon = start_daemon("memory.ram=1T", f"memory.reserve={total_memory()}")
+    daemon = start_daemon("memory.ram=1T", f"memory.reserve={total_memory()}B")
     with daemon.raw() as raw:
         error = refused(raw, make_model(size=8 * MIB))
         assert error["code"] == "no-memory" and error["detail"]["free"] < 8 * MIB

@@ -666,6 +666,10 @@ def test_blocks_are_evicted_one_by_one_and_only_they_are_read_again(raw, tmp_pat
     assert any(one["type"] == "evicted" and one["device"] == "sim:0" and
                other.name in one["why"] for one in history), history
     lease.close()
+    for named in {}, {"models": [path.name]}:
+        check, = (one for one in raw.call("verify", named)["checks"] if one["name"] == path.name)
+        assert check["ok"] and 24 * MIB <= check["bytes"] <= left, (check, left)
+        assert check["text"] == "the rest of it is not in memory"
     raw.call("unload", {"select": {"models": [other.name]}})
     lease = load(raw, path)
     assert lease.tensors() == expected and set(lease.bytes_on()) == {"sim:0"}
@@ -903,6 +907,31 @@ def test_a_card_that_dies_takes_its_copies_only_and_they_come_back(cards, raw, t
     for lease in (mine, untouched, again):
         lease.close()
     unload_all(raw)
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+def test_a_move_that_does_not_end_well_is_told_as_a_move(slow_card, tmp_path, end):
+    path = tmp_path / "m.safetensors"
+    make_blocks(path, [MIB] * 24)
+    with slow_card.raw(timeout=60.0 * slowness()) as raw, slow_card.raw() as other:
+        load(raw, path, "cpu", backing="image").close()
+        number = raw.request("place", {"model": path.name, "allocation": "sim:0"})
+        while not raw.events or raw.events[-1][1]["bytes"] < 4 * MIB:
+            raw.events.append(raw.recv()[0][1:])
+        if end == "failed":
+            os.kill(worker_pids(slow_card)["sim:0"], signal.SIGKILL)
+        else:
+            raw.call("cancel", {"id": number})
+        assert raw.wait(number)[0]["code"] == {"failed": "device-lost"}.get(end, end)
+        wait_until(lambda: account(other, "sim:0")["state"] == "ok" and
+                   not account(other, "sim:0")["used"], 30 * slowness(), "the card")
+        told = other.call("events.history", {})["records"]
+        assert [one["type"] for one in told] == ["load.begun", "load.done", f"place.{end}"], told
+        metrics = other.call("metrics")["text"].splitlines()
+        for line in (f'distorchd_loads_total{{result="{end}",source="disk"}} 0',
+                     'distorchd_evictions_total{reason="fault"} 0'):
+            assert line in metrics
+        unload_all(other)
 
 
 # ---- plan, reserve, recall ---------------------------------------------------------------------

@@ -104,6 +104,15 @@ def test_an_end_in_order_writes_what_is_not_written(start_daemon, make_model):
     daemon.start()
 
 
+def test_what_has_lapsed_is_saved_no_more(cold, make_model):
+    paths = [make_model(f"m{i}.safetensors", seed=i) for i in range(2)]
+    for path, hours in zip(paths, (1, 100)):
+        load(cold, path, policy={"pin": True, "for_ms": hours * 3600000})
+    wait_for_wishes(cold, 2)
+    cold.tell("suspend 7200")
+    assert wait_for_wishes(cold, 1)[0]["pin_left_s"] > 90 * 3600
+
+
 def test_a_pin_for_a_time_has_what_is_left_of_it(cold, make_model):
     paths = [make_model(f"m{i}.safetensors", seed=i) for i in range(3)]
     for path, minutes in zip(paths, (60, 60, 10)):

@@ -74,7 +74,9 @@ def test_a_saved_budget_outlives_the_daemon_and_another_does_not(own, file):
     with own.raw() as raw:
         raw.call("budget", {"device": "cpu", "bytes": 123456789, "save": True})
     restart(own)
-    assert budget(own) == 123456789
+    assert budget(own) == 123456789 and saved(own)["settings"] == {"memory.ram": "123456789B"}
+    done = ctl(own, "config", "set", "memory.ram", "48")
+    assert done.returncode == 2 and "48 has no unit: say 48M or 48G (48B for bytes)" in done.stderr
 
 
 def test_a_lowered_budget_frees_what_is_idle_and_is_kept(own, make_model):

@@ -273,6 +273,26 @@ def test_a_read_that_returns_too_late_was_given_up(impatient, tmp_path, make_mod
         assert raw.load(path)["model"]["state"] == "resident"
 
 
+def test_the_end_of_a_cancelled_load_hides_no_later_refusal(start_daemon, tmp_path):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", "load.direct-io=off", "sim.count=1",
+                          "sim.memory=16M", "gpu.budget=100%")
+    path = make_sparse_model(tmp_path / "m.safetensors", 64 * MIB)
+    daemon.tell("fault pread:1:delay=50:ever")
+    with daemon.raw(timeout=20 * slowness()) as raw, opened(path) as fd:
+        number = raw.request("load", {}, [fd])
+        await_phase(raw, number, "reading", MIB)
+        daemon.tell("fault pread:1:delay=60000")  # one read is still to come when it is cancelled
+        wait_until(lambda: int(daemon.tell("hits pread")) > 0, what="that read")
+        raw.call("cancel", {"id": number})
+        assert raw.wait(number)[0]["code"] == "cancelled"
+        with pytest.raises(RawError) as refused:
+            raw.call("load", {"allocation": "sim:0"}, [fd])
+        assert refused.value.code == "no-memory" and used(daemon) > 0
+        daemon.tell("clear")
+        nothing_is_kept(daemon)
+        assert "sim:0" in raw.call("show", {"model": path.name})["notice"]
+
+
 # ---- memory that is gone under the daemon ---------------------------------------------------
 
 

@@ -6,10 +6,11 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import time
 
 import pytest
-from conftest import (Daemon, HeldDaemon, RawError, close_all, let_others_in, list_fds,
+from conftest import (BUILD, Daemon, HeldDaemon, RawError, close_all, let_others_in, list_fds,
                       make_sparse_model, need_hooks, slowness, wait_until)
 from fuse import FuseFile
 from test_ctl import ctl, ctl_json
@@ -256,10 +257,12 @@ def test_a_long_list_is_loaded_to_its_end(start, make_model):
     assert len(states(daemon)) == 200 and loads(daemon) == [path.name for path in paths]
 
 
-def test_a_relative_path_is_refused_in_words(start, make_model):
-    daemon = start("models/x.safetensors", make_model())
-    entries = wait_for_states(daemon, "failed", "loaded")
-    assert entries[0]["text"] == "it is not an absolute path"
+def test_a_relative_path_is_refused_where_it_is_written(file):
+    write(file, "/models/x.safetensors", "models/y.safetensors")
+    done = subprocess.run([BUILD / "bin" / "distorchd", "--config", file, "--check-config"],
+                          capture_output=True, text=True, timeout=30)
+    assert done.returncode != 0
+    assert f"{file}:7: warm.model: models/y.safetensors is no absolute path" in done.stderr
 
 
 # ---- over restarts -----------------------------------------------------------------------

@@ -104,6 +104,28 @@ static void odd_sizes_are_refused_by_name(void **state)
 	}
 }
 
+static void sizes_that_are_set_need_their_unit(void **state)
+{
+	static const char *const texts[] = {"48", "1", " 1048576 ", "18446744073709551615"};
+	struct err err;
+	uint64_t bytes = UNTOUCHED;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+		err = (struct err){0};
+		assert_int_equal(units_parse_size_with_unit(texts[i], &bytes, &err),
+				 -WIRE_BAD_ARGUMENT);
+		assert_non_null(strstr(err.text, "has no unit: say "));
+		assert_true(bytes == UNTOUCHED);
+	}
+	assert_int_equal(units_parse_size_with_unit("0", &bytes, NULL), 0);
+	assert_int_equal(bytes, 0);
+	assert_int_equal(units_parse_size_with_unit("48B", &bytes, NULL), 0);
+	assert_int_equal(bytes, 48);
+	assert_int_equal(units_parse_size_with_unit("2.5 gb", &bytes, NULL), 0);
+	assert_true(bytes == 5ULL << 29);
+}
+
 static void durations_need_a_unit_and_add_up(void **state)
 {
 	static const struct good_case cases[] = {
@@ -322,6 +344,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(sizes_are_powers_of_1024),
 		cmocka_unit_test(odd_sizes_are_refused_by_name),
+		cmocka_unit_test(sizes_that_are_set_need_their_unit),
 		cmocka_unit_test(durations_need_a_unit_and_add_up),
 		cmocka_unit_test(odd_durations_are_refused_by_name),
 		cmocka_unit_test(percentages_have_three_decimals),

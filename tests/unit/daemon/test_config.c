@@ -322,7 +322,7 @@ static void counts_and_sizes_have_a_range(void **state)
 		{"limits.connections=0000000001", false},
 		{"limits.connections=4k", false},
 		{"limits.pending-output=128K", true},
-		{"limits.pending-output=131071", false},
+		{"limits.pending-output=131071B", false},
 		{"limits.pending-output=1G", true},
 		{"limits.pending-output=1025M", false},
 		{"limits.pending-output=10%", false},
@@ -332,7 +332,12 @@ static void counts_and_sizes_have_a_range(void **state)
 		{"limits.ram-per-user=0%", false},
 		{"limits.ram-per-user=4G", true},
 		{"memory.ram=0", false},
-		{"memory.ram=1", true},
+		{"memory.ram=48", false},
+		{"memory.reserve=0", true},
+		{"memory.reserve=1.5", false},
+		{"sim.memory=1", false},
+		{"gpu.budget.sim:1=20", false},
+		{"memory.ram=1B", true},
 		{"memory.ram=auto", true},
 		{"memory.ram=Auto", false},
 		{"memory.ram=5 apples", false},
@@ -422,6 +427,8 @@ static void models_to_warm_are_a_list(void **state)
 	assert_string_equal(config->warm_models[2], "/c");
 	assert_string_equal(config->warm_models[3], "/d");
 	(void)config_free(config);
+	expect_bad_file("[warm]\nmodel = /a\nmodel = models/b\n",
+			":3: warm.model: models/b is no absolute path");
 	given_file(ETC, "[warm]\nmodel =\nmodel = /c\n");
 	config = expect_loads(&request);
 	assert_int_equal(config->n_warm_models, 2);
@@ -439,22 +446,22 @@ static void later_layers_win(void **state)
 		const char *value;
 		const char *source;
 	} rows[] = {
-		{VENDOR, "1", VENDOR ":2"},
-		{ETC, "2", ETC ":2"},
-		{"/usr/lib/distorchd/distorchd.conf.d/10.conf", "3",
+		{VENDOR, "1B", VENDOR ":2"},
+		{ETC, "2B", ETC ":2"},
+		{"/usr/lib/distorchd/distorchd.conf.d/10.conf", "3B",
 		 "/usr/lib/distorchd/distorchd.conf.d/10.conf:2"},
-		{"/etc/distorchd/distorchd.conf.d/20.conf", "4",
+		{"/etc/distorchd/distorchd.conf.d/20.conf", "4B",
 		 "/etc/distorchd/distorchd.conf.d/20.conf:2"},
-		{"/run/distorchd/distorchd.conf.d/30.conf", "5",
+		{"/run/distorchd/distorchd.conf.d/30.conf", "5B",
 		 "/run/distorchd/distorchd.conf.d/30.conf:2"},
-		{"/home/config/distorchd/distorchd.conf", "6",
+		{"/home/config/distorchd/distorchd.conf", "6B",
 		 "/home/config/distorchd/distorchd.conf:2"},
-		{"/home/config/distorchd/distorchd.conf.d/0.conf", "7",
+		{"/home/config/distorchd/distorchd.conf.d/0.conf", "7B",
 		 "/home/config/distorchd/distorchd.conf.d/0.conf:2"},
 	};
 	char xdg[128];
 	const char *environment[] = {"HOME=/nowhere", xdg, NULL, NULL};
-	const char *const sets[] = {"memory.ram=9", "memory.ram=10"};
+	const char *const sets[] = {"memory.ram=9B", "memory.ram=10B"};
 	struct config_request request = given_request();
 	struct config *config;
 	char wanted[128];
@@ -473,15 +480,15 @@ static void later_layers_win(void **state)
 		expect_item(config, "memory.ram", wanted);
 		(void)config_free(config);
 	}
-	environment[2] = "DISTORCHD_MEMORY_RAM=8";
+	environment[2] = "DISTORCHD_MEMORY_RAM=8B";
 	config = expect_loads(&request);
-	expect_item(config, "memory.ram", "8|environment");
+	expect_item(config, "memory.ram", "8B|environment");
 	assert_int_equal(config->memory_ram.bytes, 8);
 	(void)config_free(config);
 	request.sets = sets;
 	request.n_sets = 2;
 	config = expect_loads(&request);
-	expect_item(config, "memory.ram", "10|command line");
+	expect_item(config, "memory.ram", "10B|command line");
 	assert_int_equal(config->memory_ram.bytes, 10);
 	(void)config_free(config);
 	/* The system's daemon does not look into homes. */
@@ -500,9 +507,9 @@ static void a_drop_in_of_the_same_name_replaces_the_vendors(void **state)
 	char full[256];
 
 	(void)state;
-	given_file("/usr/lib/distorchd/distorchd.conf.d/a.conf", "[memory]\nram = 1\n");
+	given_file("/usr/lib/distorchd/distorchd.conf.d/a.conf", "[memory]\nram = 1B\n");
 	given_file("/usr/lib/distorchd/distorchd.conf.d/b.conf", "[limits]\nconnections = 5\n");
-	given_file("/run/distorchd/distorchd.conf.d/a.conf", "[memory]\nreserve = 3\n");
+	given_file("/run/distorchd/distorchd.conf.d/a.conf", "[memory]\nreserve = 3B\n");
 	given_file(DROP_IN ".hidden.conf", "[bad\n");
 	given_file(DROP_IN "readme", "[bad\n");
 	given_file(DROP_IN ".conf", "[bad\n");
@@ -525,8 +532,8 @@ static void one_file_may_stand_for_all(void **state)
 	char full[256];
 
 	(void)state;
-	given_file(ETC, "[memory]\nram = 1\n");
-	given_file("/own.conf", "[memory]\nreserve = 2\n");
+	given_file(ETC, "[memory]\nram = 1B\n");
+	given_file("/own.conf", "[memory]\nreserve = 2B\n");
 	request.path = full_path("/own.conf", full);
 	config = expect_loads(&request);
 	assert_int_equal(config->memory_ram.kind, CONFIG_SIZE_AUTO);
@@ -547,8 +554,8 @@ static void without_xdg_the_home_is_read(void **state)
 
 	(void)state;
 	(void)snprintf(home, sizeof home, "HOME=%s/home", root);
-	given_file("/home/.config/distorchd/distorchd.conf", "[memory]\nram = 1\n");
-	given_file("/home/.config/distorchd/distorchd.conf.d/x.conf", "[memory]\nreserve = 2\n");
+	given_file("/home/.config/distorchd/distorchd.conf", "[memory]\nram = 1B\n");
+	given_file("/home/.config/distorchd/distorchd.conf.d/x.conf", "[memory]\nreserve = 2B\n");
 	request.environment = environment;
 	request.is_user = true;
 	config = expect_loads(&request);
@@ -992,7 +999,7 @@ static void what_is_no_configuration_is_refused_with_its_line(void **state)
 	(void)state;
 	expect_bad_file("ram = 1G\n", ":1: a key before the first [section]");
 	expect_bad_file("[memory]\nram\n", ":2: neither [section] nor key = value");
-	expect_bad_file("[memory\nram = 1\n", ":1: ']' is missing");
+	expect_bad_file("[memory\nram = 1B\n", ":1: ']' is missing");
 	expect_bad_file("[", ":1: ']' is missing");
 	expect_bad_file("[]", ":1: there is no section []");
 	expect_bad_file("[memory]\n = 1G\n", ":2: [memory] has no key \"\"");

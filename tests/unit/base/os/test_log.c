@@ -282,9 +282,10 @@ static void auto_is_text_unless_standard_error_is_the_journal(void **state)
 static void each_event_kind_has_an_id_of_its_own(void **state)
 {
 	static const char *const events[] = {
-		"load.begun", "load.done",   "load.failed", "load.cancelled", "evicted",
-		"unloaded",   "refused",     "pinned",      "unpinned",       "kept",
-		"unkept",     "quarantined", "stale",       "held",           "freed",
+		"load.begun", "load.done",    "load.failed",     "load.cancelled", "evicted",
+		"unloaded",   "refused",      "pinned",          "unpinned",       "kept",
+		"unkept",     "quarantined",  "stale",           "held",           "freed",
+		"placed",     "place.failed", "place.cancelled",
 	};
 
 	(void)state;

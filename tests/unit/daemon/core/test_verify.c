@@ -157,6 +157,35 @@ static void what_is_unloaded_while_it_is_verified_is_cancelled(void **state)
 	scene_free(scene);
 }
 
+static void what_is_left_of_a_model_is_verified(void **state)
+{
+	const struct core_config config = placed_config();
+	const struct scene_load plain = {0};
+	struct scene *scene = scene_new(&config);
+	uint64_t client = scene_open(scene, 1000);
+	struct core_segment_view views[8];
+	uint32_t request;
+
+	(void)state;
+	(void)placed_loaded(scene, client, 1, "1122", plain);
+	placed_lose(scene, 2);
+	assert_int_equal(scene_view(scene, 1).state, CORE_MODEL_PARTIAL);
+	request = verify(scene, client);
+	assert_int_equal(scene_count(scene, ACT_VERIFY), 2);
+	assert_int_equal(take_views(scene, views), 2);
+	tell(scene, views, 1, true);
+	assert_null(scene_reply(scene, client, request));
+	tell(scene, &views[1], 1, true);
+	scene_expect(scene, client, request, 0);
+	request = verify(scene, client);
+	tell(scene, &views[1], 1, false);
+	scene_expect(scene, client, request, WIRE_BAD_FILE);
+	assert_non_null(scene_note(scene, CORE_NOTE_QUARANTINED));
+	request = verify(scene, client); /* it is being loaded again */
+	scene_expect(scene, client, request, WIRE_NOT_RESIDENT);
+	scene_free(scene);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -165,6 +194,7 @@ int main(void)
 		cmocka_unit_test(a_copy_that_a_move_made_badly_is_told),
 		cmocka_unit_test(a_comparison_that_is_cut_off_begins_again),
 		cmocka_unit_test(what_is_unloaded_while_it_is_verified_is_cancelled),
+		cmocka_unit_test(what_is_left_of_a_model_is_verified),
 	};
 
 	return cmocka_run_group_tests_name("daemon/core/verify", tests, NULL, NULL);
