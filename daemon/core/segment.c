@@ -111,6 +111,21 @@ void segment_answer_verifiers(struct core *core, const struct model *model, int 
 	}
 }
 
+/* Is another copy of what is published being verified? The next one is looked at first. */
+static bool is_other_verified(const struct segment *segment)
+{
+	const struct model *model = segment->model;
+
+	LIST_FOR_EACH (link, &segment->by_model) {
+		const struct segment *other = OF(link, struct segment, by_model);
+
+		if (link != &model->segments && other->is_verifying && segment_is_current(other)) {
+			return true;
+		}
+	}
+	return false;
+}
+
 void segment_drop(struct core *core, struct segment *segment, enum core_why why)
 {
 	const bool is_current = segment_is_current(segment);
@@ -121,7 +136,8 @@ void segment_drop(struct core *core, struct segment *segment, enum core_why why)
 	segment_end(segment);
 	if (segment->is_verifying) {
 		segment->is_verifying = false; /* its result says nothing any more */
-		if (is_current) {              /* else they wait for what was published since */
+		/* Else they wait for what was published since, or for what is there beside it. */
+		if (is_current && !is_other_verified(segment)) {
 			segment_answer_verifiers(core, segment->model, WIRE_CANCELLED);
 		}
 	}
@@ -446,15 +462,9 @@ void segment_on_verified(struct core *core, const struct core_event *event)
 		segment_verify(core, segment); /* what it was compared with had to go */
 		return;
 	}
-	LIST_FOR_EACH (link, &segment->by_model) { /* the next one first: it is looked at next */
-		const struct segment *other = OF(link, struct segment, by_model);
-
-		if (link != &model->segments && other->is_verifying && segment_is_current(other) &&
-		    code == 0) {
-			return; /* the answer waits for the last copy */
-		}
+	if (code != 0 || !is_other_verified(segment)) { /* the answer waits for the last copy */
+		segment_answer_verifiers(core, model, code);
 	}
-	segment_answer_verifiers(core, model, code);
 }
 
 /* Who leases the generation cannot trust what he maps of it. */

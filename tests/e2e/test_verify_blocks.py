@@ -102,7 +102,7 @@ def test_an_image_that_has_to_go_ends_what_is_compared_with_it(start_shared, mak
         daemon.tell("clear")
         assert other.wait(loading)[0] is None
         check, = raw.wait(number)[1]["checks"]
-        assert check["ok"], "compared with the file then"
+        assert check["ok"], check["text"]  # compared with the file then
         wait_until(lambda: n_images(daemon) == 0, 10.0 * slowness(), "the image's end")
         other.call("unload", {"select": {"all": True}})
 
