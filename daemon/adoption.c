@@ -195,14 +195,15 @@ static void open_old_ledger(struct persist *persist)
 
 /* ---- models ---- */
 
-/* "hdr.ID.GENERATION" */
+/* "hdr.ID.GENERATION", of several files "hdr.ID.GENERATION.DEV.INO" */
 static bool read_name(const char *name, struct park *ret)
 {
 	const char *digits = "0123456789abcdef";
 	const char *text = name + 4;
+	char again[NOTIFY_NAME_SIZE];
+	char *end;
 
-	if (strncmp(name, "hdr.", 4) != 0 || strspn(text, digits) != 32 || text[32] != '.' ||
-	    strspn(text + 33, digits) != strlen(text + 33) || text[33] == '\0') {
+	if (strncmp(name, "hdr.", 4) != 0 || strspn(text, digits) != 32 || text[32] != '.') {
 		return false;
 	}
 	for (size_t i = 0; i < 16; i++) {
@@ -211,9 +212,13 @@ static bool read_name(const char *name, struct park *ret)
 
 		ret->uuid[i] = (uint8_t)(high << 4 | low);
 	}
-	ret->generation = strtoull(text + 33, NULL, 10);
+	ret->generation = strtoull(text + 33, &end, 10);
+	ret->is_sharded = *end == '.';
+	ret->index_dev = *end == '.' ? strtoull(end + 1, &end, 16) : 0;
+	ret->index_ino = *end == '.' ? strtoull(end + 1, &end, 16) : 0;
+	ret->has_index = ret->index_dev != 0 || ret->index_ino != 0;
 	ret->is_parked = ret->is_taken = true;
-	return ret->generation != 0;
+	return ret->generation != 0 && strcmp(persist_name(again, PART_TABLE, ret), name) == 0;
 }
 
 /* A table that is one, by its name. */
@@ -252,6 +257,7 @@ static int adopt_models(struct daemon *daemon, bool skip_suspect, uint64_t *ret_
 		struct inherited *table = &persist->inherited[i];
 
 		all[n_found].table = table;
+		all[n_found].park = (struct park){0};
 		n_found += table->fd >= 0 && read_name(table->name, &all[n_found].park) ? 1 : 0;
 	}
 	if (n_found > 0) {
@@ -316,6 +322,7 @@ int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err)
 		}
 		return 0;
 	}
+	sources_identify(persist);
 	code = adopt_models(daemon, n_failed >= SKIP_SUSPECT, ret_bytes, err);
 	if (code < 0) {
 		return code;

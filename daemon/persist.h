@@ -6,9 +6,12 @@
  * a while without: then it is shown as not surviving a restart. Loop only.
  *
  *   ledger.EPOCH   who maps what, what was said (daemon/ledger.h)     sock   the listening socket
- *   hdr.ID.GEN     the tensor table     img.ID.GEN.N   an image     src.ID.GEN   its source file
- *   of several files: src.ID.GEN.N      idx.ID.GEN     their index
+ *   hdr.ID.GEN     the tensor table     img.ID.GEN.N   an image
+ *   of several files: hdr.ID.GEN.DEV.INO, which tells the index (0.0: there is none)
  *   of what lies on other devices too, instead of images: plc.ID.GEN  how (daemon/placed_record.h)
+ *   src.DEV.INO, or .w behind it when it may be written: a source file, once, however many
+ *   generations have it (the table tells which)     idx.DEV.INO   likewise an index
+ * Names of before, src.ID.GEN.N and idx.ID.GEN, are taken over as they are.
  */
 #ifndef DAEMON_PERSIST_H
 #define DAEMON_PERSIST_H
