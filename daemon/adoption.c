@@ -293,6 +293,19 @@ static void watch_adopted(struct daemon *daemon)
 	}
 }
 
+/* How many models they would have been. */
+static uint32_t count_tables(const struct persist *persist)
+{
+	struct park park;
+	uint32_t n_tables = 0;
+
+	for (uint32_t i = 0; i < persist->n_inherited; i++) {
+		park = (struct park){0};
+		n_tables += read_name(persist->inherited[i].name, &park) ? 1 : 0;
+	}
+	return n_tables;
+}
+
 int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err)
 {
 	struct persist *persist = daemon->persist;
@@ -319,6 +332,10 @@ int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err)
 		if (n_failed >= SKIP_ALL) {
 			log_warning("%u starts ended before they were ready: starting empty",
 				    n_failed);
+		} else if (count_tables(persist) > 0) {
+			log_notice("%u models of before the restart are given up: nothing is kept "
+				   "over restarts",
+				   count_tables(persist));
 		}
 		return 0;
 	}

@@ -600,6 +600,7 @@ void persist_begin(struct daemon *daemon)
 	struct persist *persist = daemon->persist;
 
 	if (persist->max_fds == 0 || persist->ledger == NULL) {
+		inherited_give_back(persist); /* nobody would count it, for ever */
 		return;
 	}
 	last_good_keep(daemon);

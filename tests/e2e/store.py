@@ -20,6 +20,8 @@ from conftest import Daemon, _die_with_parent
 LAUNCHER = """
 import fcntl, os, sys
 fds = [int(fd) for fd in sys.argv[1].split(",")]
+for fd in fds:
+    os.set_inheritable(fd, False)
 fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
 for number, fd in enumerate(fds):
     os.dup2(fd, 3 + number)

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import BUILD, close_all, need_hooks, opened, slowness, wait_until
+from conftest import BUILD, close_all, list_fds, need_hooks, opened, slowness, wait_until
 from sharded import Sharded
 from store import StoredDaemon, source_in
 
@@ -543,6 +543,27 @@ def test_a_full_store_is_said_and_serves(start_daemon, make_model):
     daemon.die()
     daemon.start()
     assert [model["name"] for model in daemon.models()] == ["m0.safetensors"]
+
+
+@pytest.mark.parametrize("how", ["setting", "environment"])
+def test_what_is_kept_no_more_is_given_back(start_daemon, make_model, how):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=StoredDaemon)
+    with daemon.raw() as raw:
+        raw.load(make_model())
+    daemon.die()
+    if how == "setting":
+        daemon.settings += ["restart.keep=no"]
+    else:
+        daemon.environment["FDSTORE"] = "0"
+    daemon.start()
+    assert daemon.models() == [] and not daemon.status()["survives_restart"]
+    assert "1 models of before the restart are given up" in daemon.log()
+    wait_until(lambda: [name for name, _fd in daemon.kept] == ["sock"], 10 * slowness(),
+               "the rest to go")
+    assert not any("memfd:" in link for link in list_fds(daemon.pid)), "nor does it hold any"
+    daemon.die()
+    daemon.start()  # by the socket that was kept
+    assert daemon.models() == []
 
 
 @pytest.mark.fault("S05")
