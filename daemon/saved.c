@@ -227,6 +227,7 @@ void saved_start(struct daemon *daemon, bool has_ledger)
 	struct core_model_view model;
 	uint32_t cursor = 0;
 
+	saved_set_bad_aside(saved);
 	if (saved->notice[0] != '\0') {
 		log_warning("%s", saved->notice);
 	}

@@ -327,9 +327,6 @@ GOOD = b'{"version": 1, "saved_s": 1, "settings": {%s}, "warm": [%s], "wishes": 
     (write(b""), "empty"), (write(b"\0" * 100), "byte 0"), (write(GOOD[:40]), "middle"),
     (write(b'{"version": 2, "saved_s": 1}'), "version 2"), (make_large, "1073741824 bytes"),
     (os.mkfifo, "not a regular file"), (os.mkdir, "not a regular file"),
-    (write(GOOD % (b'"memory.rma": "1G"', b"")), 'no key "rma"'),
-    (write(GOOD % (b'"memory.ram": "many"', b"")), "memory.ram"),
-    (write(GOOD % (b"", b'"a\\nb"')), "control byte"),
     (write(b"[" * 100000), "byte")])
 def test_a_file_that_is_none_is_set_aside(cold, make_model, make, part):
     cold.stop()
@@ -344,6 +341,64 @@ def test_a_file_that_is_none_is_set_aside(cold, make_model, make, part):
     load(cold, path)
     assert stays(cold, path) == (True, False)
     assert cold.log().count("is of no use") == 1
+
+
+@pytest.mark.fault("X04")
+@pytest.mark.parametrize("settings, paths, part", [
+    (b'"memory.rma": "1G", ', b"", 'no key "rma"'),
+    (b'"memory.ram": "many", "memory.rma": "1G", ', b"", "memory.ram"),
+    (b"", b'"a\\nb", ', "control byte")])
+def test_a_line_that_cannot_be_set_is_left_out_by_itself(cold, make_model, settings, paths, part):
+    path = make_model()
+    load(cold, path, policy={"pin": True})
+    wait_for_wishes(cold, 1)
+    cold.stop()
+    text = json.dumps({**saved(cold), "settings": {"memory.lock": "off"},
+                       "warm": [str(path)]}).encode()
+    text = text.replace(b'"settings": {', b'"settings": {' + settings)
+    state_file(cold).write_bytes(text.replace(b'"warm": [', b'"warm": [' + paths))
+    cold.start()
+    assert part in cold.log() and "is left out" in cold.log(), cold.log()
+    wait_until(lambda: [model["pinned"] for model in cold.models()] == [True], 10 * slowness(),
+               "the rest of it: " + cold.log())
+    with cold.raw() as raw:
+        rows = raw.call("config")["settings"]
+        assert [row["source"] for row in rows if row["key"] == "memory.lock"] == \
+            [str(state_file(cold))]
+    assert os.listdir(cold.state) == ["state.json"]
+
+
+@pytest.mark.fault("X04")
+def test_a_start_that_fails_leaves_a_file_of_no_use_where_it_is(cold):
+    cold.stop()
+    state_file(cold).write_bytes(GOOD[:40])
+    good = list(cold.settings)
+    cold.settings += ["memory.rma=1G"]
+    with pytest.raises((AssertionError, OSError)):
+        cold.start()
+    assert os.listdir(cold.state) == ["state.json"]
+    cold.settings[:] = good
+    cold.start()
+    assert "is of no use" in cold.log()
+    assert os.listdir(cold.state) == ["state.json.bad"]
+
+
+@pytest.mark.fault("X04")
+def test_a_file_that_cannot_be_opened_is_not_written_over(cold, make_model):
+    path = make_model()
+    load(cold, path, policy={"pin": True})
+    wait_for_wishes(cold, 1)
+    cold.stop()
+    good = state_file(cold).rename(cold.state / "good.json")
+    state_file(cold).symlink_to(state_file(cold).name)
+    cold.start()
+    assert "it cannot be opened" in cold.log() and "nothing is saved over it" in cold.log()
+    load(cold, path, policy={"pin": True})
+    cold.stop()
+    assert sorted(os.listdir(cold.state)) == ["good.json", "state.json"]
+    good.replace(state_file(cold))
+    cold.start()
+    assert load(cold, path) and stays(cold, path) == (True, False)
 
 
 @pytest.mark.fault("X04")
