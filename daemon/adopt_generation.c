@@ -11,6 +11,7 @@
 #include "base/os/sys.h"
 #include "base/require.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -202,12 +203,24 @@ static const char *split_name(char *name, bool is_sharded)
 	return slash + 1;
 }
 
+/* By a descriptor of our own. */
+static int take_file(const struct inherited *inherited, struct file **ret, struct err *err)
+{
+	int fd = sys_fcntl_dup(inherited->fd);
+
+	if (fd < 0) {
+		return err_set_sys(err, WIRE_NO_MEMORY, errno, "%s cannot be taken over: %s",
+				   inherited->name, strerror(errno));
+	}
+	return file_new(fd, -1, ret, err);
+}
+
 static int take_source(const struct found *found, uint32_t shard, struct file **ret,
 		       struct err *err)
 {
 	char name[1024];
 	const char *file_name;
-	int code = file_new(sys_fcntl_dup(found->copies[shard].source->fd), -1, ret, err);
+	int code = take_file(found->copies[shard].source, ret, err);
 
 	if (code < 0 || !found->park.is_sharded) {
 		return code;
@@ -225,7 +238,7 @@ static int take_index(const struct found *found, struct file **ret, struct err *
 {
 	const char *path;
 	const char *slash;
-	int code = file_new(sys_fcntl_dup(found->index->fd), -1, ret, err);
+	int code = take_file(found->index, ret, err);
 
 	if (code < 0) {
 		return code;
@@ -671,7 +684,7 @@ int generation_adopt(struct daemon *daemon, struct inherited *table, const struc
 		daemon->metrics.n_adopted++;
 		keep_found(daemon->persist, &found, bytes);
 		testing_point("adopted");
-	} else if (code != -WIRE_NO_MEMORY) {
+	} else if (code != -WIRE_NO_MEMORY && !is_out_of_fds(err)) {
 		if (found.has_files) {
 			leave_files(daemon->persist, &found);
 		}

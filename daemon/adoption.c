@@ -170,7 +170,7 @@ struct inherited *inherited_find(struct persist *persist, const char *name)
 /* ---- the ledger ---- */
 
 /* Of several (a life that ended between two messages), the youngest. */
-static void open_old_ledger(struct persist *persist)
+static int open_old_ledger(struct persist *persist, struct err *ret_err)
 {
 	for (uint32_t i = 0; i < persist->n_inherited; i++) {
 		struct inherited *inherited = &persist->inherited[i];
@@ -181,6 +181,10 @@ static void open_old_ledger(struct persist *persist)
 			continue;
 		}
 		if (ledger_open(inherited->fd, &ledger, &err) < 0) {
+			if (persist->max_fds > 0 && is_out_of_fds(&err)) {
+				*ret_err = err;
+				return err_wrap(ret_err, "%s", inherited->name);
+			}
 			log_warning("%s is of no use: %s", inherited->name, err.text);
 		} else if (persist->old_ledger == NULL ||
 			   ledger_life(ledger) > ledger_life(persist->old_ledger)) {
@@ -191,6 +195,7 @@ static void open_old_ledger(struct persist *persist)
 		}
 	}
 	persist->life = persist->old_ledger == NULL ? 1 : ledger_life(persist->old_ledger) + 1;
+	return 0;
 }
 
 /* ---- models ---- */
@@ -319,23 +324,32 @@ int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err)
 
 	*ret_bytes = 0;
 
-	open_old_ledger(persist);
+	code = open_old_ledger(persist, err);
+	if (code < 0) {
+		return code;
+	}
 	if (persist->max_fds > 0 &&
 	    ledger_new(persist->life, &room, &persist->ledger, &ledger_err) < 0) {
+		if (count_tables(persist) > 0) { /* the next start may have what it takes */
+			*err = ledger_err;
+			return -err->code;
+		}
 		log_warning("nothing survives a restart: %s", ledger_err.text);
 		persist->max_fds = 0;
 	}
 	if (persist->old_ledger != NULL && persist->max_fds > 0) {
 		n_failed = ledger_count_start(persist->old_ledger);
+		persist->is_counted = true;
 	}
 	if (persist->max_fds == 0 || n_failed >= SKIP_ALL) {
 		if (n_failed >= SKIP_ALL) {
 			log_warning("%u starts ended before they were ready: starting empty",
 				    n_failed);
 		} else if (count_tables(persist) > 0) {
-			log_notice("%u models of before the restart are given up: nothing is kept "
-				   "over restarts",
-				   count_tables(persist));
+			log_notice("%u models of before the restart are %s", count_tables(persist),
+				   notify_is_heard(persist->notify)
+					   ? "given up: nothing is kept over restarts"
+					   : "left alone: who keeps them does not answer");
 		}
 		return 0;
 	}

@@ -584,6 +584,13 @@ bool persist_has_old_ledger(const struct persist *persist)
 	return persist->old_ledger != NULL;
 }
 
+void persist_start_failed(struct persist *persist)
+{
+	if (persist != NULL && persist->is_counted && persist->old_ledger != NULL) {
+		ledger_uncount_start(persist->old_ledger);
+	}
+}
+
 static void on_begun(void *context, bool is_taken)
 {
 	struct persist *persist = context;

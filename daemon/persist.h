@@ -42,6 +42,8 @@ uint32_t persist_n_fds(struct persist *persist);
 int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err);
 /* Is it known from the earlier life what was said? Between adoption and persist_begin. */
 bool persist_has_old_ledger(const struct persist *persist);
+/* The start fails in order, which is no fault of what it takes over. NULL is fine. */
+void persist_start_failed(struct persist *persist);
 /* The ledger stands; blocks until it is parked, a few seconds at most. */
 void persist_begin(struct daemon *daemon);
 /* The socket listens: park it, and tell that the daemon is ready. */

@@ -3,8 +3,10 @@
 #ifndef DAEMON_PERSIST_INSIDE_H
 #define DAEMON_PERSIST_INSIDE_H
 
+#include "base/err.h"
 #include "base/list.h"
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -52,6 +54,7 @@ struct persist {
 	uint64_t life;                   /* counts the daemons since the first */
 	bool has_listener;               /* it was handed to us */
 	char listener[NOTIFY_NAME_SIZE]; /* under which it is parked; empty: it is not */
+	bool is_counted;                 /* this start, in the old ledger */
 	bool has_begun;
 	bool is_ready; /* it serves */
 };
@@ -98,6 +101,12 @@ bool placed_describe_park(const struct daemon *daemon, const struct job_info *jo
 /* By the names of 'job->park'. False: not all of it was taken in. */
 bool placed_store(struct daemon *daemon, const struct job_info *job);
 
+/* There may be some at the next start. */
+static inline bool is_out_of_fds(const struct err *err)
+{
+	return err->sys == EMFILE || err->sys == ENFILE;
+}
+
 /* adoption.c */
 /* What LISTEN_FDS says, if it is for us. */
 int inherited_take(struct persist *persist, struct err *err);
@@ -109,8 +118,8 @@ void adoption_take_ledger(struct daemon *daemon);
 void inherited_give_back(struct persist *persist);
 
 /* adopt_generation.c */
-/* What belongs to a table, if it can be trusted; '*bytes' grows by its images'. Without memory the
- * start fails, and the next one gets it all; what is bad is given up with a warning. */
+/* What belongs to a table, if it can be trusted; '*bytes' grows by its images'. Without memory or
+ * descriptors the start fails, and the next one gets it all; what is bad is given up with a warning. */
 int generation_adopt(struct daemon *daemon, struct inherited *table, const struct park *park,
 		     uint64_t *bytes, struct err *err);
 
