@@ -449,6 +449,20 @@ def test_a_full_folder_leaves_the_old_file_and_is_told_once(start_daemon, make_m
     assert os.listdir(daemon.state) == ["state.json"]
 
 
+@pytest.mark.fault("X02")
+def test_what_stands_in_the_file_is_not_refused(start_daemon):
+    """The folder cannot be synced: the second of the two calls."""
+    daemon = start_daemon(*SETTINGS, environment={"DISTORCHD_TEST_SAVE_MS": "600000"})
+    daemon.tell("fault fsync:2:EIO")
+    with daemon.raw() as raw:
+        raw.call("config.set", {"key": "log.level", "value": "debug"})
+    assert saved(daemon)["settings"] == {"log.level": "debug"}
+    assert "a loss of power may undo it" in daemon.log(), daemon.log()
+    with daemon.raw() as raw:
+        raw.call("config.set", {"key": "log.level", "value": "info"})
+    assert "is saved again" in daemon.log()
+
+
 @needs_root
 @pytest.mark.fault("X02")
 def test_a_disk_that_is_really_full(start_daemon, make_model, tmp_path):
