@@ -20,6 +20,8 @@
 #include "daemon/daemon.h"
 #include "daemon/saved_inside.h"
 
+#define CLOCK_IS_SET_S 1577836800U /* 2020; machines without a battery begin in 1970 */
+
 #define NO_FOLDER "there is no folder to save it in; name one: --state-dir DIR"
 
 /* With the folders above it; each is this user's alone. */
@@ -125,10 +127,12 @@ void saved_let_pass(struct state_wish *wish, uint64_t passed_s)
 	wish->keep = wish->keep && wish->keep_left_s > 0;
 }
 
-/* Since it was written. A clock that went back takes nothing and gives nothing. */
+/* Since it was written. A clock that went back takes nothing and gives nothing, nor does one that had
+ * not been set when it was written. */
 static void let_all_pass(struct state *state, uint64_t now_s)
 {
-	uint64_t passed_s = now_s > state->saved_s ? now_s - state->saved_s : 0;
+	const bool is_known = state->saved_s >= CLOCK_IS_SET_S && now_s > state->saved_s;
+	const uint64_t passed_s = is_known ? now_s - state->saved_s : 0;
 
 	for (uint32_t i = state->n_wishes; i > 0; i--) {
 		saved_let_pass(&state->wishes[i - 1], passed_s);

@@ -132,6 +132,13 @@ def test_a_pin_for_a_time_has_what_is_left_of_it(cold, make_model):
     with cold.raw() as raw:
         assert raw.call("show", {"model": paths[0].name})["wishes"][0]["pin_left_ms"] \
             <= left + 1000  # whole seconds
+    cold.stop()
+    state = saved(cold)
+    state["saved_s"] = 100  # nor does one that was not set yet
+    state_file(cold).write_text(json.dumps(state))
+    cold.start()
+    load(cold, paths[0])
+    assert stays(cold, paths[0])[0]
 
 
 def test_what_is_said_now_is_not_said_over(cold, make_model):
