@@ -484,6 +484,17 @@ static uint64_t take_number(const char *name)
 	return number;
 }
 
+/* systemd says it from 254 on; before that its unit does, by a name that overrides nothing. */
+static uint32_t take_store_size(void)
+{
+	const bool is_said = getenv("FDSTORE") != NULL;
+	const uint64_t said = take_number("FDSTORE");
+	const uint64_t usual = take_number("FDSTORE_DEFAULT");
+	const uint64_t size = is_said ? said : usual;
+
+	return size > UINT32_MAX ? UINT32_MAX : (uint32_t)size;
+}
+
 static void on_watchdog(uv_timer_t *timer)
 {
 	struct persist *persist = timer->data;
@@ -519,7 +530,7 @@ int persist_new(struct daemon *daemon, struct err *err)
 		return -err->code;
 	}
 	(void)unsetenv("NOTIFY_SOCKET");
-	persist->max_fds = (uint32_t)take_number("FDSTORE");
+	persist->max_fds = take_store_size();
 	if (!keeps || !notify_is_heard(persist->notify)) {
 		persist->max_fds = 0;
 	}

@@ -25,7 +25,8 @@ struct extent;
 struct park;
 struct persist;
 
-/* Reads and removes NOTIFY_SOCKET, FDSTORE, WATCHDOG_USEC and LISTEN_* of the environment. */
+/* Reads and removes NOTIFY_SOCKET, FDSTORE, FDSTORE_DEFAULT, WATCHDOG_USEC and LISTEN_* of the
+ * environment. */
 int persist_new(struct daemon *daemon, struct err *err);
 struct persist *persist_free(struct persist *persist); /* NULL is fine; returns NULL */
 

@@ -566,6 +566,23 @@ def test_what_is_kept_no_more_is_given_back(start_daemon, make_model, how):
     assert daemon.models() == []
 
 
+@pytest.mark.fault("S04")
+@pytest.mark.parametrize("environment, size", [
+    ({"FDSTORE": "6", "FDSTORE_DEFAULT": "100"}, 6), ({"FDSTORE_DEFAULT": "7"}, 7),
+    ({"FDSTORE": "0", "FDSTORE_DEFAULT": "100"}, 0)])
+def test_what_the_manager_says_of_its_store_counts(start_daemon, environment, size):
+    class Managed(StoredDaemon):
+        def spawn(self, command, told, log):
+            told = {key: value for key, value in told.items() if key in environment or
+                    key != "FDSTORE"}
+            return super().spawn(command, told, log)
+
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=Managed,
+                          environment=environment)
+    with daemon.raw() as raw:
+        assert raw.call("store")["max_descriptors"] == size
+
+
 @pytest.mark.fault("S05")
 @pytest.mark.parametrize("address", ["@nobody-listens-here", "/nonexistent/notify", "x", "",
                                      "/" + "a" * 200])

@@ -179,6 +179,7 @@ def test_a_connect_starts_it_a_kill_costs_nothing_and_a_stop_gives_all_back(own,
     assert own.get("NFileDescriptorStore") == "4", "the ledger, a table, an image, a source"
     with own.raw() as raw:
         assert raw.call("status")["survives_restart"]
+        assert str(raw.call("store")["max_descriptors"]) == own.get("FileDescriptorStoreMax")
     os.kill(own.pid(), signal.SIGKILL)
     assert source_of(own, path) == "store" and own.get("NRestarts") == "1"
     own.ctl("restart", "distorchd.service")
