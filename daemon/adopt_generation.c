@@ -11,6 +11,7 @@
 #include "base/os/sys.h"
 #include "base/require.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +43,7 @@ struct found {
 	struct inherited *table;
 	struct inherited *index;   /* of several files; NULL: it came without one */
 	struct inherited *placed;  /* how it lay on other devices too; NULL: it lay in images */
+	bool has_files;            /* they are taken over for it */
 	struct found_copy *copies; /* one a shard of the table; owner: found */
 	struct park park;
 	struct core_file_key key;
@@ -76,7 +78,6 @@ static int check_copy(const struct found *found, uint32_t shard, struct err *err
 	const bool is_file = found->park.is_file;
 	const bool is_image = !is_file && found->placed == NULL;
 	struct stat image;
-	struct stat source;
 
 	if ((is_image && row->n_sums != hash_count_sums(row->image_size)) ||
 	    (is_file && (row->n_sums != 0 || row->image_size != row->size))) {
@@ -86,10 +87,6 @@ static int check_copy(const struct found *found, uint32_t shard, struct err *err
 	if (is_image && (sys_fstat(found->copies[shard].image->fd, &image) < 0 ||
 			 image.st_ino != row->image_ino)) {
 		return err_set(err, WIRE_BAD_FILE, "its image %u is another one", shard);
-	}
-	if (sys_fstat(found->copies[shard].source->fd, &source) < 0 || source.st_dev != row->dev ||
-	    source.st_ino != row->ino) {
-		return err_set(err, WIRE_BAD_FILE, "its source %u is another file", shard);
 	}
 	return 0;
 }
@@ -125,13 +122,14 @@ static int check_table(const struct found *found, struct err *err)
 static int find_copies(struct persist *persist, struct found *found, struct err *err)
 {
 	const uint32_t n_shards = found->view.header->n_shards;
-	struct park park = found->park;
+	struct park *park = &found->park;
 	char name[NOTIFY_NAME_SIZE];
+	int code = 0;
 
 	/* Without sums there never was an image (proto/schema.toml). */
-	found->placed = inherited_find(persist, persist_name(name, PART_PLACED, &park));
-	park.is_file = found->view.header->n_sums == 0 && found->placed == NULL;
-	park.n_files = found->placed == NULL ? 0 : n_shards;
+	found->placed = inherited_find(persist, persist_name(name, PART_PLACED, park));
+	park->is_file = found->view.header->n_sums == 0 && found->placed == NULL;
+	park->n_files = found->placed == NULL ? 0 : n_shards;
 	if (n_shards == 0 || n_shards > MODEL_MAX_FILES) {
 		return err_set(err, WIRE_UNSUPPORTED, "its table has %u shards", n_shards);
 	}
@@ -139,30 +137,56 @@ static int find_copies(struct persist *persist, struct found *found, struct err 
 	if (found->copies == NULL) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory for its %u images", n_shards);
 	}
-	/* The source of a single file has no number. */
-	park.is_sharded = n_shards > 1 ||
-			  inherited_find(persist, persist_name(name, PART_SOURCE, &park)) == NULL;
-	found->index = !park.is_sharded
-			       ? NULL
-			       : inherited_find(persist, persist_name(name, PART_INDEX, &park));
-	park.has_index = found->index != NULL;
-	if (n_shards > 1 && !park.has_index && found->view.header->format != FORMAT_GGUF) {
-		return err_set(err, WIRE_BAD_FILE, "its index is missing"); /* see join.h */
+	found->index = source_find_index(persist, park, n_shards);
+	if (park->has_index ? found->index == NULL
+			    : n_shards > 1 && found->view.header->format != FORMAT_GGUF) {
+		code = err_set(err, WIRE_BAD_FILE, "its index is missing"); /* see join.h */
 	}
-	found->park = park;
-	for (uint32_t i = 0; i < n_shards; i++) {
+	for (uint32_t i = 0; code == 0 && i < n_shards; i++) {
+		const struct table_shard *row = &found->view.shards[i];
 		struct found_copy *copy = &found->copies[i];
+		struct park one = *park;
 
-		park.index = i;
-		copy->image = inherited_find(persist, persist_name(name, PART_IMAGE, &park));
-		copy->source = inherited_find(persist, persist_name(name, PART_SOURCE, &park));
+		one.index = i;
+		copy->image = inherited_find(persist, persist_name(name, PART_IMAGE, &one));
+		copy->source = source_find(persist, row->dev, row->ino);
 		if (copy->source == NULL ||
-		    (copy->image == NULL && !park.is_file && found->placed == NULL)) {
-			return err_set(err, WIRE_BAD_FILE, "its %s is missing",
-				       copy->source == NULL ? "source" : "image");
+		    (copy->image == NULL && !park->is_file && found->placed == NULL)) {
+			code = err_set(err, WIRE_BAD_FILE, "its %s %u is missing",
+				       copy->source == NULL ? "source" : "image", i);
 		}
 	}
-	return 0;
+	return code;
+}
+
+/* Before the core has it: what it ends at that may have the same ones. */
+static int take_files_over(struct persist *persist, struct found *found, struct err *err)
+{
+	struct park park = found->park;
+	bool is_good;
+
+	if (source_is_parked(persist, &park)) {
+		return err_set(err, WIRE_BAD_FILE, "there is one of it already");
+	}
+	found->has_files = true;
+	is_good = found->index == NULL ||
+		  source_take_over(persist, &park, PART_INDEX, found->index);
+	for (; is_good && park.index < found->view.header->n_shards; park.index++) {
+		is_good = source_take_over(persist, &park, PART_SOURCE,
+					   found->copies[park.index].source);
+	}
+	return is_good ? 0 : err_set(err, WIRE_NO_MEMORY, "no memory to keep its files");
+}
+
+/* It is given up. */
+static void leave_files(struct persist *persist, const struct found *found)
+{
+	struct park park = found->park;
+
+	source_unpark(persist, &park, PART_INDEX);
+	for (; park.index < found->view.header->n_shards; park.index++) {
+		source_unpark(persist, &park, PART_SOURCE);
+	}
 }
 
 /* ---- its source ---- */
@@ -179,12 +203,24 @@ static const char *split_name(char *name, bool is_sharded)
 	return slash + 1;
 }
 
+/* By a descriptor of our own. */
+static int take_file(const struct inherited *inherited, struct file **ret, struct err *err)
+{
+	int fd = sys_fcntl_dup(inherited->fd);
+
+	if (fd < 0) {
+		return err_set_sys(err, WIRE_NO_MEMORY, errno, "%s cannot be taken over: %s",
+				   inherited->name, strerror(errno));
+	}
+	return file_new(fd, -1, ret, err);
+}
+
 static int take_source(const struct found *found, uint32_t shard, struct file **ret,
 		       struct err *err)
 {
 	char name[1024];
 	const char *file_name;
-	int code = file_new(sys_fcntl_dup(found->copies[shard].source->fd), -1, ret, err);
+	int code = take_file(found->copies[shard].source, ret, err);
 
 	if (code < 0 || !found->park.is_sharded) {
 		return code;
@@ -202,7 +238,7 @@ static int take_index(const struct found *found, struct file **ret, struct err *
 {
 	const char *path;
 	const char *slash;
-	int code = file_new(sys_fcntl_dup(found->index->fd), -1, ret, err);
+	int code = take_file(found->index, ret, err);
 
 	if (code < 0) {
 		return code;
@@ -605,6 +641,9 @@ static int adopt_one(struct daemon *daemon, struct found *found, struct err *err
 	if (code == 0) {
 		code = take_sources(found, &file, err);
 	}
+	if (code == 0) {
+		code = take_files_over(daemon->persist, found, err);
+	}
 	if (code == 0 && found->placed != NULL) {
 		code = adopt_placed(daemon, found, file, err);
 	} else if (code == 0) {
@@ -614,22 +653,16 @@ static int adopt_one(struct daemon *daemon, struct found *found, struct err *err
 	return code;
 }
 
-/* From now on it is parked by us. */
+/* From now on it is parked by us, as its files are. */
 static void keep_found(struct persist *persist, const struct found *found, uint64_t *bytes)
 {
 	found->table->is_kept = true;
 	persist->n_fds++;
-	if (found->index != NULL) {
-		found->index->is_kept = true;
-		persist->n_fds++;
-	}
 	if (found->placed != NULL) {
 		found->placed->is_kept = true;
 		persist->n_fds++;
 	}
 	for (uint32_t i = 0; i < found->view.header->n_shards; i++) {
-		found->copies[i].source->is_kept = true;
-		persist->n_fds++;
 		if (!found->park.is_file && found->placed == NULL) {
 			found->copies[i].image->is_kept = true;
 			persist->n_fds++;
@@ -651,7 +684,10 @@ int generation_adopt(struct daemon *daemon, struct inherited *table, const struc
 		daemon->metrics.n_adopted++;
 		keep_found(daemon->persist, &found, bytes);
 		testing_point("adopted");
-	} else if (code != -WIRE_NO_MEMORY) {
+	} else if (code != -WIRE_NO_MEMORY && !is_out_of_fds(err)) {
+		if (found.has_files) {
+			leave_files(daemon->persist, &found);
+		}
 		daemon->metrics.n_given_up++;
 		log_warning("%s is given up: %s", table->name, err->text);
 		code = 0;

@@ -170,7 +170,7 @@ struct inherited *inherited_find(struct persist *persist, const char *name)
 /* ---- the ledger ---- */
 
 /* Of several (a life that ended between two messages), the youngest. */
-static void open_old_ledger(struct persist *persist)
+static int open_old_ledger(struct persist *persist, struct err *ret_err)
 {
 	for (uint32_t i = 0; i < persist->n_inherited; i++) {
 		struct inherited *inherited = &persist->inherited[i];
@@ -181,6 +181,10 @@ static void open_old_ledger(struct persist *persist)
 			continue;
 		}
 		if (ledger_open(inherited->fd, &ledger, &err) < 0) {
+			if (persist->max_fds > 0 && is_out_of_fds(&err)) {
+				*ret_err = err;
+				return err_wrap(ret_err, "%s", inherited->name);
+			}
 			log_warning("%s is of no use: %s", inherited->name, err.text);
 		} else if (persist->old_ledger == NULL ||
 			   ledger_life(ledger) > ledger_life(persist->old_ledger)) {
@@ -191,18 +195,20 @@ static void open_old_ledger(struct persist *persist)
 		}
 	}
 	persist->life = persist->old_ledger == NULL ? 1 : ledger_life(persist->old_ledger) + 1;
+	return 0;
 }
 
 /* ---- models ---- */
 
-/* "hdr.ID.GENERATION" */
+/* "hdr.ID.GENERATION", of several files "hdr.ID.GENERATION.DEV.INO" */
 static bool read_name(const char *name, struct park *ret)
 {
 	const char *digits = "0123456789abcdef";
 	const char *text = name + 4;
+	char again[NOTIFY_NAME_SIZE];
+	char *end;
 
-	if (strncmp(name, "hdr.", 4) != 0 || strspn(text, digits) != 32 || text[32] != '.' ||
-	    strspn(text + 33, digits) != strlen(text + 33) || text[33] == '\0') {
+	if (strncmp(name, "hdr.", 4) != 0 || strspn(text, digits) != 32 || text[32] != '.') {
 		return false;
 	}
 	for (size_t i = 0; i < 16; i++) {
@@ -211,9 +217,13 @@ static bool read_name(const char *name, struct park *ret)
 
 		ret->uuid[i] = (uint8_t)(high << 4 | low);
 	}
-	ret->generation = strtoull(text + 33, NULL, 10);
+	ret->generation = strtoull(text + 33, &end, 10);
+	ret->is_sharded = *end == '.';
+	ret->index_dev = *end == '.' ? strtoull(end + 1, &end, 16) : 0;
+	ret->index_ino = *end == '.' ? strtoull(end + 1, &end, 16) : 0;
+	ret->has_index = ret->index_dev != 0 || ret->index_ino != 0;
 	ret->is_parked = ret->is_taken = true;
-	return ret->generation != 0;
+	return ret->generation != 0 && strcmp(persist_name(again, PART_TABLE, ret), name) == 0;
 }
 
 /* A table that is one, by its name. */
@@ -252,6 +262,7 @@ static int adopt_models(struct daemon *daemon, bool skip_suspect, uint64_t *ret_
 		struct inherited *table = &persist->inherited[i];
 
 		all[n_found].table = table;
+		all[n_found].park = (struct park){0};
 		n_found += table->fd >= 0 && read_name(table->name, &all[n_found].park) ? 1 : 0;
 	}
 	if (n_found > 0) {
@@ -287,6 +298,19 @@ static void watch_adopted(struct daemon *daemon)
 	}
 }
 
+/* How many models they would have been. */
+static uint32_t count_tables(const struct persist *persist)
+{
+	struct park park;
+	uint32_t n_tables = 0;
+
+	for (uint32_t i = 0; i < persist->n_inherited; i++) {
+		park = (struct park){0};
+		n_tables += read_name(persist->inherited[i].name, &park) ? 1 : 0;
+	}
+	return n_tables;
+}
+
 int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err)
 {
 	struct persist *persist = daemon->persist;
@@ -300,22 +324,36 @@ int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err)
 
 	*ret_bytes = 0;
 
-	open_old_ledger(persist);
+	code = open_old_ledger(persist, err);
+	if (code < 0) {
+		return code;
+	}
 	if (persist->max_fds > 0 &&
 	    ledger_new(persist->life, &room, &persist->ledger, &ledger_err) < 0) {
+		if (count_tables(persist) > 0) { /* the next start may have what it takes */
+			*err = ledger_err;
+			return -err->code;
+		}
 		log_warning("nothing survives a restart: %s", ledger_err.text);
 		persist->max_fds = 0;
 	}
 	if (persist->old_ledger != NULL && persist->max_fds > 0) {
 		n_failed = ledger_count_start(persist->old_ledger);
+		persist->is_counted = true;
 	}
 	if (persist->max_fds == 0 || n_failed >= SKIP_ALL) {
 		if (n_failed >= SKIP_ALL) {
 			log_warning("%u starts ended before they were ready: starting empty",
 				    n_failed);
+		} else if (count_tables(persist) > 0) {
+			log_notice("%u models of before the restart are %s", count_tables(persist),
+				   notify_is_heard(persist->notify)
+					   ? "given up: nothing is kept over restarts"
+					   : "left alone: who keeps them does not answer");
 		}
 		return 0;
 	}
+	sources_identify(persist);
 	code = adopt_models(daemon, n_failed >= SKIP_SUSPECT, ret_bytes, err);
 	if (code < 0) {
 		return code;

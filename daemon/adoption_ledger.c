@@ -60,6 +60,19 @@ static void warn_of_lost_lease(const struct ledger_lease *lease)
 		    lease->pid);
 }
 
+/* Its model is not back: there is nothing to hold it by. */
+static void warn_of_lost_model(const struct ledger_lease *lease)
+{
+	struct peer peer;
+
+	if (lease->bytes > 0 && peer_find((pid_t)lease->pid, lease->start_time, &peer, NULL) == 0) {
+		peer_fini(&peer);
+		log_warning("pid %u may map %llu bytes of a model that did not come back: they are "
+			    "not counted",
+			    lease->pid, (unsigned long long)lease->bytes);
+	}
+}
+
 /* The client that stands for a process of an earlier life; NULL: it is gone. */
 static struct client *find_client(struct daemon *daemon, const struct ledger_lease *lease)
 {
@@ -110,7 +123,9 @@ static void adopt_leases(struct daemon *daemon)
 		struct core_event event = {.type = EV_ADOPT_LEASE};
 
 		if (origin == NULL) {
-			if (client != NULL) {
+			if (model == NULL) {
+				warn_of_lost_model(&lease);
+			} else if (client != NULL) {
 				warn_of_lost_lease(&lease);
 			}
 			continue;

@@ -522,7 +522,13 @@ int daemon_init(struct daemon *daemon, const struct daemon_options *options, str
 	if (code == 0) {
 		code = workers_start(daemon, err);
 	}
-	return code < 0 ? code : begin_serving(daemon, options, err);
+	if (code == 0) {
+		code = begin_serving(daemon, options, err);
+	}
+	if (code < 0) {
+		persist_start_failed(daemon->persist);
+	}
+	return code;
 }
 
 /* ---- end ---- */

@@ -49,6 +49,7 @@ struct listing {
 	struct wire_parked *lines; /* owner: the caller, as of texts */
 	struct copy_texts *texts;
 	uint32_t n_lines, n_copies;
+	uint64_t walk; /* over the files, each of which is listed once */
 	uint64_t image_bytes;
 };
 
@@ -103,15 +104,20 @@ static void add_parts(const struct daemon *daemon, const struct model_info *mode
 	struct copy_texts *texts = &listing->texts[listing->n_copies++];
 	struct core_model_view view = {0};
 	struct wire_parked *line;
+	const char *name;
 
 	(void)core_model_get(daemon->core, model->id, &view);
 	for (int part = 0; part < N_PARTS; part++) {
 		if (!has_part(park, (enum part)part)) {
 			continue;
 		}
-		line = add_line(listing, kinds[part],
-				persist_name(texts->names[part], (enum part)part, park),
-				park->is_taken);
+		name = part == PART_SOURCE || part == PART_INDEX
+			       ? source_list(daemon->persist, park, (enum part)part, listing->walk)
+			       : persist_name(texts->names[part], (enum part)part, park);
+		if (name == NULL) {
+			continue; /* another generation has it too */
+		}
+		line = add_line(listing, kinds[part], name, park->is_taken);
 		line->has_model = line->has_model_name = line->has_generation = true;
 		line->model = wire_str(describe_id(model->uuid, texts->id));
 		line->model_name = wire_str(describe_name(daemon, model->id, texts->model_name));
@@ -215,6 +221,7 @@ void dispatch_store(const struct call *call)
 	if (response.survives_restart) {
 		listing.lines = lines;
 		listing.texts = texts;
+		listing.walk = ++daemon->persist->walk;
 		list_own(daemon->persist, &listing);
 		list_copies(daemon, &listing, n_copies);
 		response.descriptors = daemon->persist->n_fds;

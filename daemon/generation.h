@@ -17,9 +17,11 @@ struct park {
 	uint8_t uuid[16];
 	uint64_t generation;
 	uint32_t index;   /* which of the generation's files */
-	bool is_sharded;  /* it has several */
-	bool has_index;   /* which is parked too */
 	uint32_t n_files; /* of what lies on other devices too; 0: of a copy */
+	bool is_sharded;  /* it has several */
+	bool has_index;   /* which is parked too: that file */
+	uint64_t index_dev, index_ino;
+	bool is_named_as_before; /* its table, which does not tell the index */
 };
 
 /* One of the files of a model. */

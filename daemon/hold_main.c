@@ -16,6 +16,7 @@
 #include <argp.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -26,6 +27,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -115,6 +117,22 @@ static bool find_name(int fd, struct sockaddr_un *ret, struct stat *ret_status)
 	return lstat(ret->sun_path, ret_status) == 0 && S_ISSOCK(ret_status->st_mode);
 }
 
+/* Of one open file systemd keeps the first descriptor, under whatever name: so here. */
+static bool is_kept(const struct hold *hold, int fd)
+{
+	const pid_t self = getpid();
+
+	LIST_FOR_EACH (link, &hold->stored) {
+		/* Where the kernel does not compare them, all are kept. */
+		if (syscall(SYS_kcmp, self, self, KCMP_FILE,
+			    (unsigned long)container_of(link, struct stored, link)->fd,
+			    (unsigned long)fd) == 0) {
+			return true;
+		}
+	}
+	return false;
+}
+
 static void store(struct hold *hold, const char *name, int *fd)
 {
 	struct stored *stored = hold->n_stored >= hold->max_fds ? NULL : calloc(1, sizeof *stored);
@@ -124,6 +142,10 @@ static void store(struct hold *hold, const char *name, int *fd)
 	if (stored == NULL) {
 		say("the store is full: a descriptor is not kept");
 		return; /* the caller closes it; the daemon counts for itself */
+	}
+	if (is_kept(hold, *fd)) {
+		free(stored);
+		return;
 	}
 	stored->fd = steal_fd(fd);
 	if (strcmp(name, SOCKET_NAME) == 0 && find_name(stored->fd, &address, &status)) {

@@ -351,6 +351,11 @@ uint32_t ledger_count_start(struct ledger *ledger)
 	return ledger->header->n_failed_starts++;
 }
 
+void ledger_uncount_start(struct ledger *ledger)
+{
+	ledger->header->n_failed_starts--;
+}
+
 void ledger_suspect(struct ledger *ledger, const uint8_t uuid[16])
 {
 	memcpy(ledger->header->suspect, uuid, sizeof ledger->header->suspect);

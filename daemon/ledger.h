@@ -80,6 +80,7 @@ void ledger_complete(struct ledger *ledger);
  * many in a row did not get ready before it), say which model is looked at, and end the count.
  */
 uint32_t ledger_count_start(struct ledger *ledger);
+void ledger_uncount_start(struct ledger *ledger); /* it failed in order: by no fault of theirs */
 void ledger_suspect(struct ledger *ledger, const uint8_t uuid[16]);
 void ledger_get_suspect(const struct ledger *ledger, uint8_t ret_uuid[16]);
 

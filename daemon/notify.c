@@ -227,8 +227,10 @@ void notify_barrier(struct notify *notify, uint64_t wait_ms, notify_done_fn done
 		done(context, false);
 		return;
 	}
-	/* Where it cannot be queued, its end is closed and the barrier ends by that. */
-	(void)queue(notify, "BARRIER=1", ends[1]);
+	/* Else its end is closed, which is no answer: what was said before may wait still. */
+	if (!queue(notify, "BARRIER=1", ends[1])) {
+		barrier_end(barrier, false);
+	}
 }
 
 /* ---- life ---- */

@@ -40,8 +40,8 @@ void notify_unstore(struct notify *notify, const char *name);
 
 /*
  * Call 'done' once everything said so far has been taken in ('is_taken'), or after 'wait_ms'
- * without (0: as long as it takes). Where nobody listens it is called before this returns, with
- * false. No call after notify_free.
+ * without (0: as long as it takes). Where nobody listens, or there is no memory, it is called before
+ * this returns, with false. No call after notify_free.
  */
 typedef void (*notify_done_fn)(void *context, bool is_taken);
 void notify_barrier(struct notify *notify, uint64_t wait_ms, notify_done_fn done, void *context);

@@ -35,16 +35,18 @@
 
 const char *persist_name(char *buffer, enum part part, const struct park *park)
 {
-	static const char *const prefixes[N_PARTS] = {
-		[PART_TABLE] = "hdr",  [PART_INDEX] = "idx",  [PART_IMAGE] = "img",
-		[PART_SOURCE] = "src", [PART_PLACED] = "plc",
-	};
-	bool is_numbered = part == PART_IMAGE || (part == PART_SOURCE && park->is_sharded);
-	char number[16] = "";
+	static const char *const prefixes[N_PARTS] =
+		{[PART_TABLE] = "hdr", [PART_IMAGE] = "img", [PART_PLACED] = "plc"};
+	char number[64] = "";
 	char id[33];
 
-	if (is_numbered) {
+	REQUIRE(prefixes[part] != NULL);
+	if (part == PART_IMAGE) {
 		(void)snprintf(number, sizeof number, ".%u", park->index);
+	} else if (part == PART_TABLE && park->is_sharded && !park->is_named_as_before) {
+		(void)snprintf(number, sizeof number, ".%llx.%llx",
+			       (unsigned long long)park->index_dev,
+			       (unsigned long long)park->index_ino);
 	}
 	(void)snprintf(buffer, NOTIFY_NAME_SIZE, "%s.%s.%llu%s", prefixes[part],
 		       describe_id(park->uuid, id), (unsigned long long)park->generation, number);
@@ -53,12 +55,18 @@ const char *persist_name(char *buffer, enum part part, const struct park *park)
 
 uint32_t persist_fds_of(const struct park *park)
 {
-	if (park->n_files > 0) { /* of all: table, how it lies, index */
-		return park->n_files + 2 + (park->has_index ? 1U : 0U);
+	if (park->n_files > 0) { /* table, and how it lies */
+		return 2;
 	}
-	/* The first copy of a generation counts what they have together: table and index. */
-	return (park->is_file ? 1U : 2U) + (park->index == 0 ? 1U : 0U) +
-	       (park->index == 0 && park->has_index ? 1U : 0U);
+	/* The first copy of a generation counts what they have together: the table. */
+	return (park->is_file ? 0U : 1U) + (park->index == 0 ? 1U : 0U);
+}
+
+void park_set_index(struct park *park, const struct file *index)
+{
+	park->has_index = index != NULL;
+	park->index_dev = index == NULL ? 0 : index->key.dev;
+	park->index_ino = index == NULL ? 0 : index->key.ino;
 }
 
 /* ---- parking ---- */
@@ -163,20 +171,19 @@ static bool store_copy(struct daemon *daemon, struct file *file, uint64_t segmen
 	return (park->is_file ||
 		(extent != NULL && device_export(extent, &image_fd, NULL) == 0 &&
 		 notify_store(notify, persist_name(name, PART_IMAGE, park), image_fd))) &&
-	       notify_store(notify, persist_name(name, PART_SOURCE, park),
-			    file_shard(file, park->index)->fd);
+	       source_park(daemon->persist, park, PART_SOURCE, file_shard(file, park->index));
 }
 
 /* What all have together, the table last: without it the rest is nothing. */
 static bool store_common(const struct daemon *daemon, const struct job_info *job,
 			 const struct file *file, const struct park *park)
 {
-	struct notify *notify = daemon->persist->notify;
+	struct persist *persist = daemon->persist;
 	char name[NOTIFY_NAME_SIZE];
 
-	return (!park->has_index ||
-		notify_store(notify, persist_name(name, PART_INDEX, park), file->index->fd)) &&
-	       notify_store(notify, persist_name(name, PART_TABLE, park), job->next.table_fd);
+	return (!park->has_index || source_park(persist, park, PART_INDEX, file->index)) &&
+	       notify_store(persist->notify, persist_name(name, PART_TABLE, park),
+			    job->next.table_fd);
 }
 
 /* All copies of the generation or none: false, and what was sent is given up with them. */
@@ -202,7 +209,7 @@ static bool describe_park(const struct daemon *daemon, const struct job_info *jo
 			  const struct core_segment_view *last, struct park *ret,
 			  uint32_t *ret_n_fds)
 {
-	const struct file *file = store_find_file(daemon->store, job->file);
+	struct file *file = store_find_file(daemon->store, job->file);
 	struct core_model_view model;
 
 	if (file == NULL || !core_model_get(daemon->core, last->model, &model)) {
@@ -211,10 +218,11 @@ static bool describe_park(const struct daemon *daemon, const struct job_info *jo
 	*ret = (struct park){.is_parked = true,
 			     .is_file = last->backing != CORE_BACKING_IMAGE,
 			     .generation = last->generation,
-			     .is_sharded = file->shards != NULL,
-			     .has_index = file->index != NULL};
+			     .is_sharded = file->shards != NULL};
+	park_set_index(ret, file->index);
 	memcpy(ret->uuid, model.uuid, sizeof ret->uuid);
-	*ret_n_fds = persist_fds_of(ret) + (ret->is_file ? 1U : 2U) * (file_n_shards(file) - 1);
+	*ret_n_fds = persist_fds_of(ret) + (ret->is_file ? 0U : file_n_shards(file) - 1) +
+		     sources_count_new(daemon->persist, file);
 	return true;
 }
 
@@ -249,9 +257,10 @@ static struct parking *park_placed(struct daemon *daemon, struct job_info *job)
 	struct persist *persist = daemon->persist;
 	struct parking *parking = NULL;
 	struct park park = {0};
-	bool is_known = persist->max_fds > 0 && placed_describe_park(daemon, job, &park);
+	uint32_t n_fds = 0;
+	bool is_known = persist->max_fds > 0 && placed_describe_park(daemon, job, &park, &n_fds);
 
-	if (is_known && persist->n_fds + persist_fds_of(&park) > persist->max_fds) {
+	if (is_known && persist->n_fds + n_fds > persist->max_fds) {
 		note_unparked(daemon, job->id, "the store for descriptors is full");
 	} else if (is_known) {
 		parking = parking_new(daemon, 0);
@@ -352,7 +361,6 @@ void persist_drop(struct daemon *daemon, uint64_t segment, struct extent *extent
 		  const struct park *park)
 {
 	/* Without its table a generation is nothing: that goes first, with any of its copies. */
-	static const enum part parts[] = {PART_TABLE, PART_INDEX, PART_IMAGE, PART_SOURCE};
 	struct persist *persist = daemon->persist;
 	struct parking *parking = NULL;
 	char name[NOTIFY_NAME_SIZE];
@@ -360,12 +368,12 @@ void persist_drop(struct daemon *daemon, uint64_t segment, struct extent *extent
 	if (extent != NULL && park->is_parked) {
 		parking = parking_new(daemon, segment);
 		persist->n_fds -= persist_fds_of(park);
-		for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
-			if ((parts[i] != PART_INDEX || park->has_index) &&
-			    (parts[i] != PART_IMAGE || !park->is_file)) {
-				notify_unstore(persist->notify, persist_name(name, parts[i], park));
-			}
+		notify_unstore(persist->notify, persist_name(name, PART_TABLE, park));
+		source_unpark(persist, park, PART_INDEX);
+		if (!park->is_file) {
+			notify_unstore(persist->notify, persist_name(name, PART_IMAGE, park));
 		}
+		source_unpark(persist, park, PART_SOURCE);
 	}
 	if (parking == NULL) {
 		loader_drop(daemon->loader, segment, extent);
@@ -476,6 +484,17 @@ static uint64_t take_number(const char *name)
 	return number;
 }
 
+/* systemd says it from 254 on; before that its unit does, by a name that overrides nothing. */
+static uint32_t take_store_size(void)
+{
+	const bool is_said = getenv("FDSTORE") != NULL;
+	const uint64_t said = take_number("FDSTORE");
+	const uint64_t usual = take_number("FDSTORE_DEFAULT");
+	const uint64_t size = is_said ? said : usual;
+
+	return size > UINT32_MAX ? UINT32_MAX : (uint32_t)size;
+}
+
 static void on_watchdog(uv_timer_t *timer)
 {
 	struct persist *persist = timer->data;
@@ -511,7 +530,7 @@ int persist_new(struct daemon *daemon, struct err *err)
 		return -err->code;
 	}
 	(void)unsetenv("NOTIFY_SOCKET");
-	persist->max_fds = (uint32_t)take_number("FDSTORE");
+	persist->max_fds = take_store_size();
 	if (!keeps || !notify_is_heard(persist->notify)) {
 		persist->max_fds = 0;
 	}
@@ -535,6 +554,7 @@ struct persist *persist_free(struct persist *persist)
 		free(container_of(link, struct origin, link));
 	}
 	inherited_free(persist);
+	sources_free(persist);
 	(void)ledger_free(persist->ledger);
 	(void)ledger_free(persist->old_ledger);
 	free(persist);
@@ -575,6 +595,13 @@ bool persist_has_old_ledger(const struct persist *persist)
 	return persist->old_ledger != NULL;
 }
 
+void persist_start_failed(struct persist *persist)
+{
+	if (persist != NULL && persist->is_counted && persist->old_ledger != NULL) {
+		ledger_uncount_start(persist->old_ledger);
+	}
+}
+
 static void on_begun(void *context, bool is_taken)
 {
 	struct persist *persist = context;
@@ -591,6 +618,7 @@ void persist_begin(struct daemon *daemon)
 	struct persist *persist = daemon->persist;
 
 	if (persist->max_fds == 0 || persist->ledger == NULL) {
+		inherited_give_back(persist); /* nobody would count it, for ever */
 		return;
 	}
 	last_good_keep(daemon);

@@ -6,9 +6,12 @@
  * a while without: then it is shown as not surviving a restart. Loop only.
  *
  *   ledger.EPOCH   who maps what, what was said (daemon/ledger.h)     sock   the listening socket
- *   hdr.ID.GEN     the tensor table     img.ID.GEN.N   an image     src.ID.GEN   its source file
- *   of several files: src.ID.GEN.N      idx.ID.GEN     their index
+ *   hdr.ID.GEN     the tensor table     img.ID.GEN.N   an image
+ *   of several files: hdr.ID.GEN.DEV.INO, which tells the index (0.0: there is none)
  *   of what lies on other devices too, instead of images: plc.ID.GEN  how (daemon/placed_record.h)
+ *   src.DEV.INO, or .w behind it when it may be written: a source file, once, however many
+ *   generations have it (the table tells which)     idx.DEV.INO   likewise an index
+ * Names of before, src.ID.GEN.N and idx.ID.GEN, are taken over as they are.
  */
 #ifndef DAEMON_PERSIST_H
 #define DAEMON_PERSIST_H
@@ -22,7 +25,8 @@ struct extent;
 struct park;
 struct persist;
 
-/* Reads and removes NOTIFY_SOCKET, FDSTORE, WATCHDOG_USEC and LISTEN_* of the environment. */
+/* Reads and removes NOTIFY_SOCKET, FDSTORE, FDSTORE_DEFAULT, WATCHDOG_USEC and LISTEN_* of the
+ * environment. */
 int persist_new(struct daemon *daemon, struct err *err);
 struct persist *persist_free(struct persist *persist); /* NULL is fine; returns NULL */
 
@@ -39,6 +43,8 @@ uint32_t persist_n_fds(struct persist *persist);
 int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err);
 /* Is it known from the earlier life what was said? Between adoption and persist_begin. */
 bool persist_has_old_ledger(const struct persist *persist);
+/* The start fails in order, which is no fault of what it takes over. NULL is fine. */
+void persist_start_failed(struct persist *persist);
 /* The ledger stands; blocks until it is parked, a few seconds at most. */
 void persist_begin(struct daemon *daemon);
 /* The socket listens: park it, and tell that the daemon is ready. */

@@ -20,9 +20,10 @@
 #include "daemon/placed_record.h"
 #include "daemon/placement.h"
 
-bool placed_describe_park(const struct daemon *daemon, const struct job_info *job, struct park *ret)
+bool placed_describe_park(const struct daemon *daemon, const struct job_info *job, struct park *ret,
+			  uint32_t *ret_n_fds)
 {
-	const struct file *file = store_find_file(daemon->store, job->file);
+	struct file *file = store_find_file(daemon->store, job->file);
 	struct core_model_view model;
 
 	if (job->placement <= CORE_PLACEMENT_HOST || job->next.places == NULL || file == NULL ||
@@ -32,9 +33,10 @@ bool placed_describe_park(const struct daemon *daemon, const struct job_info *jo
 	*ret = (struct park){.is_parked = true,
 			     .generation = job->images_of,
 			     .is_sharded = file->shards != NULL,
-			     .has_index = file->index != NULL,
 			     .n_files = file_n_shards(file)};
+	park_set_index(ret, file->index);
 	memcpy(ret->uuid, model.uuid, sizeof ret->uuid);
+	*ret_n_fds = persist_fds_of(ret) + sources_count_new(daemon->persist, file);
 	return true;
 }
 
@@ -77,7 +79,8 @@ __attribute__((noinline)) static int open_record(const struct daemon *daemon,
 /* The table last: without it the rest is nothing. */
 bool placed_store(struct daemon *daemon, const struct job_info *job)
 {
-	struct notify *notify = daemon->persist->notify;
+	struct persist *persist = daemon->persist;
+	struct notify *notify = persist->notify;
 	struct file *file = store_find_file(daemon->store, job->file);
 	struct park park = job->park;
 	AUTO_CLOSE int record_fd = open_record(daemon, job);
@@ -85,12 +88,10 @@ bool placed_store(struct daemon *daemon, const struct job_info *job)
 	bool is_good = record_fd >= 0;
 
 	for (; is_good && park.index < park.n_files; park.index++) {
-		is_good = notify_store(notify, persist_name(name, PART_SOURCE, &park),
-				       file_shard(file, park.index)->fd);
+		is_good = source_park(persist, &park, PART_SOURCE, file_shard(file, park.index));
 	}
 	if (is_good && park.has_index) {
-		is_good = notify_store(notify, persist_name(name, PART_INDEX, &park),
-				       file->index->fd);
+		is_good = source_park(persist, &park, PART_INDEX, file->index);
 	}
 	return is_good && notify_store(notify, persist_name(name, PART_PLACED, &park), record_fd) &&
 	       notify_store(notify, persist_name(name, PART_TABLE, &park), job->next.table_fd);
@@ -109,11 +110,9 @@ void persist_unpark(struct daemon *daemon, struct park *park)
 	persist->n_fds -= persist_fds_of(&last);
 	notify_unstore(persist->notify, persist_name(name, PART_TABLE, &last));
 	notify_unstore(persist->notify, persist_name(name, PART_PLACED, &last));
-	if (last.has_index) {
-		notify_unstore(persist->notify, persist_name(name, PART_INDEX, &last));
-	}
+	source_unpark(persist, &last, PART_INDEX);
 	for (; last.index < last.n_files; last.index++) {
-		notify_unstore(persist->notify, persist_name(name, PART_SOURCE, &last));
+		source_unpark(persist, &last, PART_SOURCE);
 	}
 	testing_point("unstored");
 }

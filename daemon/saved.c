@@ -31,6 +31,7 @@ struct writing {
 	bool has_change;
 	const struct state_setting *judged; /* what is set, in 'state'; or NULL */
 	bool is_refused;                    /* the change, by 'err': the file was not touched */
+	bool is_in_place;                   /* the new file, whatever 'err' says */
 	bool was_dirty;                     /* without the change */
 	struct host_memory memory;          /* for the change */
 	struct err err;
@@ -63,16 +64,21 @@ static void write_it(struct errand *errand)
 
 	writing->is_refused = writing->has_change && !judge_change(writing);
 	if (!writing->is_refused) {
-		(void)state_write(writing->folder, &writing->state, &writing->err);
+		writing->is_in_place =
+			state_write(writing->folder, &writing->state, &writing->err) == 0;
+	}
+	if (writing->is_in_place) {
+		(void)state_sync_folder(writing->folder, &writing->err);
 	}
 }
 
 /* Told once, until it goes well again. */
-static void note_outcome(struct saved *saved, const struct err *err)
+static void note_outcome(struct saved *saved, const struct err *err, bool is_in_place)
 {
 	if (err->code != 0 && saved->fault[0] == '\0') {
-		log_error("what is said is not saved: %s; the file is as it was, and it is tried "
-			  "again",
+		log_error("what is said %s, and it is tried again: %s",
+			  is_in_place ? "is saved, but a loss of power may undo it"
+				      : "is not saved, the file is as it was",
 			  err->text);
 	} else if (err->code == 0 && saved->fault[0] != '\0') {
 		log_notice("what is said is saved again, in %s", saved->source);
@@ -105,6 +111,7 @@ static void end_change(struct daemon *daemon, const struct err *err)
 static void on_written(struct daemon *daemon, struct errand *errand)
 {
 	const struct writing *writing = container_of(errand, struct writing, errand);
+	const struct err good = {0};
 	struct saved *saved = daemon->saved;
 
 	saved->is_writing = false;
@@ -112,11 +119,11 @@ static void on_written(struct daemon *daemon, struct errand *errand)
 		saved->is_dirty = saved->is_dirty || writing->was_dirty;
 	} else {
 		saved->is_dirty = saved->is_dirty || writing->err.code != 0;
-		note_outcome(saved, &writing->err);
+		note_outcome(saved, &writing->err, writing->is_in_place);
 	}
 	if (writing->has_change) {
 		saved->change->memory = writing->memory;
-		end_change(daemon, &writing->err);
+		end_change(daemon, writing->is_in_place ? &good : &writing->err);
 	}
 	writing_free(errand);
 	saved_arrange(daemon);
@@ -176,7 +183,7 @@ static void on_timer(uv_timer_t *timer)
 			      daemon->saved->source);
 		daemon->saved->is_dirty = true;
 		daemon->saved->written_ns = clock_mono_ns();
-		note_outcome(daemon->saved, &err);
+		note_outcome(daemon->saved, &err, false);
 		if (daemon->saved->change != NULL) {
 			end_change(daemon, &err);
 		}
@@ -227,6 +234,7 @@ void saved_start(struct daemon *daemon, bool has_ledger)
 	struct core_model_view model;
 	uint32_t cursor = 0;
 
+	saved_set_bad_aside(saved);
 	if (saved->notice[0] != '\0') {
 		log_warning("%s", saved->notice);
 	}

@@ -24,7 +24,8 @@ struct saved;
 
 /*
  * Before the loop: take the folder (NULL: there is none, nothing is saved), and read what is in
- * it. What cannot be read is set aside; the daemon starts all the same. NULL: no memory.
+ * it. What is none is set aside by saved_start, what cannot be read stays and nothing is saved over
+ * it; the daemon starts all the same. NULL: no memory.
  */
 struct saved *saved_open(const char *folder);
 struct saved *saved_close(struct saved *saved); /* NULL is fine; returns NULL */

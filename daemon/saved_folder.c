@@ -20,6 +20,8 @@
 #include "daemon/daemon.h"
 #include "daemon/saved_inside.h"
 
+#define CLOCK_IS_SET_S 1577836800U /* 2020; machines without a battery begin in 1970 */
+
 #define NO_FOLDER "there is no folder to save it in; name one: --state-dir DIR"
 
 /* With the folders above it; each is this user's alone. */
@@ -74,17 +76,39 @@ static bool take_folder(struct saved *saved)
 	return true;
 }
 
-/* Settings may be of another version, or of somebody's making. */
-static int check_settings(const struct saved *saved, struct err *err)
+static void remove_text(struct state *state, uint32_t index)
+{
+	if (index < state->n_settings) {
+		(void)state_remove_setting(state, state->settings[index].key); /* is there */
+	} else {
+		(void)state_remove_warm(state, state->warm[index - state->n_settings]);
+	}
+}
+
+/* Settings may be of another version, or of somebody's making: each is left out by itself. */
+static int check_settings(struct saved *saved, struct err *err)
 {
 	struct config_saved *config = NULL;
+	uint32_t n_left_out = 0;
 	int code = 0;
 
 	if (!saved_config(saved, &config)) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory for its settings");
 	}
-	for (uint32_t i = 0; config != NULL && code == 0 && i < config->n_texts; i++) {
-		code = config_check_saved(saved->source, config->texts[i], err);
+	/* From the last one, so that those before it keep their places. */
+	for (uint32_t i = config == NULL ? 0 : config->n_texts; code == 0 && i > 0; i--) {
+		struct err bad = {0};
+
+		code = config_check_saved(saved->source, config->texts[i - 1], &bad);
+		if (code == -WIRE_NO_MEMORY) {
+			*err = bad;
+		} else if (code < 0) {
+			code = 0;
+			remove_text(&saved->state, i - 1);
+			(void)snprintf(saved->notice, sizeof saved->notice,
+				       "%.400s; what cannot be set is left out: %u lines", bad.text,
+				       ++n_left_out);
+		}
 	}
 	saved_config_free(config);
 	return code;
@@ -103,10 +127,12 @@ void saved_let_pass(struct state_wish *wish, uint64_t passed_s)
 	wish->keep = wish->keep && wish->keep_left_s > 0;
 }
 
-/* Since it was written. A clock that went back takes nothing and gives nothing. */
+/* Since it was written. A clock that went back takes nothing and gives nothing, nor does one that had
+ * not been set when it was written. */
 static void let_all_pass(struct state *state, uint64_t now_s)
 {
-	uint64_t passed_s = now_s > state->saved_s ? now_s - state->saved_s : 0;
+	const bool is_known = state->saved_s >= CLOCK_IS_SET_S && now_s > state->saved_s;
+	const uint64_t passed_s = is_known ? now_s - state->saved_s : 0;
 
 	for (uint32_t i = state->n_wishes; i > 0; i--) {
 		saved_let_pass(&state->wishes[i - 1], passed_s);
@@ -119,7 +145,6 @@ static void let_all_pass(struct state *state, uint64_t now_s)
 static void read_file(struct saved *saved)
 {
 	struct err err = {0};
-	struct err aside_err = {0};
 	int code;
 
 	state_remove_stray(saved->folder);
@@ -132,19 +157,32 @@ static void read_file(struct saved *saved)
 		return;
 	}
 	state_fini(&saved->state);
-	if (code == -WIRE_NO_MEMORY) { /* it may be good: it must not be written over */
-		(void)snprintf(saved->fault, sizeof saved->fault, "%.200s: %.200s", saved->source,
-			       err.text);
-		give_folder_up(saved);
-	} else if (state_set_aside(saved->folder, &aside_err) < 0) {
-		(void)snprintf(saved->notice, sizeof saved->notice,
-			       "%.180s is of no use: %.120s; %.120s; starting without",
-			       saved->source, err.text, aside_err.text);
-	} else {
-		(void)snprintf(saved->notice, sizeof saved->notice,
-			       "%.180s is of no use: %.200s; it is kept as " STATE_NAME
-			       ".bad; starting without",
+	if (code == -WIRE_NO_MEMORY || code == -WIRE_IO) {
+		/* It may be good: it must not be written over. */
+		(void)snprintf(saved->fault, sizeof saved->fault,
+			       "%.200s: %.200s; nothing is saved over it; mend that and start "
+			       "again",
 			       saved->source, err.text);
+		give_folder_up(saved);
+		return;
+	}
+	saved->is_bad = true;
+	(void)snprintf(saved->notice, sizeof saved->notice, "%.160s is of no use: %.150s",
+		       saved->source, err.text);
+}
+
+void saved_set_bad_aside(struct saved *saved)
+{
+	const size_t used = strlen(saved->notice);
+	struct err err = {0};
+
+	if (saved->is_bad) {
+		(void)snprintf(&saved->notice[used], sizeof saved->notice - used,
+			       "; %.120s; starting without",
+			       state_set_aside(saved->folder, &err) < 0
+				       ? err.text
+				       : "it is kept as " STATE_NAME ".bad");
+		saved->is_bad = false;
 	}
 }
 

@@ -18,6 +18,7 @@ struct saved {
 	int lock_fd;        /* the folder: nobody else writes there */
 	struct state state; /* its wishes wait for their files */
 	uint64_t opened_ns; /* when they were read */
+	bool is_bad;        /* the file: to be set aside before one is written */
 	char notice[512];   /* what was wrong with the file, told once */
 	char fault[512];    /* why nothing is saved; empty: it is */
 	bool has_no_name;   /* the folder: nobody wants anything saved */
@@ -29,6 +30,9 @@ struct saved {
 	uint64_t n_changes;
 	uint32_t said_uid, said; /* in the running step: by whom, bits of enum core_said */
 };
+
+/* What is of no use, once the start is told in the log; the notice says where it went. */
+void saved_set_bad_aside(struct saved *saved);
 
 /* What a wish has left once so much time has passed; neither pin nor keep: nothing. */
 void saved_let_pass(struct state_wish *wish, uint64_t passed_s);

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Pins and keeps: which are written, and who gets them back. See saved.h. */
+#include "base/cleanup.h"
 #include "base/os/clock.h"
 #include "base/os/log.h"
+#include "base/os/sys.h"
 #include "base/require.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "daemon/daemon.h"
@@ -60,14 +63,65 @@ static bool can_return(const struct model_info *info)
 	       strlen(info->path) <= STATE_MAX_TEXT;
 }
 
-static bool gather_wishes(const struct daemon *daemon, struct state *state, uint32_t *n_left_out)
+/* To be written, if there is place for it. */
+struct candidate {
+	struct state_wish wish; /* its path borrowed */
+	uint32_t number, rank;  /* of all, and of its uid's */
+};
+
+static int compare(uint32_t one, uint32_t other)
+{
+	return one < other ? -1 : one > other ? 1 : 0;
+}
+
+static int compare_uids(const void *a, const void *b)
+{
+	const struct candidate *one = a;
+	const struct candidate *other = b;
+	const int uids = compare(one->wish.uid, other->wish.uid);
+
+	return uids != 0 ? uids : compare(one->number, other->number);
+}
+
+static int compare_ranks(const void *a, const void *b)
+{
+	const struct candidate *one = a;
+	const struct candidate *other = b;
+	const int ranks = compare(one->rank, other->rank);
+
+	return ranks != 0 ? ranks : compare(one->number, other->number);
+}
+
+/* Everybody's first, then everybody's second, …: nobody's many push another's few out. */
+static void take_turns(struct candidate *all, uint32_t n)
+{
+	if (n == 0) {
+		return;
+	}
+	qsort(all, n, sizeof *all, compare_uids);
+	for (uint32_t i = 1; i < n; i++) {
+		all[i].rank = all[i].wish.uid == all[i - 1].wish.uid ? all[i - 1].rank + 1 : 0;
+	}
+	qsort(all, n, sizeof *all, compare_ranks);
+}
+
+static void add_candidate(const struct state_wish *wish, struct candidate *all, uint32_t *n)
+{
+	if (wish->pin || wish->keep) {
+		all[*n] = (struct candidate){.wish = *wish, .number = *n};
+		(*n)++;
+	}
+}
+
+/* 'all' has room for the core's wishes and those that wait. Returns how many there are. */
+static uint32_t find_candidates(const struct daemon *daemon, struct candidate *all)
 {
 	const struct saved *saved = daemon->saved;
 	const struct model_info *info = NULL;
 	uint64_t now_ns = clock_boot_ns();
 	struct core_model_view model;
 	struct core_wish_view wish;
-	size_t bytes = 0;
+	uint32_t n = 0;
 
 	while ((info = store_next_model(daemon->store, info)) != NULL) {
 		uint32_t cursor = 0;
@@ -78,22 +132,33 @@ static bool gather_wishes(const struct daemon *daemon, struct state *state, uint
 		while (core_wish_next(daemon->core, info->id, &cursor, &wish)) {
 			const struct state_wish made = make_wish(&model, info->path, &wish, now_ns);
 
-			if ((wish.pin || wish.keep) &&
-			    !add_wish(state, &made, &bytes, n_left_out)) {
-				return false;
-			}
+			add_candidate(&made, all, &n);
 		}
 	}
 	for (uint32_t i = 0; i < saved->state.n_wishes; i++) {
 		struct state_wish waiting = saved->state.wishes[i];
 
 		saved_let_pass(&waiting, (now_ns - saved->opened_ns) / SAVED_NS_PER_S);
-		if ((waiting.pin || waiting.keep) &&
-		    !add_wish(state, &waiting, &bytes, n_left_out)) {
+		add_candidate(&waiting, all, &n);
+	}
+	return n;
+}
+
+/* False: no memory. */
+static bool gather_wishes(const struct daemon *daemon, struct state *state, uint32_t *n_left_out)
+{
+	const size_t max = (size_t)DAEMON_MAX_WISHES + daemon->saved->state.n_wishes;
+	AUTO_FREE struct candidate *all = sys_calloc(max, sizeof *all);
+	uint32_t n = all == NULL ? 0 : find_candidates(daemon, all);
+	size_t bytes = 0;
+
+	take_turns(all, n);
+	for (uint32_t i = 0; i < n; i++) {
+		if (!add_wish(state, &all[i].wish, &bytes, n_left_out)) {
 			return false;
 		}
 	}
-	return true;
+	return all != NULL;
 }
 
 bool saved_gather(const struct daemon *daemon, const struct state *from, struct state *ret)

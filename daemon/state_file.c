@@ -161,13 +161,6 @@ static int write_new(const char *path, const char *text)
 		       : 0;
 }
 
-static int sync_folder(const char *folder)
-{
-	AUTO_CLOSE int fd = sys_open(folder, O_RDONLY | O_DIRECTORY);
-
-	return fd < 0 ? -1 : sys_fsync(fd);
-}
-
 int state_write(const char *folder, const struct state *state, struct err *err)
 {
 	AUTO_FREE char *text = state_print(state);
@@ -189,9 +182,15 @@ int state_write(const char *folder, const struct state *state, struct err *err)
 		return err_set_sys(err, WIRE_IO, error, "%s cannot be written: %s", path,
 				   strerror(error));
 	}
-	if (sync_folder(folder) < 0) {
-		return err_set_sys(err, WIRE_IO, errno, "the folder %s cannot be synced: %s",
-				   folder, strerror(errno));
-	}
 	return 0;
+}
+
+int state_sync_folder(const char *folder, struct err *err)
+{
+	AUTO_CLOSE int fd = sys_open(folder, O_RDONLY | O_DIRECTORY);
+
+	return fd < 0 || sys_fsync(fd) < 0
+		       ? err_set_sys(err, WIRE_IO, errno, "the folder %s cannot be synced: %s",
+				     folder, strerror(errno))
+		       : 0;
 }

@@ -77,7 +77,9 @@ void state_remove_stray(const char *folder);
 /* Out of the way, as state.json.bad, which may be lost for it. */
 int state_set_aside(const char *folder, struct err *err);
 
-/* Temporary file, fsync, rename, fsync of the folder. On failure the old file is as it was. */
+/* Temporary file, fsync, rename. On failure the old file is as it was. */
 int state_write(const char *folder, const struct state *state, struct err *err);
+/* Afterwards: before that the old file may come back with the next loss of power. */
+int state_sync_folder(const char *folder, struct err *err);
 
 #endif

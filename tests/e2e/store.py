@@ -3,6 +3,7 @@
 What a daemon parked is kept between its lives, to be given back as it was, or bent."""
 import array
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -19,12 +20,35 @@ from conftest import Daemon, _die_with_parent
 LAUNCHER = """
 import fcntl, os, sys
 fds = [int(fd) for fd in sys.argv[1].split(",")]
+for fd in fds:
+    os.set_inheritable(fd, False)
 fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
 for number, fd in enumerate(fds):
     os.dup2(fd, 3 + number)
 os.environ.setdefault("LISTEN_PID", str(os.getpid()))
 os.execvp(sys.argv[2], sys.argv[2:])
 """
+
+
+def is_same(one, other):
+    """An open file twice: as systemd sees it where its kernel does not compare them (kcmp), where it
+    sees fewer."""
+    stats = os.fstat(one), os.fstat(other)
+    return os.path.samestat(*stats) and \
+        fcntl.fcntl(one, fcntl.F_GETFL) == fcntl.fcntl(other, fcntl.F_GETFL)
+
+
+def source_in(kept, table, number=0):
+    """The entry of 'kept' that is the number-th file of a table."""
+    rows = os.pread(table, 1 << 20, 0)
+    found = []
+    for entry in kept:
+        status = os.fstat(entry[1])
+        at = rows.find(struct.pack("<QQ", status.st_dev, status.st_ino))
+        if entry[0].startswith("src.") and at >= 0:
+            found.append((at, entry))
+    found.sort()
+    return found[number][1] if number < len(found) else None
 
 
 class StoredDaemon(Daemon):
@@ -97,10 +121,11 @@ class StoredDaemon(Daemon):
                 self.kept.remove(entry)
                 os.close(entry[1])
         for fd in fds:
-            if fields.get("FDSTORE") == "1" and len(self.kept) < self.limit:
+            if fields.get("FDSTORE") == "1" and len(self.kept) < self.limit and \
+                    not any(is_same(fd, other) for _name, other in self.kept):
                 self.kept.append((name, fd))
             else:
-                os.close(fd)  # a barrier, or the store is full and says nothing
+                os.close(fd)  # a barrier, or the store says nothing: it is full, or has it
         if not fds:
             self.said += lines
 

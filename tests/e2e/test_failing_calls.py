@@ -244,7 +244,7 @@ def begin_a_life(daemon, fault=None):
     try:
         daemon.start()
     except AssertionError:
-        assert fault and not daemon.is_alive(), f"{fault}\n{daemon.log()}"
+        assert not daemon.is_alive(), f"{fault}\n{daemon.log()}"
         assert "cannot start: " in daemon.log(), f"{fault}\n{daemon.log()}"
         assert daemon.process.returncode == 1, f"{fault}\n{daemon.log()}"
         daemon.drain()
@@ -275,6 +275,56 @@ def is_whole(daemon, path):
     assert "given up" in daemon.log() or "starting empty" in daemon.log() or \
         "nothing survives" in daemon.log(), daemon.log()
     return False
+
+
+def begin_lives(daemon, fault=None):
+    """Three in a row give up a model that kills the daemon; one that fails in order is no such."""
+    for _life in range(3):
+        if begin_a_life(daemon, fault) is not None:
+            return True
+    return False
+
+
+@pytest.mark.fault("M10", "S11")
+def test_starts_that_fail_for_want_of_memory_cost_no_model(start_daemon, make_model):
+    need_hooks()
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=Life, check=False)
+    with daemon.raw() as raw:
+        raw.load(make_model(size=64 << 10))
+    ends = []
+    while not ends or not ends[-1]:
+        daemon.die() if daemon.is_alive() else None
+        ends.append(begin_lives(daemon, f"mmap:{len(ends) + 1}:ENOMEM:ever"))
+        assert "given up" not in daemon.log() and "starting empty" not in daemon.log(), daemon.log()
+    assert False in ends and len(daemon.models()) == 1, daemon.log()
+
+
+class Cramped(Life):
+    """So many descriptors and no more."""
+    n_fds = 1024
+
+    def spawn(self, command, environment, log):
+        limit = ["prlimit", f"--nofile={self.n_fds}:{self.n_fds}"]
+        return super().spawn([*limit, *command], environment, log)
+
+
+@pytest.mark.fault("M11", "S11")
+def test_starts_that_fail_for_want_of_descriptors_cost_no_model(start_daemon, make_model):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=Cramped, check=False)
+    with daemon.raw() as raw:
+        raw.load(make_model(size=64 << 10))
+    ends = []
+    daemon.n_fds = 12
+    while not ends or not ends[-1]:
+        daemon.die() if daemon.is_alive() else None
+        daemon.n_fds += 1
+        try:
+            ends.append(begin_lives(daemon))
+        except AssertionError:
+            assert "cannot start: " in daemon.log(), daemon.log()
+            ends.append(False)
+        assert "given up" not in daemon.log() and "starting empty" not in daemon.log(), daemon.log()
+    assert ends.count(False) > 5 and len(daemon.models()) == 1, daemon.log()
 
 
 @pytest.mark.fault("M10", "M11")

@@ -4,11 +4,15 @@ import grp
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
-from conftest import HeldDaemon, close_all, need_hooks, opened, slowness, wait_until
-from store import StoredDaemon
+from conftest import (BUILD, HeldDaemon, close_all, list_fds, need_hooks, opened, slowness,
+                      wait_until)
+from sharded import Sharded
+from store import StoredDaemon, source_in
 
 MIB = 1 << 20
 POINTS = ["filled", "stored", "parked", "published", "dropping", "unstored"]
@@ -297,6 +301,34 @@ def test_who_may_connect_is_what_is_said_now(start_daemon, tmp_path):
     assert held.socket.stat().st_ino == made
 
 
+TWICE = """
+import array, os, signal, socket, sys
+if "LISTEN_FDNAMES" in os.environ:
+    open(sys.argv[1], "w").write(os.environ["LISTEN_FDNAMES"])
+    sys.exit(0)
+hold = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+hold.connect("\\0" + os.environ["NOTIFY_SOCKET"][1:])
+def say(text, fd):
+    hold.sendmsg([text.encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+fd = os.open(sys.argv[0], os.O_RDONLY)
+for name, fd in (("first", fd), ("again", os.dup(fd)), ("apart", os.open(sys.argv[0], os.O_RDONLY))):
+    say("FDSTORE=1\\nFDNAME=" + name, fd)
+ends = os.pipe()
+say("BARRIER=1", ends[1])
+os.close(ends[1])
+os.read(ends[0], 1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_hold_keeps_an_open_file_once_as_systemd_does(tmp_path):
+    script, names = tmp_path / "twice.py", tmp_path / "names"
+    script.write_text(TWICE)
+    subprocess.run([BUILD / "bin" / "distorchd-hold", "--", sys.executable, script, names],
+                   check=True, timeout=30)
+    assert names.read_text() == "first:apart"
+
+
 # ---- a store that hands back rubbish -------------------------------------------------------
 
 
@@ -313,8 +345,10 @@ def stored(start_daemon, make_model):
 def parts(daemon, number):
     """The entries of the number-th model, by kind."""
     ids = sorted({name.split(".")[1] for name, _fd in daemon.kept if name.startswith("hdr.")})
-    return {entry[0].split(".")[0]: entry for entry in daemon.kept
+    mine = {entry[0].split(".")[0]: entry for entry in daemon.kept
             if entry[0].split(".")[1:2] == [ids[number]]}
+    source = source_in(daemon.kept, mine["hdr"][1])
+    return {**mine, "src": source} if source else mine  # bent before, perhaps
 
 
 def memfd(content, seal=True):
@@ -402,6 +436,138 @@ def test_a_store_that_hands_back_rubbish_costs_only_that(stored, how):
         return names.count("hdr") == n_models and names.count("ledger") == 1
 
     wait_until(is_parked, 5 * slowness(), "what is parked")
+    stored.die()
+    stored.start()
+    assert len(stored.models()) == n_models, stored.log()
+
+
+def test_what_a_process_maps_of_a_model_that_is_lost_is_told(start_daemon, make_model, child):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=StoredDaemon)
+    reader = child(READER, daemon.socket, make_model())
+    daemon.die()
+    image, = [entry for entry in daemon.kept if entry[0].startswith("img.")]
+    daemon.kept.remove(image)
+    os.close(image[1])
+    daemon.start()
+    assert f"pid {reader.process.pid} may map" in daemon.log(), daemon.log()
+
+
+# ---- files, of which the store takes each once ------------------------------------------------
+
+
+def kinds(daemon):
+    """Those of what is parked, but for the daemon's own."""
+    kinds = [name.split(".")[0] for name, _fd in daemon.kept]
+    return sorted(kind for kind in kinds if kind not in ("ledger", "sock"))
+
+
+@pytest.mark.fault("S01")
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_model_that_became_an_image_is_parked_with_the_same_files(start_daemon, make_model,
+                                                                    distorch, tmp_path, is_sharded):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=StoredDaemon)
+    model = Sharded(tmp_path / "m").index if is_sharded else make_model()
+    n_files = 3 if is_sharded else 1
+    with distorch.connect(str(daemon.socket)) as d:
+        d.load(model, backing="file")
+        name = daemon.models()[0]["name"]
+        d.load(model, backing="image")
+    wait_until(lambda: show(daemon, name)["model"]["generation"] == 2, 10 * slowness(), "an image")
+    whole = sorted(["hdr"] + ["img", "src"] * n_files + ["idx"] * is_sharded)
+    wait_until(lambda: kinds(daemon) == whole, 10 * slowness(), "all of it")
+    for life in range(2):
+        daemon.die()
+        daemon.start()
+        assert show(daemon, name)["loaded_from"] == "store", daemon.log()
+        assert show(daemon, name)["model"]["generation"] == 2
+        with daemon.raw() as raw:
+            assert raw.call("store")["descriptors"] == len(whole) + 2
+            assert all(check["ok"] for check in raw.call("verify")["checks"])
+    with daemon.raw() as raw:
+        raw.call("unload", {"select": {"all": True}})
+    wait_until(lambda: kinds(daemon) == [], 10 * slowness(), "nothing of it")
+
+
+@pytest.mark.fault("S01")
+def test_an_old_content_and_two_models_of_one_file_need_it_once(start_daemon, make_model, child):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=StoredDaemon)
+    path = make_model(size=2 * MIB)
+    with opened(path) as fd, daemon.raw() as raw:
+        for format in ("auto", "raw"):
+            raw.call("load", {"format": format}, [fd])
+        reader = child(READER, daemon.socket, path)
+        os.utime(path, ns=(1, 1))
+        path.write_bytes(make_model("other.safetensors", size=2 * MIB, seed=9).read_bytes())
+        raw.call("load", {}, [fd])  # the reader has the old one
+    whole = ["hdr"] * 3 + ["img"] * 3 + ["src"]
+    wait_until(lambda: kinds(daemon) == whole, 10 * slowness(), "all three")
+    daemon.die()
+    daemon.start()
+    assert [model["state"] for model in daemon.models()] == ["resident"] * 2, daemon.log()
+    assert reader.ask("look") == "same" and reader.ask("close") == "same"
+    wait_until(lambda: kinds(daemon) == ["hdr"] * 2 + ["img"] * 2 + ["src"], 10 * slowness(),
+               "the old content to go, and not the file")
+    with daemon.raw() as raw:
+        raw.call("unload", {"select": {"models": [daemon.models()[0]["id"]]}})
+    wait_until(lambda: kinds(daemon) == ["hdr", "img", "src"], 10 * slowness(), "one of each")
+    daemon.die()
+    daemon.start()
+    assert len(daemon.models()) == 1, daemon.log()
+
+
+def name_as_before(daemon):
+    """As a daemon of before parked it: each file once a generation, by the model's id."""
+    old = []
+    for name, fd in daemon.kept:
+        kind, *rest = name.split(".")
+        if kind != "hdr":
+            old += [(name, fd)] if kind not in ("src", "idx") else []
+            continue
+        old.append((".".join([kind, *rest[:2]]), fd))
+        images = sum(other.startswith(f"img.{rest[0]}.{rest[1]}.") for other, _fd in daemon.kept)
+        for number in range(images):
+            end = f".{number}" if len(rest) > 2 else ""
+            source = source_in(daemon.kept, fd, number)
+            old.append((f"src.{rest[0]}.{rest[1]}{end}", os.dup(source[1])))
+        if len(rest) > 2:
+            index = next(fd for other, fd in daemon.kept
+                         if other == ".".join(["idx", *rest[2:]]))
+            old.append((f"idx.{rest[0]}.{rest[1]}", os.dup(index)))
+    names = {name for name, _fd in old}
+    for name, fd in daemon.kept:
+        if name.startswith(("src.", "idx.")):
+            os.close(fd)
+    daemon.kept[:] = old
+    return names
+
+
+def test_what_a_daemon_of_before_parked_is_taken_over_and_given_up_by_its_names(
+        start_daemon, make_model, distorch, tmp_path):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=StoredDaemon)
+    sharded = Sharded(tmp_path / "m")
+    with distorch.connect(str(daemon.socket)) as d:
+        d.load(sharded.index)
+        d.load(make_model("single.safetensors"))
+    daemon.die()
+    before = name_as_before(daemon)
+    daemon.start()
+    assert [one["loaded_from"] for one in (show(daemon, model["name"])
+                                           for model in daemon.models())] == ["store"] * 2
+    assert {name for name in before if not name.startswith("ledger")} <= \
+        {name for name, _fd in daemon.kept}, "all as it was"
+    with distorch.connect(str(daemon.socket)) as d:
+        with open(sharded.paths[0], "r+b") as file:
+            file.seek(-8, os.SEEK_END)
+            file.write(b"changed!")
+        d.load(sharded.index)
+    whole = sorted(["hdr", "img", "src"] + ["hdr", "idx"] + ["img", "src"] * 3)
+    wait_until(lambda: kinds(daemon) == whole, 10 * slowness(), "the new content's, no file twice")
+    daemon.die()
+    daemon.start()
+    assert len(daemon.models()) == 2, daemon.log()
+    with daemon.raw() as raw:
+        raw.call("unload", {"select": {"all": True}})
+    wait_until(lambda: kinds(daemon) == [], 10 * slowness(), "nothing of it")
 
 
 def test_what_does_not_fit_any_more_goes_the_pinned_last(stored):
@@ -432,6 +598,44 @@ def test_a_full_store_is_said_and_serves(start_daemon, make_model):
     daemon.die()
     daemon.start()
     assert [model["name"] for model in daemon.models()] == ["m0.safetensors"]
+
+
+@pytest.mark.parametrize("how", ["setting", "environment"])
+def test_what_is_kept_no_more_is_given_back(start_daemon, make_model, how):
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=StoredDaemon)
+    with daemon.raw() as raw:
+        raw.load(make_model())
+    daemon.die()
+    if how == "setting":
+        daemon.settings += ["restart.keep=no"]
+    else:
+        daemon.environment["FDSTORE"] = "0"
+    daemon.start()
+    assert daemon.models() == [] and not daemon.status()["survives_restart"]
+    assert "1 models of before the restart are given up" in daemon.log()
+    wait_until(lambda: [name for name, _fd in daemon.kept] == ["sock"], 10 * slowness(),
+               "the rest to go")
+    assert not any("memfd:" in link for link in list_fds(daemon.pid)), "nor does it hold any"
+    daemon.die()
+    daemon.start()  # by the socket that was kept
+    assert daemon.models() == []
+
+
+@pytest.mark.fault("S04")
+@pytest.mark.parametrize("environment, size", [
+    ({"FDSTORE": "6", "FDSTORE_DEFAULT": "100"}, 6), ({"FDSTORE_DEFAULT": "7"}, 7),
+    ({"FDSTORE": "0", "FDSTORE_DEFAULT": "100"}, 0)])
+def test_what_the_manager_says_of_its_store_counts(start_daemon, environment, size):
+    class Managed(StoredDaemon):
+        def spawn(self, command, told, log):
+            told = {key: value for key, value in told.items() if key in environment or
+                    key != "FDSTORE"}
+            return super().spawn(command, told, log)
+
+    daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=Managed,
+                          environment=environment)
+    with daemon.raw() as raw:
+        assert raw.call("store")["max_descriptors"] == size
 
 
 @pytest.mark.fault("S05")

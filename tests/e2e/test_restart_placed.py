@@ -370,6 +370,21 @@ def test_a_full_store_is_said(start_daemon, tmp_path):
     assert list(states(daemon)) == ["m0.safetensors"]
 
 
+@pytest.mark.fault("S01")
+def test_it_comes_back_over_and_over(stored, tmp_path):
+    """Each life fills another generation, of the same open file."""
+    path = tmp_path / "m.safetensors"
+    expected = make_blocks(path, [MIB] * 4)
+    place(stored, path, "sim:0,2M;cpu,*")
+    for _life in range(3):
+        stored.die()
+        stored.start()
+        assert path.name in states(stored), stored.log()
+        wait_until_back(stored, path.name)
+        check(stored, path, expected)
+        assert parked(stored) == OF_ONE
+
+
 def bend(daemon, how):
     kept = daemon.kept
     by_kind = {}
@@ -492,7 +507,7 @@ def test_who_reads_from_ram_meanwhile_keeps_it_and_the_blocks_come_back(cards, t
     reader = child(READER, cards.socket, path)
     with cards.raw() as raw:
         raw.call("place", {"model": path.name, "allocation": "sim:0,2M;cpu,*"})
-    assert parked(cards) == sorted(OF_ONE + ["image", "source", "table"])
+    assert parked(cards) == sorted(OF_ONE + ["image", "table"]), "the file once, for both"
     cards.kill_daemon()
     wait_until(lambda: show(cards, path.name)["model"]["state"] == "resident"
                and "allocation" in show(cards, path.name)["model"], 10 * slowness(), "its blocks")

@@ -141,6 +141,13 @@ def test_a_pin_for_a_time_has_what_is_left_of_it(cold, make_model):
     with cold.raw() as raw:
         assert raw.call("show", {"model": paths[0].name})["wishes"][0]["pin_left_ms"] \
             <= left + 1000  # whole seconds
+    cold.stop()
+    state = saved(cold)
+    state["saved_s"] = 100  # nor does one that was not set yet
+    state_file(cold).write_text(json.dumps(state))
+    cold.start()
+    load(cold, paths[0])
+    assert stays(cold, paths[0])[0]
 
 
 def test_what_is_said_now_is_not_said_over(cold, make_model):
@@ -294,6 +301,34 @@ def test_a_path_of_any_bytes_is_saved(cold, tmp_path, make_model):
     assert [model["pinned"] for model in cold.models()] == [True]
 
 
+@needs_root
+def test_many_pins_of_one_leave_room_for_those_of_another(start_daemon, tmp_path):
+    """Three bytes for each of a path's: a few hundred long ones fill the file."""
+    daemon = start_daemon(*SETTINGS)
+    folder = tmp_path
+    while len(str(folder)) < 3700:
+        folder = folder / ("x" * 200)
+    folder.mkdir(parents=True)
+    with daemon.raw() as raw:
+        for number in range(500):
+            path = folder / f"{number}.bin"
+            path.write_bytes(b"x" * 4096)
+            raw.load(path, format="raw", policy={"pin": True})
+    path = folder / "nobodys.bin"
+    path.write_bytes(b"y" * 4096)
+    with open(path, "rb") as file:
+        def pin():
+            with daemon.raw() as raw:
+                return raw.call("load", {"format": "raw", "policy": {"pin": True}},
+                                [file.fileno()])["source"]
+
+        assert as_nobody(daemon, pin) == "disk"
+    wait_until(lambda: {one["uid"] for one in wishes(daemon)} == {0, 65534}, 10 * slowness(),
+               "nobody's pin in the file")
+    assert 300 < len(wishes(daemon)) < 500
+    wait_until(lambda: "pins and keeps are not saved" in daemon.log(), 10 * slowness())
+
+
 # ---- the store and the file --------------------------------------------------------------
 
 
@@ -336,9 +371,6 @@ GOOD = b'{"version": 1, "saved_s": 1, "settings": {%s}, "warm": [%s], "wishes": 
     (write(b""), "empty"), (write(b"\0" * 100), "byte 0"), (write(GOOD[:40]), "middle"),
     (write(b'{"version": 2, "saved_s": 1}'), "version 2"), (make_large, "1073741824 bytes"),
     (os.mkfifo, "not a regular file"), (os.mkdir, "not a regular file"),
-    (write(GOOD % (b'"memory.rma": "1G"', b"")), 'no key "rma"'),
-    (write(GOOD % (b'"memory.ram": "many"', b"")), "memory.ram"),
-    (write(GOOD % (b"", b'"a\\nb"')), "control byte"),
     (write(b"[" * 100000), "byte")])
 def test_a_file_that_is_none_is_set_aside(cold, make_model, make, part):
     cold.stop()
@@ -353,6 +385,64 @@ def test_a_file_that_is_none_is_set_aside(cold, make_model, make, part):
     load(cold, path)
     assert stays(cold, path) == (True, False)
     assert cold.log().count("is of no use") == 1
+
+
+@pytest.mark.fault("X04")
+@pytest.mark.parametrize("settings, paths, part", [
+    (b'"memory.rma": "1G", ', b"", 'no key "rma"'),
+    (b'"memory.ram": "many", "memory.rma": "1G", ', b"", "memory.ram"),
+    (b"", b'"a\\nb", ', "control byte")])
+def test_a_line_that_cannot_be_set_is_left_out_by_itself(cold, make_model, settings, paths, part):
+    path = make_model()
+    load(cold, path, policy={"pin": True})
+    wait_for_wishes(cold, 1)
+    cold.stop()
+    text = json.dumps({**saved(cold), "settings": {"memory.lock": "off"},
+                       "warm": [str(path)]}).encode()
+    text = text.replace(b'"settings": {', b'"settings": {' + settings)
+    state_file(cold).write_bytes(text.replace(b'"warm": [', b'"warm": [' + paths))
+    cold.start()
+    assert part in cold.log() and "is left out" in cold.log(), cold.log()
+    wait_until(lambda: [model["pinned"] for model in cold.models()] == [True], 10 * slowness(),
+               "the rest of it: " + cold.log())
+    with cold.raw() as raw:
+        rows = raw.call("config")["settings"]
+        assert [row["source"] for row in rows if row["key"] == "memory.lock"] == \
+            [str(state_file(cold))]
+    assert "state.json.bad" not in os.listdir(cold.state)
+
+
+@pytest.mark.fault("X04")
+def test_a_start_that_fails_leaves_a_file_of_no_use_where_it_is(cold):
+    cold.stop()
+    state_file(cold).write_bytes(GOOD[:40])
+    good = list(cold.settings)
+    cold.settings += ["memory.rma=1G"]
+    with pytest.raises((AssertionError, OSError)):
+        cold.start()
+    assert os.listdir(cold.state) == ["state.json"]
+    cold.settings[:] = good
+    cold.start()
+    assert "is of no use" in cold.log()
+    assert os.listdir(cold.state) == ["state.json.bad"]
+
+
+@pytest.mark.fault("X04")
+def test_a_file_that_cannot_be_opened_is_not_written_over(cold, make_model):
+    path = make_model()
+    load(cold, path, policy={"pin": True})
+    wait_for_wishes(cold, 1)
+    cold.stop()
+    good = state_file(cold).rename(cold.state / "good.json")
+    state_file(cold).symlink_to(state_file(cold).name)
+    cold.start()
+    assert "it cannot be opened" in cold.log() and "nothing is saved over it" in cold.log()
+    load(cold, path, policy={"pin": True})
+    cold.stop()
+    assert sorted(os.listdir(cold.state)) == ["good.json", "state.json"]
+    good.replace(state_file(cold))
+    cold.start()
+    assert load(cold, path) and stays(cold, path) == (True, False)
 
 
 @pytest.mark.fault("X04")
@@ -401,6 +491,20 @@ def test_a_full_folder_leaves_the_old_file_and_is_told_once(start_daemon, make_m
     wait_until(lambda: "is saved again" in daemon.log(), 10 * slowness())
     assert daemon.log().count("what is said is not saved") == 1, daemon.log()
     assert os.listdir(daemon.state) == ["state.json"]
+
+
+@pytest.mark.fault("X02")
+def test_what_stands_in_the_file_is_not_refused(start_daemon):
+    """The folder cannot be synced: the second of the two calls."""
+    daemon = start_daemon(*SETTINGS, environment={"DISTORCHD_TEST_SAVE_MS": "600000"})
+    daemon.tell("fault fsync:2:EIO")
+    with daemon.raw() as raw:
+        raw.call("config.set", {"key": "log.level", "value": "debug"})
+    assert saved(daemon)["settings"] == {"log.level": "debug"}
+    assert "a loss of power may undo it" in daemon.log(), daemon.log()
+    with daemon.raw() as raw:
+        raw.call("config.set", {"key": "log.level", "value": "info"})
+    assert "is saved again" in daemon.log()
 
 
 @needs_root

@@ -91,7 +91,8 @@ def test_what_a_unit_starts_is_installed(prefix, folder):
 def test_no_number_of_failures_costs_the_store(prefix, folder):
     unit = prefix / folder / "distorchd.service"
     assert value_of(unit, "StartLimitIntervalSec") == "0" and value_of(unit, "Restart") == "always"
-    assert value_of(unit, "Environment") == "FDSTORE=" + value_of(unit, "FileDescriptorStoreMax")
+    assert value_of(unit, "Environment") == \
+        "FDSTORE_DEFAULT=" + value_of(unit, "FileDescriptorStoreMax"), "what systemd says wins"
 
 
 def test_stopping_the_daemon_leaves_the_socket_of_the_other_unit(prefix):

@@ -179,6 +179,7 @@ def test_a_connect_starts_it_a_kill_costs_nothing_and_a_stop_gives_all_back(own,
     assert own.get("NFileDescriptorStore") == "4", "the ledger, a table, an image, a source"
     with own.raw() as raw:
         assert raw.call("status")["survives_restart"]
+        assert str(raw.call("store")["max_descriptors"]) == own.get("FileDescriptorStoreMax")
     os.kill(own.pid(), signal.SIGKILL)
     assert source_of(own, path) == "store" and own.get("NRestarts") == "1"
     own.ctl("restart", "distorchd.service")
@@ -193,6 +194,34 @@ def test_a_connect_starts_it_a_kill_costs_nothing_and_a_stop_gives_all_back(own,
         assert raw.call("list")["models"] == []
     own.ctl("stop", "distorchd.socket", "distorchd.service")
     assert not own.socket.exists()
+
+
+@pytest.mark.fault("S01")
+@pytest.mark.parametrize("how", ["pinned", "placed"])
+def test_a_model_that_lies_anew_survives_one_kill_after_the_other(own, make_model, how):
+    """systemd keeps no open file twice, whatever the names."""
+    path = make_model(size=3 << 20)
+    own.settle("Environment=DISTORCHD_MEMORY_BACKING=auto DISTORCHD_SIM_COUNT=1 "
+               "DISTORCHD_SIM_MEMORY=64M DISTORCHD_GPU_BUDGET=100%")
+    load(own, path)
+    with own.raw() as raw:
+        if how == "pinned":
+            raw.call("set", {"model": path.name, "policy": {"pin": True}})
+        else:
+            raw.call("place", {"model": path.name, "allocation": "sim:0,2M;cpu,*"})
+
+    def lies():
+        with own.raw() as raw:
+            models = raw.call("list")["models"]
+        return models and models[0]["state"] == "resident" and models[0]["generation"]
+
+    wait_until(lambda: lies() == 2, 10, "another generation")
+    for life in range(3):
+        os.kill(own.pid(), signal.SIGKILL)
+        wait_until(lies, 10, "it back: " + own.log())
+        assert lies() == (2 if how == "pinned" else 3 + life)
+        with own.raw() as raw:  # the socket is its unit's
+            assert int(own.get("NFileDescriptorStore")) == raw.call("store")["descriptors"] - 1
 
 
 @pytest.mark.fault("S09")

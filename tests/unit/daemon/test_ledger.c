@@ -236,6 +236,8 @@ static void starts_that_fail_are_counted_with_the_suspect(void **state)
 	(void)state;
 	assert_int_equal(ledger_count_start(ledger), 0);
 	assert_int_equal(ledger_count_start(ledger), 1);
+	ledger_uncount_start(ledger);
+	assert_int_equal(ledger_count_start(ledger), 1);
 	ledger_suspect(ledger, uuid);
 	ledger_get_suspect(ledger, suspect);
 	assert_memory_equal(suspect, uuid, sizeof uuid);

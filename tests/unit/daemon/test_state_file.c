@@ -348,6 +348,9 @@ static void whatever_fails_the_old_file_is_whole(void **unused)
 		assert_true(err.text[0] != '\0');
 		expect_old_file(&old);
 	}
+	assert_true(sys_fault_set("fsync", (struct sys_fault){.nth = 2, .error = EIO}));
+	assert_int_equal(state_write(folder, &old, NULL), 0);
+	assert_int_equal(state_sync_folder(folder, NULL), -WIRE_IO); /* that is another matter */
 	/* One byte at a time is only slow. */
 	assert_true(
 		sys_fault_set("write",
@@ -370,6 +373,7 @@ static void write_and_read(void *unused)
 
 	(void)unused;
 	if (is_good && state_write(folder, &state, &err) == 0 &&
+	    state_sync_folder(folder, &err) == 0 &&
 	    state_read(folder, &again, &err) == 0) {
 		expect_same(&state, &again);
 	}
