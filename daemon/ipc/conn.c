@@ -344,7 +344,8 @@ static bool may_read(const struct conn *conn)
 {
 	return !conn->is_at_end && (conn->state == CONN_NEW || conn->state == CONN_READY) &&
 	       conn->n_in_flight + conn->n_unsent < WIRE_REQUESTS_IN_FLIGHT &&
-	       conn->out_bytes + conn->spill_bytes <= conn->server->options.output_bytes / 2;
+	       conn->out_bytes <= conn->server->options.output_bytes / 2 &&
+	       conn->spill_bytes <= WIRE_UNREAD_SPILL_BYTES / 2;
 }
 
 bool conn_hear_out(struct conn *conn)
