@@ -368,8 +368,9 @@ DISTORCH_PUBLIC uint64_t distorch_weights_lease(const struct distorch_weights *w
 /*
  * The image of shard 'shard', 2 MiB-aligned: the file's bytes at the file's offsets. Where tensors
  * lie on devices, be it that somebody else placed them so, it is sparse: what is there of the
- * file are its header and the tensors whose 'device' is "cpu", the rest reads as zeros. NULL, and
- * a size of 0, beyond the last shard or where nothing is mapped. 'ret_bytes' may be NULL.
+ * file are its header and the tensors whose 'device' is "cpu", the rest reads as zeros, each page
+ * of which takes memory that is charged to the model. NULL, and a size of 0, beyond the last shard
+ * or where nothing is mapped. 'ret_bytes' may be NULL.
  */
 DISTORCH_PUBLIC void *distorch_weights_base(const struct distorch_weights *weights, uint32_t shard,
 					    uint64_t *ret_bytes);
