@@ -14,11 +14,13 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/magic.h>
+#include <linux/openat2.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -34,6 +36,9 @@
 #	define EXFAT_SUPER_MAGIC 0x2011BAB0
 #endif
 #define NTFS3_SUPER_MAGIC 0x7366746e
+#ifndef RESOLVE_CACHED
+#	define RESOLVE_CACHED 0x20
+#endif
 #ifndef F_SEAL_FUTURE_WRITE
 #	define F_SEAL_FUTURE_WRITE 0x0010
 #endif
@@ -167,6 +172,21 @@ static int check_direct(const struct file *file, struct err *err)
 	return 0;
 }
 
+/* By names that the kernel has at hand: where a server would have to be asked, it is not. */
+static bool is_found_at(int fd, const char *path)
+{
+	const struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
+				     .resolve = RESOLVE_CACHED};
+	AUTO_CLOSE int found_fd = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+	struct statx own;
+	struct statx found;
+
+	return found_fd >= 0 && sys_statx(fd, AT_STATX_DONT_SYNC, &own) == 0 &&
+	       sys_statx(found_fd, AT_STATX_DONT_SYNC, &found) == 0 &&
+	       own.stx_dev_major == found.stx_dev_major &&
+	       own.stx_dev_minor == found.stx_dev_minor && own.stx_ino == found.stx_ino;
+}
+
 /* The kernel's word for where it lies; asks no server. Empty when it cannot be told. True: it lies
  * there no more. */
 static bool read_own_path(int fd, char ret[PATH_MAX])
@@ -180,7 +200,8 @@ static bool read_own_path(int fd, char ret[PATH_MAX])
 	length = length < 0 ? 0 : length;
 	ret[length] = '\0';
 	if ((size_t)length < sizeof deleted ||
-	    strcmp(ret + length - (ssize_t)strlen(deleted), deleted) != 0) {
+	    strcmp(ret + length - (ssize_t)strlen(deleted), deleted) != 0 ||
+	    is_found_at(fd, ret)) { /* so it is called */
 		return false;
 	}
 	ret[length - (ssize_t)strlen(deleted)] = '\0';
