@@ -23,6 +23,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "daemon/load/hash.h"
@@ -46,6 +47,9 @@
 #define NS_PER_S   1000000000U
 #define N_KEEPERS  64 /* uids that are counted apart */
 #define COARSEST_S 2  /* FAT: times in steps of two seconds */
+
+#define MAX_TICK_NS 20000000U /* of the kernel's clock: 100 in a second are the fewest */
+#define MAX_LOOKS   20
 
 static const char *kind_name(unsigned mode)
 {
@@ -507,9 +511,26 @@ static int read_key(const struct file *file, int flags, struct file_key *ret, st
 	return 0;
 }
 
+/* The kernel gives files the time of its last tick, before Linux 6.13 always: what is written in the
+ * same one again would have the same key. */
+static bool is_of_this_tick(const struct file_key *key, uint64_t tick_ns)
+{
+	/* One that is far ahead is not our clock's. */
+	return (uint64_t)key->ctime_ns - tick_ns < MAX_TICK_NS;
+}
+
 int file_read_key(const struct file *file, struct file_key *ret, struct err *err)
 {
-	return read_key(file, AT_STATX_SYNC_AS_STAT, ret, err);
+	const struct timespec moment = {.tv_nsec = 1000000};
+	uint64_t tick_ns = clock_tick_ns(); /* before each look: it is not after it */
+	int code = read_key(file, AT_STATX_SYNC_AS_STAT, ret, err);
+
+	for (int i = 0; code == 0 && is_of_this_tick(ret, tick_ns) && i < MAX_LOOKS; i++) {
+		(void)nanosleep(&moment, NULL); /* cut short: the next one is not */
+		tick_ns = clock_tick_ns();
+		code = read_key(file, AT_STATX_SYNC_AS_STAT, ret, err);
+	}
+	return code;
 }
 
 int file_look_at_key(const struct file *file, struct file_key *ret, struct err *err)
