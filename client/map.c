@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -535,6 +536,17 @@ void *distorch_weights_base(const struct distorch_weights *weights, uint32_t sha
 	return is_mapped ? weights->images[shard].base : NULL;
 }
 
+/* Of a description of its own, where that may be had: the daemon's is common to all its clients. */
+static int open_again(int fd)
+{
+	char path[64];
+	int own_fd;
+
+	(void)snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	own_fd = open(path, O_RDONLY | O_CLOEXEC);
+	return own_fd >= 0 ? own_fd : fcntl(fd, F_DUPFD_CLOEXEC, 0);
+}
+
 int distorch_weights_fd(const struct distorch_weights *weights, uint32_t shard)
 {
 	int fd;
@@ -544,7 +556,7 @@ int distorch_weights_fd(const struct distorch_weights *weights, uint32_t shard)
 		return failure_set(DISTORCH_E_NOT_FOUND, 0, NULL, "no image of shard %u is mapped",
 				   shard);
 	}
-	fd = fcntl(weights->images[shard].fd, F_DUPFD_CLOEXEC, 0);
+	fd = open_again(weights->images[shard].fd);
 	if (fd < 0) {
 		return failure_set(DISTORCH_E_TOO_MANY, errno, "raise ulimit -n",
 				   "no descriptor is left: %s", strerror(errno));

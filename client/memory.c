@@ -8,10 +8,19 @@
 #include <fcntl.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #define HUGE_PAGE   ((uint64_t)2 << 20)
 #define SEALS       (F_SEAL_SHRINK | F_SEAL_GROW)
 #define SEALS_WRITE (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
+
+/* Is there memory behind all of it? */
+static bool is_whole(int fd, size_t bytes)
+{
+	struct stat status;
+
+	return fstat(fd, &status) == 0 && (uint64_t)status.st_blocks * 512 >= bytes;
+}
 
 void *memory_map(int fd, size_t bytes)
 {
@@ -44,8 +53,10 @@ void *memory_map(int fd, size_t bytes)
 		(void)munmap(room, head); /* ours; never fails on a whole reservation */
 	}
 	(void)munmap(base + padded, reserve - head - padded); /* likewise */
-	/* Hints; where they are refused, the memory is as good. */
-	(void)madvise(base, bytes, MADV_HUGEPAGE);
+	/* Hints; where they are refused, the memory is as good. Holes would be filled by the first. */
+	if (is_whole(fd, bytes)) {
+		(void)madvise(base, bytes, MADV_HUGEPAGE);
+	}
 	(void)madvise(base, bytes, MADV_DONTDUMP);
 	return base;
 }

@@ -75,7 +75,7 @@ room(corridor DEPENDS base base/os proto daemon/core daemon/plan daemon/format d
 		daemon/ipc
 	SOURCES daemon/daemon.c daemon/alarm.c daemon/dispatch.c daemon/dispatch_device.c daemon/dispatch_model.c daemon/dispatch_place.c daemon/dispatch_plan.c daemon/dispatch_view.c
 		daemon/dispatch_store.c daemon/metrics.c daemon/metrics_socket.c
-		daemon/execute.c daemon/fill.c daemon/verify.c daemon/answer.c daemon/news.c daemon/failure.c daemon/failure_drain.c daemon/failure_memory.c daemon/describe.c daemon/describe_use.c daemon/where.c
+		daemon/execute.c daemon/fill.c daemon/verify.c daemon/holes.c daemon/answer.c daemon/news.c daemon/failure.c daemon/failure_drain.c daemon/failure_memory.c daemon/describe.c daemon/describe_use.c daemon/where.c
 		daemon/persist.c daemon/persist_placed.c daemon/persist_source.c daemon/placed_record.c daemon/placement.c daemon/placement_room.c daemon/recall.c daemon/pressure.c daemon/watch.c daemon/dispatch_select.c daemon/dispatch_wish.c daemon/reload.c daemon/adoption.c daemon/adoption_ledger.c
 		daemon/gather.c daemon/adopt_generation.c daemon/generation.c daemon/ledger.c
 		daemon/notify.c daemon/notify_parse.c daemon/store.c daemon/model_text.c daemon/clients.c daemon/history.c daemon/config.c

@@ -24,6 +24,7 @@
 #include "daemon/errand.h"
 #include "daemon/execute.h"
 #include "daemon/gather.h"
+#include "daemon/holes.h"
 #include "daemon/ipc/conn.h"
 #include "daemon/ipc/peer.h"
 #include "daemon/ipc/scrape.h"
@@ -182,6 +183,7 @@ static void on_process_gone(void *context, uint64_t id)
 {
 	struct core_event event = {.type = EV_PROCESS_GONE, .client = id};
 
+	holes_look(context);
 	(void)daemon_step(context, &event);
 }
 

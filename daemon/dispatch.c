@@ -19,6 +19,7 @@
 #include "daemon/describe.h"
 #include "daemon/format/format.h"
 #include "daemon/gather.h"
+#include "daemon/holes.h"
 #include "daemon/ipc/conn.h"
 #include "daemon/ipc/peer.h"
 #include "daemon/ipc/server.h"
@@ -513,6 +514,7 @@ void dispatch_request(void *context, struct conn *conn, const struct wire_packet
 	};
 
 	workers_notice_sleep(call.daemon);
+	holes_look(call.daemon);
 	call.client = conn_user(conn); /* who may be gone by that */
 	dispatch_method(&call, request);
 }
@@ -526,6 +528,7 @@ void dispatch_closed(void *context, struct conn *conn)
 	if (client == NULL) {
 		return; /* never said hello */
 	}
+	holes_look(daemon);
 	event.client = client->id;
 	daemon_watch_client(daemon, client);
 	client->conn = NULL;

@@ -21,6 +21,7 @@
 #include "daemon/failure.h"
 #include "daemon/fill.h"
 #include "daemon/format/format.h"
+#include "daemon/holes.h"
 #include "daemon/load/file.h"
 #include "daemon/load/image_set.h"
 #include "daemon/load/loader.h"
@@ -558,6 +559,7 @@ void execute_result(struct daemon *daemon, struct load_result *result)
 	struct core_event event = {0};
 
 	testing_result(result);
+	holes_look(daemon);
 	switch (result->type) {
 	case LOAD_HEADER:
 		take_header(daemon, result);

@@ -9,6 +9,7 @@
 
 #include "daemon/config.h"
 #include "daemon/daemon.h"
+#include "daemon/holes.h"
 #include "daemon/ipc/listen.h"
 #include "daemon/ipc/scrape.h"
 #include "daemon/metrics.h"
@@ -18,6 +19,7 @@
 
 static bool write_text(void *context, char *ret_text, size_t size)
 {
+	holes_look(context);
 	return metrics_write(context, ret_text, size);
 }
 

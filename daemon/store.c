@@ -36,7 +36,8 @@ struct stored_extent {
 	uint64_t segment;
 	struct extent *extent;
 	uint32_t n_holds;
-	bool is_to_drop; /* when nobody holds it any more */
+	bool is_to_drop;    /* when nobody holds it any more */
+	struct list sparse; /* store::sparse */
 	struct park park;
 	UT_hash_handle hh;
 };
@@ -45,6 +46,8 @@ struct store {
 	struct idtab files;
 	struct stored_file *file_slots; /* owner: store */
 	struct stored_extent *extents;
+	struct list sparse; /* stored_extent::sparse, the next to be looked at first */
+	uint32_t n_sparse;
 	struct model_info *models;
 	struct list models_by_age; /* model_info::by_age, oldest first */
 	struct text_index texts;   /* of the models */
@@ -65,6 +68,7 @@ struct store *store_new(void)
 	}
 	idtab_init(&store->files, store->file_slots, sizeof *store->file_slots, STORE_MAX_FILES);
 	list_init(&store->models_by_age);
+	list_init(&store->sparse);
 	return store;
 }
 
@@ -153,6 +157,11 @@ int store_add_extent(struct store *store, uint64_t segment, struct extent *exten
 		free(stored);
 		return -WIRE_NO_MEMORY;
 	}
+	list_init(&stored->sparse);
+	if (device_taken(extent) > 0) {
+		list_append(&store->sparse, &stored->sparse);
+		store->n_sparse++;
+	}
 	return 0;
 }
 
@@ -198,6 +207,25 @@ bool store_drop_later(struct store *store, uint64_t segment)
 	return true;
 }
 
+uint32_t store_n_sparse(const struct store *store)
+{
+	return store->n_sparse;
+}
+
+uint64_t store_next_sparse(struct store *store, uint64_t *ret_taken)
+{
+	struct stored_extent *stored;
+
+	if (list_is_empty(&store->sparse)) {
+		return 0;
+	}
+	stored = container_of(store->sparse.next, struct stored_extent, sparse);
+	list_remove(&stored->sparse);
+	list_append(&store->sparse, &stored->sparse);
+	*ret_taken = device_taken(stored->extent);
+	return stored->segment;
+}
+
 void store_set_park(struct store *store, uint64_t segment, const struct park *park)
 {
 	struct stored_extent *stored = find_extent(store, segment);
@@ -226,6 +254,8 @@ struct extent *store_take_extent(struct store *store, uint64_t segment, struct p
 	if (ret_park != NULL) {
 		*ret_park = stored->park;
 	}
+	store->n_sparse -= list_is_empty(&stored->sparse) ? 0 : 1;
+	list_remove(&stored->sparse);
 	HASH_DEL(store->extents, stored);
 	free(stored);
 	return extent;

@@ -73,6 +73,10 @@ void store_hold_extent(struct store *store, uint64_t segment);
 bool store_unhold_extent(struct store *store, uint64_t segment);
 /* False: nobody holds it, it is to be dropped at once. */
 bool store_drop_later(struct store *store, uint64_t segment);
+/* Walk over the copies that may come to take more memory (device_taken): each call gives the next,
+ * round and round. 0: there is none. */
+uint32_t store_n_sparse(const struct store *store);
+uint64_t store_next_sparse(struct store *store, uint64_t *ret_taken);
 void store_set_park(struct store *store, uint64_t segment, const struct park *park);
 /* NULL: there is no such copy. Borrowed until its extent is taken. */
 const struct park *store_find_park(const struct store *store, uint64_t segment);

@@ -30,6 +30,7 @@ static uint64_t read_warp(clockid_t clock)
 	case CLOCK_BOOTTIME:
 		return __atomic_load_n(&boot_warp_ns, __ATOMIC_RELAXED);
 	case CLOCK_REALTIME:
+	case CLOCK_REALTIME_COARSE:
 		return (uint64_t)__atomic_load_n(&real_warp_ns, __ATOMIC_RELAXED); /* wraps */
 	default:
 		return 0;
@@ -64,6 +65,11 @@ uint64_t clock_boot_ns(void)
 uint64_t clock_real_ns(void)
 {
 	return read_clock(CLOCK_REALTIME);
+}
+
+uint64_t clock_tick_ns(void)
+{
+	return read_clock(CLOCK_REALTIME_COARSE);
 }
 
 int clock_alarm_new(void)

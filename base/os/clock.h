@@ -12,6 +12,7 @@
 uint64_t clock_mono_ns(void); /* does not count a suspended machine */
 uint64_t clock_boot_ns(void); /* counts it */
 uint64_t clock_real_ns(void); /* since 1970; for people only */
+uint64_t clock_tick_ns(void); /* the same when the kernel's clock last ticked: files' times */
 
 /* A descriptor that becomes readable at the moment it is set to, after a suspend at once; or -1. */
 int clock_alarm_new(void);

@@ -369,8 +369,9 @@ DISTORCH_PUBLIC uint64_t distorch_weights_lease(const struct distorch_weights *w
 /*
  * The image of shard 'shard', 2 MiB-aligned: the file's bytes at the file's offsets. Where tensors
  * lie on devices, be it that somebody else placed them so, it is sparse: what is there of the
- * file are its header and the tensors whose 'device' is "cpu", the rest reads as zeros. NULL, and
- * a size of 0, beyond the last shard or where nothing is mapped. 'ret_bytes' may be NULL.
+ * file are its header and the tensors whose 'device' is "cpu", the rest reads as zeros, each page
+ * of which takes memory that is charged to the model. NULL, and a size of 0, beyond the last shard
+ * or where nothing is mapped. 'ret_bytes' may be NULL.
  */
 DISTORCH_PUBLIC void *distorch_weights_base(const struct distorch_weights *weights, uint32_t shard,
 					    uint64_t *ret_bytes);
@@ -379,7 +380,8 @@ DISTORCH_PUBLIC void *distorch_weights_base(const struct distorch_weights *weigh
  * A new read-only descriptor of the image of 'shard' (sealed), or of the file, for loaders that want one
  * (/proc/self/fd/N). Not that of a sparse image (above): they would take its zeros for weights.
  * The caller closes it. Bytes reached through it are not counted once the lease has ended. Its
- * offset is common to all who have one of this file: use pread, or open that path. Returns the
+ * offset and flags are its own; but where this process may not open the file itself, or there is no
+ * /proc, common to all who have one of it: use pread, and leave the flags alone. Returns the
  * descriptor, or -DISTORCH_E_NOT_FOUND or -DISTORCH_E_TOO_MANY.
  */
 DISTORCH_PUBLIC int distorch_weights_fd(const struct distorch_weights *weights, uint32_t shard);

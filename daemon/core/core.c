@@ -397,6 +397,9 @@ static void handle(struct core *core, const struct core_event *event, struct cor
 	case EV_CHANGED:
 		backing_on_changed(core, event);
 		break;
+	case EV_GROWN:
+		segment_on_grown(core, event);
+		break;
 	case EV_VERIFIED:
 		segment_on_verified(core, event);
 		break;

@@ -91,6 +91,7 @@ enum core_event_type {
 	EV_DROPPED,        /* result of ACT_DROP */
 	EV_VERIFIED,       /* result of ACT_VERIFY */
 	EV_CHANGED,        /* the file behind a copy that is not an image is another by now */
+	EV_GROWN,          /* who maps an image with holes has filled some of them by reading */
 	EV_ADOPT,          /* at start: a copy that survived -> update->ret_id is its segment */
 	EV_ADOPT_WISH,     /* at start: what a uid had said of an adopted model */
 	EV_ADOPT_LEASE,    /* at start: who still maps it -> update->ret_id is the lease */
@@ -224,6 +225,10 @@ struct core_event {
 			uint64_t segment;
 			bool was_written; /* and not only renamed, linked or the like */
 		} changed;
+		struct {
+			uint64_t segment;
+			uint64_t bytes; /* of memory behind it by now */
+		} grown;
 		struct {
 			const struct core_file_key *key;
 			const uint8_t *uuid; /* 16 bytes */

@@ -101,6 +101,31 @@ void segment_set_state(struct core *core, struct segment *segment, enum segment_
 	segment_touch(core, segment);
 }
 
+/* It is charged what it takes, be that more than it was admitted with. Nothing makes it less: what
+ * is sealed keeps its pages. */
+void segment_on_grown(struct core *core, const struct core_event *event)
+{
+	struct segment *segment = idtab_find(&core->segments, event->grown.segment);
+	const struct job *job = segment == NULL ? NULL : job_of(core, segment->job);
+	uint64_t more;
+
+	if (segment == NULL || segment->backing != CORE_BACKING_IMAGE ||
+	    (segment->state != SEGMENT_READY && segment->state != SEGMENT_DROPPING) ||
+	    (job != NULL && job->generation == segment->generation) || /* nobody has it yet */
+	    event->grown.bytes <= segment->bytes) {
+		return;
+	}
+	more = event->grown.bytes - segment->bytes;
+	user_give_back(segment);
+	segment->bytes += more;
+	user_take(segment);
+	segment->model->dropping += segment->state == SEGMENT_DROPPING ? more : 0;
+	segment->model->sums[segment->device][segment->sum] += more;
+	core->accounts[segment->device].sums[segment->sum] += more;
+	core->accounts[segment->device].bucket[segment->state] += more;
+	segment_touch(core, segment);
+}
+
 void segment_answer_verifiers(struct core *core, const struct model *model, int code)
 {
 	LIST_FOR_EACH_SAFE (link, &model->verifiers) {

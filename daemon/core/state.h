@@ -146,7 +146,7 @@ struct segment {
 	uint64_t generation; /* the first that it is of */
 	uint64_t last;       /* and the last; NEVER: none has been published without it */
 	uint64_t size;       /* of what is there */
-	uint64_t bytes;      /* of it charged */
+	uint64_t bytes;      /* of it charged; more than all where holes were filled since */
 	uint64_t job;        /* that brings it or counts on it, until it is published; 0: none */
 	uint32_t padding;    /* of size: no tensor's own */
 	uint16_t device;
@@ -502,6 +502,7 @@ void segment_verify_all(struct core *core, const struct model *model);
 void segment_verify_published(struct core *core, const struct model *model);
 void segment_on_filled(struct core *core, const struct core_event *event);
 void segment_on_dropped(struct core *core, const struct core_event *event);
+void segment_on_grown(struct core *core, const struct core_event *event);
 void segment_on_verified(struct core *core, const struct core_event *event);
 void segment_on_device_doubted(struct core *core, const struct core_event *event);
 void segment_on_device_lost(struct core *core, const struct core_event *event);

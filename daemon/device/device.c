@@ -96,6 +96,12 @@ static void pages_of_device(const struct extent *extent, struct device_pages *re
 	*ret = (struct device_pages){.page_bytes = (uint64_t)sysconf(_SC_PAGESIZE)};
 }
 
+static uint64_t take_no_more(const struct extent *extent)
+{
+	(void)extent;
+	return 0;
+}
+
 static void add_backend(const struct device_ops *ops)
 {
 	struct device_ops *backend;
@@ -116,6 +122,7 @@ static void add_backend(const struct device_ops *ops)
 	backend->borrow = ops->borrow == NULL ? borrow_nothing : ops->borrow;
 	backend->lock = ops->lock == NULL ? lock_nothing : ops->lock;
 	backend->pages = ops->pages == NULL ? pages_of_device : ops->pages;
+	backend->taken = ops->taken == NULL ? take_no_more : ops->taken;
 	n_backends++;
 }
 
@@ -307,4 +314,9 @@ int device_lock(struct extent *extent, struct err *err)
 void device_pages(const struct extent *extent, struct device_pages *ret)
 {
 	extent->ops->pages(extent, ret);
+}
+
+uint64_t device_taken(const struct extent *extent)
+{
+	return extent->ops->taken(extent);
 }

@@ -151,6 +151,10 @@ struct device_ops {
 	int (*lock)(struct extent *extent, struct err *err);
 	/* Of a filled extent that is not yet sealed, or of what seal remembered. */
 	void (*pages)(const struct extent *extent, struct device_pages *ret);
+	/* Memory behind a sealed extent of which only parts were filled: a process that maps it
+	 * and reads the rest takes memory for that too. Does not block. 0: it cannot grow;
+	 * absent: nothing can. */
+	uint64_t (*taken)(const struct extent *extent);
 };
 
 /*
@@ -187,6 +191,7 @@ void device_prepare(struct extent *extent, uint64_t offset, uint64_t n_bytes);
 const void *device_bytes(const struct extent *extent);
 int device_lock(struct extent *extent, struct err *err);
 void device_pages(const struct extent *extent, struct device_pages *ret);
+uint64_t device_taken(const struct extent *extent);
 
 /* The host's memory: an extent is one memfd, from seal on immutable. Its one device is "cpu". */
 extern const struct device_ops host_device_ops;

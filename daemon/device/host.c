@@ -332,6 +332,13 @@ static void host_pages(const struct extent *base, struct device_pages *ret)
 	}
 }
 
+static uint64_t host_taken(const struct extent *base)
+{
+	const struct host_extent *extent = host_of_const(base);
+
+	return extent->is_sparse && extent->is_sealed ? count_taken_bytes(extent) : 0;
+}
+
 static int host_seal(struct extent *base, struct err *err)
 {
 	struct host_extent *extent = host_of(base);
@@ -572,4 +579,5 @@ const struct device_ops host_device_ops = {
 	.borrow = host_borrow,
 	.lock = host_lock,
 	.pages = host_pages,
+	.taken = host_taken,
 };

@@ -14,13 +14,16 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/magic.h>
+#include <linux/openat2.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "daemon/load/hash.h"
@@ -34,6 +37,9 @@
 #	define EXFAT_SUPER_MAGIC 0x2011BAB0
 #endif
 #define NTFS3_SUPER_MAGIC 0x7366746e
+#ifndef RESOLVE_CACHED
+#	define RESOLVE_CACHED 0x20
+#endif
 #ifndef F_SEAL_FUTURE_WRITE
 #	define F_SEAL_FUTURE_WRITE 0x0010
 #endif
@@ -41,6 +47,9 @@
 #define NS_PER_S   1000000000U
 #define N_KEEPERS  64 /* uids that are counted apart */
 #define COARSEST_S 2  /* FAT: times in steps of two seconds */
+
+#define MAX_TICK_NS 20000000U /* of the kernel's clock: 100 in a second are the fewest */
+#define MAX_LOOKS   20
 
 static const char *kind_name(unsigned mode)
 {
@@ -167,6 +176,21 @@ static int check_direct(const struct file *file, struct err *err)
 	return 0;
 }
 
+/* By names that the kernel has at hand: where a server would have to be asked, it is not. */
+static bool is_found_at(int fd, const char *path)
+{
+	const struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
+				     .resolve = RESOLVE_CACHED};
+	AUTO_CLOSE int found_fd = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+	struct statx own;
+	struct statx found;
+
+	return found_fd >= 0 && sys_statx(fd, AT_STATX_DONT_SYNC, &own) == 0 &&
+	       sys_statx(found_fd, AT_STATX_DONT_SYNC, &found) == 0 &&
+	       own.stx_dev_major == found.stx_dev_major &&
+	       own.stx_dev_minor == found.stx_dev_minor && own.stx_ino == found.stx_ino;
+}
+
 /* The kernel's word for where it lies; asks no server. Empty when it cannot be told. True: it lies
  * there no more. */
 static bool read_own_path(int fd, char ret[PATH_MAX])
@@ -180,7 +204,8 @@ static bool read_own_path(int fd, char ret[PATH_MAX])
 	length = length < 0 ? 0 : length;
 	ret[length] = '\0';
 	if ((size_t)length < sizeof deleted ||
-	    strcmp(ret + length - (ssize_t)strlen(deleted), deleted) != 0) {
+	    strcmp(ret + length - (ssize_t)strlen(deleted), deleted) != 0 ||
+	    is_found_at(fd, ret)) { /* so it is called */
 		return false;
 	}
 	ret[length - (ssize_t)strlen(deleted)] = '\0';
@@ -486,9 +511,26 @@ static int read_key(const struct file *file, int flags, struct file_key *ret, st
 	return 0;
 }
 
+/* The kernel gives files the time of its last tick, before Linux 6.13 always: what is written in the
+ * same one again would have the same key. */
+static bool is_of_this_tick(const struct file_key *key, uint64_t tick_ns)
+{
+	/* One that is far ahead is not our clock's. */
+	return (uint64_t)key->ctime_ns - tick_ns < MAX_TICK_NS;
+}
+
 int file_read_key(const struct file *file, struct file_key *ret, struct err *err)
 {
-	return read_key(file, AT_STATX_SYNC_AS_STAT, ret, err);
+	const struct timespec moment = {.tv_nsec = 1000000};
+	uint64_t tick_ns = clock_tick_ns(); /* before each look: it is not after it */
+	int code = read_key(file, AT_STATX_SYNC_AS_STAT, ret, err);
+
+	for (int i = 0; code == 0 && is_of_this_tick(ret, tick_ns) && i < MAX_LOOKS; i++) {
+		(void)nanosleep(&moment, NULL); /* cut short: the next one is not */
+		tick_ns = clock_tick_ns();
+		code = read_key(file, AT_STATX_SYNC_AS_STAT, ret, err);
+	}
+	return code;
 }
 
 int file_look_at_key(const struct file *file, struct file_key *ret, struct err *err)

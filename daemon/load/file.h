@@ -83,7 +83,8 @@ const char *file_path(const struct file *file);
 /* Has its name been deleted, or been given to another file? Asks no server. */
 bool file_is_gone(const struct file *file);
 
-/* The key as it is now, of a single file. Asks the file's server and may block. WIRE_IO on failure. */
+/* The key as it is now, of a single file, such that what is written from now on makes another: waits
+ * for that, some milliseconds. Asks the file's server and may block. WIRE_IO on failure. */
 int file_read_key(const struct file *file, struct file_key *ret, struct err *err);
 /* The same without asking: what the kernel has at hand. Does not block. */
 int file_look_at_key(const struct file *file, struct file_key *ret, struct err *err);

@@ -751,18 +751,26 @@ static void change_file(struct driver *driver)
 	}
 }
 
-/* Somebody looked: the file behind one of the copies is another by now. */
+/* Somebody looked: the file behind one of the copies is another by now, or more lies behind it. */
 static void notice_change(struct driver *driver, uint32_t byte)
 {
-	struct core_event event = {.type = EV_CHANGED};
+	const bool has_grown = (byte & 16) != 0;
+	struct core_event event = {.type = has_grown ? EV_GROWN : EV_CHANGED};
 	struct core_segment_view view;
+	uint64_t segment = 0;
 	uint32_t cursor = 0;
 
 	for (uint32_t i = 0; i <= byte % 8 && core_segment_next(driver->core, 0, &cursor, &view);
 	     i++) {
-		event.changed.segment = view.id;
+		segment = view.id;
 	}
-	event.changed.was_written = (byte & 8) != 0;
+	if (has_grown) {
+		event.grown.segment = segment;
+		event.grown.bytes = byte / 4;
+	} else {
+		event.changed.segment = segment;
+		event.changed.was_written = (byte & 8) != 0;
+	}
 	(void)step(driver, &event);
 }
 

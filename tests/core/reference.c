@@ -842,6 +842,20 @@ static void take_change(struct reference *r, const struct core_event *event)
 	}
 }
 
+/* An image takes more than it was admitted with. */
+static void take_growth(struct reference *r, const struct core_event *event)
+{
+	struct reference_copy *copy = find_copy(r, event->grown.segment);
+
+	if (copy != NULL && copy->backing == CORE_BACKING_IMAGE &&
+	    (copy->state == SEGMENT_DROPPING ||
+	     (copy->state == SEGMENT_READY &&
+	      copy->generation <= find_model(r, copy->model)->generation)) &&
+	    copy->bytes < event->grown.bytes) {
+		copy->bytes = event->grown.bytes;
+	}
+}
+
 static void take_device(struct reference *r, const struct core_event *event)
 {
 	if (event->type == EV_BUDGET) {
@@ -1226,6 +1240,9 @@ static const char *take_event(struct reference *r, const struct core_event *even
 		break;
 	case EV_CHANGED:
 		take_change(r, event);
+		break;
+	case EV_GROWN:
+		take_growth(r, event);
 		break;
 	case EV_BUDGET:
 	case EV_DEVICE_LOST:

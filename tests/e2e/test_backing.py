@@ -233,6 +233,20 @@ def test_the_word_of_the_request_counts_more_than_the_configuration(start_daemon
         assert caught.value.code == "bad-argument"
 
 
+@pytest.mark.daemon("memory.backing=file")
+def test_a_descriptor_of_the_file_is_nobody_elses_to_move_or_set(daemon, make, connect):
+    path = make(size=1 * MIB)
+    with connect() as one, connect() as other, one.open(path) as mine, other.open(path) as theirs:
+        assert backing(daemon, path.name) == "file"
+        with os.fdopen(mine.fd(), "rb", 0) as file, os.fdopen(theirs.fd(), "rb", 0) as strange:
+            fcntl.fcntl(strange, fcntl.F_SETFL, os.O_NONBLOCK)
+            strange.seek(4096)
+            assert file.read() == path.read_bytes()
+            assert not fcntl.fcntl(file, fcntl.F_GETFL) & os.O_NONBLOCK
+            with pytest.raises(OSError):
+                os.pwrite(file.fileno(), b"x", 0)
+
+
 # ---- moving ----------------------------------------------------------------------------
 
 

@@ -211,6 +211,18 @@ def test_a_deleted_file_stays_served_and_a_load_says_that_it_is_gone(daemon, mak
         assert image_of(raw, path) == ("disk", path.read_bytes())
 
 
+def test_a_file_that_is_named_like_a_deleted_one_keeps_its_name(daemon, raw, make_model):
+    named = make_model("m.safetensors (deleted)", seed=1)
+    with opened(named) as fd:
+        assert raw.call("load", {}, [fd])["model"]["path"] == str(named)
+        named.unlink()
+    gone = make_model("n.safetensors", seed=2)
+    with opened(gone) as fd:
+        gone.unlink()
+        make_model("n.safetensors (deleted)", seed=3)  # which is another file
+        assert raw.call("load", {}, [fd])["model"]["path"] == str(gone)
+
+
 @pytest.mark.fault("X08", "M07")
 def test_bad_bytes_of_a_deleted_file_are_read_again_from_what_is_open(held, make_model, child):
     need_hooks()

@@ -3,6 +3,7 @@
 
 import contextlib
 import errno
+import mmap
 import os
 import pathlib
 import resource
@@ -13,6 +14,7 @@ import time
 import pytest
 from conftest import (Daemon, RawError, close_all, list_fds, make_safetensors, make_sparse_model,
                       need_hooks, opened, pattern, slowness, wait_until)
+from placed import account, load, make_blocks
 from store import StoredDaemon
 from test_ctl import ctl
 
@@ -68,6 +70,94 @@ def test_a_limit_on_files_is_named_and_no_want_of_memory(daemon, raw, make_model
     resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, before)
     assert raw.load(path)["source"] == "disk"
     assert daemon.status()["refusals"] == 0
+
+
+CARD = ("sim.count=1", "sim.memory=64M", "gpu.budget=100%", "memory.ram=16M", "memory.reserve=0")
+
+
+def fill_holes(image, end):
+    """As who maps an image with holes and reads what does not lie there."""
+    with mmap.mmap(image, end, mmap.MAP_SHARED, mmap.PROT_READ) as memory:
+        assert sum(memory[::mmap.PAGESIZE]) >= 0
+    return os.fstat(image).st_blocks * 512
+
+
+@pytest.mark.daemon(*CARD)
+def test_holes_that_whoever_maps_an_image_fills_are_charged(daemon, raw, make_model, tmp_path):
+    path = tmp_path / "blocks.safetensors"
+    make_blocks(path, [4 * MIB] * 6)
+    lease = load(raw, path, "sim:0,*")
+    used, on_card = account(raw, "cpu")["used"], account(raw, "sim:0")["used"]
+    assert used == os.fstat(lease.images[0]).st_blocks * 512 < 1 * MIB
+    taken = fill_holes(lease.images[0], 6 * MIB)
+    assert 6 * MIB <= taken < 8 * MIB and account(raw, "cpu")["used"] == taken
+    error = refused(raw, make_model("other.safetensors", size=12 * MIB))
+    assert error["code"] == "no-memory" and error["detail"]["free"] == 16 * MIB - taken
+    assert account(raw, "sim:0")["used"] == on_card and states(daemon)[path.name] == "resident"
+    # More than the budget, it goes as soon as nobody uses it; of the card nothing does.
+    assert fill_holes(lease.images[0], 24 * MIB) >= 24 * MIB
+    let_go(raw, lease.result)
+    lease.close(detach=False)
+    wait_until(lambda: account(raw, "cpu")["used"] == 0, 10 * slowness(), "an evicted image")
+    assert account(raw, "sim:0")["used"] == on_card and states(daemon)[path.name] == "partial"
+    with contextlib.closing(load(raw, path)) as again:
+        assert account(raw, "cpu")["used"] == os.fstat(again.images[0]).st_blocks * 512 < 1 * MIB
+
+
+FILLS = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from conftest import RawClient
+from placed import load
+from test_memory import fill_holes
+client = RawClient(sys.argv[2])
+lease = load(client, pathlib.Path(sys.argv[3]), "sim:0,*")
+print("READY")
+input()
+taken = fill_holes(lease.images[0], 8 << 20)
+client.close()
+print(taken)
+input()
+"""
+
+
+@pytest.mark.daemon(*CARD)
+def test_filled_holes_are_held_and_charged_until_their_process_is_gone(daemon, raw, child,
+                                                                      tmp_path):
+    path = tmp_path / "blocks.safetensors"
+    make_blocks(path, [4 * MIB] * 2)
+    filler = child(FILLS, pathlib.Path(__file__).parent, daemon.socket, path)
+    taken = int(filler.ask())
+    assert taken >= 8 * MIB
+    wait_until(lambda: account(raw, "cpu")["used"] == taken, 10 * slowness(), "what is mapped")
+    raw.call("unload", {"select": {"all": True}})
+    wait_until(lambda: account(raw, "cpu")["held"] == taken, 10 * slowness(), "held bytes")
+    filler.end()
+    wait_until(lambda: account(raw, "cpu")["used"] == 0, 10 * slowness(), "nothing held")
+
+
+def is_advised(name):
+    """Is the mapping of that image one for which 2 MiB pages were asked?"""
+    found = []
+    with open("/proc/self/smaps") as lines:
+        for line in lines:
+            if "-" in line.split(" ", 1)[0]:
+                is_ours = f"/memfd:distorch:{name}" in line
+            elif is_ours and line.startswith("VmFlags:"):
+                found.append("hg" in line.split())
+    assert found, "it is mapped"
+    return any(found)
+
+
+@pytest.mark.daemon(*CARD)
+def test_nobody_asks_for_huge_pages_where_that_would_fill_holes(daemon, connect, tmp_path):
+    path = tmp_path / "blocks.safetensors"
+    make_blocks(path, [4 * MIB] * 2)
+    with connect() as client:
+        with client.open(path, to="sim:0"):
+            assert not is_advised(path.name)
+        with client.open(path, to="cpu"):
+            assert is_advised(path.name) or not os.path.exists("/sys/kernel/mm/transparent_hugepage")
 
 
 @pytest.mark.daemon("memory.ram=8M", "memory.reserve=0")

@@ -270,8 +270,10 @@ class Weights(Mapping):
 
     def fd(self, shard=0):
         """A new read-only descriptor of the image, the file's bytes at the file's offsets; close
-        it with os.close. "/proc/self/fd/N" is a path to it. Tensors whose `device` is not "cpu"
-        read as zeros there: where there are such, give it to no loader of files."""
+        it with os.close. "/proc/self/fd/N" is a path to it. Its offset and flags are its own; but
+        where this process may not open the file itself, common to all who have one: use os.pread,
+        and leave the flags alone. Tensors whose `device` is not "cpu" read as zeros there: where
+        there are such, give it to no loader of files."""
         shard = given.whole("shard", shard, 0, 2**32 - 1)
         fd = library().weights_fd(self._pointer(), shard)
         if fd < 0:

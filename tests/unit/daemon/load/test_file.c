@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/err.h"
+#include "base/os/clock.h"
 #include "base/os/memfd.h"
 #include "base/os/sys.h"
 #include "tests/support/fault_loop.h"
@@ -231,6 +232,25 @@ static void the_key_says_who_the_file_is_and_when_it_changed(void **state)
 }
 
 /* fault: T04 */
+static void what_is_written_after_the_key_was_read_makes_another(void **state)
+{
+	int fd = scratch_open();
+	struct file *file = given_file(fd);
+	struct file_key key;
+	struct err err = {0};
+	uint64_t tick_ns;
+
+	(void)state;
+	for (int i = 0; i < 20; i++) { /* a tick may come between the two, but not each time */
+		scratch_write(fd, "x", 1, 0);
+		assert_int_equal(file_read_key(file, &key, &err), 0);
+		tick_ns = clock_tick_ns();
+		assert_true((uint64_t)key.ctime_ns < tick_ns);
+	}
+	(void)file_unref(file);
+}
+
+/* fault: T04 */
 static void any_time_makes_a_key_of_its_own(void **state)
 {
 	/* Some are more than 64 bits of nanoseconds reach. */
@@ -372,6 +392,7 @@ int main(void)
 		cmocka_unit_test(the_descriptor_is_the_right_to_read_not_the_mode_or_the_path),
 		cmocka_unit_test(the_flags_of_the_clients_description_stay_as_they_are),
 		cmocka_unit_test(the_key_says_who_the_file_is_and_when_it_changed),
+		cmocka_unit_test(what_is_written_after_the_key_was_read_makes_another),
 		cmocka_unit_test(any_time_makes_a_key_of_its_own),
 		cmocka_unit_test(any_part_of_the_key_tells_files_apart),
 		cmocka_unit_test(the_path_is_what_the_kernel_says_without_its_remarks),
