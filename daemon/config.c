@@ -134,7 +134,7 @@ static int apply_key(struct builder *builder, const char *section, const char *k
 
 static int apply_defaults(struct builder *builder, struct err *err)
 {
-	const struct config_origin origin = {"default", "default", builder->layer++};
+	const struct config_origin origin = {"default", "default", builder->layer++, false};
 
 	for (uint32_t i = 0; i < config_n_rows; i++) {
 		const struct config_row *row = &config_rows[i];
@@ -152,7 +152,7 @@ static int take_line(void *context, const struct config_line *line, struct err *
 {
 	struct builder *builder = context;
 	char where[MAX_WHERE_SIZE];
-	const struct config_origin origin = {where, where, builder->layer};
+	const struct config_origin origin = {where, where, builder->layer, false};
 	size_t size = strnlen(line->path, sizeof where - 16);
 
 	memcpy(where, line->path, size);
@@ -314,7 +314,7 @@ static int apply_variable(struct builder *builder, const char *variable, struct 
 {
 	const char *equals = strchr(variable, '=');
 	char where[CONFIG_MAX_KEY_SIZE + 32];
-	const struct config_origin origin = {where, "environment", builder->layer};
+	const struct config_origin origin = {where, "environment", builder->layer, false};
 	char name[CONFIG_MAX_KEY_SIZE];
 	char known[CONFIG_MAX_KEY_SIZE];
 
@@ -375,7 +375,7 @@ static int apply_text(struct builder *builder, const char *text, const struct co
 static int apply_set(struct builder *builder, const char *set, struct err *err)
 {
 	char where[CONFIG_MAX_KEY_SIZE + 16];
-	const struct config_origin origin = {where, "command line", ++builder->layer};
+	const struct config_origin origin = {where, "command line", ++builder->layer, false};
 	char key[CONFIG_MAX_KEY_SIZE];
 
 	copy_start(key, set, strcspn(set, "="));
@@ -383,10 +383,10 @@ static int apply_set(struct builder *builder, const char *set, struct err *err)
 	return apply_text(builder, set, &origin, err);
 }
 
-static int apply_saved(struct builder *builder, const char *source, const char *text,
+static int apply_saved(struct builder *builder, const char *source, const char *text, bool is_kept,
 		       struct err *err)
 {
-	const struct config_origin origin = {source, source, ++builder->layer};
+	const struct config_origin origin = {source, source, ++builder->layer, is_kept};
 
 	return apply_text(builder, text, &origin, err);
 }
@@ -399,7 +399,7 @@ static int apply_all_saved(struct builder *builder, const struct config_saved *s
 	for (uint32_t i = 0; saved != NULL && code == 0 && i < saved->n_texts; i++) {
 		code = apply_saved(builder,
 				   saved->sources == NULL ? saved->source : saved->sources[i],
-				   saved->texts[i], err);
+				   saved->texts[i], saved->is_kept, err);
 		if (saved->is_of_any_version && code != -WIRE_NO_MEMORY) {
 			code = 0;
 		}
@@ -499,10 +499,13 @@ int config_load(const struct config_request *request, struct config **ret, struc
 	return 0;
 }
 
-int config_check_saved(const char *source, const char *text, struct err *err)
+int config_check_saved(const char *source, const char *text, bool is_kept, struct err *err)
 {
 	static const char *const nothing[] = {NULL};
-	const struct config_saved saved = {.source = source, .texts = &text, .n_texts = 1};
+	const struct config_saved saved = {.source = source,
+					   .texts = &text,
+					   .n_texts = 1,
+					   .is_kept = is_kept};
 	const struct config_request request = {.path = "/dev/null",
 					       .environment = nothing,
 					       .saved = &saved};
@@ -562,7 +565,7 @@ static bool has_row(const struct config *config, const struct config_row *row)
 /* A list that has lost all its values is the empty one. */
 static int restore_lists(struct config *config, struct err *err)
 {
-	const struct config_origin origin = {"default", "default", 0};
+	const struct config_origin origin = {"default", "default", 0, false};
 	int code = 0;
 
 	for (uint32_t i = 0; code == 0 && i < config_n_rows; i++) {
@@ -623,7 +626,8 @@ int config_resave(const struct config *from, const struct config_saved *saved, s
 	code = restore_lists(builder.config, err);
 	for (uint32_t i = 0; code == 0 && i < saved->n_texts; i++) {
 		if (!is_decided(from, saved->texts[i])) {
-			code = apply_saved(&builder, saved->source, saved->texts[i], err);
+			code = apply_saved(&builder, saved->source, saved->texts[i], saved->is_kept,
+					   err);
 		}
 	}
 	if (code == 0) {

@@ -19,10 +19,11 @@ struct config_saved {
 	const char *const *sources; /* of each, where they have several; else NULL */
 	uint32_t n_texts;
 	bool is_of_any_version; /* what this one does not understand is left out */
+	bool is_kept;           /* a daemon wrote them, maybe one that needed no unit of a size */
 };
 
 /* May 'text' stand among them? As config_load; errors begin with 'source'. */
-int config_check_saved(const char *source, const char *text, struct err *err);
+int config_check_saved(const char *source, const char *text, bool is_kept, struct err *err);
 
 /*
  * The same snapshot with 'saved' instead of what it has from that source. No file is read, so

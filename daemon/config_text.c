@@ -133,7 +133,9 @@ int config_from_text(const char *text, size_t size, struct config **ret, struct 
 		sys_malloc(size + (size_t)CONFIG_MAX_SETTINGS * sizeof CONFIG_LAST_GOOD);
 	AUTO_FREE char *copy = sys_malloc(size + 1);
 	AUTO_FREE struct pairs *pairs = sys_calloc(1, sizeof *pairs);
-	struct config_saved saved = {.source = "last good", .is_of_any_version = true};
+	struct config_saved saved = {.source = "last good",
+				     .is_of_any_version = true,
+				     .is_kept = true};
 	const struct config_request request = {.path = "/dev/null",
 					       .environment = nothing,
 					       .saved = &saved};

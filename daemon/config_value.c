@@ -23,8 +23,8 @@
 
 /* ---- values ---- */
 
-static int parse_size(const struct config_row *row, const char *text, struct config_size *ret,
-		      struct err *err)
+static int parse_size(const struct config_row *row, const char *text, bool may_be_bare,
+		      struct config_size *ret, struct err *err)
 {
 	struct config_size size = {.kind = CONFIG_SIZE_AUTO};
 	int code = 0;
@@ -38,7 +38,8 @@ static int parse_size(const struct config_row *row, const char *text, struct con
 		code = units_parse_percent(text, &size.milli_pct, err);
 	} else {
 		size.kind = CONFIG_SIZE_BYTES;
-		code = units_parse_size_with_unit(text, &size.bytes, err);
+		code = may_be_bare ? units_parse_size(text, &size.bytes, err)
+				   : units_parse_size_with_unit(text, &size.bytes, err);
 	}
 	if (code < 0) {
 		return code;
@@ -160,8 +161,8 @@ int config_parse_listen(const char *text, struct config_listen *ret, struct err 
 }
 
 /* Into the field of the snapshot. Texts are the setting's and are pointed to later. */
-static int parse_value(const struct config_row *row, const char *text, struct config *config,
-		       struct err *err)
+static int parse_value(const struct config_row *row, const char *text, bool may_be_bare,
+		       struct config *config, struct err *err)
 {
 	void *field = (char *)config + row->offset;
 	struct config_listen listen;
@@ -171,9 +172,9 @@ static int parse_value(const struct config_row *row, const char *text, struct co
 
 	switch (row->kind) {
 	case CONFIG_KIND_SIZE:
-		return parse_size(row, text, field, err);
+		return parse_size(row, text, may_be_bare, field, err);
 	case CONFIG_KIND_BYTES:
-		code = parse_size(row, text, &size, err);
+		code = parse_size(row, text, may_be_bare, &size, err);
 		if (code == 0) {
 			*(uint64_t *)field = size.bytes;
 		}
@@ -400,8 +401,8 @@ int config_apply(struct config *config, const struct config_row *row, const char
 			       "is not UTF-8",
 			       origin->where);
 	}
-	code = device != NULL ? parse_size(row, value, &size, err)
-			      : parse_value(row, value, config, err);
+	code = device != NULL ? parse_size(row, value, origin->is_kept, &size, err)
+			      : parse_value(row, value, origin->is_kept, config, err);
 	if (code < 0) {
 		(void)err_wrap(err, "%s: %s.%s", origin->where, row->section, row->key);
 		return code;

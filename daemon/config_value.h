@@ -33,6 +33,7 @@ struct config_origin {
 	const char *where;  /* in errors: "FILE:LINE" */
 	const char *source; /* as config_next shows it */
 	uint32_t layer;
+	bool is_kept; /* as config_saved::is_kept */
 };
 
 /*

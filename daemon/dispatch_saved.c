@@ -349,7 +349,7 @@ __attribute__((noinline)) static bool check_setting(const struct call *call, con
 	if (strcmp(key, "warm.model") == 0) {
 		(void)err_set(&err, WIRE_BAD_ARGUMENT, "%s is a list: distorchctl warm add FILE",
 			      key);
-	} else if (config_check_saved("config.set", text, &err) == 0) {
+	} else if (config_check_saved("config.set", text, false, &err) == 0) {
 		return true;
 	}
 	failure_from_err(&failure, "", &err);

@@ -102,7 +102,7 @@ __attribute__((noinline)) static bool check_path(const struct call *call, const 
 	if (path[0] != '/') {
 		(void)err_set(&err, WIRE_BAD_ARGUMENT,
 			      "the daemon has another working folder: name an absolute path");
-	} else if (config_check_saved("warm", text, &err) == 0) {
+	} else if (config_check_saved("warm", text, false, &err) == 0) {
 		return true;
 	}
 	failure_from_err(&failure, "", &err);

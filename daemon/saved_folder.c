@@ -99,7 +99,7 @@ static int check_settings(struct saved *saved, struct err *err)
 	for (uint32_t i = config == NULL ? 0 : config->n_texts; code == 0 && i > 0; i--) {
 		struct err bad = {0};
 
-		code = config_check_saved(saved->source, config->texts[i - 1], &bad);
+		code = config_check_saved(saved->source, config->texts[i - 1], true, &bad);
 		if (code == -WIRE_NO_MEMORY) {
 			*err = bad;
 		} else if (code < 0) {
@@ -283,6 +283,7 @@ struct config_saved *saved_config_of(const struct state *state, const char *sour
 		return NULL;
 	}
 	made->config.source = made->source;
+	made->config.is_kept = true;
 	made->config.texts = (const char *const *)made->texts;
 	return &made->config;
 }

@@ -161,9 +161,25 @@ bool listen_is_gone(const char *path)
 	       (errno == ENOENT || errno == ECONNREFUSED);
 }
 
+/* What a new name in the path's folder gets where no group is said. */
+static gid_t usual_group(const char *path)
+{
+	struct sockaddr_un address = address_of(path);
+	char *slash = strrchr(address.sun_path, '/');
+	struct stat status;
+
+	if (slash != NULL) {
+		slash[1] = '\0';
+	}
+	return stat(slash == NULL ? "." : address.sun_path, &status) == 0 &&
+			       (status.st_mode & S_ISGID) != 0
+		       ? status.st_gid
+		       : getegid();
+}
+
 int listen_set_rights(const struct listen_name *name, struct err *err)
 {
-	gid_t gid = name->gid == UINT32_MAX ? getegid() : name->gid;
+	gid_t gid = name->gid == UINT32_MAX ? usual_group(name->path) : name->gid;
 	struct stat status;
 
 	if (lstat(name->path, &status) < 0 || !S_ISSOCK(status.st_mode) ||

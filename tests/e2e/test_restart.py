@@ -298,6 +298,10 @@ def test_who_may_connect_is_what_is_said_now(start_daemon, tmp_path):
     say_group("")
     held.kill_daemon()
     assert rights() == (0o660, os.getegid())
+    os.chown(held.folder, -1, one.gr_gid)
+    held.folder.chmod(0o2755)  # then what is made there is of the folder's group
+    held.kill_daemon()
+    assert rights() == (0o660, one.gr_gid)
     assert held.socket.stat().st_ino == made
 
 

@@ -720,6 +720,7 @@ static void a_saved_value_is_judged_as_any_other(void **state)
 		const char *part;
 	} rows[] = {
 		{"memory.ram=1G", 0, ""},
+		{"memory.ram=100000001", WIRE_BAD_ARGUMENT, "unit"},
 		{"warm.model=/a b", 0, ""},
 		{"gpu.budget.GPU-1=1G", 0, ""},
 		{"memory.rma=1G", WIRE_BAD_ARGUMENT, "/s/state.json: [memory] has no key \"rma\""},
@@ -731,15 +732,19 @@ static void a_saved_value_is_judged_as_any_other(void **state)
 		{"gpu.budget.a\nb=1G", WIRE_BAD_ARGUMENT, "the device's name is too long, holds"},
 		{"gpu.budget.\xf8=1G", WIRE_BAD_ARGUMENT, "the device's name is too long, holds"},
 	};
+	struct err none = {0};
 
 	(void)state;
 	for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
 		struct err err = {0};
 
-		assert_int_equal(config_check_saved("/s/state.json", rows[i].text, &err),
+		assert_int_equal(config_check_saved("/s/state.json", rows[i].text, false, &err),
 				 -rows[i].code);
 		assert_non_null(strstr(err.text, rows[i].part));
 	}
+	/* As a daemon before this one wrote them. */
+	assert_int_equal(config_check_saved("s", "memory.ram=100000001", true, &none), 0);
+	assert_int_equal(config_check_saved("s", "gpu.budget.GPU-1=34917580", true, &none), 0);
 }
 
 static void an_empty_list_said_above_leaves_out_what_was_saved(void **state)
