@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import BUILD, need_hooks, pattern, slowness, wait_until
+from conftest import BUILD, RawError, need_hooks, pattern, slowness, wait_until
 from test_wire_hostile import as_nobody, needs_root
 
 MIB = 1 << 20
@@ -385,6 +385,22 @@ def test_a_file_that_is_none_is_set_aside(cold, make_model, make, part):
     load(cold, path)
     assert stays(cold, path) == (True, False)
     assert cold.log().count("is of no use") == 1
+
+
+def test_a_size_of_before_that_has_no_unit_is_one_of_bytes(cold):
+    """A budget was saved so; to say it so is refused since."""
+    with cold.raw() as raw:
+        raw.call("config.set", {"key": "limits.ram-per-user", "value": "70%"})
+    cold.stop()
+    text = state_file(cold).read_text()
+    state_file(cold).write_text(text.replace('"70%"', '"100000001"'))
+    cold.start()
+    with cold.raw() as raw:
+        settings = {one["key"]: one["value"] for one in raw.call("config")["settings"]}
+        assert settings["limits.ram-per-user"] == "100000001", cold.log()
+        assert "left out" not in cold.log()
+        with pytest.raises(RawError, match="unit"):
+            raw.call("config.set", {"key": "limits.ram-per-user", "value": "100000001"})
 
 
 @pytest.mark.fault("X04")
