@@ -373,8 +373,7 @@ static void write_and_read(void *unused)
 
 	(void)unused;
 	if (is_good && state_write(folder, &state, &err) == 0 &&
-	    state_sync_folder(folder, &err) == 0 &&
-	    state_read(folder, &again, &err) == 0) {
+	    state_sync_folder(folder, &err) == 0 && state_read(folder, &again, &err) == 0) {
 		expect_same(&state, &again);
 	}
 	state_fini(&again);
