@@ -518,8 +518,9 @@ def test_an_old_content_and_two_models_of_one_file_need_it_once(start_daemon, ma
     assert len(daemon.models()) == 1, daemon.log()
 
 
-def name_as_before(daemon):
-    """As a daemon of before parked it: each file once a generation, by the model's id."""
+def name_as_before(daemon, generation=None):
+    """As a daemon of before parked it: each file once a generation, by the model's id; 'generation':
+    of its files systemd has kept those of this one."""
     old = []
     for name, fd in daemon.kept:
         kind, *rest = name.split(".")
@@ -531,11 +532,11 @@ def name_as_before(daemon):
         for number in range(images):
             end = f".{number}" if len(rest) > 2 else ""
             source = source_in(daemon.kept, fd, number)
-            old.append((f"src.{rest[0]}.{rest[1]}{end}", os.dup(source[1])))
+            old.append((f"src.{rest[0]}.{generation or rest[1]}{end}", os.dup(source[1])))
         if len(rest) > 2:
             index = next(fd for other, fd in daemon.kept
                          if other == ".".join(["idx", *rest[2:]]))
-            old.append((f"idx.{rest[0]}.{rest[1]}", os.dup(index)))
+            old.append((f"idx.{rest[0]}.{generation or rest[1]}", os.dup(index)))
     names = {name for name, _fd in old}
     for name, fd in daemon.kept:
         if name.startswith(("src.", "idx.")):
@@ -544,15 +545,16 @@ def name_as_before(daemon):
     return names
 
 
+@pytest.mark.parametrize("n_files, generation", [(3, None), (3, 7), (1, 7)])
 def test_what_a_daemon_of_before_parked_is_taken_over_and_given_up_by_its_names(
-        start_daemon, make_model, distorch, tmp_path):
+        start_daemon, make_model, distorch, tmp_path, n_files, generation):
     daemon = start_daemon("memory.ram=1G", "memory.reserve=0", kind=StoredDaemon)
-    sharded = Sharded(tmp_path / "m")
+    sharded = Sharded(tmp_path / "m", n_files)
     with distorch.connect(str(daemon.socket)) as d:
         d.load(sharded.index)
         d.load(make_model("single.safetensors"))
     daemon.die()
-    before = name_as_before(daemon)
+    before = name_as_before(daemon, generation)
     daemon.start()
     assert [one["loaded_from"] for one in (show(daemon, model["name"])
                                            for model in daemon.models())] == ["store"] * 2
@@ -563,7 +565,7 @@ def test_what_a_daemon_of_before_parked_is_taken_over_and_given_up_by_its_names(
             file.seek(-8, os.SEEK_END)
             file.write(b"changed!")
         d.load(sharded.index)
-    whole = sorted(["hdr", "img", "src"] + ["hdr", "idx"] + ["img", "src"] * 3)
+    whole = sorted(["hdr", "img", "src"] + ["hdr", "idx"] + ["img", "src"] * n_files)
     wait_until(lambda: kinds(daemon) == whole, 10 * slowness(), "the new content's, no file twice")
     daemon.die()
     daemon.start()
