@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import weakref
 
 from . import cards, comfy_server, living
@@ -73,6 +74,14 @@ def binding():
             finally:
                 sys.path.remove(str(folder))
     raise Unavailable("its Python package is not installed: run scripts/install --plugin")
+
+
+def _is_of_binding(failure):
+    """Does its Python package refuse an argument (no text for the daemon, say)? Then it, or what it
+    asks of os, raised that, and not what it was given to call."""
+    modules = [frame.f_globals.get("__name__", "").partition(".")[0]
+               for frame, _line in traceback.walk_tb(failure.__traceback__)]
+    return [module for module in modules if module != "os"][-1:] == ["distorch"]
 
 
 # ---- links ----
@@ -388,7 +397,9 @@ class Session:
                     with self._lock:
                         self._note(failure)
                 raise Unavailable(str(failure), failure.code) from failure
-            except ValueError as failure:  # of the binding: no text for the daemon, say
+            except ValueError as failure:
+                if not _is_of_binding(failure):
+                    raise
                 raise Unavailable(str(failure), "bad-argument") from failure
             self._failed_at = self._failure = None
             return found

@@ -178,7 +178,6 @@ static int take_files_over(struct persist *persist, struct found *found, struct 
 	return is_good ? 0 : err_set(err, WIRE_NO_MEMORY, "no memory to keep its files");
 }
 
-/* It is given up. */
 static void leave_files(struct persist *persist, const struct found *found)
 {
 	struct park park = found->park;
@@ -209,7 +208,7 @@ static int take_file(const struct inherited *inherited, struct file **ret, struc
 	int fd = sys_fcntl_dup(inherited->fd);
 
 	if (fd < 0) {
-		return err_set_sys(err, WIRE_NO_MEMORY, errno, "%s cannot be taken over: %s",
+		return err_set_sys(err, WIRE_TOO_MANY, errno, "%s cannot be taken over: %s",
 				   inherited->name, strerror(errno));
 	}
 	return file_new(fd, -1, ret, err);
@@ -428,17 +427,18 @@ static bool describe_shards(const struct found *found, struct generation_info *r
 	return is_good;
 }
 
-static bool describe_generation(const struct found *found, struct generation_info *ret)
+/* Takes 'table_fd'. */
+static bool describe_generation(const struct found *found, int table_fd,
+				struct generation_info *ret)
 {
 	const struct table_header *header = found->view.header;
 	const struct found_copy *first = found->copies;
 	struct device_pages pages;
 	struct stat image;
 
-	*ret = (struct generation_info){.table_fd = sys_fcntl_dup(found->table->fd),
-					.n_sums = header->n_sums};
+	*ret = (struct generation_info){.table_fd = table_fd, .n_sums = header->n_sums};
 	ret->sums = sys_calloc((size_t)header->n_sums + 1, sizeof *ret->sums);
-	if (ret->table_fd < 0 || ret->sums == NULL || !describe_shards(found, ret) ||
+	if (ret->sums == NULL || !describe_shards(found, ret) ||
 	    sys_fstat(found->park.is_file ? first->source->fd : first->image->fd, &image) < 0) {
 		generation_info_fini(ret);
 		return false;
@@ -506,9 +506,14 @@ static int adopt_with(struct daemon *daemon, const struct found *found, struct f
 {
 	struct core_segment_view segment = {0};
 	struct generation_info info;
+	int table_fd = sys_fcntl_dup(found->table->fd);
 	int code;
 
-	if (!describe_generation(found, &info)) {
+	if (table_fd < 0) {
+		return err_set_sys(err, WIRE_TOO_MANY, errno, "its table cannot be taken over: %s",
+				   strerror(errno));
+	}
+	if (!describe_generation(found, table_fd, &info)) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory for it");
 	}
 	code = give_all(daemon, found, file, &segment, err);
@@ -684,13 +689,8 @@ int generation_adopt(struct daemon *daemon, struct inherited *table, const struc
 		daemon->metrics.n_adopted++;
 		keep_found(daemon->persist, &found, bytes);
 		testing_point("adopted");
-	} else if (code != -WIRE_NO_MEMORY && !is_out_of_fds(err)) {
-		if (found.has_files) {
-			leave_files(daemon->persist, &found);
-		}
-		daemon->metrics.n_given_up++;
-		log_warning("%s is given up: %s", table->name, err->text);
-		code = 0;
+	} else if (found.has_files) {
+		leave_files(daemon->persist, &found);
 	}
 	if (found.memory != NULL) {
 		(void)munmap(found.memory, found.size); /* ours */

@@ -10,10 +10,12 @@
 #include "base/os/sys.h"
 #include "base/require.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -29,6 +31,7 @@
 #define QUIET_NS      5000000000U /* those who used it come back first */
 #define SKIP_SUSPECT  2           /* starts in a row that did not get ready */
 #define SKIP_ALL      3
+#define REST_FDS      32 /* for the rest of a start: its workers, its socket */
 
 /* ---- what was handed over ---- */
 
@@ -181,7 +184,7 @@ static int open_old_ledger(struct persist *persist, struct err *ret_err)
 			continue;
 		}
 		if (ledger_open(inherited->fd, &ledger, &err) < 0) {
-			if (persist->max_fds > 0 && is_out_of_fds(&err)) {
+			if (persist->max_fds > 0 && err.sys == ENFILE) {
 				*ret_err = err;
 				return err_wrap(ret_err, "%s", inherited->name);
 			}
@@ -242,6 +245,29 @@ static int compare_generations(const void *a, const void *b)
 							       : 0;
 }
 
+static void give_up(struct daemon *daemon, const struct inherited *table, const struct err *err)
+{
+	daemon->metrics.n_given_up++;
+	if (err->sys == EMFILE) {
+		log_warning("%s is given up: no descriptors are left for it: raise the limit of "
+			    "open files (LimitNOFILE=, ulimit -n), which is %u",
+			    table->name, daemon->persist->max_files);
+	} else {
+		log_warning("%s is given up: %s", table->name, err->text);
+	}
+}
+
+/* So many are not for adoption. */
+static void spare_fds(const struct persist *persist, uint32_t n_spare)
+{
+	struct rlimit files;
+
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+		files.rlim_cur = persist->max_files < n_spare ? 0 : persist->max_files - n_spare;
+		(void)setrlimit(RLIMIT_NOFILE, &files); /* then adoption may have them all */
+	}
+}
+
 /* Older generations first, so that the newest is the published one. */
 static int adopt_models(struct daemon *daemon, bool skip_suspect, uint64_t *ret_bytes,
 			struct err *err)
@@ -279,8 +305,11 @@ static int adopt_models(struct daemon *daemon, bool skip_suspect, uint64_t *ret_
 			ledger_suspect(persist->old_ledger, all[i].park.uuid);
 		}
 		code = generation_adopt(daemon, all[i].table, &all[i].park, ret_bytes, err);
+		if (code < 0 && is_passing(err)) {
+			return code; /* the next start gets it all */
+		}
 		if (code < 0) {
-			return code;
+			give_up(daemon, all[i].table, err);
 		}
 	}
 	return 0;
@@ -330,7 +359,8 @@ int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err)
 	}
 	if (persist->max_fds > 0 &&
 	    ledger_new(persist->life, &room, &persist->ledger, &ledger_err) < 0) {
-		if (count_tables(persist) > 0) { /* the next start may have what it takes */
+		if (count_tables(persist) > 0 &&
+		    ledger_err.sys != EMFILE) { /* the next start may have what it takes */
 			*err = ledger_err;
 			return -err->code;
 		}
@@ -354,7 +384,9 @@ int persist_adopt(struct daemon *daemon, uint64_t *ret_bytes, struct err *err)
 		return 0;
 	}
 	sources_identify(persist);
+	spare_fds(persist, REST_FDS);
 	code = adopt_models(daemon, n_failed >= SKIP_SUSPECT, ret_bytes, err);
+	spare_fds(persist, 0);
 	if (code < 0) {
 		return code;
 	}

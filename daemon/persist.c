@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "daemon/clients.h"
 #include "daemon/config.h"
 #include "daemon/daemon.h"
 #include "daemon/describe.h"
@@ -30,6 +31,8 @@
 #define PROBE_NS       1000000000U
 #define US_PER_MS      1000U
 #define WATCHDOG_PARTS 2
+#define FILES_A_PARKED 4
+#define SPARE_FDS      64 /* for all else */
 
 /* ---- names ---- */
 
@@ -495,6 +498,22 @@ static uint32_t take_store_size(void)
 	return size > UINT32_MAX ? UINT32_MAX : (uint32_t)size;
 }
 
+/* No more than the next life can take over: it has each one from who kept it, and up to three of
+ * its own for it. */
+static uint32_t limit_store(const struct persist *persist, uint32_t size)
+{
+	const uint32_t max_files = persist->max_files;
+	const uint32_t most = max_files < SPARE_FDS ? 0 : (max_files - SPARE_FDS) / FILES_A_PARKED;
+
+	if (size <= most) {
+		return size;
+	}
+	log_notice("no more than %u descriptors are kept over restarts: the limit of open files is "
+		   "%u",
+		   most, max_files);
+	return most;
+}
+
 static void on_watchdog(uv_timer_t *timer)
 {
 	struct persist *persist = timer->data;
@@ -518,6 +537,7 @@ int persist_new(struct daemon *daemon, struct err *err)
 {
 	struct persist *persist = sys_calloc(1, sizeof *persist);
 	bool keeps = daemon->config->restart_keep;
+	uint32_t store_size;
 
 	if (persist == NULL) {
 		return err_set(err, WIRE_NO_MEMORY, "no memory for what outlives the daemon");
@@ -530,9 +550,10 @@ int persist_new(struct daemon *daemon, struct err *err)
 		return -err->code;
 	}
 	(void)unsetenv("NOTIFY_SOCKET");
-	persist->max_fds = take_store_size();
-	if (!keeps || !notify_is_heard(persist->notify)) {
-		persist->max_fds = 0;
+	persist->max_files = clients_max_fds();
+	store_size = take_store_size();
+	if (keeps && notify_is_heard(persist->notify)) {
+		persist->max_fds = limit_store(persist, store_size);
 	}
 	start_watchdog(daemon);
 	return inherited_take(persist, err);

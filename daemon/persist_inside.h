@@ -14,6 +14,7 @@
 #include "daemon/notify.h"
 #include "daemon/store.h"
 #include "daemon/testing.h"
+#include "proto/gen/wire_code.h"
 
 /* Which open file, as far as whoever keeps it looks. No padding: it is hashed. */
 struct source_key {
@@ -47,9 +48,10 @@ struct persist {
 	struct list origins;
 	struct source *sources; /* uthash, by key; see persist_source.c */
 	struct source_use *source_uses;
-	uint64_t walk;    /* counts the listings of them */
-	uint32_t max_fds; /* that may be parked; 0: none */
-	uint32_t n_fds;   /* that are */
+	uint64_t walk;      /* counts the listings of them */
+	uint32_t max_fds;   /* that may be parked; 0: none */
+	uint32_t max_files; /* the limit of open files */
+	uint32_t n_fds;     /* that are */
 	uint64_t probed_ns;
 	uint64_t life;                   /* counts the daemons since the first */
 	bool has_listener;               /* it was handed to us */
@@ -101,10 +103,10 @@ bool placed_describe_park(const struct daemon *daemon, const struct job_info *jo
 /* By the names of 'job->park'. False: not all of it was taken in. */
 bool placed_store(struct daemon *daemon, const struct job_info *job);
 
-/* There may be some at the next start. */
-static inline bool is_out_of_fds(const struct err *err)
+/* The next start may have what this one lacks. Its own limit of open files is that one's too. */
+static inline bool is_passing(const struct err *err)
 {
-	return err->sys == EMFILE || err->sys == ENFILE;
+	return (err->code == WIRE_NO_MEMORY && err->sys != EMFILE) || err->sys == ENFILE;
 }
 
 /* adoption.c */
@@ -118,8 +120,7 @@ void adoption_take_ledger(struct daemon *daemon);
 void inherited_give_back(struct persist *persist);
 
 /* adopt_generation.c */
-/* What belongs to a table, if it can be trusted; '*bytes' grows by its images'. Without memory or
- * descriptors the start fails, and the next one gets it all; what is bad is given up with a warning. */
+/* What belongs to a table, if it can be trusted; '*bytes' grows by its images'. */
 int generation_adopt(struct daemon *daemon, struct inherited *table, const struct park *park,
 		     uint64_t *bytes, struct err *err);
 

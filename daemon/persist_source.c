@@ -296,16 +296,29 @@ struct inherited *source_find(struct persist *persist, uint64_t dev, uint64_t in
 	return found;
 }
 
-/* As daemons before this named a file of a generation. */
+/* As daemons before this named a file of a generation. systemd dropped it where another generation of
+ * the model had it parked already. */
 static struct inherited *find_as_before(struct persist *persist, const char *kind,
 					const struct park *park, const char *number)
 {
 	char name[NOTIFY_NAME_SIZE];
 	char id[33];
+	int size = snprintf(name, sizeof name, "%s.%s.", kind, describe_id(park->uuid, id));
+	struct inherited *found;
 
-	(void)snprintf(name, sizeof name, "%s.%s.%llu%s", kind, describe_id(park->uuid, id),
+	(void)snprintf(name + size, sizeof name - (size_t)size, "%llu%s",
 		       (unsigned long long)park->generation, number);
-	return inherited_find(persist, name);
+	found = inherited_find(persist, name);
+	for (uint32_t i = 0; found == NULL && i < persist->n_inherited; i++) {
+		struct inherited *other = &persist->inherited[i];
+		const char *generation = other->name + size;
+
+		if (other->fd >= 0 && strncmp(other->name, name, (size_t)size) == 0 &&
+		    strcmp(generation + strspn(generation, "0123456789"), number) == 0) {
+			found = other;
+		}
+	}
+	return found;
 }
 
 struct inherited *source_find_index(struct persist *persist, struct park *park, uint32_t n_shards)

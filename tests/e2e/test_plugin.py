@@ -412,6 +412,22 @@ def test_what_comfyui_uses_stays_leased_over_the_death_of_the_daemon(pack, comfy
     resident.release()
 
 
+def test_only_what_the_binding_refuses_is_a_bad_argument(pack, comfy, daemon, path):
+    session, unavailable = pack.nodes.session, sys.modules["pack.session"].Unavailable
+
+    def fail(*_progress):
+        raise ValueError("ours")
+
+    for call in (lambda connection: connection.show("\0"),
+                 lambda connection: connection.show("\ud800")):
+        with pytest.raises(unavailable) as caught:
+            session.call(call)
+        assert caught.value.code == "bad-argument"
+    for call in (fail, lambda connection: connection.load(str(path), progress=fail)):
+        with pytest.raises(ValueError, match="ours"):
+            session.call(call)
+
+
 def test_a_daemon_that_stays_away_is_told_of_once(pack, comfy, daemon, path, monkeypatch, caplog):
     monkeypatch.setattr(sys.modules["pack.session"], "RETRY_S", 0)
     session = pack.nodes.session
