@@ -169,7 +169,9 @@ APART bool open_table(const struct call *call, const struct model_info *info,
 		call_fail(call, &failure);
 		return false;
 	}
-	*ret_fd = sys_fcntl_dup(info->current.table_fd);
+	*ret_fd = client_may_have_fds(call->daemon, call->client, 1)
+			  ? sys_fcntl_dup(info->current.table_fd)
+			  : -1;
 	if (*ret_fd < 0) {
 		call_refuse(call, WIRE_TOO_MANY, NULL, "no descriptor is left for the table");
 	}

@@ -322,7 +322,9 @@ static int cuda_info(const struct device *base, struct device_info *ret, struct 
 	}
 	(void)pthread_mutex_lock(&device->lock);
 	/* NVML may count what is taken or given back meanwhile, or not: then it is as last known. */
-	if (free_bytes != UINT64_MAX && !is_changing && device->n_changes == n_changes) {
+	info.is_foreign_old = free_bytes == UINT64_MAX || is_changing ||
+			      device->n_changes != n_changes;
+	if (!info.is_foreign_old) {
 		info.foreign_bytes = count_foreign(info.total_bytes, free_bytes, device->held_bytes,
 						   device->n_users > 0 ? 0 : device->context_bytes);
 	}

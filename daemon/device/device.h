@@ -59,6 +59,7 @@ struct device_info {
 	char product[DEVICE_NAME_SIZE]; /* the card's own name */
 	char pci[DEVICE_PCI_SIZE];      /* "0000:01:00.0" */
 	uint64_t foreign_bytes;         /* taken by others than the daemon, as last seen */
+	bool is_foreign_old;            /* it was not counted this time: of a look before */
 	uint64_t bytes_per_s;           /* of its link to the host: measured, or configured */
 	uint32_t temperature;           /* degrees Celsius */
 	uint32_t n_xids;   /* faults that the driver has reported since it was opened */

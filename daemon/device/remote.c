@@ -136,6 +136,7 @@ static void take_info(const struct wire_worker_info *wire, struct device_info *r
 	*ret = (struct device_info){.total_bytes = wire->total,
 				    .granularity = wire->granularity,
 				    .foreign_bytes = wire->foreign,
+				    .is_foreign_old = wire->foreign_is_old,
 				    .bytes_per_s = wire->link,
 				    .temperature = (uint32_t)wire->temperature,
 				    .n_xids = (uint32_t)wire->n_xids,

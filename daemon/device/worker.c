@@ -147,6 +147,7 @@ static int describe(struct request *request, struct wire_worker_info *ret, struc
 					 .product = wire_str(info->product),
 					 .pci = wire_str(info->pci),
 					 .foreign = info->foreign_bytes,
+					 .foreign_is_old = info->is_foreign_old,
 					 .link = info->bytes_per_s,
 					 .temperature = info->temperature,
 					 .n_xids = info->n_xids,

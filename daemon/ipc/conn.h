@@ -25,8 +25,8 @@ int conn_take_pidfd(struct conn *conn);
 void conn_accept_hello(struct conn *conn);
 
 /*
- * The one answer of a request. Too long for a packet, it travels in a memfd; one without
- * descriptors is refused while the peer's user has not taken too much of such. 'fds' are taken
+ * The one answer of a request. Too long for a packet, it travels in a memfd; one that
+ * grants no lease is refused while the peer's user has not taken too much of such. 'fds' are taken
  * over in any case. Without memory a prepared error goes out instead.
  */
 void conn_respond_ok(struct conn *conn, uint32_t request, const struct wire_message *message,

@@ -353,13 +353,16 @@ void conn_respond_ok(struct conn *conn, uint32_t request, const struct wire_mess
 	struct wire_buffer count = {0};
 	struct packet *packet = NULL;
 	bool is_long;
+	bool is_view;
 
 	REQUIRE(n_fds < FDPASS_MAX_FDS);
 	(void)wire_encode_response(&count, request, (enum wire_method)message->number, response,
 				   n_fds);
 	is_long = count.size > WIRE_PACKET_BYTES || count.n_values > wire_packet_limits.nodes;
-	/* What brings descriptors is a lease, which who is not told of it would not give back. */
-	if (is_long && n_fds == 0 && refuse_spill(conn, request, count.size)) {
+	/* What else brings descriptors is a lease: who is not told of it would not give it back. */
+	is_view = n_fds == 0 || message->number == WIRE_METHOD_SHOW;
+	if (is_long && is_view && refuse_spill(conn, request, count.size)) {
+		fdpass_close_all(fds, n_fds);
 		return;
 	}
 	if (conn->state != CONN_CLOSED) {

@@ -10,13 +10,16 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysmacros.h>
 
 #include "daemon/load/loader_inside.h"
 #include "proto/gen/wire_code.h"
 
 #define MAX_FILLS         2 /* of a job, on each device: the next one reads while one is sealed */
 #define MAX_VERIFICATIONS 2 /* on each device, likewise */
-#define MAX_STUCK         4 /* reads of one uid's files that were given up and hang still */
+/* Reads of one uid's files that were given up and hang still. */
+#define MAX_STUCK_THERE 4  /* on one filesystem */
+#define MAX_STUCK       32 /* wherever they lie */
 
 /* ---- what it was given ---- */
 
@@ -229,17 +232,46 @@ void job_queue_drop_locked(struct job *job)
 	(void)pthread_cond_signal(&job->loader->drop_wanted);
 }
 
-/* Each keeps a thread, descriptors and perhaps a header's memory as long as its file's server likes. */
-static bool are_too_many_stuck_locked(const struct loader *loader, const struct job *job)
+/* Where it lies; of several files the first one. */
+static uint64_t filesystem_of(const struct job *job)
+{
+	return file_shard(job->file, 0)->key.dev;
+}
+
+/* Each keeps a thread, descriptors and perhaps a header's memory as long as its file's server likes.
+ * How many are more than enough; 0: there are fewer. */
+static uint32_t too_many_stuck_locked(const struct loader *loader, const struct job *job)
 {
 	uint32_t n_stuck = 0;
+	uint32_t n_there = 0;
 
 	LIST_FOR_EACH (link, &loader->running) {
 		const struct job *other = container_of(link, struct job, link);
 
-		n_stuck += other->result == NULL && other->file->owner == job->file->owner ? 1 : 0;
+		if (other->result == NULL && other->file->owner == job->file->owner) {
+			n_stuck++;
+			n_there += filesystem_of(other) == filesystem_of(job) ? 1 : 0;
+		}
 	}
-	return n_stuck >= MAX_STUCK;
+	return n_there >= MAX_STUCK_THERE ? MAX_STUCK_THERE : n_stuck >= MAX_STUCK ? MAX_STUCK : 0;
+}
+
+static void refuse(const struct job *job, struct err *err)
+{
+	const uint64_t dev = filesystem_of(job);
+
+	if (job->n_stuck == MAX_STUCK_THERE) {
+		(void)err_set(err, WIRE_TOO_MANY,
+			      "%d reads of files of uid %u on the filesystem %u:%u hang already: "
+			      "its server (FUSE, network) does not answer; bring it back or end it",
+			      MAX_STUCK_THERE, job->file->owner, major(dev), minor(dev));
+	} else {
+		(void)err_set(err, WIRE_TOO_MANY,
+			      "%d reads of files of uid %u hang already: the servers of their "
+			      "filesystems (FUSE, network) do not answer; bring them back or end "
+			      "them",
+			      MAX_STUCK, job->file->owner);
+	}
 }
 
 static void do_body(struct job *job, struct load_result *ret)
@@ -251,11 +283,8 @@ static void do_body(struct job *job, struct load_result *ret)
 		[LOAD_MEASURED] = work_drop,
 	};
 
-	if (job->is_refused) {
-		(void)err_set(&ret->err, WIRE_TOO_MANY,
-			      "%d reads of files of uid %u hang already: the server of their "
-			      "filesystem (FUSE, network) does not answer; bring it back or end it",
-			      MAX_STUCK, job->file->owner);
+	if (job->n_stuck > 0) {
+		refuse(job, &ret->err);
 		return;
 	}
 	bodies[job->type](&job->loader->work, job, ret);
@@ -358,7 +387,7 @@ void job_start(struct job *job)
 		thread_unlock(&loader->lock);
 		return;
 	}
-	job->is_refused = job->can_abandon && are_too_many_stuck_locked(loader, job);
+	job->n_stuck = job->can_abandon ? too_many_stuck_locked(loader, job) : 0;
 	list_append(&loader->running, &job->link);
 	job->has_begun = true;
 	(void)pthread_cond_signal(&loader->watch_wanted);

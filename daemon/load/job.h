@@ -39,7 +39,7 @@ struct job {
 	uint64_t posted_bytes;
 	bool is_stalled, posted_stalled;
 	bool can_abandon; /* holds no memory of a device: its result need not wait for it */
-	bool is_refused;  /* too many like it are stuck; not written any more once it runs */
+	uint32_t n_stuck; /* like it, too many: it is refused; not written any more once it runs */
 
 	/* What was submitted. Only the job's thread touches these. */
 	struct file *file;     /* a reference, or NULL */

@@ -7,8 +7,9 @@
  * A read that gets no byte for 'stall_ns' is reported (LOAD_PROGRESS with is_stalled) and given
  * up with WIRE_TIMEOUT after twice that. A thread that is stuck in the kernel keeps its file;
  * a fill's result is posted only when its memory is really free again, so that what is charged
- * is what is taken. While four other reads (headers, rechecks) of one uid's files are stuck,
- * those of his other files are refused with WIRE_TOO_MANY.
+ * is what is taken. While four other reads (headers, rechecks) of one uid's files on one
+ * filesystem are stuck, or 32 wherever they lie, those of his other files there, or of any, are
+ * refused with WIRE_TOO_MANY.
  */
 #ifndef LOAD_LOADER_H
 #define LOAD_LOADER_H

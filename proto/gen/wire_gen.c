@@ -313,6 +313,7 @@ static const struct wire_field worker_info_fields[] = {
 	{ .name = "product", .name_size = 7, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_worker_info, product), .max = 63u },
 	{ .name = "pci", .name_size = 3, .kind = WIRE_KIND_STR, .offset = offsetof(struct wire_worker_info, pci), .max = 15u },
 	{ .name = "foreign", .name_size = 7, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, foreign), .max = 9223372036854775807u },
+	{ .name = "foreign_is_old", .name_size = 14, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct wire_worker_info, foreign_is_old) },
 	{ .name = "link", .name_size = 4, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, link), .max = 9223372036854775807u },
 	{ .name = "temperature", .name_size = 11, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, temperature), .max = 4294967295u },
 	{ .name = "n_xids", .name_size = 6, .kind = WIRE_KIND_UINT, .offset = offsetof(struct wire_worker_info, n_xids), .max = 4294967295u },
@@ -321,7 +322,7 @@ static const struct wire_field worker_info_fields[] = {
 };
 const struct wire_type wire_type_worker_info = {
 	.name = "worker_info", .size = sizeof(struct wire_worker_info),
-	.fields = worker_info_fields, .n_fields = 11, .required = 0x7ffu,
+	.fields = worker_info_fields, .n_fields = 12, .required = 0xfffu,
 };
 
 static const struct wire_field share_fields[] = {

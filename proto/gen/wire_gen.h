@@ -405,6 +405,7 @@ struct wire_worker_info {
 	struct wire_str product;
 	struct wire_str pci;
 	uint64_t foreign;
+	bool foreign_is_old;
 	uint64_t link;
 	uint64_t temperature;
 	uint64_t n_xids;

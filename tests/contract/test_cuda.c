@@ -402,14 +402,14 @@ static void change_during_a_look(const char *where)
 	MUST(alloc(shared.device, 8 * MIB, &extent, NULL) == 0);
 	fakecuda_write(0, where, "0");
 	MUST(pthread_join(thread, NULL) == 0);
-	MUST(info.foreign_bytes == 6 * MIB);
+	MUST(info.foreign_bytes == 6 * MIB && info.is_foreign_old);
 	fakecuda_write(0, where, "1");
 	MUST(pthread_create(&thread, NULL, ask_alone, &info) == 0);
 	scratch_sleep_ms(50);
 	MUST(device_release(extent, NULL) == 0);
 	fakecuda_write(0, where, "0");
 	MUST(pthread_join(thread, NULL) == 0);
-	MUST(info.foreign_bytes == 6 * MIB);
+	MUST(info.foreign_bytes == 6 * MIB && info.is_foreign_old);
 }
 
 /* A look while memory is being taken, and memory that is taken during a look. */
@@ -429,12 +429,13 @@ static void look_in_the_midst(void)
 	}
 	MUST(device_info(shared.device, &info, NULL) == 0);
 	fakecuda_write(0, "stop-create", "0");
-	MUST(info.foreign_bytes == 6 * MIB);
+	MUST(info.foreign_bytes == 6 * MIB && info.is_foreign_old);
 	MUST(pthread_join(thread, NULL) == 0);
 	change_during_a_look("stop-look");
 	change_during_a_look("stop-counted");
 	MUST(device_release(extent, NULL) == 0);
 	MUST(device_info(shared.device, &info, NULL) == 0 && info.foreign_bytes == 6 * MIB);
+	MUST(!info.is_foreign_old);
 	fakecuda_write(0, "foreign", "0");
 	(void)device_close(shared.device);
 }

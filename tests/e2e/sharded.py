@@ -17,10 +17,11 @@ def shard_names(n, stem="model"):
 class Sharded:
     """`n` files of `each` tensors of `bytes` bytes in all, and their index, in `folder`."""
 
-    def __init__(self, folder, n=3, each=2, bytes=1 << 16, seed=1, index=INDEX):
+    def __init__(self, folder, n=3, each=2, bytes=1 << 16, seed=1, index=INDEX,
+                 stem="model"):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.names = shard_names(n)
+        self.names = shard_names(n, stem)
         self.index = self.folder / index
         self.tensors = {}  # name -> bytes
         self.weight_map = {}

@@ -10,7 +10,7 @@ import signal
 import time
 
 import pytest
-from conftest import RawError, need_hooks, slowness, wait_until
+from conftest import RawError, close_all, need_hooks, opened, slowness, wait_until
 from placed import MIB, account, attach, load, make_blocks
 from store import StoredDaemon
 from test_cards import FAKECUDA, cards, start, wait_for  # noqa: F401 (a fixture)
@@ -314,6 +314,14 @@ def mapped_by_another(daemon, path):
         os.waitpid(pid, 0)
 
 
+def look(cards, raw, temperature, *expected):  # noqa: F811
+    """After a look at the card that has begun by now: what its account has, in MiB."""
+    cards.write("0/temperature", str(temperature))
+    wait_until(lambda: account(raw, "cuda:0").get("temperature") == temperature, SLOW, "a look")
+    wait_until(lambda: tuple(account(raw, "cuda:0")[name] // MIB for name in (
+        "budget", "held", "foreign", "free", "used")) == expected, SLOW, f"{expected}")
+
+
 def test_what_is_unloaded_and_still_mapped_is_counted_once(cards, start_daemon,  # noqa: F811
                                                           tmp_path):
     need_hooks()
@@ -323,25 +331,53 @@ def test_what_is_unloaded_and_still_mapped_is_counted_once(cards, start_daemon, 
     make_blocks(gone, [4 * MIB - 512] * 6, head=0)
     make_blocks(idle, [4 * MIB - 512] * 5, head=0)
 
-    def look(temperature, *expected):
-        cards.write("0/temperature", str(temperature))
-        wait_until(lambda: account(raw, "cuda:0").get("temperature") == temperature, SLOW, "a look")
-        wait_until(lambda: tuple(account(raw, "cuda:0")[name] // MIB for name in (
-            "budget", "held", "foreign", "free", "used")) == expected, SLOW, f"{expected}")
-
     with daemon.raw(timeout=SLOW) as raw:
         load(raw, gone, "cuda:0").close()
         load(raw, idle, "cuda:0").close()
         with mapped_by_another(daemon, gone):
             raw.call("unload", {"select": {"models": [gone.name]}})
             wait_until(lambda: account(raw, "cuda:0")["held"] == 24 * MIB, SLOW, "what is held")
-            look(50, 64, 24, 0, 20, 44)
+            look(cards, raw, 50, 64, 24, 0, 20, 44)
             cards.write("0/foreign", str(10 * MIB))
-            look(51, 54, 24, 10, 10, 44)
+            look(cards, raw, 51, 54, 24, 10, 10, 44)
             cards.write("0/foreign", "0")
         wait_until(lambda: account(raw, "cuda:0")["held"] == 0, SLOW, "its end")
-        look(52, 64, 0, 0, 44, 20)
+        look(cards, raw, 52, 64, 0, 0, 44, 20)
         assert "short of memory" not in daemon.log()
+        unload_all(raw, cards)
+
+
+def test_what_was_mapped_until_a_load_began_is_nobody_elses(cards, start_daemon,  # noqa: F811
+                                                            tmp_path):
+    """While memory is being taken no look counts: the one before counted what was held then."""
+    need_hooks()
+    daemon = start(start_daemon, cards, "gpu.budget=100%", sizes="64M")
+    wait_for(daemon, "cuda:0")
+    gone, idle, new = (tmp_path / f"{name}.safetensors" for name in ("gone", "idle", "new"))
+    for path, n_blocks in (gone, 6), (idle, 9), (new, 1):
+        make_blocks(path, [4 * MIB - 512] * n_blocks, head=0)
+    with daemon.raw(timeout=SLOW) as raw, daemon.raw(timeout=SLOW) as other:
+        load(raw, gone, "cuda:0").close()
+        load(raw, idle, "cuda:0").close()
+        with mapped_by_another(daemon, gone):
+            raw.call("unload", {"select": {"models": [gone.name]}})
+            wait_until(lambda: account(raw, "cuda:0")["held"] == 24 * MIB, SLOW, "what is held")
+            look(cards, raw, 50, 64, 24, 0, 4, 60)
+            cards.write("0/stop-create", "1")
+            with opened(new) as fd:
+                number = other.request("load", {"allocation": "cuda:0"}, [fd])
+            wait_until(lambda: cards.used(0) == 64 * MIB, SLOW, "the memory of the new one")
+        wait_until(lambda: account(raw, "cuda:0")["held"] == 0, SLOW, "its end")
+        look(cards, raw, 51, 64, 0, 0, 24, 40)
+        cards.write("0/stop-create", "0")
+        error, _result, fds = other.wait(number)
+        close_all(fds)
+        assert error is None, error
+        look(cards, raw, 52, 64, 0, 0, 24, 40)
+        assert "short of memory" not in daemon.log()
+        states = {one["name"]: one["state"] for one in raw.call("list")["models"]}
+        assert states == {idle.name: "resident", new.name: "resident"}
+    with daemon.raw(timeout=SLOW) as raw:
         unload_all(raw, cards)
 
 

@@ -9,6 +9,7 @@ import time
 import pytest
 from conftest import RawError, close_all, need_hooks, opened, slowness, wait_until
 from sharded import Sharded, open_all, raw_load, raw_part, raw_request
+from test_wire_hostile import long_plan, n_answered
 
 
 @pytest.fixture
@@ -360,3 +361,28 @@ def test_a_client_that_ends_between_its_packets(daemon, sharded):
     wait_until(lambda: daemon.status()["devices"][0]["used"] in (
         0, sum(place["bytes"] for model in daemon.models() for place in model["where"])),
         5 * slowness())
+
+
+def test_long_answers_that_bring_a_table_are_few_as_well(daemon, tmp_path):
+    limit = 64 << 20
+    many = Sharded(tmp_path / "many", n=250, each=1, bytes=4, stem="s" * 220)
+    with contextlib.ExitStack() as stack, daemon.raw(timeout=60.0) as raw:
+        plan = long_plan(raw, tmp_path)
+        load = raw_request(raw, "load", many, first=30)
+        for first in range(30, 250, 32):
+            raw_part(raw, load, many, many.names[first:first + 32])
+        show = "show", {"model": done(raw.wait(load))["model"]["name"], "table": True}
+        deaf = [stack.enter_context(daemon.raw(timeout=60.0)) for _ in range(19)]
+        waiting = [(one, one.request(*plan)) for one in deaf[:13]]
+        wait_until(lambda: n_answered(raw, "plan") == 13, what="the plans")
+        waiting += [(one, one.request(*show)) for one in deaf[13:] for _ in range(31)]
+        with pytest.raises(RawError) as caught:
+            wait_until(lambda: close_all(raw.call_fds(*show)[1]), what="the limit")
+        assert caught.value.code == "too-many" and f"{limit} may wait" in str(caught.value)
+        for one, number in waiting:
+            error, _result, fds = one.wait(number)
+            close_all(fds)
+            assert error is None or error["code"] == "too-many" and error["retryable"], error
+        result, fds = raw.call_fds(*show)
+        close_all(fds)
+        assert len(result["shards"]) == 250 and len(fds) == 1, "what was taken counts no longer"

@@ -163,29 +163,53 @@ def load_code(daemon, fd):
     return "loaded"
 
 
+def hang(raw, files, fds):
+    """Four reads of each file that are given up and hang still: one before the next begins."""
+    for n in range(1, 5):
+        numbers = [raw.request("load", {"name": f"deaf-{fd}"}, [fd]) for fd in fds]
+        wait_until(lambda: all(file.count_waiting() == n for file in files),  # noqa: B023
+                   what="the reads")
+        for number in numbers:
+            raw.call("cancel", {"id": number})
+        assert {raw.wait(number)[0]["code"] for number in numbers} == {"cancelled"}
+
+
 @pytest.mark.fault("F33:silent")
-def test_reads_that_hang_after_their_cancel_are_few_of_each_user(start_daemon, make_model,
-                                                                 fuse_file):
-    # One at a time: each is given up before the next begins.
+def test_reads_that_hang_after_their_cancel_are_few_of_each_filesystem(start_daemon, make_model,
+                                                                       fuse_file):
     impatient = start_impatient(start_daemon, "limits.loads-per-user=1")
     path = make_model()
     file = fuse_file("deaf", path)
     with impatient.raw(timeout=20 * slowness()) as raw, opened(file.path) as fd, \
             opened(path) as readable:
-        for n_before in range(4):
-            number = raw.request("load", {"name": "deaf"}, [fd])
-            wait_until(lambda: file.count_waiting() > n_before, what="a read")  # noqa: B023
-            raw.call("cancel", {"id": number})
-            assert raw.wait(number)[0]["code"] == "cancelled"
-        for one in (fd, readable, fd):
-            said = load_code(impatient, one)
-            assert said.startswith("too-many: ") and "4 reads of files of uid" in said, said
-            assert "does not answer" in said
+        hang(raw, [file], [fd])
+        dev = os.fstat(fd).st_dev
+        for _ in range(2):
+            said = load_code(impatient, fd)
+            assert said.startswith("too-many: ") and " 4 reads of files of uid" in said, said
+            assert f" on the filesystem {os.major(dev)}:{os.minor(dev)} hang already" in said, said
+            assert load_code(impatient, readable) == "loaded", "it lies elsewhere"
         assert file.count_waiting() == 4
-        if os.getuid() == 0:
-            assert as_nobody(impatient, lambda: load_code(impatient, readable)) == "loaded"
         file.answer()
         wait_until(lambda: load_code(impatient, fd) == "loaded", what="reads that come back")
+
+
+@pytest.mark.fault("F33:silent")
+def test_reads_that_hang_after_their_cancel_are_few_of_each_user(start_daemon, make_model,
+                                                                 fuse_file):
+    impatient = start_impatient(start_daemon, "limits.loads-per-user=8")
+    path = make_model()
+    files = [fuse_file("deaf", path) for _ in range(8)]
+    with contextlib.ExitStack() as stack:
+        readable = stack.enter_context(opened(path))
+        raw = stack.enter_context(impatient.raw(timeout=20 * slowness()))
+        hang(raw, files, [stack.enter_context(opened(file.path)) for file in files])
+        said = load_code(impatient, readable)
+        assert said.startswith("too-many: ") and " 32 reads of files of uid" in said, said
+        if os.getuid() == 0:
+            assert as_nobody(impatient, lambda: load_code(impatient, readable)) == "loaded"
+        files[0].answer()
+        wait_until(lambda: load_code(impatient, readable) == "loaded", what="reads that come back")
 
 
 @pytest.mark.fault("F33:drip")
