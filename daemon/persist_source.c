@@ -8,6 +8,9 @@
 #define HASH_NONFATAL_OOM            1
 #define uthash_nonfatal_oom(element) ((void)(element), source_out_of_memory = true)
 
+/* Their number is bounded by the store's. */
+#define HASH_FUNCTION(key, size, hash) ((hash) = (unsigned)hash_bytes(key, size))
+
 #include "base/os/sys.h"
 
 #include <fcntl.h>
@@ -20,6 +23,7 @@
 
 #include "daemon/describe.h"
 #include "daemon/load/file.h"
+#include "daemon/load/hash.h"
 #include "daemon/persist_inside.h"
 
 #define INDEX_NUMBER UINT32_MAX /* of the generation's files: the one that says what is in which */
