@@ -35,8 +35,8 @@ bool workers_take_info(struct daemon *daemon, uint32_t index, const struct devic
 	core_account_get(daemon->core, index, &account);
 	/* What was dropped while somebody maps it is no worker's any more, and in the account. */
 	foreign -= account.held < foreign ? account.held : foreign;
-	/* It may have become that during the look, and an older count holds what was held then: the
-	 * next one tells. */
+	/* Counted at another moment than 'held' is (before, or it changed during the look), it may
+	 * hold some of that: what was known stays, and the next look tells. */
 	if (info->is_foreign_old || account.dropping > 0 || account.held != held_before) {
 		foreign = known;
 	}

@@ -205,7 +205,7 @@ void client_on_cancel(struct core *core, const struct core_event *event)
 		}
 	}
 	if (!is_found) {
-		(void)reserve_cancel(core, client, event->cancel.request);
+		reserve_cancel(core, client, event->cancel.request);
 	}
 	core_reply(core, client, event->request, 0, NULL);
 }

@@ -482,17 +482,16 @@ void reserve_end_all(struct core *core, struct client *client)
 	}
 }
 
-bool reserve_cancel(struct core *core, struct client *client, uint32_t request)
+void reserve_cancel(struct core *core, struct client *client, uint32_t request)
 {
 	LIST_FOR_EACH (link, &client->reservations) {
 		struct reservation *reservation = OF(link, struct reservation, by_client);
 
 		if (reservation->request == request && !reservation->is_granted) {
 			refuse(core, reservation, WIRE_CANCELLED);
-			return true;
+			return;
 		}
 	}
-	return false;
 }
 
 void reserve_shut_down(struct core *core)

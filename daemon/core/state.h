@@ -737,7 +737,7 @@ bool reserve_admit(struct core *core, struct reservation *reservation, uint64_t 
 		   bool is_first);
 void reserve_expired(struct core *core);
 void reserve_end_all(struct core *core, struct client *client);
-bool reserve_cancel(struct core *core, struct client *client, uint32_t request);
+void reserve_cancel(struct core *core, struct client *client, uint32_t request);
 void reserve_shut_down(struct core *core);
 
 /* unload.c */

@@ -25,9 +25,9 @@ int conn_take_pidfd(struct conn *conn);
 void conn_accept_hello(struct conn *conn);
 
 /*
- * The one answer of a request. Too long for a packet, it travels in a memfd; one that
- * grants no lease is refused while the peer's user has not taken too much of such. 'fds' are taken
- * over in any case. Without memory a prepared error goes out instead.
+ * The one answer of a request. Too long for a packet, it travels in a memfd; such a one, unless it
+ * grants a lease, is refused while too much of them waits for the peer's user to take it. 'fds' are
+ * taken over in any case. Without memory a prepared error goes out instead.
  */
 void conn_respond_ok(struct conn *conn, uint32_t request, const struct wire_message *message,
 		     const void *response, int *fds, uint32_t n_fds);
